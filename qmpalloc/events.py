@@ -1,0 +1,152 @@
+"""What happens in a run, one struct per kind: the lines of the record, and all that the TUI and the summary see.
+
+The controller emits these to a `Sink`. Recording, painting and summing up are reductions of the same stream, so the
+screen cannot show what a recording lacks, and a recording replays through the screen.
+
+Each event carries ``t`` (monotonic seconds since the run began) and ``wall`` (Unix time, seconds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from qmpalloc.errors import SampleFault
+from qmpalloc.model import Decision, GuestState, Snapshot
+from qmpalloc.sample import Delta, Sample
+
+FORMAT = "qmpalloc-record"
+VERSION = 1
+
+Mode = Literal["run", "watch", "dry-run"]
+
+
+class Event(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of all events."""
+
+    t: float
+    wall: float
+
+
+class GuestHeader(Struct, frozen=True, kw_only=True):
+    """A guest's fixed facts. Sizes in bytes."""
+
+    name: str
+    floor_bytes: int
+    cap_bytes: int
+    baseline_bytes: int
+
+
+class Header(Event, frozen=True, kw_only=True, tag="header"):
+    """First line of a record: everything needed to understand and to repeat the run."""
+
+    format: Literal["qmpalloc-record"] = "qmpalloc-record"
+    version: Literal[1] = 1
+    mode: Mode
+    policy: str
+    policy_settings: dict[str, Any]
+    budget_bytes: int
+    interval_s: float
+    guests: tuple[GuestHeader, ...]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    host: dict[str, Any]
+
+
+class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
+    """A guest's state changed. `detail` says why, for people; guest-supplied text in it is already printable."""
+
+    guest: str
+    state: GuestState
+    previous: GuestState | None
+    detail: str = ""
+
+
+class Sampled(Event, frozen=True, kw_only=True, tag="sample"):
+    """A guest's counters file was read and accepted. `delta` is the difference to the previous accepted sample."""
+
+    guest: str
+    sample: Sample
+    delta: Delta | None
+
+
+class SampleRejected(Event, frozen=True, kw_only=True, tag="rejected"):
+    """A reading was not used. REPEATED readings are not reported one by one; the sample's age shows them."""
+
+    guest: str
+    fault: SampleFault
+    message: str
+
+
+class SizeChanged(Event, frozen=True, kw_only=True, tag="size"):
+    """A guest's target or actual size changed, and what is committed in all: the sum of max(target, actual)."""
+
+    guest: str
+    target_bytes: int
+    actual_bytes: int
+    committed_bytes: int
+
+
+class Decided(Event, frozen=True, kw_only=True, tag="decision"):
+    """One policy call: the snapshot it saw, its decision, and how long the call took (seconds of CPU and wall)."""
+
+    snapshot: Snapshot
+    decision: Decision
+    committed_bytes: int
+    duration_s: float
+
+
+class Commanded(Event, frozen=True, kw_only=True, tag="command"):
+    """A ``balloon`` command was sent. `error` is empty when QEMU accepted it."""
+
+    guest: str
+    target_bytes: int
+    previous_bytes: int
+    purpose: Literal["shrink", "grant", "restore", "release"]
+    error: str = ""
+
+
+class Faulted(Event, frozen=True, kw_only=True, tag="fault"):
+    """Something went wrong; for one guest, or for the whole run when `guest` is None."""
+
+    guest: str | None
+    kind: str
+    message: str
+    hint: str = ""
+
+
+class ControlChanged(Event, frozen=True, kw_only=True, tag="control"):
+    """Control was started, paused, resumed, or all guests are being returned to baseline."""
+
+    control: Literal["settling", "running", "paused", "returning", "watching", "stopped"]
+    detail: str = ""
+
+
+class Ended(Event, frozen=True, kw_only=True, tag="end"):
+    """Last line of a record. `clean` is True when every guest is where it was meant to be left."""
+
+    reason: str
+    clean: bool
+
+
+AnyEvent = (
+    Header
+    | StateChanged
+    | Sampled
+    | SampleRejected
+    | SizeChanged
+    | Decided
+    | Commanded
+    | Faulted
+    | ControlChanged
+    | Ended
+)
+
+Sink = Callable[[AnyEvent], None]
+"""Takes events in order. Must return at once and must not raise."""
+
+encoder = msgspec.json.Encoder()
+decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)

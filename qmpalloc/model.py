@@ -1,0 +1,176 @@
+"""The values that pass between the parts: what is known of the guests, and what was decided.
+
+All are immutable. A policy is a pure function from a `Snapshot` to a `Decision`; the record stores both, so that any
+other policy can be asked what it would have done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+from qmpalloc.sample import Memory
+
+
+class GuestState(StrEnum):
+    """What the host knows of a guest. Only a guest that is `FRESH` takes part in decisions."""
+
+    CONNECTING = "connecting"  # no monitor connection yet
+    WARMING = "warming"  # connected; the agent or the collector has not delivered two samples yet
+    FRESH = "fresh"  # samples arrive in time
+    LATE = "late"  # the last sample is older than it should be: hold
+    LOST = "lost"  # no usable sample for long: back to baseline
+    PAUSED = "paused"  # QEMU has stopped the virtual CPUs: hold
+    HELD = "held"  # connected, but must not be controlled (no balloon device, vfio, …)
+    HUNG = "hung"  # the monitor does not answer; its memory stays charged
+    GONE = "gone"  # QEMU has ended; its memory is free
+
+
+class Limiter(StrEnum):
+    """What determined a guest's target."""
+
+    POLICY = "policy"  # the policy's own wish, unhindered
+    FLOOR = "floor"
+    CAP = "cap"
+    BUDGET = "budget"
+    GATE = "gate"  # the policy's condition for moving did not hold
+    STATE = "state"  # the guest is not fresh
+    PAUSE = "pause"  # a person has paused control
+    NONE = "none"  # nothing to change
+
+
+class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One guest at the moment of a decision. Sizes in bytes; counts in pages since the last decision.
+
+    Attributes:
+        name: The guest's name in the configuration.
+        state: Only `GuestState.FRESH` guests may be given a new target.
+        target_bytes: Size last asked of QEMU.
+        actual_bytes: Size QEMU reports (``query-balloon``).
+        floor_bytes: The least it may be set to now: the larger of the configured floor and what it cannot give up.
+        cap_bytes: The most it may be set to.
+        baseline_bytes: The size it is returned to when control ends.
+        weight: Relative importance; 1.0 unless configured.
+        hits: Page-cache hits of reads since the last decision; None when not known.
+        misses: Pages the kernel had to bring in for reads since the last decision; None when not known.
+        interval_s: Guest time that `hits` and `misses` cover, seconds; None when not known.
+        refaults: Pages that had been evicted and came back, same interval.
+        memory: The guest's memory facts in its last sample.
+        psi_some_avg10: Per cent of time that some task waited for memory, 10 s average.
+    """
+
+    name: str
+    state: GuestState
+    target_bytes: int
+    actual_bytes: int
+    floor_bytes: int
+    cap_bytes: int
+    baseline_bytes: int
+    weight: float = 1.0
+    hits: int | None = None
+    misses: int | None = None
+    interval_s: float | None = None
+    refaults: int | None = None
+    memory: Memory | None = None
+    psi_some_avg10: float | None = None
+
+    @property
+    def decidable(self) -> bool:
+        """True when the guest is fresh and its counts are known."""
+        return self.state is GuestState.FRESH and self.hits is not None and self.misses is not None
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All guests at the moment of a decision.
+
+    Attributes:
+        cycle: Number of the decision, from 1.
+        time_s: Seconds since the run began.
+        budget_bytes: What the host gives to all guests together.
+        interval_s: Configured time between decisions.
+        guests: In the order of the configuration.
+        carry: What the policy's previous decision carried over; None in the first cycle. Policies keep no state of
+            their own, so that a decision depends on its snapshot alone.
+    """
+
+    cycle: int
+    time_s: float
+    budget_bytes: int
+    interval_s: float
+    guests: tuple[GuestSnapshot, ...]
+    carry: Any = None
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory that goes from one guest to another in a decision."""
+
+    donor: str
+    receiver: str
+    size_bytes: int
+
+
+class GuestDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """What a decision means for one guest.
+
+    Attributes:
+        name: The guest.
+        target_bytes: The size it is to have.
+        reason: One short clause for people: why this target.
+        limiter: What determined it.
+        terms: The policy's own numbers, for example ``{"e": 12.5}``; shown and recorded as they are.
+    """
+
+    name: str
+    target_bytes: int
+    reason: str
+    limiter: Limiter = Limiter.NONE
+    terms: dict[str, float] = {}
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of one policy call: a target for every guest of the snapshot.
+
+    Attributes:
+        guests: One entry per guest of the snapshot, same order.
+        moves: The transfers that make up the change, for people; empty when nothing moves.
+        summary: One line for people.
+        carry: Handed back in the next snapshot. JSON-like, so that it can be recorded.
+    """
+
+    guests: tuple[GuestDecision, ...]
+    moves: tuple[Move, ...] = ()
+    summary: str = ""
+    carry: Any = None
+
+    def target_of(self, name: str) -> int:
+        """Return the target of the guest called `name`, in bytes."""
+        return next(guest.target_bytes for guest in self.guests if guest.name == name)
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Decides how the budget is split. Deterministic, no I/O, no state outside `Snapshot.carry`."""
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Return a target for every guest in `snapshot`."""
+        ...
+
+
+def hold(snapshot: Snapshot, reason: str, limiter: Limiter = Limiter.NONE) -> Decision:
+    """Return the decision that changes nothing, for the given reason."""
+    return Decision(
+        guests=tuple(
+            GuestDecision(name=guest.name, target_bytes=guest.target_bytes, reason=reason, limiter=limiter)
+            for guest in snapshot.guests
+        ),
+        summary=reason,
+        carry=snapshot.carry,
+    )
+
+
+def total_bytes(sizes: Iterable[int]) -> int:
+    """Return the sum of sizes; a name for what invariants speak of."""
+    return sum(sizes)

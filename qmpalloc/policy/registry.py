@@ -1,0 +1,77 @@
+"""Find a policy by name, or a user's own by ``module:attribute``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qmpalloc.config import convert
+from qmpalloc.errors import ConfigError
+from qmpalloc.model import Decision, Policy, Snapshot
+
+_MODULES = {
+    "static": "qmpalloc.policy.static:StaticPolicy",
+    "paper": "qmpalloc.policy.paper:PaperPolicy",
+}
+NAMES = tuple(_MODULES)
+
+
+class _FunctionPolicy:
+    """A bare function ``decide(snapshot) -> Decision`` as a policy."""
+
+    def __init__(self, function: Callable[[Snapshot], Decision]) -> None:
+        self._function = function
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        return self._function(snapshot)
+
+
+def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
+    """Return the policy called `name`, with its settings validated.
+
+    Args:
+        name: One of `NAMES`, or ``module:attribute`` for a user's own: a policy object, a class, or a function
+            ``decide(snapshot)``. The module is also looked for beside the configuration file.
+        settings: The ``[policy]`` table without its name. A policy class takes them as a value of its nested
+            ``Settings`` struct if it has one, else none are allowed.
+        file: The configuration file, for messages and for the module search.
+
+    Raises:
+        ConfigError: No such policy, or wrong settings.
+    """
+    target = _MODULES.get(name, name)
+    if ":" not in target:
+        raise ConfigError(
+            f"unknown policy {name!r}",
+            file=file,
+            key="policy.name",
+            hint=f"known are {', '.join(NAMES)}, or module:attribute for your own",
+        )
+    found = _import(target, file)
+    schema = getattr(found, "Settings", None)
+    if schema is not None and isinstance(found, type):
+        found = found(convert(settings, schema, file=file, key="policy"))
+    elif settings:
+        key = f"policy.{next(iter(settings))}"
+        raise ConfigError("unknown key", file=file, key=key, hint=f"policy {name} has no settings")
+    elif isinstance(found, type):
+        found = found()
+    if isinstance(found, Policy):
+        return found
+    if callable(found):
+        return _FunctionPolicy(found)
+    raise ConfigError(f"{target} is not a policy", file=file, key="policy.name", hint="it needs decide(snapshot)")
+
+
+def _import(target: str, file: str) -> Any:
+    module_name, _, attribute = target.partition(":")
+    beside = str(Path(file).parent) if file else ""
+    if beside and beside not in sys.path:
+        sys.path.append(beside)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"cannot load {target}: {error}", file=file, key="policy.name") from error

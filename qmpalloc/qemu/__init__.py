@@ -1,0 +1,1 @@
+"""Start QEMU guests: argv, launcher, accelerator probe, image cache."""

@@ -1,0 +1,298 @@
+"""The counters file: what the collector in a guest writes and the host reads. Parsing, validation, differences.
+
+Format and units are in ``docs/counters-file.md``. The file comes from the guest and is hostile until proven otherwise:
+`parse` bounds its size, types and ranges, `SampleTracker` its order and rates. What is absent stays None; it never
+becomes 0.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from qmpalloc.errors import SampleError, SampleFault
+
+FORMAT = "qmpalloc-counters"
+VERSION = 1
+FILE_MAX_BYTES = 4096
+"""The collector keeps below this; a larger file is refused unread, so one ``guest-file-read`` always suffices."""
+
+MAX_PAGES_PER_S = 100_000_000
+"""A page rate no machine reaches: 400 GB/s in 4 KiB pages. More than this in a delta is a lie or a defect."""
+
+CLOCK_SLACK_S = 5.0
+"""How much more guest time than host time may pass between two samples (scheduling, a late read)."""
+
+Count = Annotated[int, Meta(ge=0, lt=2**63)]
+Bytes = Annotated[int, Meta(ge=0, lt=2**50)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Printable = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\x20-\x7e]*\Z")]
+
+
+class Counters(Struct, frozen=True, kw_only=True):
+    """Cumulative counts since the collector started, in pages of ``page_size`` (events for the last)."""
+
+    accesses: Count | None = None
+    """Pages touched by buffered reads, every read call counting its pages once (``filemap_read``)."""
+    inserts_read: Count | None = None
+    """Pages brought in for a read, read-ahead included: the misses."""
+    inserts_fault: Count | None = None
+    """Pages brought in for a page fault of a mapped file."""
+    inserts_write: Count | None = None
+    """Pages created by buffered writes."""
+    inserts_other: Count | None = None
+    """All other pages added: file-system metadata, swap cache, tmpfs."""
+    evictions: Count | None = None
+    """Pages removed, by reclaim, truncation or dropping."""
+    refaults: Count | None = None
+    """Evicted pages that came back (``workingset_refault_file``)."""
+    events_lost: Count | None = None
+    """Events the collector knows it did not count."""
+
+
+class Memory(Struct, frozen=True, kw_only=True):
+    """``/proc/meminfo`` of the guest, in bytes."""
+
+    total: Bytes | None = None
+    free: Bytes | None = None
+    available: Bytes | None = None
+    active_file: Bytes | None = None
+    inactive_file: Bytes | None = None
+    anon: Bytes | None = None
+    shmem: Bytes | None = None
+    slab_unreclaimable: Bytes | None = None
+    kernel_stack: Bytes | None = None
+    page_tables: Bytes | None = None
+
+    @property
+    def file_bytes(self) -> int | None:
+        """Bytes of droppable page cache: active plus inactive file pages (``Cached`` would include tmpfs)."""
+        if self.active_file is None or self.inactive_file is None:
+            return None
+        return self.active_file + self.inactive_file
+
+    @property
+    def unreclaimable_bytes(self) -> int | None:
+        """Bytes the guest cannot give up: anonymous, shared and unreclaimable kernel memory; None if any is unknown."""
+        parts = (self.anon, self.shmem, self.slab_unreclaimable, self.kernel_stack, self.page_tables)
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+
+class SwapPages(Struct, frozen=True, kw_only=True, rename={"in_": "in"}):
+    """Cumulative pages swapped in and out (``/proc/vmstat``)."""
+
+    in_: Count | None = None
+    out: Count | None = None
+
+
+class Psi(Struct, frozen=True, kw_only=True):
+    """``/proc/pressure/memory``: stall time in microseconds since boot, and 10 s averages in per cent."""
+
+    some_total_us: Count | None = None
+    full_total_us: Count | None = None
+    some_avg10: Percent | None = None
+    full_avg10: Percent | None = None
+
+
+class CollectorUse(Struct, frozen=True, kw_only=True):
+    """What the collector itself costs: resident bytes, and CPU nanoseconds since it started."""
+
+    rss_bytes: Bytes | None = None
+    cpu_ns: Count | None = None
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    """One reading of a guest's counters file. Field by field: ``docs/counters-file.md``."""
+
+    format: Literal["qmpalloc-counters"]
+    version: Literal[1]
+    boot_id: Annotated[str, Meta(pattern=r"^[0-9a-f-]{36}\Z")]
+    start_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
+    sequence: Count
+    monotonic_ns: Count
+    interval_ms: Annotated[int, Meta(ge=10, le=3_600_000)]
+    kernel: Printable
+    page_size: Literal[4096, 16384, 65536]
+    lru: Literal["lru_gen", "two_list"] | None = None
+    counters: Counters = Counters()
+    memory_bytes: Memory = Memory()
+    swap_pages: SwapPages = SwapPages()
+    psi_memory: Psi = Psi()
+    oom_kills: Count | None = None
+    collector: CollectorUse = CollectorUse()
+    error: Annotated[str, Meta(max_length=400, pattern=r"^[\x20-\x7e]*\Z")] | None = None
+
+
+class Delta(Struct, frozen=True, kw_only=True):
+    """The difference of two samples of one collector: what happened in between. Counts in pages; None is unknown.
+
+    Attributes:
+        interval_s: Guest time between the samples, seconds.
+        accesses: Pages touched by buffered reads.
+        misses: Pages the kernel had to bring in for reads, read-ahead included.
+        hits: `accesses` minus `misses`. It can be slightly negative in one interval, when read-ahead has brought in
+            pages that are only accessed in the next; sums over time are exact, which clamping to 0 would spoil.
+    """
+
+    interval_s: float
+    accesses: int | None = None
+    misses: int | None = None
+    inserts_fault: int | None = None
+    inserts_write: int | None = None
+    evictions: int | None = None
+    refaults: int | None = None
+    events_lost: int | None = None
+
+    @property
+    def hits(self) -> int | None:
+        """Accesses that needed no disk read."""
+        return None if self.accesses is None or self.misses is None else self.accesses - self.misses
+
+
+class Accepted(Struct, frozen=True, kw_only=True):
+    """A sample that passed all checks, and the difference to the one before (None for the first of a series)."""
+
+    sample: Sample
+    delta: Delta | None
+
+
+_decoder = msgspec.json.Decoder(Sample)
+
+
+class _Envelope(Struct):
+    format: str | None = None
+    version: int | None = None
+
+
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+
+
+def parse(data: bytes) -> Sample:
+    """Return the sample that the bytes of a counters file hold.
+
+    Args:
+        data: The file's content, untrusted.
+
+    Raises:
+        SampleError: With the fault HUGE, TORN, VERSION, MALFORMED, or COLLECTOR (the collector reports that it cannot
+            count; the message is its own).
+    """
+    if len(data) > FILE_MAX_BYTES:
+        raise SampleError(SampleFault.HUGE, f"the counters file is larger than {FILE_MAX_BYTES} bytes")
+    try:
+        sample = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _explain(data, error) from error
+    sizes = [getattr(sample.memory_bytes, field) for field in Memory.__struct_fields__]
+    total = sample.memory_bytes.total
+    if total is not None and any(size is not None and size > total for size in sizes):
+        raise SampleError(SampleFault.MALFORMED, "the counters file claims a part of memory larger than all of it")
+    if sample.error is not None:
+        raise SampleError(SampleFault.COLLECTOR, f"the collector reports: {sample.error}")
+    return sample
+
+
+def _explain(data: bytes, error: Exception) -> SampleError:
+    """Return why `data` is not a sample. Nothing of `data` itself is quoted: it may hold terminal escapes."""
+    try:
+        envelope = _envelope_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        envelope = None
+    if envelope is not None and envelope.format == FORMAT and envelope.version not in (None, VERSION):
+        return SampleError(
+            SampleFault.VERSION,
+            f"the counters file has format version {envelope.version}, this qmpalloc reads {VERSION}",
+            hint="install the guest_agent directory that belongs to this qmpalloc in the guest",
+        )
+    if isinstance(error, msgspec.ValidationError):
+        return SampleError(SampleFault.MALFORMED, f"the counters file is not of the format: {_printable(str(error))}")
+    return SampleError(SampleFault.TORN, "the counters file is not complete JSON")
+
+
+def _printable(text: str) -> str:
+    return "".join(char if " " <= char <= "~" else "?" for char in text[:200])
+
+
+class SampleTracker:
+    """Checks the order and the plausibility of one guest's samples and yields their differences.
+
+    A sample of another boot or collector, or one whose counters went back, starts a new series: it is remembered, but
+    no difference is taken across the break.
+    """
+
+    def __init__(self) -> None:
+        self._last: Sample | None = None
+        self._last_received_s = 0.0
+
+    @property
+    def last(self) -> Sample | None:
+        """The last sample of the current series."""
+        return self._last
+
+    def forget(self) -> None:
+        """Start a new series, because the guest was reset or the connection lost."""
+        self._last = None
+
+    def accept(self, sample: Sample, received_s: float) -> Accepted:
+        """Return `sample` with its difference to the one before.
+
+        Args:
+            sample: A parsed sample.
+            received_s: Host monotonic time of its arrival, seconds.
+
+        Raises:
+            SampleError: REPEATED (nothing new; the series goes on), RESET, BACKWARDS or ABSURD (the series starts
+                anew with this sample).
+        """
+        last, last_received_s = self._last, self._last_received_s
+        if last is not None and _same_series(last, sample) and sample.sequence == last.sequence:
+            raise SampleError(SampleFault.REPEATED, "the collector has not written since the last reading")
+        self._last, self._last_received_s = sample, received_s
+        if last is None:
+            return Accepted(sample=sample, delta=None)
+        if not _same_series(last, sample):
+            what = "guest rebooted" if last.boot_id != sample.boot_id else "collector restarted"
+            raise SampleError(SampleFault.RESET, f"the {what}: counters began anew")
+        delta = difference(last, sample)
+        if delta.interval_s > (received_s - last_received_s) + CLOCK_SLACK_S:
+            raise SampleError(SampleFault.ABSURD, "more guest time than host time passed between two samples")
+        return Accepted(sample=sample, delta=delta)
+
+
+def _same_series(one: Sample, other: Sample) -> bool:
+    return (one.boot_id, one.start_id, one.page_size) == (other.boot_id, other.start_id, other.page_size)
+
+
+def difference(earlier: Sample, later: Sample) -> Delta:
+    """Return what happened between two samples of one series.
+
+    Raises:
+        SampleError: BACKWARDS or ABSURD.
+    """
+    if later.sequence <= earlier.sequence or later.monotonic_ns <= earlier.monotonic_ns:
+        raise SampleError(SampleFault.BACKWARDS, "the sequence or the clock of the counters file went back")
+    interval_s = (later.monotonic_ns - earlier.monotonic_ns) / 1e9
+
+    def change(field: str) -> int | None:
+        before, after = getattr(earlier.counters, field), getattr(later.counters, field)
+        if before is None or after is None:
+            return None
+        if after < before:
+            raise SampleError(SampleFault.BACKWARDS, f"the counter {field} went back")
+        if after - before > MAX_PAGES_PER_S * interval_s:
+            raise SampleError(SampleFault.ABSURD, f"the counter {field} rose faster than any machine can")
+        return int(after - before)
+
+    return Delta(
+        interval_s=interval_s,
+        accesses=change("accesses"),
+        misses=change("inserts_read"),
+        inserts_fault=change("inserts_fault"),
+        inserts_write=change("inserts_write"),
+        evictions=change("evictions"),
+        refaults=change("refaults"),
+        events_lost=change("events_lost"),
+    )

@@ -1,0 +1,1 @@
+"""Fakes that users' own tests can use too: fake QEMU, fake agent, simulated guest."""

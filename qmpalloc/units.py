@@ -1,0 +1,79 @@
+"""Sizes and durations, as people write them and as we print them."""
+
+from __future__ import annotations
+
+import re
+
+PAGE_BYTES = 4096
+"""Unit of the balloon: ``VIRTIO_BALLOON_PFN_SHIFT`` is 12 whatever the guest's page size."""
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+SIZE_UNITS = {
+    "B": 1,
+    "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB,
+}  # fmt: skip
+DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+
+
+def _parse(text: str, units: dict[str, float] | dict[str, int], example: str) -> float:
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a quantity; write for example {example}")
+    number, unit = match.groups()
+    if not unit:
+        raise ValueError(f"{text!r} has no unit; write for example {example}")
+    if unit not in units:
+        raise ValueError(f"{text!r} has the unknown unit {unit!r}; known are {', '.join(units)}")
+    return float(number) * units[unit]
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size with a unit: ``1GiB``, ``100MB`` (decimal), ``1.5GiB``.
+
+    Raises:
+        ValueError: No unit, an unknown unit, or no number. A size without a unit is refused because tools disagree on
+            what it means (QEMU's ``-m`` takes MiB, its ``balloon`` command takes bytes).
+    """
+    return round(_parse(text, SIZE_UNITS, "512MiB or 2GiB"))
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a duration with a unit: ``500ms``, ``2s``, ``5min``.
+
+    Raises:
+        ValueError: No unit, an unknown unit, or no number.
+    """
+    return _parse(text, DURATION_UNITS, "2s or 500ms")
+
+
+def align_down(size_bytes: int, unit_bytes: int = PAGE_BYTES) -> int:
+    """Return the largest multiple of `unit_bytes` that is not above `size_bytes`."""
+    return size_bytes - size_bytes % unit_bytes
+
+
+def format_size(size_bytes: float) -> str:
+    """Return a size for people, in binary units, at most seven characters: ``1536 MiB`` is ``1.50G``.
+
+    Units are written K, M, G, T and always mean powers of 1024, as in QEMU's own output.
+    """
+    size = float(size_bytes)
+    for unit, scale in (("T", 1024 * GIB), ("G", GIB), ("M", MIB), ("K", KIB)):
+        if abs(size) >= scale:
+            value = size / scale
+            return f"{value:.0f}{unit}" if abs(value) >= 100 else f"{value:.3g}{unit}"
+    return f"{size:.0f}B"
+
+
+def format_count(number: float) -> str:
+    """Return a count or rate for people in at most five characters: ``33600`` is ``33.6k``."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= scale:
+            value = number / scale
+            return f"{value:.0f}{unit}" if abs(value) >= 100 else f"{value:.3g}{unit}"
+    return f"{number:.0f}" if number == round(number) or abs(number) >= 100 else f"{number:.3g}"
