@@ -100,12 +100,15 @@ class Decided(Event, frozen=True, kw_only=True, tag="decision"):
 
 
 class Commanded(Event, frozen=True, kw_only=True, tag="command"):
-    """A ``balloon`` command was sent. `error` is empty when QEMU accepted it."""
+    """A ``balloon`` command was answered; `error` is empty when QEMU accepted it.
+
+    ``adopt`` pins a guest at the size it was found with, so that its target is known.
+    """
 
     guest: str
     target_bytes: int
     previous_bytes: int
-    purpose: Literal["shrink", "grant", "restore", "release"]
+    purpose: Literal["adopt", "shrink", "grant"]
     error: str = ""
 
 

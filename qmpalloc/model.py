@@ -36,6 +36,8 @@ class Limiter(StrEnum):
     FLOOR = "floor"
     CAP = "cap"
     BUDGET = "budget"
+    STEP = "step"  # no guest loses more than this at once
+    DANGER = "danger"  # the guest is short of memory it cannot do without
     GATE = "gate"  # the policy's condition for moving did not hold
     STATE = "state"  # the guest is not fresh
     PAUSE = "pause"  # a person has paused control
@@ -48,8 +50,10 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: The guest's name in the configuration.
         state: Only `GuestState.FRESH` guests may be given a new target.
-        target_bytes: Size last asked of QEMU.
+        target_bytes: Size last decided; the ledger may still be on its way there, donors first.
         actual_bytes: Size QEMU reports (``query-balloon``).
+        charge_bytes: What the ledger counts against the budget: max(size last asked of QEMU, actual), or more while
+            the outcome of a command is unknown.
         floor_bytes: The least it may be set to now: the larger of the configured floor and what it cannot give up.
         cap_bytes: The most it may be set to.
         baseline_bytes: The size it is returned to when control ends.
@@ -66,6 +70,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     state: GuestState
     target_bytes: int
     actual_bytes: int
+    charge_bytes: int
     floor_bytes: int
     cap_bytes: int
     baseline_bytes: int

@@ -25,7 +25,7 @@ MAX_PAGES_PER_S = 100_000_000
 CLOCK_SLACK_S = 5.0
 """How much more guest time than host time may pass between two samples (scheduling, a late read)."""
 
-Count = Annotated[int, Meta(ge=0, lt=2**63)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Bytes = Annotated[int, Meta(ge=0, lt=2**50)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Printable = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\x20-\x7e]*\Z")]

@@ -1,0 +1,70 @@
+"""What a record must say of the host and of the configuration, so that a run can be understood and repeated."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from qmpalloc.config import Config
+from qmpalloc.events import GuestHeader, Header, Mode
+from qmpalloc.model import Policy
+
+PACKAGES = ("qmpalloc", "trio", "qemu.qmp", "msgspec")
+
+
+def header(config: Config, mode: Mode, policy: Policy) -> Header:
+    """Return the first event of a run."""
+    settings = getattr(policy, "settings", None)
+    return Header(
+        t=0.0,
+        wall=round(time.time(), 6),
+        mode=mode,
+        policy=config.policy,
+        policy_settings=to_plain(settings) if settings is not None else dict(config.policy_settings),
+        budget_bytes=config.host.budget,
+        interval_s=float(config.control.interval),
+        guests=tuple(
+            GuestHeader(name=guest.name, floor_bytes=guest.floor, cap_bytes=guest.cap, baseline_bytes=guest.baseline)
+            for guest in config.guests
+        ),
+        config=to_plain(config),
+        versions={name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        host=host_facts(),
+    )
+
+
+def to_plain(value: Any) -> Any:
+    """Return a configuration value as plain JSON types; sizes are bytes, durations seconds."""
+    return msgspec.to_builtins(value, enc_hook=_plain_quantity)
+
+
+def _plain_quantity(value: Any) -> Any:
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    raise NotImplementedError(type(value))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def host_facts() -> dict[str, Any]:
+    """Return processors, memory and kernel of this host. Not its name: records are shared."""
+    return {
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "kvm_node": Path("/dev/kvm").exists(),
+    }

@@ -1,0 +1,41 @@
+"""Stamps events with the run's time and hands them to the sinks."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import trio
+
+from qmpalloc.events import AnyEvent, Faulted, Sink
+
+
+class Journal:
+    """Where the parts of a run report what happens.
+
+    Attributes:
+        started_s: ``trio.current_time()`` at the start of the run.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.started_s = trio.current_time()
+        self._faults: dict[tuple[str | None, str], str] = {}
+
+    def now_s(self) -> float:
+        """Return the seconds since the run began."""
+        return trio.current_time() - self.started_s
+
+    def emit(self, event: type[AnyEvent], /, **fields: Any) -> None:
+        """Report an event of this class that happens now."""
+        self._sink(event(t=round(self.now_s(), 6), wall=round(time.time(), 6), **fields))
+
+    def fault(self, guest: str | None, kind: str, message: str, hint: str = "") -> None:
+        """Report a fault; the same message of the same kind is reported once until `clear_fault`."""
+        if self._faults.get((guest, kind)) != message:
+            self._faults[guest, kind] = message
+            self.emit(Faulted, guest=guest, kind=kind, message=message, hint=hint)
+
+    def clear_fault(self, guest: str | None, kind: str) -> None:
+        """Note that the fault is over, so that its return is reported again."""
+        self._faults.pop((guest, kind), None)

@@ -1,0 +1,73 @@
+"""Budget arithmetic: which balloon commands may be sent now, so that the budget holds at every instant.
+
+The invariant is: the sum over all guests of max(target, actual) never exceeds the budget. So donors shrink first, and a
+receiver is granted only what QEMU reports to have come back. Pure: no clock, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+GRANT_CHUNK_BYTES = 16 * 1024 * 1024
+"""A partial grant is at least this large: memory comes back in 1 MiB pieces, and a command for each would be noise."""
+
+
+class Account(Struct, frozen=True, kw_only=True):
+    """One guest's entry in the ledger. Bytes.
+
+    Attributes:
+        name: The guest.
+        target_bytes: Size last asked of QEMU.
+        charge_bytes: What it may occupy now: at least max(target, actual), more while the outcome of a command is not
+            known yet.
+        desired_bytes: The size it is to have.
+        commandable: False when no command may or can be sent to it now; its charge still counts.
+    """
+
+    name: str
+    target_bytes: int
+    charge_bytes: int
+    desired_bytes: int
+    commandable: bool = True
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """A ``balloon`` command to send."""
+
+    name: str
+    target_bytes: int
+    purpose: Literal["shrink", "grant"]
+
+
+def committed_bytes(accounts: Iterable[Account]) -> int:
+    """Return what all guests together may occupy now."""
+    return sum(account.charge_bytes for account in accounts)
+
+
+def next_orders(accounts: Sequence[Account], budget_bytes: int) -> list[Order]:
+    """Return the commands that may be sent now.
+
+    Shrinks are always allowed. Grants share the room that is really free, in the order of `accounts`: a shrink makes
+    no room until its guest's charge has fallen. Lowering and raising in one call is therefore safe.
+    """
+    able = [account for account in accounts if account.commandable]
+    orders = [
+        Order(name=account.name, target_bytes=account.desired_bytes, purpose="shrink")
+        for account in able
+        if account.desired_bytes < account.target_bytes
+    ]
+    room_bytes = budget_bytes - committed_bytes(accounts)
+    for account in able:
+        missing_bytes = account.desired_bytes - account.target_bytes
+        if missing_bytes <= 0:
+            continue
+        # Raising a target up to what the guest is charged with already costs nothing: a shrink that is taken back.
+        granted_bytes = min(account.desired_bytes, account.charge_bytes + max(room_bytes, 0))
+        if granted_bytes - account.target_bytes < min(missing_bytes, GRANT_CHUNK_BYTES):
+            continue
+        orders.append(Order(name=account.name, target_bytes=granted_bytes, purpose="grant"))
+        room_bytes -= max(granted_bytes - account.charge_bytes, 0)
+    return orders

@@ -1,0 +1,127 @@
+"""What no policy may overrule: floors, caps, the step on the losing side, danger, and the budget.
+
+`apply_limits` turns a policy's decision into one that is safe to carry out, and says at every guest what limited it.
+Pure. The order in time is the ledger's business (`qmpalloc.ledger`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from msgspec import structs
+
+from qmpalloc.errors import QmpallocError
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.units import MIB, align_down, format_size
+
+TAKE_MIN_BYTES = 128 * MIB
+TAKE_SHARE = 0.25
+"""A guest loses at most max(128 MiB, a quarter of its size) in one decision: reclaim needs time, and a wrong decision
+must be cheap to take back."""
+
+UNCONTROLLED = frozenset({GuestState.CONNECTING, GuestState.HELD, GuestState.HUNG, GuestState.PAUSED})
+
+
+class PolicyError(QmpallocError):
+    """A policy returned something that is not a decision about the guests it was shown."""
+
+
+def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, str]) -> Decision:
+    """Return `decision` within all limits.
+
+    Args:
+        snapshot: What the policy saw.
+        decision: What it wants.
+        dangers: Guests that are short of memory they cannot do without, with the reason: they get their baseline at
+            once and give nothing.
+
+    Raises:
+        PolicyError: The decision is not about exactly the guests of the snapshot, or a target is no size.
+    """
+    _check(snapshot, decision)
+    wishes = dict(zip((guest.name for guest in snapshot.guests), decision.guests, strict=True))
+    limited = [_limit_guest(guest, wishes[guest.name], dangers.get(guest.name)) for guest in snapshot.guests]
+    return structs.replace(decision, guests=tuple(_fit_budget(snapshot, limited)))
+
+
+def _check(snapshot: Snapshot, decision: Decision) -> None:
+    expected = [guest.name for guest in snapshot.guests]
+    found = [guest.name for guest in decision.guests]
+    if expected != found:
+        raise PolicyError(f"the policy decided about {found}, not about {expected}")
+    for guest in decision.guests:
+        if type(guest.target_bytes) is not int or guest.target_bytes < 0:
+            raise PolicyError(f"the policy gave {guest.name} the target {guest.target_bytes!r}, which is no size")
+
+
+def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) -> GuestDecision:
+    if guest.state in UNCONTROLLED or guest.state is GuestState.GONE:
+        return _with(wish, guest.target_bytes, Limiter.STATE, f"held: {guest.state}")
+    if danger is not None:
+        return _with(wish, max(guest.baseline_bytes, guest.target_bytes), Limiter.DANGER, danger)
+    if guest.state is GuestState.LOST:
+        # No longer observed: the size a person chose is the only defensible one.
+        return _with(wish, guest.baseline_bytes, Limiter.STATE, "lost: back to baseline")
+    if guest.state is not GuestState.FRESH:
+        return _with(wish, guest.target_bytes, Limiter.STATE, f"held: {guest.state}")
+    target = align_down(wish.target_bytes)
+    lowest = guest.target_bytes - max(TAKE_MIN_BYTES, int(guest.target_bytes * TAKE_SHARE))
+    if target < lowest:
+        wish = _with(wish, -align_down(-lowest), Limiter.STEP, f"{wish.reason} (no more than a quarter at once)")
+        target = wish.target_bytes
+    floor = min(guest.floor_bytes, guest.cap_bytes)
+    if target < floor:
+        return _with(wish, floor, Limiter.FLOOR, f"{wish.reason} (floor {format_size(floor)})")
+    if target > guest.cap_bytes:
+        return _with(wish, guest.cap_bytes, Limiter.CAP, f"{wish.reason} (cap {format_size(guest.cap_bytes)})")
+    return _with(wish, target, wish.limiter, wish.reason)
+
+
+def _with(wish: GuestDecision, target_bytes: int, limiter: Limiter, reason: str) -> GuestDecision:
+    return structs.replace(wish, target_bytes=align_down(target_bytes), limiter=limiter, reason=reason)
+
+
+def _fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[GuestDecision]:
+    """Cut what does not fit: first the growth of guests that are safe, then what lies above baselines."""
+    guests = snapshot.guests
+
+    def growth(index: int) -> int:
+        endangered = decisions[index].limiter is Limiter.DANGER
+        return 0 if endangered else decisions[index].target_bytes - guests[index].target_bytes
+
+    def above_baseline(index: int) -> int:
+        kept = max(guests[index].baseline_bytes, guests[index].floor_bytes)
+        controllable = guests[index].state not in UNCONTROLLED
+        return decisions[index].target_bytes - kept if controllable else 0
+
+    for part, reason in ((growth, "less: the budget is used up"), (above_baseline, "gives: the budget is exceeded")):
+        excess = sum(_charge(*pair) for pair in zip(guests, decisions, strict=True)) - snapshot.budget_bytes
+        if excess > 0:
+            decisions = _cut(decisions, part, excess, reason)
+    return decisions
+
+
+def _charge(guest: GuestSnapshot, decision: GuestDecision) -> int:
+    """Return what the guest will occupy once the decision is carried out."""
+    if guest.state is GuestState.GONE:
+        return 0
+    if guest.state in UNCONTROLLED:
+        return guest.charge_bytes
+    return decision.target_bytes
+
+
+def _cut(
+    decisions: list[GuestDecision], part: Callable[[int], int], excess_bytes: int, reason: str
+) -> list[GuestDecision]:
+    """Lower targets by `excess_bytes` in all, in proportion to each guest's `part`."""
+    parts = [max(part(index), 0) for index in range(len(decisions))]
+    total = sum(parts)
+    if total == 0:
+        return decisions
+    share = min(excess_bytes / total, 1.0)
+    return [
+        _with(decision, decision.target_bytes - min(size, -int(-size * share // 1)), Limiter.BUDGET, reason)
+        if size
+        else decision
+        for decision, size in zip(decisions, parts, strict=True)
+    ]

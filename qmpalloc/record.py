@@ -1,0 +1,97 @@
+"""The run record: one JSON event per line, append only. Writing and reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import msgspec
+
+from qmpalloc import events
+from qmpalloc.errors import ConfigError, NonsenseError
+from qmpalloc.events import AnyEvent, Ended, Header
+
+
+class RecordWriter:
+    """A sink that appends every event to a file and flushes it, so that a crash loses at most the line being written.
+
+    A full disk does not stop control: the first failure is kept in `failure`, and `on_failure` is called once.
+
+    Raises:
+        ConfigError: The file exists (a record is never rewritten) or cannot be created.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, on_failure: Callable[[OSError], None] | None = None) -> None:
+        self.path = Path(path)
+        self.failure: OSError | None = None
+        self._on_failure = on_failure
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = self.path.open("xb")
+        except FileExistsError as error:
+            hint = "a record is never rewritten: name another file, or move this one"
+            raise ConfigError("exists already", file=str(path), hint=hint) from error
+        except OSError as error:
+            raise ConfigError(f"cannot be created: {error.strerror}", file=str(path)) from error
+
+    def __call__(self, event: AnyEvent) -> None:
+        """Append one event."""
+        if self.failure is not None:
+            return
+        try:
+            self._file.write(events.encoder.encode(event) + b"\n")
+            self._file.flush()
+        except OSError as error:
+            self.failure = error
+            if self._on_failure is not None:
+                self._on_failure(error)
+
+    def close(self) -> None:
+        """Close the file; what could not be written is lost, as `failure` says."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self.failure = self.failure or error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_record(path: str | os.PathLike[str]) -> Iterator[AnyEvent]:
+    """Yield the events of a record in order. A cut-off last line is left out.
+
+    Raises:
+        ConfigError: The file cannot be read.
+        NonsenseError: A line other than the last is not an event, or the first is not a header.
+    """
+    try:
+        file = Path(path).open("rb")  # noqa: SIM115 - closed below; opening has an error of its own
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    with file:
+        for number, line in enumerate(file, start=1):
+            try:
+                event = events.decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise NonsenseError(f"{path}: line {number} is not an event: {error}") from error
+            if number == 1 and not isinstance(event, Header):
+                raise NonsenseError(f"{path}: the first line is not a header", hint="is this a qmpalloc record?")
+            yield event
+
+
+def ended(path: str | os.PathLike[str]) -> Ended | None:
+    """Return the closing event of a record, or None when the run was cut off."""
+    last = None
+    for last in read_record(path):  # noqa: B007 - the last one is what we want
+        pass
+    return last if isinstance(last, Ended) else None

@@ -1,0 +1,132 @@
+"""What a run amounts to: a reduction of its events, written as ``summary.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from qmpalloc.events import (
+    AnyEvent,
+    Commanded,
+    ControlChanged,
+    Decided,
+    Ended,
+    Header,
+    Sampled,
+    SampleRejected,
+    SizeChanged,
+)
+
+
+class GuestSummary(Struct, kw_only=True):
+    """One guest's part. Bytes, and pages for the counts; they cover the time of control."""
+
+    name: str
+    start_bytes: int
+    end_bytes: int
+    floor_bytes: int
+    cap_bytes: int
+    hits: int = 0
+    misses: int = 0
+
+
+class Summary(Struct, kw_only=True):
+    """A run in figures.
+
+    Attributes:
+        mode: ``run``, ``watch`` or ``dry-run``.
+        policy: Name of the policy.
+        policy_settings: Its settings.
+        budget_bytes: The budget.
+        max_committed_bytes: Largest sum of max(target, actual) while the budget was in force.
+        found_bytes: That sum when the guests were found, before anything was asked of them.
+        decisions: Number of policy calls.
+        moves: Transfers decided.
+        commands: ``balloon`` commands sent.
+        samples: Samples accepted.
+        rejected_samples: Readings not used (repeated ones are not counted).
+        duration_s: From the first event to the last.
+        reason: Why the run ended; None when it was cut off.
+        clean: Whether every guest was left where it was meant to be.
+        guests: In the order of the configuration.
+    """
+
+    mode: str = ""
+    policy: str = ""
+    policy_settings: dict[str, Any] = {}
+    budget_bytes: int = 0
+    max_committed_bytes: int = 0
+    found_bytes: int = 0
+    decisions: int = 0
+    moves: int = 0
+    commands: int = 0
+    samples: int = 0
+    rejected_samples: int = 0
+    duration_s: float = 0.0
+    reason: str | None = None
+    clean: bool = False
+    guests: list[GuestSummary] = []
+
+
+class Summarizer:
+    """A sink that sums a run up as it goes."""
+
+    def __init__(self) -> None:
+        self.summary = Summary()
+        self._guests: dict[str, GuestSummary] = {}
+        self._in_force = False
+        self._stopping = False
+
+    def __call__(self, event: AnyEvent) -> None:
+        """Take one event into account."""
+        summary = self.summary
+        summary.duration_s = event.t
+        match event:
+            case Header():
+                self._begin(event)
+            case ControlChanged():
+                self._stopping = event.control in {"returning", "stopped"}
+                self._in_force = self._in_force or event.control == "running"
+            case SizeChanged():
+                self._size(event)
+            case Sampled():
+                summary.samples += 1
+                if event.delta is not None and self._in_force and not self._stopping:
+                    guest = self._guests[event.guest]
+                    guest.hits += event.delta.hits or 0
+                    guest.misses += event.delta.misses or 0
+            case SampleRejected():
+                summary.rejected_samples += 1
+            case Decided():
+                summary.decisions += 1
+                summary.moves += len(event.decision.moves)
+            case Commanded():
+                summary.commands += 1
+            case Ended():
+                summary.reason, summary.clean = event.reason, event.clean
+            case _:
+                pass
+
+    def _begin(self, header: Header) -> None:
+        summary = self.summary
+        summary.mode, summary.policy, summary.policy_settings = header.mode, header.policy, header.policy_settings
+        summary.budget_bytes = header.budget_bytes
+        # Watching moves nothing, so that all of it counts.
+        self._in_force = header.mode != "run"
+        summary.guests = [
+            GuestSummary(name=g.name, start_bytes=0, end_bytes=0, floor_bytes=g.floor_bytes, cap_bytes=g.cap_bytes)
+            for g in header.guests
+        ]
+        self._guests = {guest.name: guest for guest in summary.guests}
+
+    def _size(self, event: SizeChanged) -> None:
+        summary, guest = self.summary, self._guests[event.guest]
+        if self._in_force:
+            summary.max_committed_bytes = max(summary.max_committed_bytes, event.committed_bytes)
+        else:
+            summary.found_bytes = max(summary.found_bytes, event.committed_bytes)
+        if not self._stopping:
+            guest.end_bytes = event.actual_bytes
+            if not self._in_force or guest.start_bytes == 0:
+                guest.start_bytes = event.actual_bytes

@@ -1,0 +1,116 @@
+"""Every mistake in a configuration is named with file, key and hint, and all of them at once."""
+
+from pathlib import Path
+
+import pytest
+
+from qmpalloc import config
+from qmpalloc.errors import ConfigError
+from qmpalloc.units import GIB, MIB
+
+FILE = Path("/somewhere/lab.toml")
+GUEST = """
+[[guest]]
+name = "{name}"
+monitor = "{name}.qmp"
+agent = "{name}.qga"
+floor = "512MiB"
+cap = "2GiB"
+baseline = "1GiB"
+"""
+GOOD = '[host]\nbudget = "3GiB"\n' + GUEST.format(name="web") + GUEST.format(name="db")
+
+
+def parsed(text):
+    return config.parse(text, file=FILE)
+
+
+def mistake(text):
+    with pytest.raises(ConfigError) as caught:
+        parsed(text)
+    return str(caught.value)
+
+
+def test_a_good_file_with_its_defaults():
+    loaded = parsed(GOOD)
+    assert loaded.host.budget == 3 * GIB
+    assert [guest.name for guest in loaded.guests] == ["web", "db"]
+    assert loaded.guest("web").monitor == "/somewhere/web.qmp"
+    assert loaded.guest("db").floor == 512 * MIB
+    assert loaded.control.on_exit == "baseline"
+    assert loaded.policy == "paper"
+
+
+def test_policy_settings_are_passed_on_as_written():
+    loaded = parsed(GOOD + '[policy]\nname = "paper"\nstep = "64MiB"\n')
+    assert loaded.policy_settings == {"step": "64MiB"}
+
+
+def test_a_guest_that_we_start_has_its_sockets_in_the_run_directory():
+    text = GOOD.replace('budget = "3GiB"', 'budget = "3GiB"\nrun_dir = "here"').replace('monitor = "web.qmp"\n', "")
+    loaded = parsed(text.replace('name = "web"\n', 'name = "web"\nvm = { memory = "2GiB" }\n'))
+    assert loaded.guest("web").monitor == "/somewhere/here/web/monitor.sock"
+    assert loaded.guest("web").agent == "/somewhere/web.qga"
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "says"),
+    [
+        (("budget", "bugdet"), "host.bugdet", "did you mean budget?"),
+        (("[host]", "[hosts]"), "hosts", "unknown table"),
+        (('"3GiB"', '"3"'), "host.budget", "no unit"),
+        (('"3GiB"', "3000"), "host.budget", "no unit"),
+        (('"3GiB"', '"3 elephants"'), "host.budget", "unknown unit 'elephants'"),
+        (('budget = "3GiB"', ""), "host.budget", "missing"),
+        (('floor = "512MiB"', 'floor = "3GiB"'), "guest[0].floor", "above the cap"),
+        (('floor = "512MiB"', 'floor = "0B"'), "guest[0].floor", "must be above 0"),
+        (('baseline = "1GiB"', 'baseline = "3GiB"'), "guest[0].baseline", "not between floor and cap"),
+        (('baseline = "1GiB"', ""), "guest[0].baseline", "missing"),
+        (('"3GiB"', '"900MiB"'), "host.budget", "floors add up to 1G"),
+        (('"3GiB"', '"1500MiB"'), "host.budget", "baselines add up to 2G"),
+        (('name = "db"', 'name = "web"'), "guest[1].name", "already guest[0].name"),
+        (("db.qmp", "web.qmp"), "guest[1].monitor", "one client per socket"),
+        (("db.qga", "./web.qga"), "guest[1].agent", "already guest[0].agent"),
+        (("db.qmp", "db.qga"), "guest[1].agent", "already guest[1].monitor"),
+        (('name = "db"', 'name = "../db"'), "guest[1].name", "is not a name"),
+        (('name = "db"', 'name = "\\u001b[31m"'), "guest[1].name", "is not a name"),
+        (("db.qmp", "x" * 120), "guest[1].monitor", "longer than a Unix socket path"),
+        (('monitor = "db.qmp"', ""), "guest[1].monitor", "missing"),
+        (('agent = "db.qga"', "agent = 7"), "guest[1].agent", "Expected `str`, got `int`"),
+        (("[[guest]]", "[[gest]]"), "guest", "no guest is configured"),
+        (("[host]", "[control]\ninterval = '0s'\n[host]"), "control.interval", "must be above 0"),
+        (("[host]", "[control]\nlate_after = '30s'\n[host]"), "control.late_after", "below control.lost_after"),
+        (("[host]", "[control]\non_exit = 'explode'\n[host]"), "control.on_exit", "Invalid enum value"),
+        (("[host]", "[policy]\nname = 3\n[host]"), "policy.name", "must be text"),
+        (("[host]", "host"), "", "not valid TOML"),
+    ],
+)
+def test_a_mistake_is_named_with_file_key_and_hint(change, key, says):
+    text = mistake(GOOD.replace(*change))
+    assert str(FILE) in text
+    assert key in text
+    assert says in text
+
+
+def test_the_cap_must_fit_the_guest_that_we_start():
+    text = GOOD.replace('name = "web"\n', 'name = "web"\nvm = { memory = "1GiB" }\n')
+    assert "guest[0].cap" in mistake(text)
+
+
+def test_mistakes_in_nested_tables_carry_the_whole_path():
+    text = GOOD.replace('name = "web"\n', 'name = "web"\nvm = { memory = "2GiB", data = { size = "x", speed = 1 } }\n')
+    message = mistake(text)
+    assert "guest[0].vm.data.size" in message
+    assert "guest[0].vm.data.speed" in message
+
+
+def test_several_mistakes_are_reported_together():
+    message = mistake(GOOD.replace("budget", "bugdet").replace("512MiB", "512").replace("db.qga", "x" * 120))
+    assert message.count("hint:") >= 2
+    assert "host.bugdet" in message
+    assert "guest[1].floor" in message
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.toml: no such file"):
+        config.load(tmp_path / "absent.toml")

@@ -1,0 +1,115 @@
+"""The budget holds at every instant, whatever guests do between two commands."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from qmpalloc.ledger import GRANT_CHUNK_BYTES, Account, committed_bytes, next_orders
+from qmpalloc.units import MIB
+
+
+def account(name, target, charge, desired, commandable=True):
+    return Account(
+        name=name,
+        target_bytes=target * MIB,
+        charge_bytes=charge * MIB,
+        desired_bytes=desired * MIB,
+        commandable=commandable,
+    )
+
+
+def orders(accounts, budget):
+    return [(o.name, o.target_bytes // MIB, o.purpose) for o in next_orders(accounts, budget * MIB)]
+
+
+def test_the_donor_shrinks_first_and_the_receiver_waits():
+    assert orders([account("a", 500, 500, 400), account("b", 500, 500, 600)], 1000) == [("a", 400, "shrink")]
+
+
+def test_the_receiver_is_granted_what_came_back():
+    assert orders([account("a", 400, 440, 400), account("b", 500, 500, 600)], 1000) == [("b", 560, "grant")]
+    assert orders([account("a", 400, 400, 400), account("b", 560, 560, 600)], 1000) == [("b", 600, "grant")]
+
+
+def test_a_grant_too_small_to_matter_waits_unless_it_completes_the_wish():
+    chunk = GRANT_CHUNK_BYTES // MIB
+    assert orders([account("a", 400, 500 - chunk + 1, 400), account("b", 500, 500, 600)], 1000) == []
+    assert orders([account("a", 400, 497, 400), account("b", 500, 500, 503)], 1000) == [("b", 503, "grant")]
+
+
+def test_taking_a_shrink_back_needs_no_room():
+    assert orders([account("a", 400, 480, 500), account("b", 520, 520, 520)], 1000) == [("a", 480, "grant")]
+
+
+def test_nothing_is_granted_while_the_budget_is_exceeded():
+    assert orders([account("a", 500, 600, 500), account("b", 500, 500, 600)], 1000) == []
+
+
+def test_a_guest_that_cannot_be_commanded_still_counts():
+    hung = account("a", 500, 500, 100, commandable=False)
+    assert orders([hung, account("b", 400, 400, 700)], 1000) == [("b", 500, "grant")]
+
+
+accounts_strategy = st.lists(
+    st.builds(
+        lambda target, extra, desired, able: account("x", target, target + extra, desired, able),
+        st.integers(0, 4000), st.integers(0, 500), st.integers(0, 4000), st.booleans(),
+    ),
+    max_size=6,
+)  # fmt: skip
+
+
+@given(accounts_strategy, st.integers(0, 20_000))
+def test_commands_never_raise_what_is_committed_above_the_budget(accounts, budget):
+    named = [
+        Account(**{f: getattr(a, f) for f in a.__struct_fields__} | {"name": str(i)}) for i, a in enumerate(accounts)
+    ]
+    before = committed_bytes(named)
+    after = {a.name: a.charge_bytes for a in named}
+    for order in next_orders(named, budget * MIB):
+        after[order.name] = max(after[order.name], order.target_bytes)
+    assert sum(after.values()) <= max(before, budget * MIB)
+
+
+class Host(RuleBasedStateMachine):
+    """Guests that inflate and deflate as they like between their size and their target, and a ledger that commands."""
+
+    budget = 3000
+
+    def __init__(self):
+        super().__init__()
+        self.targets = [1000, 1000, 1000]
+        self.actuals = [1000, 1000, 1000]
+        self.desired = [1000, 1000, 1000]
+
+    @rule(shares=st.tuples(*[st.integers(1, 100)] * 3))
+    def decide(self, shares):
+        self.desired = [100 + (self.budget - 300) * share // sum(shares) for share in shares]
+
+    @rule()
+    def command(self):
+        accounts = [
+            account(str(i), self.targets[i], max(self.targets[i], self.actuals[i]), self.desired[i]) for i in range(3)
+        ]
+        for order in next_orders(accounts, self.budget * MIB):
+            self.targets[int(order.name)] = order.target_bytes // MIB
+
+    @rule(index=st.integers(0, 2), share=st.floats(0, 1))
+    def guest_moves(self, index, share):
+        self.actuals[index] += round((self.targets[index] - self.actuals[index]) * share)
+
+    @precondition(lambda self: self.targets == self.actuals)
+    @rule()
+    def when_all_is_still_the_wish_comes_true(self):
+        for _ in range(4):
+            self.command()
+            self.actuals = list(self.targets)
+        assert self.targets == self.desired
+
+    @invariant()
+    def budget_holds(self):
+        assert sum(map(max, self.targets, self.actuals)) <= self.budget
+
+
+TestHost = Host.TestCase
+TestHost.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -1,0 +1,128 @@
+"""What no policy may overrule, however wrong it is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpalloc.limits import TAKE_MIN_BYTES, UNCONTROLLED, PolicyError, apply_limits
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.units import MIB
+
+
+def guest(name, size=1000, *, floor=200, cap=4000, baseline=1000, state=GuestState.FRESH, actual=None):
+    return GuestSnapshot(
+        name=name,
+        state=state,
+        target_bytes=size * MIB,
+        actual_bytes=(actual or size) * MIB,
+        charge_bytes=max(size, actual or size) * MIB,
+        floor_bytes=floor * MIB,
+        cap_bytes=cap * MIB,
+        baseline_bytes=baseline * MIB,
+        hits=1,
+        misses=1,
+        interval_s=1.0,
+    )
+
+
+def limited(guests, wishes, *, budget=10_000, dangers=None):
+    snapshot = Snapshot(cycle=1, time_s=0.0, budget_bytes=budget * MIB, interval_s=1.0, guests=tuple(guests))
+    decision = Decision(
+        guests=tuple(
+            GuestDecision(name=g.name, target_bytes=wish * MIB, reason="wish", limiter=Limiter.POLICY)
+            for g, wish in zip(guests, wishes, strict=True)
+        )
+    )
+    return [(d.target_bytes // MIB, d.limiter) for d in apply_limits(snapshot, decision, dangers or {}).guests]
+
+
+def test_a_modest_wish_passes():
+    assert limited([guest("a"), guest("b")], [900, 1100]) == [(900, Limiter.POLICY), (1100, Limiter.POLICY)]
+
+
+def test_floor_and_cap():
+    assert limited([guest("a", 250), guest("b")], [100, 9000]) == [(200, Limiter.FLOOR), (4000, Limiter.CAP)]
+
+
+def test_the_floor_that_a_guest_needs_lifts_it_even_if_the_policy_holds():
+    assert limited([guest("a", 300, floor=400)], [300]) == [(400, Limiter.FLOOR)]
+
+
+def test_a_guest_loses_no_more_than_a_quarter_at_once():
+    assert limited([guest("a", 2000)], [300]) == [(1500, Limiter.STEP)]
+    assert limited([guest("a", 400)], [200]) == [(400 - TAKE_MIN_BYTES // MIB, Limiter.STEP)]
+
+
+@pytest.mark.parametrize("state", sorted(UNCONTROLLED | {GuestState.LATE, GuestState.WARMING, GuestState.GONE}))
+def test_a_guest_that_is_not_fresh_is_left_alone(state):
+    assert limited([guest("a", 700, state=state)], [500]) == [(700, Limiter.STATE)]
+
+
+def test_a_lost_guest_goes_back_to_its_baseline():
+    assert limited([guest("a", 700, state=GuestState.LOST)], [500]) == [(1000, Limiter.STATE)]
+
+
+def test_a_guest_in_danger_gets_its_baseline_and_gives_nothing():
+    assert limited([guest("a", 700)], [600], dangers={"a": "OOM"}) == [(1000, Limiter.DANGER)]
+    assert limited([guest("a", 1500)], [1400], dangers={"a": "OOM"}) == [(1500, Limiter.DANGER)]
+
+
+def test_growth_beyond_the_budget_is_cut_in_proportion():
+    result = limited([guest("a"), guest("b"), guest("c")], [1300, 1100, 1000], budget=3200)
+    assert result == [(1150, Limiter.BUDGET), (1050, Limiter.BUDGET), (1000, Limiter.POLICY)]
+
+
+def test_danger_is_paid_by_those_above_their_baseline():
+    result = limited([guest("a", 600), guest("b", 2400)], [600, 2400], budget=3000, dangers={"a": "OOM"})
+    assert result == [(1000, Limiter.DANGER), (2000, Limiter.BUDGET)]
+
+
+def test_a_hung_guest_stays_charged():
+    hung = guest("a", 1000, actual=1500, state=GuestState.HUNG)
+    assert limited([hung, guest("b")], [1000, 2000], budget=3000)[1] == (1500, Limiter.BUDGET)
+
+
+def test_a_gone_guest_is_free():
+    gone = guest("a", 1000, state=GuestState.GONE)
+    assert limited([gone, guest("b")], [1000, 2000], budget=2000)[1] == (2000, Limiter.POLICY)
+
+
+@pytest.mark.parametrize("names", [["a"], ["b", "a"], ["a", "b", "c"], ["a", "a"]])
+def test_a_decision_about_other_guests_is_refused(names):
+    guests = (guest("a"), guest("b"))
+    snapshot = Snapshot(cycle=1, time_s=0.0, budget_bytes=10**10, interval_s=1.0, guests=guests)
+    decision = Decision(guests=tuple(GuestDecision(name=n, target_bytes=10**9, reason="") for n in names))
+    with pytest.raises(PolicyError):
+        apply_limits(snapshot, decision, {})
+
+
+@pytest.mark.parametrize("target", [-1, 1.5e9, float("nan"), True, None, "1GiB"])
+def test_a_target_that_is_no_size_is_refused(target):
+    snapshot = Snapshot(cycle=1, time_s=0.0, budget_bytes=10**10, interval_s=1.0, guests=(guest("a"),))
+    decision = Decision(guests=(GuestDecision(name="a", target_bytes=target, reason=""),))
+    with pytest.raises(PolicyError):
+        apply_limits(snapshot, decision, {})
+
+
+guests_strategy = st.lists(
+    st.builds(
+        lambda size, state: guest("x", size, state=state),
+        st.integers(200, 4000), st.sampled_from([GuestState.FRESH] * 4 + sorted(GuestState)),
+    ),
+    min_size=1, max_size=6,
+)  # fmt: skip
+
+
+@given(guests_strategy, st.data())
+def test_whatever_the_policy_wants_the_result_fits(guests, data):
+    wishes = [data.draw(st.integers(0, 20_000)) for _ in guests]
+    found = sum(g.charge_bytes for g in guests if g.state is not GuestState.GONE) // MIB
+    baselines = sum(max(g.charge_bytes // MIB, 1000) for g in guests if g.state is not GuestState.GONE)
+    budget = data.draw(st.integers(max(found, baselines), 30_000))
+    result = limited(guests, wishes, budget=budget)
+    total = sum(size for (size, _), g in zip(result, guests, strict=True) if g.state is not GuestState.GONE)
+    assert total <= budget
+    for (size, _), before in zip(result, guests, strict=True):
+        if before.state is GuestState.FRESH:
+            assert 200 <= size <= 4000
+            assert before.target_bytes // MIB - size <= max(128, before.target_bytes // MIB // 4)
