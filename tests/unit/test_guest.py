@@ -1,0 +1,194 @@
+"""One guest's life without any I/O: sizes in doubt stay charged, time changes the state, danger freezes."""
+
+import msgspec
+import pytest
+
+from qmpalloc.config import ControlConfig, Duration, GuestConfig, Size
+from qmpalloc.danger import FREEZE_S, find_danger
+from qmpalloc.errors import SampleError
+from qmpalloc.guest import Facts, Guest, Link
+from qmpalloc.model import GuestState
+from qmpalloc.sample import Counters, Memory, Sample, SwapPages
+from qmpalloc.units import GIB, MIB
+
+CONTROL = ControlConfig(late_after=Duration(5.0), lost_after=Duration(20.0))
+FACTS = Facts(ram_bytes=2 * GIB, balloon_path="/machine/peripheral/balloon0", deflate_on_oom=True, qemu_version="7.2.0")
+
+
+def make_guest(**changes):
+    values = {"floor": Size(256 * MIB), "cap": Size(4 * GIB), "baseline": Size(GIB)} | changes
+    return Guest(GuestConfig(name="a", monitor="/m", agent="/a", **values), CONTROL)
+
+
+def connected(**changes):
+    guest = make_guest(**changes)
+    guest.connected(FACTS, GIB, 0.0, paused=False)
+    return guest
+
+
+def sample(sequence=1, *, accesses=0, misses=0, **changes):
+    return Sample(
+        format="qmpalloc-counters", version=1, boot_id="0" * 36, start_id="0" * 16, sequence=sequence,
+        monotonic_ns=sequence * 10**9, interval_ms=1000, kernel="6.12", page_size=4096,
+        counters=Counters(accesses=accesses, inserts_read=misses), **changes,
+    )  # fmt: skip
+
+
+class TestSize:
+    def test_a_guest_met_for_the_first_time_is_adopted_at_the_size_it_has(self):
+        guest = connected()
+        assert (guest.target_bytes, guest.actual_bytes, guest.desired_bytes) == (GIB, GIB, GIB)
+        assert guest.settled
+
+    def test_the_old_size_stays_charged_until_the_new_one_is_confirmed(self):
+        guest = connected()
+        guest.ordered(512 * MIB)
+        guest.actual_bytes = 512 * MIB
+        assert guest.charge_bytes == GIB
+        assert not guest.settled
+        guest.confirmed()
+        assert guest.charge_bytes == 512 * MIB
+
+    def test_a_grant_is_charged_before_it_is_sent(self):
+        guest = connected()
+        guest.ordered(2 * GIB)
+        assert guest.charge_bytes == 2 * GIB
+
+    def test_a_refused_command_leaves_the_target_as_it_was(self):
+        guest = connected()
+        guest.ordered(512 * MIB)
+        guest.refused(GIB)
+        assert guest.settled
+
+    def test_growing_by_itself_is_charged_at_once(self):
+        guest = connected()
+        guest.actual_bytes = GIB + 100 * MIB
+        assert guest.charge_bytes == GIB + 100 * MIB
+
+    def test_a_guest_that_ended_is_free_and_one_that_hangs_is_not(self):
+        guest = connected()
+        guest.disconnected(Link.HUNG, "no answer")
+        assert guest.charge_bytes == GIB
+        assert not guest.account().commandable
+        guest.disconnected(Link.GONE, "refused")
+        assert guest.charge_bytes == 0
+
+    def test_a_connection_that_comes_back_keeps_the_target(self):
+        guest = connected()
+        guest.ordered(512 * MIB)
+        guest.disconnected(Link.HUNG, "")
+        guest.connected(FACTS, 700 * MIB, 9.0, paused=False)
+        assert guest.target_bytes == 512 * MIB
+
+    def test_the_cap_is_not_above_the_ram_that_qemu_has(self):
+        assert make_guest().cap_bytes == 4 * GIB
+        assert connected().cap_bytes == 2 * GIB
+
+
+class TestFloor:
+    def test_without_facts_it_is_the_configured_one(self):
+        assert connected().floor_bytes == 256 * MIB
+
+    def test_what_the_guest_cannot_give_up_lifts_it(self):
+        guest = connected()
+        parts = {"anon": 300 * MIB, "shmem": 50 * MIB, "slab_unreclaimable": 20 * MIB, "kernel_stack": MIB}
+        memory = Memory(total=2 * GIB - 48 * MIB, page_tables=MIB, **parts)
+        guest.take_sample(sample(memory_bytes=memory), 1.0)
+        assert guest.floor_bytes == (300 + 50 + 20 + 1 + 1 + 48 + 64) * MIB
+
+    def test_unknown_facts_do_not_count_as_zero(self):
+        guest = connected()
+        guest.take_sample(sample(memory_bytes=Memory(anon=300 * MIB)), 1.0)
+        assert guest.floor_bytes == 256 * MIB
+
+
+class TestState:
+    def test_before_and_after_the_first_connection(self):
+        guest = make_guest()
+        assert guest.state(0.0) is GuestState.CONNECTING
+        guest.connected(FACTS, GIB, 0.0, paused=False)
+        assert guest.state(19.0) is GuestState.WARMING
+        assert guest.state(20.0) is GuestState.LOST
+
+    def test_age_turns_fresh_into_late_into_lost(self):
+        guest = connected()
+        guest.take_sample(sample(), 1.0)
+        states = [guest.state(1.0 + age) for age in (0.0, 4.9, 5.0, 19.9, 20.0)]
+        assert states == ["fresh", "fresh", "late", "late", "lost"]
+
+    def test_a_repeated_sample_does_not_make_a_guest_fresh(self):
+        guest = connected()
+        guest.take_sample(sample(), 1.0)
+        with pytest.raises(SampleError):
+            guest.take_sample(sample(), 10.0)
+        assert guest.state(10.0) is GuestState.LATE
+
+    def test_a_reset_guest_is_lost_until_it_reports(self):
+        guest = connected()
+        guest.take_sample(sample(), 1.0)
+        guest.was_reset()
+        assert guest.state(1.1) is GuestState.LOST
+        guest.take_sample(sample(2), 9.0)
+        assert guest.state(9.0) is GuestState.FRESH
+
+    def test_paused_and_hung_and_gone(self):
+        guest = connected()
+        guest.paused = True
+        assert guest.state(0.0) is GuestState.PAUSED
+        guest.disconnected(Link.HUNG, "")
+        assert guest.state(0.0) is GuestState.HUNG
+
+
+class TestWindow:
+    def test_it_spans_all_samples_since_it_was_closed(self):
+        guest = connected()
+        guest.take_sample(sample(1, accesses=100, misses=10), 1.0)
+        guest.close_window()
+        guest.take_sample(sample(2, accesses=200, misses=20), 2.0)
+        guest.take_sample(sample(3, accesses=400, misses=30), 3.0)
+        snapshot = guest.snapshot(3.0)
+        assert (snapshot.hits, snapshot.misses, snapshot.interval_s) == (280, 20, 2.0)
+        assert snapshot.decidable
+
+    def test_without_a_newer_sample_the_counts_are_unknown(self):
+        guest = connected()
+        guest.take_sample(sample(1), 1.0)
+        guest.close_window()
+        assert guest.snapshot(1.5).hits is None
+        assert not guest.snapshot(1.5).decidable
+
+    def test_no_difference_across_a_restart_of_the_collector(self):
+        guest = connected()
+        guest.take_sample(sample(1, accesses=1000), 1.0)
+        guest.close_window()
+        restarted = msgspec.structs.replace(sample(2, accesses=5000), start_id="1" * 16)
+        with pytest.raises(SampleError):
+            guest.take_sample(restarted, 2.0)
+        assert guest.snapshot(2.0).hits is None
+
+
+class TestDanger:
+    @pytest.mark.parametrize(
+        ("earlier", "later"),
+        [
+            ({}, {"memory_bytes": Memory(total=GIB, available=10 * MIB)}),
+            ({"oom_kills": 1}, {"oom_kills": 2}),
+            ({"swap_pages": SwapPages(in_=0)}, {"swap_pages": SwapPages(in_=1000)}),
+        ],
+    )
+    def test_signs(self, earlier, later):
+        assert find_danger(sample(1, **earlier), sample(2, **later), GIB)
+
+    def test_pressure_for_cache_is_not_danger(self):
+        quiet = {"memory_bytes": Memory(total=GIB, available=200 * MIB), "oom_kills": 2, "swap_pages": SwapPages(in_=9)}
+        assert find_danger(sample(1, **quiet), sample(2, **quiet), GIB) is None
+
+    def test_old_kills_are_not_news(self):
+        assert find_danger(None, sample(1, oom_kills=3), GIB) is None
+
+    def test_it_freezes_the_guest_for_a_while(self):
+        guest = connected()
+        guest.take_sample(sample(1, oom_kills=0), 1.0)
+        guest.take_sample(sample(2, oom_kills=1), 2.0)
+        assert "killed" in guest.danger(3.0)
+        assert guest.danger(2.0 + FREEZE_S) is None
