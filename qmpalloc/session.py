@@ -111,7 +111,7 @@ class Session:
         """Serve one monitor connection until it ends."""
         guest = self.guest
         with deadline(self._timeout_s, monitor.address, "the questions at connection"):
-            facts = await _ask_facts(monitor)
+            facts = await ask_facts(monitor)
             status = await monitor.query_status()
             actual_bytes = await monitor.query_balloon()
         guest.connected(facts, actual_bytes, self._journal.now_s(), paused=not status.running)
@@ -274,7 +274,13 @@ async def _until_disconnected(task: Callable[[Monitor], object], monitor: Monito
         return
 
 
-async def _ask_facts(monitor: Monitor) -> Facts:
+async def ask_facts(monitor: Monitor) -> Facts:
+    """Return what a guest's QEMU was started with.
+
+    Raises:
+        RefusedError: It has no balloon device.
+        NonsenseError: It answers what QMP does not allow.
+    """
     path = await monitor.find_balloon()
     if path is None:
         raise RefusedError(

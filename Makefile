@@ -1,0 +1,60 @@
+# Two commands matter: `make demo` and `make test`. Both install what they need and can be run again.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_SECONDS ?= 120
+PYTEST = $(VENV)/bin/pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check unit contract integration image image-check clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## Two guests with loads, memory moved between them, live (DEMO_SECONDS=120)
+	@scripts/install-packages
+	@$(VENV)/bin/qmpalloc demo --duration $(DEMO_SECONDS)s
+
+test: $(VENV)/.test ## All that CI runs: format, lint, types, and every test, real guests included
+	@scripts/install-packages --test
+	@$(MAKE) --no-print-directory check unit contract integration
+
+check: $(VENV)/.test ## Format, lint and strict types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+unit: $(VENV)/.test ## Tests without QEMU (seconds)
+	$(PYTEST) -q tests/unit tests/protocol tests/tui
+
+contract: $(VENV)/.test ## Our clients held against a real QEMU and a real guest agent (seconds)
+	$(PYTEST) -q tests/contract
+
+integration: $(VENV)/.test ## Tests that boot real guests (minutes without KVM)
+	$(PYTEST) -q tests/integration
+
+image: $(VENV)/.demo ## Build the reference guest image, if its inputs changed
+	@scripts/install-packages
+	@$(VENV)/bin/qmpalloc image build
+
+image-check: $(VENV)/.demo ## Build the image's rootfs twice and compare the digests
+	@scripts/install-packages
+	@$(VENV)/bin/qmpalloc image build --check-reproducible
+
+clean: ## Remove the virtual environment and all caches of this folder (not the images)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps, so that a demo does not wait for the tools of the tests.
+$(VENV)/.demo: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qmpalloc needs Python 3.11 or newer: PYTHON=python3.11 make ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || scripts/install-packages
+	@echo "creating $(VENV)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install -q -U 'pip>=25.1'
+	@$(VENV)/bin/pip install -q -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.demo
+	@echo "adding what the tests need to $(VENV)"
+	@$(VENV)/bin/pip install -q --group tests --group lint
+	@touch $@

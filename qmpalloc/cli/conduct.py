@@ -1,0 +1,159 @@
+"""Conduct a run: a controller under a screen or log lines, a record, a summary and the signals of the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import trio
+from rich.console import Console
+
+from qmpalloc.config import Config
+from qmpalloc.controller import Controller
+from qmpalloc.errors import QmpallocError
+from qmpalloc.events import AnyEvent, Faulted, Mode, Sink
+from qmpalloc.policy import load as load_policy
+from qmpalloc.record import RecordWriter
+from qmpalloc.summary import Summarizer, Summary
+from qmpalloc.tui import Dashboard, closing_table, plain_line, run_tui
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EXIT_INTERRUPTED = 130
+
+
+def default_directory(config: Config) -> Path:
+    """Return a new directory for a run's record: ``runs/<configuration>-<UTC time>``."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{Path(config.file).stem}-{stamp}"
+
+
+def conduct(
+    config: Config,
+    mode: Mode,
+    *,
+    headless: bool = False,
+    duration_s: float = math.inf,
+    directory: Path | None = None,
+) -> int:
+    """Run a controller until it ends and return the exit code: 0 done, 1 failed, 130 interrupted."""
+    return trio.run(conduct_run, config, mode, headless, duration_s, directory)
+
+
+async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: float, directory: Path | None) -> int:
+    """Do what `conduct` does, in a trio loop that already runs."""
+    policy = load_policy(config.policy, config.policy_settings, file=config.file)
+    console = Console()
+    on_screen = not headless and console.is_terminal and sys.stdin.isatty()
+    dashboard, summarizer = Dashboard(), Summarizer()
+    sinks: list[Sink] = [dashboard.apply, summarizer]
+    if not on_screen:
+        sinks.append(PlainLines(console))
+    with contextlib.ExitStack() as stack:
+        if directory is not None:
+            writer = stack.enter_context(RecordWriter(directory / "record.jsonl"))
+            sinks.append(_watched(writer, sinks))
+        controller = Controller(config, policy, fan_out(sinks), mode=mode)
+        signalled = await _run(controller, dashboard, console if on_screen else None, duration_s)
+    if directory is not None:
+        write_summary(directory / "summary.json", summarizer.summary)
+    console.print(closing_table(dashboard))
+    if directory is not None:
+        console.print(f"record: {directory / 'record.jsonl'}", highlight=False, markup=False)
+    return EXIT_INTERRUPTED if signalled else 0 if summarizer.summary.clean else 1
+
+
+async def _run(controller: Controller, dashboard: Dashboard, console: Console | None, duration_s: float) -> bool:
+    """Run `controller` with its screen; return whether a signal ended it."""
+    signalled = False
+
+    async def heed_signals(task_status: trio.TaskStatus[None]) -> None:
+        nonlocal signalled
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            task_status.started()
+            async for number in signals:
+                if signalled:
+                    # A second signal does not wait for the guests to be back at their baselines.
+                    raise QmpallocError("interrupted twice", hint="guests may not be back at their baselines")
+                signalled = True
+                controller.quit(f"interrupted by {signal.Signals(number).name}")
+
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(heed_signals)
+            if console is not None:
+                await nursery.start(_run_screen, dashboard, controller, console)
+            await controller.run(duration_s=duration_s)
+            nursery.cancel_scope.cancel()
+    except* QmpallocError as group:
+        raise group.exceptions[0] from None
+    return signalled
+
+
+async def _run_screen(
+    dashboard: Dashboard, controller: Controller, console: Console, *, task_status: trio.TaskStatus[None]
+) -> None:
+    await run_tui(dashboard, controls=controller, console=console, task_status=task_status)
+
+
+class PlainLines:
+    """A sink that prints a line for what a person should know; for output that is not a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __call__(self, event: AnyEvent) -> None:
+        """Print the event's line, if it has one."""
+        line = plain_line(event)
+        if line is not None:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def fan_out(sinks: list[Sink]) -> Sink:
+    """Return a sink that hands every event to all `sinks`."""
+
+    def sink(event: AnyEvent) -> None:
+        for each in sinks:
+            each(event)
+
+    return sink
+
+
+def _watched(writer: RecordWriter, others: list[Sink]) -> Sink:
+    """Return a sink that records, and tells the other sinks once when that fails."""
+    told = False
+
+    def sink(event: AnyEvent) -> None:
+        nonlocal told
+        writer(event)
+        if writer.failure is not None and not told:
+            told = True
+            fault = Faulted(
+                t=event.t,
+                wall=event.wall,
+                guest=None,
+                kind="record",
+                message=f"{writer.path} cannot be written: {writer.failure.strerror}",
+                hint="control goes on without a record",
+            )
+            for each in others:
+                if each is not sink:
+                    each(fault)
+
+    return sink
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write ``summary.json``."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+
+
+def set_aside(directory: Path) -> None:
+    """Move an earlier run out of the way: ``runs/demo`` becomes ``runs/demo-<time it ended>``."""
+    if directory.exists():
+        stamp = datetime.fromtimestamp(directory.stat().st_mtime, UTC).strftime("%Y%m%d-%H%M%S")
+        directory.rename(directory.with_name(f"{directory.name}-{stamp}"))

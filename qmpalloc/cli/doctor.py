@@ -1,0 +1,51 @@
+"""``qmpalloc doctor``: check the host and every guest, and say what to do about what is missing."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import msgspec
+
+from qmpalloc.cli.options import ConfigFile
+from qmpalloc.config import Config
+from qmpalloc.doctor import Check, Verdict, check_guest, check_host
+
+MARKS = {Verdict.OK: ("✓", "green"), Verdict.WARN: ("!", "yellow"), Verdict.FAIL: ("✗", "red")}
+
+
+@click.command()
+@click.argument("config", type=ConfigFile(), required=False)
+@click.option("--json", "as_json", is_flag=True, help="All checks as JSON.")
+def doctor(config: Config | None, as_json: bool) -> None:
+    """Check this host and, with CONFIG, every guest. Exits with 1 if a check failed."""
+    import trio
+
+    checks = trio.run(_all_checks, config, not as_json)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(checks), indent=2).decode())
+    else:
+        counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in Verdict}
+        click.echo(f"{counts[Verdict.OK]} ok, {counts[Verdict.WARN]} warnings, {counts[Verdict.FAIL]} failed")
+    sys.exit(1 if any(check.verdict is Verdict.FAIL for check in checks) else 0)
+
+
+async def _all_checks(config: Config | None, show: bool) -> list[Check]:
+    checks = []
+    for check in check_host(config):
+        checks.append(check)
+        if show:
+            _print(check)
+    for guest in config.guests if config is not None else ():
+        assert config is not None
+        async for check in check_guest(guest, config.control):
+            checks.append(check)
+            if show:
+                _print(check)
+    return checks
+
+
+def _print(check: Check) -> None:
+    mark, colour = MARKS[check.verdict]
+    line = f"{click.style(mark, fg=colour)} {check.subject:<10} {check.name}: {check.detail}"
+    click.echo(f"{line}\n{'':13}→ {check.todo}" if check.todo else line)

@@ -1,0 +1,43 @@
+"""Arguments and options that several commands share, in the words of the configuration file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qmpalloc import config, units
+
+
+class ConfigFile(click.ParamType):
+    """A configuration file, loaded and validated."""
+
+    name = "config"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> config.Config:
+        """Load the file; its mistakes are reported by the group."""
+        return value if isinstance(value, config.Config) else config.load(value)
+
+
+class Duration(click.ParamType):
+    """A duration with a unit, as in the configuration file."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        if isinstance(value, float):
+            return value
+        try:
+            return units.parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+config_argument = click.argument("config", type=ConfigFile())
+duration_option = click.option("--duration", type=Duration(), help="Stop after this time of control, e.g. 2min.")

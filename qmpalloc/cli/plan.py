@@ -1,0 +1,78 @@
+"""``qmpalloc plan``: one decision with its reasons, carried out by nobody."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from qmpalloc.cli.options import config_argument
+from qmpalloc.config import Config
+from qmpalloc.errors import UnreachableError
+from qmpalloc.events import AnyEvent, Decided, SampleRejected, StateChanged
+
+
+@click.command()
+@config_argument
+@click.option("--json", "as_json", is_flag=True, help="The snapshot and the decision as JSON.")
+def plan(config: Config, as_json: bool) -> None:
+    """Observe the guests of CONFIG for one interval and print what the policy would do."""
+    import trio
+
+    decided, troubles = trio.run(_first_decision, config)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(decided), indent=2).decode())
+        return
+    _show(config, decided, troubles)
+
+
+async def _first_decision(config: Config) -> tuple[Decided, dict[str, str]]:
+    from qmpalloc.controller import Controller
+    from qmpalloc.policy import load
+
+    found: list[Decided] = []
+    troubles: dict[str, str] = {}
+
+    def sink(event: AnyEvent) -> None:
+        match event:
+            case Decided():
+                found.append(event)
+                controller.quit()
+            case SampleRejected():
+                troubles[event.guest] = event.message
+            case StateChanged(detail=detail) if detail:
+                troubles[event.guest] = detail
+            case _:
+                pass
+
+    controller = Controller(config, load(config.policy, config.policy_settings, file=config.file), sink, mode="dry-run")
+    await controller.run()
+    if not found:
+        raise UnreachableError("no decision could be made", address=config.file, hint="run 'qmpalloc doctor'")
+    return found[0], troubles
+
+
+def _show(config: Config, decided: Decided, troubles: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from qmpalloc.units import format_count, format_size
+
+    def number(value: float | None) -> str:
+        return "?" if value is None else format_count(value)
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("guest", "state", "now", "target", "floor", "cap", "hits", "misses", "e", "why"):
+        table.add_column(column, justify="left" if column in {"guest", "state", "why"} else "right")
+    for guest, verdict in zip(decided.snapshot.guests, decided.decision.guests, strict=True):
+        why = verdict.reason if guest.decidable or guest.name not in troubles else troubles[guest.name]
+        sizes = [format_size(size) for size in (guest.actual_bytes, verdict.target_bytes)]
+        bounds = [format_size(size) for size in (guest.floor_bytes, guest.cap_bytes)]
+        counts: list[Any] = [number(guest.hits), number(guest.misses), number(verdict.terms.get("e"))]
+        table.add_row(guest.name, guest.state.value, *sizes, *bounds, *counts, Text(f"[{verdict.limiter}] {why}"))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    budget = f"{format_size(decided.committed_bytes)} of {format_size(decided.snapshot.budget_bytes)} committed"
+    console.print(Text(f"policy {config.policy}: {decided.decision.summary}; {budget}; nothing was changed"))

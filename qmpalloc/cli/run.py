@@ -1,0 +1,35 @@
+"""``qmpalloc run``: control guests that already run."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qmpalloc.cli.options import config_argument, duration_option
+from qmpalloc.config import Config
+
+
+@click.command()
+@config_argument
+@click.option("--dry-run", is_flag=True, help="Decide and show, but send no balloon command.")
+@click.option("--headless", is_flag=True, help="Log lines instead of the dashboard, also on a terminal.")
+@duration_option
+@click.option("--out", type=click.Path(path_type=Path), help="Directory for record.jsonl and summary.json.")
+@click.option("--no-record", is_flag=True, help="Write no record.")
+def run(
+    config: Config, dry_run: bool, headless: bool, duration: float | None, out: Path | None, no_record: bool
+) -> None:
+    """Share memory among the guests of CONFIG by its policy, until quit.
+
+    The guests' QEMUs must run already, yours or those of 'qmpalloc vm up'. At the end every guest is returned to its
+    baseline, unless [control] says on_exit = "keep".
+    """
+    from qmpalloc.cli.conduct import conduct, default_directory
+
+    directory = None if no_record else out or default_directory(config)
+    settings: dict[str, Any] = {"headless": headless, "directory": directory}
+    sys.exit(conduct(config, "dry-run" if dry_run else "run", duration_s=duration or math.inf, **settings))

@@ -1,0 +1,24 @@
+"""``qmpalloc watch``: observe guests without ever sending a balloon command."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import click
+
+from qmpalloc.cli.options import config_argument, duration_option
+from qmpalloc.config import Config
+
+
+@click.command()
+@config_argument
+@click.option("--headless", is_flag=True, help="Log lines instead of the dashboard, also on a terminal.")
+@duration_option
+@click.option("--out", type=click.Path(path_type=Path), help="Record into this directory.")
+def watch(config: Config, headless: bool, duration: float | None, out: Path | None) -> None:
+    """Show what the guests of CONFIG do with their memory; change nothing."""
+    from qmpalloc.cli.conduct import conduct
+
+    sys.exit(conduct(config, "watch", headless=headless, duration_s=duration or math.inf, directory=out))

@@ -1,0 +1,201 @@
+"""Checks of one guest: its monitor and what QEMU was started with, its agent, its collector."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from qmpalloc.config import ControlConfig, GuestConfig
+from qmpalloc.doctor.checks import Check, failed, passed, warned
+from qmpalloc.doctor.sockets import holders
+from qmpalloc.errors import BusyError, DeadlineError, QmpallocError, RefusedError, SampleError
+from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
+from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
+from qmpalloc.units import format_size
+
+NEEDED_COMMANDS = ("guest-sync-delimited", "guest-info", "guest-file-open", "guest-file-read", "guest-file-close")
+BALLOON_OPTIONS = "-device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on"
+AGENT_TODO = "install qemu-guest-agent in the guest and start QEMU with its port (qmpalloc vm up --dry-run shows it)"
+
+
+async def check_guest(guest: GuestConfig, control: ControlConfig) -> AsyncIterator[Check]:
+    """Yield the checks of a guest, as they are made. Nothing about the guest is changed."""
+    timeout_s = float(control.command_timeout)
+    yield _socket(guest.name, "monitor socket", guest.monitor)
+    for check in await _check_monitor(guest, timeout_s):
+        yield check
+    yield _socket(guest.name, "agent socket", guest.agent)
+    for check in await _check_agent(guest, timeout_s, float(control.sample_interval)):
+        yield check
+
+
+def _socket(name: str, what: str, path: str) -> Check:
+    try:
+        facts = Path(path).stat()
+    except FileNotFoundError:
+        return failed(name, what, f"{path} does not exist", "start the guest, or correct the path in the configuration")
+    except OSError as error:
+        return failed(name, what, f"{path}: {error.strerror}", "run as the user who started QEMU")
+    if not stat.S_ISSOCK(facts.st_mode):
+        return failed(name, what, f"{path} is not a socket", "give the path that QEMU's -qmp or -chardev option names")
+    if not os.access(path, os.R_OK | os.W_OK):
+        return failed(name, what, f"{path} may not be opened by this user", "run as the user who started QEMU")
+    held = holders(path)
+    if held:
+        todo = "close it: QEMU serves one client per socket (people should have a -qmp of their own)"
+        return warned(name, what, f"held by {', '.join(held)}", todo)
+    return passed(name, what, path)
+
+
+async def _check_monitor(guest: GuestConfig, timeout_s: float) -> list[Check]:
+    name = guest.name
+    try:
+        async with open_monitor(guest.monitor, timeout_s=timeout_s) as monitor:
+            with deadline(10 * timeout_s, guest.monitor, "the questions of doctor"):
+                version = ".".join(str(part) for part in monitor.qemu_version)
+                checks = [passed(name, "monitor", f"QEMU {version}")]
+                checks.append(await _run_state(name, monitor))
+                checks.append(await _accelerator(name, monitor))
+                checks += await _balloon(guest, monitor)
+                checks += [check async for check in _disks(name, monitor)]
+                checks += [check async for check in _devices(name, monitor)]
+            return checks
+    except BusyError as error:
+        return [failed(name, "monitor", error.message, error.hint)]
+    except QmpallocError as error:
+        return [failed(name, "monitor", error.message, error.hint or "is this the path of a -qmp socket?")]
+
+
+async def _run_state(name: str, monitor: Monitor) -> Check:
+    status = await monitor.query_status()
+    if status.running:
+        return passed(name, "state", status.status)
+    return warned(name, "state", f"QEMU is {status.status}", "let it go on (QMP 'cont'): a stopped guest is held")
+
+
+async def _accelerator(name: str, monitor: Monitor) -> Check:
+    kvm = await monitor.execute("query-kvm")
+    if isinstance(kvm, dict) and kvm.get("enabled") is True:
+        return passed(name, "accelerator", "KVM")
+    todo = "timings are not those of hardware; counts are (see docs)"
+    return warned(name, "accelerator", "emulated (TCG)", todo)
+
+
+async def _balloon(guest: GuestConfig, monitor: Monitor) -> list[Check]:
+    name = guest.name
+    path = await monitor.find_balloon()
+    if path is None:
+        return [failed(name, "balloon", "no balloon device", f"start QEMU with {BALLOON_OPTIONS}")]
+    checks = [passed(name, "balloon", f"{path}, size now {format_size(await monitor.query_balloon())}")]
+    for prop, why in (("deflate-on-oom", "a squeezed guest can save itself"), ("free-page-reporting", "freed memory")):
+        value = await monitor.execute("qom-get", {"path": path, "property": prop})
+        if value is True:
+            checks.append(passed(name, prop, "on"))
+        else:
+            note = f"off ({why} only with it)" if prop == "deflate-on-oom" else f"off ({why} stays with QEMU)"
+            checks.append(warned(name, prop, note, f"start QEMU with {BALLOON_OPTIONS}"))
+    stats = await monitor.balloon_stats(path)
+    if not stats.last_update:
+        todo = "add guest-stats-polling-interval=1 to the balloon device; or the guest has no balloon driver (yet)"
+        checks.append(warned(name, "balloon stats", "never updated", todo))
+    else:
+        checks.append(passed(name, "balloon stats", "the guest's balloon driver answers"))
+    memory = await monitor.execute("query-memory-size-summary")
+    ram = memory.get("base-memory") if isinstance(memory, dict) else None
+    if isinstance(ram, int) and ram < guest.cap:
+        todo = f"lower cap, or start QEMU with -m {guest.cap >> 20}"
+        checks.append(warned(name, "RAM", f"{format_size(ram)}, below the cap of {format_size(guest.cap)}", todo))
+    elif isinstance(ram, int):
+        checks.append(passed(name, "RAM", format_size(ram)))
+    return checks
+
+
+async def _disks(name: str, monitor: Monitor) -> AsyncIterator[Check]:
+    for disk, cache in disk_caches(await monitor.execute("query-block")):
+        if cache.get("direct") is True:
+            yield passed(name, f"disk {disk}", "cache=none")
+        else:
+            todo = "use cache=none: the host's cache answers this guest's misses and hides what they cost"
+            yield warned(name, f"disk {disk}", "cached by the host", todo)
+
+
+def disk_caches(reply: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the cache mode of every disk in a reply to ``query-block``."""
+    for device in reply if isinstance(reply, list) else []:
+        inserted = device.get("inserted") if isinstance(device, dict) else None
+        cache = inserted.get("cache") if isinstance(inserted, dict) else None
+        if isinstance(cache, dict):
+            yield str(device.get("device") or device.get("qdev") or "?").removesuffix("/virtio-backend"), cache
+
+
+async def _devices(name: str, monitor: Monitor) -> AsyncIterator[Check]:
+    """Warn of what makes a balloon take memory from the guest without giving it to the host."""
+    for container in ("/machine/peripheral", "/machine/peripheral-anon"):
+        children = await monitor.execute("qom-list", {"path": container})
+        for child in children if isinstance(children, list) else []:
+            if "vfio" in str(child.get("type") if isinstance(child, dict) else ""):
+                todo = "remove the assigned device: with it QEMU keeps what the balloon takes"
+                yield failed(name, "vfio", "an assigned device pins the guest's memory", todo)
+    backends = await monitor.execute("query-memdev")
+    for backend in backends if isinstance(backends, list) else []:
+        if isinstance(backend, dict) and backend.get("prealloc") is True:
+            todo = "use plain RAM: preallocated or huge pages do not return what the balloon takes"
+            yield warned(name, "RAM backend", "preallocated", todo)
+
+
+async def _check_agent(guest: GuestConfig, timeout_s: float, interval_s: float) -> list[Check]:
+    name = guest.name
+    try:
+        async with open_agent(guest.agent, timeout_s=timeout_s) as agent:
+            with deadline(timeout_s, guest.agent, "guest-info"):
+                info = await agent.info()
+            missing = [command for command in NEEDED_COMMANDS if command not in info.enabled]
+            if missing:
+                todo = "allow them in /etc/qemu/qemu-ga.conf of the guest (allow-rpcs / block-rpcs)"
+                return [failed(name, "agent", f"version {info.version}, not allowed: {', '.join(missing)}", todo)]
+            checks = [passed(name, "agent", f"version {info.version}")]
+            if "guest-exec" in info.enabled:
+                todo = "block guest-exec in /etc/qemu/qemu-ga.conf if nothing needs it: qmpalloc does not"
+                checks.append(warned(name, "agent commands", "whoever holds the socket may run programs", todo))
+            return checks + await _check_collector(guest, agent, timeout_s, interval_s)
+    except DeadlineError as error:
+        return [failed(name, "agent", error.message, AGENT_TODO)]
+    except QmpallocError as error:
+        return [failed(name, "agent", error.message, error.hint or AGENT_TODO)]
+
+
+async def _check_collector(guest: GuestConfig, agent: Agent, timeout_s: float, interval_s: float) -> list[Check]:
+    name = guest.name
+    try:
+        first = await _read(guest, agent, timeout_s)
+        await trio.sleep(max(interval_s, first.interval_ms / 1000) * 1.5)
+        second = await _read(guest, agent, timeout_s)
+    except RefusedError as error:
+        todo = "install guest_agent/ in the guest (docs/guests.md) and start qmpalloc-collector.service"
+        return [failed(name, "collector", error.message, todo)]
+    except SampleError as error:
+        return [failed(name, "collector", error.message, error.hint or "journalctl -u qmpalloc-collector in the guest")]
+    checks = []
+    if first.sequence == second.sequence and first.start_id == second.start_id:
+        todo = "systemctl restart qmpalloc-collector in the guest"
+        checks.append(failed(name, "collector", "its file does not change: it has stopped", todo))
+    else:
+        lru = {"lru_gen": "multi-generational LRU", "two_list": "two-list LRU"}.get(second.lru or "", "LRU unknown")
+        checks.append(passed(name, "collector", f"kernel {second.kernel}, {lru}, writes every {first.interval_ms} ms"))
+    absent = [field for field in ("accesses", "inserts_read") if getattr(second.counters, field) is None]
+    if absent:
+        todo = "this kernel lacks a hook; the guest is observed but held"
+        checks.append(failed(name, "counters", f"not counted: {', '.join(absent)}", todo))
+    if second.psi_memory.some_avg10 is None:
+        checks.append(warned(name, "guest PSI", "not available", "boot the guest with psi=1"))
+    return checks
+
+
+async def _read(guest: GuestConfig, agent: Agent, timeout_s: float) -> Sample:
+    with deadline(timeout_s, guest.agent, "reading the counters file"):
+        return parse(await agent.read_file(guest.counters_file, FILE_MAX_BYTES))

@@ -1,0 +1,117 @@
+"""Checks of the host: programs, accelerator, memory, pressure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from qmpalloc.config import Config
+from qmpalloc.doctor.checks import Check, failed, passed, warned
+from qmpalloc.units import format_size
+
+QEMU = "qemu-system-x86_64"
+
+
+def check_host(config: Config | None) -> Iterator[Check]:
+    """Yield the checks of this host; those of the budget only with a configuration."""
+    yield _qemu()
+    yield _kvm()
+    yield _pressure(Path("/proc/pressure/memory"))
+    yield _swap(Path("/proc/meminfo"))
+    if config is not None:
+        yield _memory(config, _meminfo(Path("/proc/meminfo")))
+        limit = cgroup_limit(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+        if limit is not None:
+            yield _cgroup(config, limit)
+        yield _run_dir(Path(config.host.run_dir))
+
+
+def _qemu() -> Check:
+    program = shutil.which(QEMU)
+    if program is None:
+        todo = "only needed to start guests from here: apt-get install qemu-system-x86 qemu-utils"
+        return warned("host", "QEMU", f"{QEMU} is not installed", todo)
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    return passed("host", "QEMU", output.splitlines()[0] if output else program)
+
+
+def _kvm() -> Check:
+    node = Path("/dev/kvm")
+    if not node.exists():
+        return warned("host", "KVM", "no /dev/kvm: guests are emulated", "load kvm_intel or kvm_amd, or accept TCG")
+    if not os.access(node, os.R_OK | os.W_OK):
+        return warned("host", "KVM", "/dev/kvm may not be opened by this user", "add the user to the group kvm")
+    return passed("host", "KVM", "/dev/kvm can be opened (whether a guest boots is probed by 'qmpalloc vm up')")
+
+
+def _pressure(path: Path) -> Check:
+    try:
+        some = path.read_text().splitlines()[0]
+    except OSError:
+        return warned("host", "PSI", "the kernel reports no memory pressure", "boot the host with psi=1")
+    average = float(some.split("avg10=")[1].split()[0])
+    if average > 10:
+        return warned("host", "PSI", f"tasks wait for memory {average:.0f} % of the time", "lower the budget")
+    return passed("host", "PSI", f"memory pressure {average:.1f} %")
+
+
+def _meminfo(path: Path) -> dict[str, int]:
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {fields[0].rstrip(":"): int(fields[1]) * 1024 for fields in lines if len(fields) >= 2}
+
+
+def _swap(path: Path) -> Check:
+    facts = _meminfo(path)
+    used = facts.get("SwapTotal", 0) - facts.get("SwapFree", 0)
+    if used > 64 * 1024 * 1024:
+        todo = "lower the budget: guest memory on the host's swap is slower than no cache"
+        return warned("host", "swap", f"{format_size(used)} in use", todo)
+    return passed("host", "swap", f"{format_size(used)} in use")
+
+
+def _memory(config: Config, facts: dict[str, int]) -> Check:
+    total, budget = facts["MemTotal"], int(config.host.budget)
+    detail = f"budget {format_size(budget)} of {format_size(total)}"
+    if budget > total:
+        return failed("host", "memory", detail, "lower [host] budget below the memory of this host")
+    if budget > 0.9 * total:
+        return warned("host", "memory", detail, "leave the host a tenth of its memory")
+    return passed("host", "memory", detail)
+
+
+def cgroup_limit(root: Path, membership: Path) -> int | None:
+    """Return the tightest memory limit of the cgroups (v2) that this process is in, bytes; None if there is none."""
+    try:
+        line = next(line for line in membership.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return None
+    place = root / line[3:].lstrip("/")
+    limits = []
+    for directory in (place, *place.parents):
+        if not directory.is_relative_to(root):
+            break
+        try:
+            limits.append(int((directory / "memory.max").read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits, default=None)
+
+
+def _cgroup(config: Config, limit: int) -> Check:
+    detail = f"this control group may use {format_size(limit)}"
+    if limit < config.host.budget:
+        todo = "raise memory.max of the group, or lower [host] budget, if the guests run in it"
+        return warned("host", "cgroup", detail, todo)
+    return passed("host", "cgroup", detail)
+
+
+def _run_dir(path: Path) -> Check:
+    if not path.exists():
+        return passed("host", "run directory", f"{path} will be created")
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        return warned("host", "run directory", f"{path} is open to others ({mode:o})", f"chmod 700 {path}")
+    return passed("host", "run directory", f"{path} is for its owner only")

@@ -1,0 +1,125 @@
+"""A guest in the hands of a script: read samples, watch its size, set a target. For what the controller does not do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import trio
+
+from qmpalloc.config import DEFAULT_COUNTERS_FILE, ControlConfig, GuestConfig, Size
+from qmpalloc.errors import ConfigError
+from qmpalloc.guest import Facts, Guest
+from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
+from qmpalloc.sample import FILE_MAX_BYTES, Accepted, Sample, parse
+from qmpalloc.session import ask_facts
+from qmpalloc.units import align_down, format_size
+
+
+class GuestHandle:
+    """One guest, connected. Made by `open_guest`.
+
+    Attributes:
+        monitor: The QMP connection, for everything this class does not offer.
+        agent: The guest-agent connection.
+        facts: What QEMU was started with.
+    """
+
+    def __init__(self, guest: Guest, monitor: Monitor, agent: Agent, facts: Facts, timeout_s: float) -> None:
+        self._guest = guest
+        self._timeout_s = timeout_s
+        self.monitor = monitor
+        self.agent = agent
+        self.facts = facts
+
+    async def size_bytes(self) -> int:
+        """Return the guest's size now (``query-balloon``)."""
+        with deadline(self._timeout_s, self.monitor.address, "query-balloon"):
+            self._guest.actual_bytes = await self.monitor.query_balloon()
+        return self._guest.actual_bytes
+
+    async def read_sample(self) -> Sample:
+        """Return the newest sample of the guest's collector.
+
+        Raises:
+            RefusedError: The agent cannot read the counters file.
+            SampleError: The file cannot be used.
+            DeadlineError: The agent did not answer in time.
+        """
+        with deadline(self._timeout_s, self.agent.address, "reading the counters file"):
+            return parse(await self.agent.read_file(self._guest.config.counters_file, FILE_MAX_BYTES))
+
+    async def next_delta(self, interval_s: float = 1.0) -> Accepted:
+        """Wait `interval_s`, then return the newest sample and what happened since the one read before.
+
+        Raises:
+            SampleError: As `read_sample`; also when the collector has not written since, or was restarted.
+        """
+        if self._guest.sample is None:
+            self._guest.take_sample(await self.read_sample(), trio.current_time())
+        await trio.sleep(interval_s)
+        return self._guest.take_sample(await self.read_sample(), trio.current_time())
+
+    async def floor_bytes(self) -> int:
+        """Return the least size the guest can live with now, from its newest sample."""
+        await self.size_bytes()
+        sample = await self.read_sample()
+        if self._guest.sample is None or sample.sequence != self._guest.sample.sequence:
+            self._guest.take_sample(sample, trio.current_time())
+        return self._guest.floor_bytes
+
+    async def set_target(self, target_bytes: int) -> None:
+        """Ask QEMU for a size. It comes about slowly, or never: watch `size_bytes`.
+
+        QEMU accepts any value, also one that kills the guest; this does not.
+
+        Raises:
+            ConfigError: `target_bytes` is below `floor_bytes` or above the guest's RAM.
+            RefusedError: QEMU refused.
+        """
+        floor_bytes, ram_bytes = await self.floor_bytes(), self.facts.ram_bytes
+        if not floor_bytes <= target_bytes <= ram_bytes:
+            raise ConfigError(
+                f"{format_size(target_bytes)} is not between {format_size(floor_bytes)} and {format_size(ram_bytes)}",
+                key="target_bytes",
+                hint="below the floor the guest could die; above its RAM QEMU would clamp silently",
+            )
+        with deadline(self._timeout_s, self.monitor.address, "balloon"):
+            await self.monitor.balloon(align_down(target_bytes))
+
+
+@asynccontextmanager
+async def open_guest(
+    monitor: str,
+    agent: str,
+    *,
+    counters_file: str = DEFAULT_COUNTERS_FILE,
+    floor_bytes: int = 64 * 1024 * 1024,
+    timeout_s: float = 5.0,
+) -> AsyncIterator[GuestHandle]:
+    """Connect to a guest.
+
+    Args:
+        monitor: Path of a QMP socket that nobody else holds.
+        agent: Path of the guest-agent socket.
+        counters_file: Path of the counters file inside the guest.
+        floor_bytes: A floor of your own, below the one computed.
+        timeout_s: Deadline of every command.
+
+    Raises:
+        UnreachableError: A socket is missing, refused or held by another client.
+    """
+    async with AsyncExitStack() as stack:
+        the_monitor = await stack.enter_async_context(open_monitor(monitor, timeout_s=timeout_s))
+        the_agent = await stack.enter_async_context(open_agent(agent, timeout_s=timeout_s))
+        with deadline(timeout_s, monitor, "the questions at connection"):
+            facts = await ask_facts(the_monitor)
+            actual_bytes = await the_monitor.query_balloon()
+        ram = Size(facts.ram_bytes)
+        floor = Size(floor_bytes)
+        config = GuestConfig(
+            name="guest", monitor=monitor, agent=agent, floor=floor, cap=ram, baseline=ram, counters_file=counters_file
+        )
+        guest = Guest(config, ControlConfig())
+        guest.connected(facts, actual_bytes, trio.current_time(), paused=False)
+        yield GuestHandle(guest, the_monitor, the_agent, facts, timeout_s)
