@@ -1,0 +1,189 @@
+"""``qmpalloc replay``: a recorded run through the dashboard, as log lines, or as a picture."""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from qmpalloc.events import AnyEvent
+    from qmpalloc.tui import Dashboard
+
+EXIT_INTERRUPTED = 130
+
+
+def _screen_size(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", value)
+    if match is None:
+        raise click.BadParameter("write columns and lines, for example 160x50")
+    return int(match[1]), int(match[2])
+
+
+@click.command()
+@click.argument("record", type=click.Path(path_type=Path))
+@click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Times as fast as it was.")
+@click.option(
+    "--at", "at_s", type=click.FloatRange(min=0), help="Begin, or take the picture, at this second of the run."
+)
+@click.option("--svg", type=click.Path(path_type=Path), help="Write one frame to this file instead of playing.")
+@click.option(
+    "--size", callback=_screen_size, default="120x36", show_default=True, help="Columns and lines of the picture."
+)
+@click.option("--plain", is_flag=True, help="Log lines instead of the dashboard, at once.")
+def replay(
+    record: Path, speed: float, at_s: float | None, svg: Path | None, size: tuple[int, int], plain: bool
+) -> None:
+    """Replay a RECORD (record.jsonl) through the dashboard. What a run showed, its record shows again.
+
+    Where standard output is not a terminal, log lines are printed.
+    """
+    from qmpalloc.record import read_record
+    from qmpalloc.tui import is_interactive
+
+    events = read_record(record)
+    if svg is not None:
+        export_svg(events, svg, at_s=math.inf if at_s is None else at_s, size=size)
+    elif plain or not is_interactive():
+        for line in plain_lines(events, until_s=math.inf if at_s is None else at_s):
+            click.echo(line)
+    else:
+        import trio
+
+        if trio.run(play, events, speed, at_s or 0.0):
+            sys.exit(EXIT_INTERRUPTED)
+
+
+def plain_lines(events: Iterator[AnyEvent], *, until_s: float) -> Iterator[str]:
+    """Yield the log lines of a record up to a time."""
+    from qmpalloc.tui import PlainLog
+
+    log = PlainLog()
+    for event in events:
+        if event.t > until_s:
+            return
+        line = log.line(event)
+        if line is not None:
+            yield line
+
+
+def export_svg(events: Iterator[AnyEvent], path: Path, *, at_s: float, size: tuple[int, int]) -> None:
+    """Write the dashboard as it was at a time, or at the end, as an SVG picture."""
+    import io
+
+    from rich.console import Console
+
+    from qmpalloc.errors import HostError
+    from qmpalloc.tui import Dashboard, Ui, View
+
+    dashboard = Dashboard()
+    for event in events:
+        if event.t > at_s:
+            break
+        dashboard.apply(event)
+    now_s = dashboard.t if math.isinf(at_s) else at_s
+    width, height = size
+    console = Console(
+        file=io.StringIO(), record=True, width=width, height=height, force_terminal=True, color_system="truecolor",
+        legacy_windows=False, _environ={},
+    )  # fmt: skip
+    console.print(View(dashboard, Ui(), lambda: now_s))
+    try:
+        console.save_svg(str(path), title="qmpalloc")
+    except OSError as error:
+        raise HostError(f"{path} cannot be written: {error.strerror}") from error
+
+
+class Player:
+    """The clock of a replay, and what its keys do."""
+
+    def __init__(self, dashboard: Dashboard, events: Iterator[AnyEvent], speed: float) -> None:
+        import trio
+
+        self._dashboard, self._events, self._speed = dashboard, events, speed
+        self._at_s, self._since_s = 0.0, trio.current_time()
+        self._paused = False
+        self._changed = trio.Event()
+        self._over = False
+        self.done = trio.Event()
+
+    def now_s(self) -> float:
+        """Return the time in the run that is shown."""
+        import trio
+
+        if self._paused or self._over:
+            return self._at_s
+        return self._at_s + (trio.current_time() - self._since_s) * self._speed
+
+    def title(self) -> str:
+        """Return what is replayed, in a few words."""
+        state = "over" if self._over else "paused" if self._paused else f"x{self._speed:g}"
+        return f"REPLAY {state}"
+
+    def quit(self) -> None:
+        """End the replay."""
+        self.done.set()
+
+    def toggle_pause(self) -> None:
+        """Stop the clock of the replay, or let it go on."""
+        import trio
+
+        self._at_s, self._since_s = self.now_s(), trio.current_time()
+        self._paused = not self._paused
+        self._changed.set()
+
+    def return_to_baseline(self) -> None:
+        """Do nothing: a record cannot be changed."""
+
+    async def run(self, start_s: float) -> None:
+        """Apply each event when its time has come; those up to `start_s` at once."""
+        import trio
+
+        for event in self._events:
+            if event.t <= start_s:
+                self._dashboard.apply(event)
+                self._at_s, self._since_s = event.t, trio.current_time()
+                continue
+            while self.now_s() < event.t or self._paused:
+                self._changed = trio.Event()
+                with trio.move_on_after(math.inf if self._paused else (event.t - self.now_s()) / self._speed):
+                    await self._changed.wait()
+            self._dashboard.apply(event)
+        self._at_s, self._over = self._dashboard.t, True
+
+
+async def play(events: Iterator[AnyEvent], speed: float, start_s: float) -> bool:
+    """Play a record on the terminal until the person quits; return True when a signal ended it."""
+    import trio
+
+    from qmpalloc.tui import Dashboard, run_tui
+
+    dashboard = Dashboard()
+    player = Player(dashboard, events, speed)
+    interrupted = False
+
+    async def heed_signals(*, task_status: trio.TaskStatus[None]) -> None:
+        nonlocal interrupted
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            await anext(signals)
+            interrupted = True
+            player.quit()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(heed_signals)
+
+        async def show(*, task_status: trio.TaskStatus[None]) -> None:
+            await run_tui(dashboard, controls=player, now=player.now_s, replay=player.title, task_status=task_status)
+
+        await nursery.start(show)
+        nursery.start_soon(player.run, start_s)
+        await player.done.wait()
+        nursery.cancel_scope.cancel()
+    return interrupted

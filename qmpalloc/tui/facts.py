@@ -1,0 +1,126 @@
+"""What is known of one guest of a run, and the entries of its log. Filled by `qmpalloc.tui.dashboard`."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qmpalloc.errors import SampleFault
+from qmpalloc.events import GuestHeader
+from qmpalloc.model import GuestDecision, GuestSnapshot, GuestState
+from qmpalloc.sample import Delta, Sample
+from qmpalloc.tui.text import clean, number
+from qmpalloc.units import MIB
+
+HISTORY = 240
+
+Kind = Literal["decision", "fault", "state", "rejected", "command", "control", "end"]
+History = deque[float | None]
+
+
+def _history() -> History:
+    return deque(maxlen=HISTORY)
+
+
+@dataclass(slots=True)
+class LogEntry:
+    """A line of the log. Texts are clean. `t` is the time of the last occurrence of `count`."""
+
+    t: float
+    kind: Kind
+    guest: str | None
+    text: str
+    hint: str = ""
+    count: int = 1
+
+    def same_as(self, other: LogEntry) -> bool:
+        """Tell whether both say the same, at whatever time."""
+        return (self.kind, self.guest, self.text, self.hint) == (other.kind, other.guest, other.text, other.hint)
+
+
+@dataclass(slots=True)
+class GuestFacts:
+    """What is known of one guest. Sizes in bytes, rates per second of guest time, histories one entry per sample.
+
+    Attributes:
+        floor_bytes: The least it may be set to now; the configured floor until the first decision.
+        decision: What the last decision meant for it; its change of target is `change_bytes`.
+        terms: The policy's numbers of the last decision. ``e`` is added for policies that do not report it.
+        fault: The last fault while it has not been fresh since.
+        cpu: Share of one CPU that the collector takes.
+    """
+
+    name: str
+    floor_bytes: int
+    cap_bytes: int
+    baseline_bytes: int
+    state: GuestState = GuestState.CONNECTING
+    state_t: float = 0.0
+    detail: str = ""
+    target_bytes: int | None = None
+    actual_bytes: int | None = None
+    decision: GuestDecision | None = None
+    reason: str = ""
+    change_bytes: int = 0
+    terms: dict[str, float] = field(default_factory=dict)
+    sample: Sample | None = None
+    sample_t: float | None = None
+    delta: Delta | None = None
+    cpu: float | None = None
+    hits_s: History = field(default_factory=_history)
+    misses_s: History = field(default_factory=_history)
+    ratio: History = field(default_factory=_history)
+    actual: History = field(default_factory=_history)
+    received_bytes: int = 0
+    given_bytes: int = 0
+    moves_in: int = 0
+    moves_out: int = 0
+    rejected: Counter[SampleFault] = field(default_factory=Counter)
+    fault: LogEntry | None = None
+
+    @classmethod
+    def of(cls, header: GuestHeader) -> GuestFacts:
+        """Return what the header of a run says of a guest."""
+        return cls(clean(header.name), header.floor_bytes, header.cap_bytes, header.baseline_bytes)
+
+    @property
+    def charged_bytes(self) -> int:
+        """Its part of the committed memory: max(target, actual); nothing once QEMU has ended."""
+        return 0 if self.state is GuestState.GONE else max(self.target_bytes or 0, self.actual_bytes or 0)
+
+    @property
+    def rate_known(self) -> bool:
+        """True when the last sample is of the current series and the guest is still heard of."""
+        return self.delta is not None and self.state in (GuestState.FRESH, GuestState.LATE, GuestState.HELD)
+
+
+def hit_ratio(hits: int | None, misses: int | None) -> float | None:
+    """Return hits / accesses between 0 and 1; None when a part is unknown or there was no access.
+
+    Hits can be slightly negative in one interval (see `qmpalloc.sample.Delta`), a ratio shown to people cannot.
+    """
+    if hits is None or misses is None or hits + misses <= 0:
+        return None
+    return min(max(hits / (hits + misses), 0.0), 1.0)
+
+
+def term_text(terms: dict[str, float]) -> str:
+    """Return terms as ``e -12.5 gain 3.1k``."""
+    return "  ".join(f"{name} {number(value)}" for name, value in terms.items())
+
+
+def own_terms(seen: GuestSnapshot | None) -> dict[str, float]:
+    """Return e = (hits - misses) / MiB of what a decision saw, the paper's measure, for policies that have another."""
+    if seen is None or seen.hits is None or seen.misses is None or not seen.actual_bytes:
+        return {}
+    return {"e": (seen.hits - seen.misses) / (seen.actual_bytes / MIB)}
+
+
+def collector_cpu(earlier: Sample | None, later: Sample) -> float | None:
+    """Return the share of one CPU the collector took between two samples of one start."""
+    if earlier is None or earlier.start_id != later.start_id:
+        return None
+    before, after = earlier.collector.cpu_ns, later.collector.cpu_ns
+    elapsed_ns = later.monotonic_ns - earlier.monotonic_ns
+    return None if before is None or after is None or elapsed_ns <= 0 else max(after - before, 0) / elapsed_ns

@@ -1,0 +1,84 @@
+"""What a guest's last sample says of its inside: memory, pressure, and what observing it costs."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from qmpalloc.tui import palette, parts
+from qmpalloc.tui.facts import GuestFacts
+from qmpalloc.tui.text import clean, number, percent, size
+
+
+def summary(guest: GuestFacts) -> Text:
+    """Return the most telling facts as one line."""
+    facts = [*_memory(guest)[:4], *_pressure(guest)[:2], *_refused(guest)]
+    return _list(facts) if guest.sample is not None else Text("no sample yet", palette.FAINT)
+
+
+def lines(guest: GuestFacts) -> list[Text]:
+    """Return three lines: memory, pressure and the collector; a fault and its hint take the place of the last ones."""
+    trouble = parts.trouble(guest)
+    if guest.sample is None:
+        facts = [Text("no sample yet", palette.FAINT), _list(_refused(guest)), Text()]
+    else:
+        facts = [_list(_memory(guest)), _list(_pressure(guest)), _list([*_refused(guest), *_cost(guest)])]
+    return facts[: 3 - len(trouble)] + trouble
+
+
+def _memory(guest: GuestFacts) -> list[tuple[str, str]]:
+    if guest.sample is None:
+        return []
+    memory = guest.sample.memory_bytes
+    return [
+        ("file cache", size(memory.file_bytes)),
+        ("anon", size(memory.anon)),
+        ("free", size(memory.free)),
+        ("active file", size(memory.active_file)),
+        ("fixed", size(memory.unreclaimable_bytes)),
+    ]
+
+
+def _pressure(guest: GuestFacts) -> list[tuple[str, str]]:
+    if guest.sample is None:
+        return []
+    psi, swap, delta = guest.sample.psi_memory, guest.sample.swap_pages, guest.delta
+
+    def rate(count: int | None) -> str:
+        return number(None) if delta is None or count is None else number(count / delta.interval_s) + "/s"
+
+    return [
+        ("psi", percent(None if psi.some_avg10 is None else psi.some_avg10 / 100)),
+        ("refaults", rate(delta.refaults if delta else None)),
+        ("evictions", rate(delta.evictions if delta else None)),
+        ("swap-in", number(swap.in_)),
+        ("oom", number(guest.sample.oom_kills)),
+    ]
+
+
+def _cost(guest: GuestFacts) -> list[tuple[str, str]]:
+    """Return what observing the guest costs and may have missed, and what it runs."""
+    if guest.sample is None:
+        return []
+    used = guest.sample.collector
+    return [
+        ("collector", f"{size(used.rss_bytes)} {percent(guest.cpu)} cpu"),
+        ("lost", number(None if guest.delta is None else guest.delta.events_lost)),
+        ("lru", clean(guest.sample.lru or "")),
+        ("kernel", clean(guest.sample.kernel)),
+    ]
+
+
+def _refused(guest: GuestFacts) -> list[tuple[str, str]]:
+    """Return how many samples were refused, by kind."""
+    if not guest.rejected:
+        return []
+    return [("refused", ", ".join(f"{count} {fault}" for fault, count in sorted(guest.rejected.items())))]
+
+
+def _list(facts: list[tuple[str, str]]) -> Text:
+    text = Text()
+    for label, value in facts:
+        text.append("  " if text else "")
+        text.append(f"{label} ", palette.LABEL)
+        text.append(value)
+    return text

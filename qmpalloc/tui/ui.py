@@ -1,0 +1,76 @@
+"""What the person at the keyboard has done to the view, which is not part of the record; and what the keys mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+PAGE_ROWS = 8
+
+
+class Controls(Protocol):
+    """What the keys do. Each method returns at once; its effect shows as events."""
+
+    def quit(self) -> None:
+        """End the run as configured; asked again, the caller may hurry."""
+        ...
+
+    def toggle_pause(self) -> None:
+        """Pause control, or resume it."""
+        ...
+
+    def return_to_baseline(self) -> None:
+        """Return every guest to its baseline."""
+        ...
+
+
+@dataclass(slots=True)
+class Ui:
+    """State of the view.
+
+    Attributes:
+        selected: Index of the selected guest.
+        confirming: The return to baseline waits for its second key.
+        quitting: ``q`` was pressed.
+        keyboard: False when there is no terminal to read keys from.
+        replay: What is replayed, for example ``replay x4``; empty when live.
+    """
+
+    selected: int = 0
+    confirming: bool = False
+    quitting: bool = False
+    keyboard: bool = True
+    replay: str = ""
+
+    @property
+    def shown(self) -> tuple[int, bool, bool, str]:
+        """All that a frame shows of it."""
+        return self.selected, self.confirming, self.quitting, self.replay
+
+
+def press(key: str, ui: Ui, controls: Controls, *, guests: int, may_control: bool = True) -> None:
+    """Do what `key` means.
+
+    Args:
+        key: A name from `qmpalloc.tui.keys.Decoder`.
+        ui: Changed in place.
+        controls: Called for keys that act on the run.
+        guests: Their number, to bound the selection.
+        may_control: False in a mode that changes no guest.
+    """
+    if ui.confirming:
+        ui.confirming = False
+        if key == "y":
+            controls.return_to_baseline()
+        return
+    steps = {"up": -1, "k": -1, "down": 1, "j": 1, "page-up": -PAGE_ROWS, "page-down": PAGE_ROWS}
+    steps |= {"home": -guests, "g": -guests, "end": guests, "G": guests}
+    if key in steps:
+        ui.selected = min(max(ui.selected + steps[key], 0), max(guests - 1, 0))
+    elif key == "q":
+        ui.quitting = True
+        controls.quit()
+    elif key == "p" and (may_control or ui.replay):
+        controls.toggle_pause()
+    elif key == "b" and may_control and not ui.replay:
+        ui.confirming = True

@@ -1,0 +1,125 @@
+"""The whole frame: lines of exactly the width of the screen, never more of them than it has.
+
+`lines` is a pure function of what is known, the state of the view, the time and the size; `View` is the same as a rich
+renderable, which takes the size from its console and thereby follows a resize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
+from rich.text import Text
+
+from qmpalloc.tui import palette, row
+from qmpalloc.tui.block import CHART_LINES, CHART_MAX_LINES, LINES, MIN_WIDTH, WIDE_MIN_WIDTH, block
+from qmpalloc.tui.dashboard import Dashboard
+from qmpalloc.tui.header import banner, footer, header
+from qmpalloc.tui.log import log, rule
+from qmpalloc.tui.scale import Scale
+from qmpalloc.tui.text import fit_line, to_ascii
+from qmpalloc.tui.ui import Ui
+
+LOG_MIN_LINES = 4
+LOG_GOOD_LINES = 10
+LOG_LEAST_LINES = 3
+DETAIL_LINES = 2
+DETAIL_FROM_LINES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The dashboard as a rich renderable that fills its console."""
+
+    dashboard: Dashboard
+    ui: Ui
+    now: Callable[[], float]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        height = options.height or console.height
+        for index, line in enumerate(lines(self.dashboard, self.ui, self.now(), options.max_width, height)):
+            if index:
+                yield Segment.line()
+            for segment in line.render(console):
+                text = segment.text if segment.text.isprintable() else "".join(map(_printable, segment.text))
+                yield Segment(to_ascii(text) if options.ascii_only else text, segment.style)
+
+
+def _printable(char: str) -> str:
+    return char if char.isprintable() else "?"
+
+
+def lines(dashboard: Dashboard, ui: Ui, now_t: float, width: int, height: int) -> list[Text]:
+    """Return the frame as at most `height` lines of `width` cells.
+
+    Args:
+        dashboard: What is known of the run.
+        ui: State of the view.
+        now_t: The time, on the clock of the events. Ages stop growing when the run has ended.
+        width: Of the screen, in cells.
+        height: Of the screen, in lines.
+    """
+    if dashboard.ended:
+        now_t = dashboard.ended.t
+    top = [*header(dashboard, ui, now_t, width), *banner(dashboard, now_t, width)[: max(height // 8, 1)]]
+    room = height - len(top) - 1
+    middle, scrolls = _guests(dashboard, ui, now_t, width, room)
+    rest = log(dashboard, width, room - len(middle))
+    frame = [*top, *middle, *rest][: max(height - 1, 0)]
+    return [*frame, footer(dashboard, ui, width, scrolls=scrolls)][-height:]
+
+
+def _guests(dashboard: Dashboard, ui: Ui, now_t: float, width: int, room: int) -> tuple[list[Text], bool]:
+    """Return the lines of the guests within `room`, leaving some for the log, and whether some are hidden."""
+    guests = list(dashboard.guests.values())
+    if not guests:
+        return [rule("guests", width), fit_line(Text("  none known yet", palette.FAINT), width)][: max(room, 0)], False
+    scale = Scale.of(guests, now_t)
+    selected = min(ui.selected, len(guests) - 1)
+    each = _block_lines(len(guests), width, room)
+    if each:
+        lines = [_guest_rule(width, 0, len(guests), len(guests))]
+        for index, guest in enumerate(guests):
+            lines += block(guest, scale, width, each, selected=index == selected and len(guests) > 1)
+        return lines, False
+    table = row.Table.of(width, scale)
+    details = DETAIL_LINES if room >= DETAIL_FROM_LINES else 0
+    log_lines = LOG_LEAST_LINES if details else 0
+    count = min(len(guests), max(room - 2 - details - log_lines, 1))
+    first = min(max(selected - count // 2, 0), len(guests) - count)
+    lines = [_guest_rule(width, first, count, len(guests)), table.titles()]
+    for index in range(first, first + count):
+        lines.append(table.row(guests[index], scale, selected=index == selected))
+    if details:
+        lines += row.detail(guests[selected], width)
+    return lines[: max(room, 0)], count < len(guests)
+
+
+def _block_lines(guests: int, width: int, room: int) -> int:
+    """Return how many lines each guest's block gets; 0 when blocks do not fit and the table must do."""
+    if width < MIN_WIDTH:
+        return 0
+    plain = LINES + (1 if width < WIDE_MIN_WIDTH else 0)
+    with_charts = plain + 2 + CHART_MAX_LINES
+    each = (room - 1 - LOG_GOOD_LINES) // guests
+    if each >= plain + 2 + CHART_LINES:
+        return min(each, with_charts)
+    each = (room - 1 - LOG_MIN_LINES) // guests
+    return min(each, plain + 1) if each >= LINES else 0
+
+
+def _guest_rule(width: int, first: int, count: int, total: int) -> Text:
+    """Return the line above the guests: how many are hidden, and the legend of the memory bar."""
+    title = f"guests {first + 1}..{first + count} of {total}, {total - count} hidden" if count < total else "guests"
+    legend = Text(" ")
+    for glyph, meaning, style in (
+        ("█", "floor", palette.FLOOR),
+        ("▓", "actual", palette.ACTUAL),
+        ("░▶", "/", palette.GROWS),
+        ("◀▒", "target", palette.SHRINKS),
+        ("│", "cap", palette.LABEL),
+    ):
+        legend.append(f" {glyph}", style).append(meaning, palette.LABEL)
+    return rule(title, width, legend.append(" "))
