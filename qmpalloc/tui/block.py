@@ -74,11 +74,11 @@ def _below(guest: GuestFacts, width: int, height: int) -> list[Text]:
 def _charts(guest: GuestFacts, scale: Scale, width: int, height: int) -> list[Text]:
     """Return charts of the size, the misses and, in a wide frame, the hits, side by side below their titles."""
     kinds: list[tuple[str, str, History, float]] = [
-        (f"actual size, to {size(scale.size_bytes)}", palette.ACTUAL, guest.actual, scale.size_bytes),
-        (f"misses/s, to {number(scale.misses_s)}", palette.MISSES, guest.misses_s, scale.misses_s),
+        (f"actual size, top {size(scale.size_bytes)}", palette.ACTUAL, guest.actual, scale.size_bytes),
+        (f"misses/s, top {number(scale.misses_s)}", palette.MISSES, guest.misses_s, scale.misses_s),
     ]
     if width >= WIDE_MIN_WIDTH:
-        kinds.insert(1, (f"hits/s, to {number(scale.hits_s)}", palette.HITS, guest.hits_s, scale.hits_s))
+        kinds.insert(1, (f"hits/s, top {number(scale.hits_s)}", palette.HITS, guest.hits_s, scale.hits_s))
     each = (width - 2) // len(kinds) - 2
     titles = [Text.assemble("  ", fit_line(Text(title, palette.LABEL), each)) for title, _, _, _ in kinds]
     columns = [chart(values, each, height, top=top) for _, _, values, top in kinds]

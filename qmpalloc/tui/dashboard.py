@@ -41,6 +41,7 @@ class Dashboard:
     Attributes:
         version: Number of events applied, to tell whether a picture of it is stale.
         t: Time of the last event.
+        committed_bytes: The sum of max(target, actual); None until a size is known.
         decisions: The last decisions; those that repeat the one before and move nothing share an entry.
         log: What else happened, newest last.
         fault: The last fault of the whole run.
@@ -54,7 +55,7 @@ class Dashboard:
     control: Control = ""
     control_t: float = 0.0
     control_detail: str = ""
-    committed_bytes: int = 0
+    committed_bytes: int | None = None
     cycle: int = 0
     decided_t: float | None = None
     decision_s: float = 0.0
@@ -89,8 +90,7 @@ class Dashboard:
             case Faulted():
                 self._fault(event)
             case ControlChanged():
-                self.control, self.control_t, self.control_detail = event.control, event.t, clean(event.detail)
-                self._note(LogEntry(event.t, "control", None, f"control {event.control}", self.control_detail))
+                self._control(event)
             case Ended():
                 self.ended = event
                 outcome = "ended clean" if event.clean else "ended, NOT CLEAN"
@@ -178,6 +178,13 @@ class Dashboard:
             self._note(LogEntry(event.t, "fault", guest.name, f"{change} failed: {clean(event.error)}"))
         elif event.purpose == "adopt":
             self._note(LogEntry(event.t, "command", guest.name, f"adopted at {size(event.target_bytes)}"))
+
+    def _control(self, event: ControlChanged) -> None:
+        self.control, self.control_t, self.control_detail = event.control, event.t, clean(event.detail)
+        self._note(LogEntry(event.t, "control", None, f"control {event.control}", self.control_detail))
+        if event.control == "returning":
+            for guest in self.guests.values():
+                guest.decision, guest.reason = None, "all guests return to baseline"
 
     def _fault(self, event: Faulted) -> None:
         text = f"{clean(event.kind)}: {clean(event.message)}"

@@ -45,7 +45,8 @@ class GuestFacts:
 
     Attributes:
         floor_bytes: The least it may be set to now; the configured floor until the first decision.
-        decision: What the last decision meant for it; its change of target is `change_bytes`.
+        decision: What the last decision meant for it; its change of target is `change_bytes`. None before the first,
+            and when its size is no longer the policy's; `reason` says why then.
         terms: The policy's numbers of the last decision. ``e`` is added for policies that do not report it.
         fault: The last fault while it has not been fresh since.
         cpu: Share of one CPU that the collector takes.

@@ -42,7 +42,7 @@ def _title(dashboard: Dashboard, ui: Ui, now_t: float, width: int) -> Text:
         left.append(" · ", palette.LABEL).append(clean(dashboard.header.policy), "bold")
         settings = _settings(dashboard.header.policy_settings)
         left.append(f" {settings}" if settings else "", palette.LABEL)
-    control = "ended" if dashboard.ended else dashboard.control or "no control yet"
+    control = "ended" if dashboard.ended else dashboard.control or "starting"
     right = Text.assemble(
         (f"{ui.replay}  " if ui.replay else "", palette.NOTICE),
         (control.upper(), _CONTROL_STYLE.get(control, palette.WARN)),
@@ -65,6 +65,8 @@ def _budget(dashboard: Dashboard, width: int) -> Text:
     shares = [(f"{guest.name} {size(guest.charged_bytes)}", guest.charged_bytes) for guest in dashboard.guests.values()]
     used = sum(amount for _, amount in shares)
     label = f" budget {size(total)} " if total else " budget ? "
+    if dashboard.committed_bytes is None:
+        return Text.assemble((label, "bold"), share_bar(width - len(label) - 1, 1, [], "sizes not known yet"), "▕")
     doubt = dashboard.committed_bytes - used
     if doubt > 0 and any(guest.state is GuestState.HUNG for guest in dashboard.guests.values()):
         shares.append((f"in-doubt {size(doubt)}", doubt))
@@ -79,12 +81,13 @@ def _budget(dashboard: Dashboard, width: int) -> Text:
 def _numbers(dashboard: Dashboard, now_t: float, width: int) -> Text:
     total = dashboard.header.budget_bytes if dashboard.header else 0
     summary = dashboard.summarizer.summary
-    part = percent(dashboard.committed_bytes / total if total else None)
+    committed = dashboard.committed_bytes
+    part = "" if committed is None or not total else f" = {percent(committed / total)}"
     states = Counter(guest.state for guest in dashboard.guests.values())
     text = Text(" ")
     for label, value in (
-        ("committed ", f"{size(dashboard.committed_bytes)} = {part}"),
-        ("  most ", size(max(summary.max_committed_bytes, dashboard.committed_bytes))),
+        ("committed ", f"{size(committed)}{part}"),
+        ("  most ", size(None if committed is None else max(summary.max_committed_bytes, committed))),
         ("  moves ", str(summary.moves)),
         ("  decision ", str(dashboard.cycle)),
     ):
@@ -143,7 +146,7 @@ def footer(dashboard: Dashboard, ui: Ui, width: int, *, scrolls: bool) -> Text:
     keys = [("q", "quitting" if ui.quitting else "quit")]
     if ui.replay:
         keys.append(("p", "pause or resume the replay"))
-    elif dashboard.header is None or dashboard.header.mode != "watch":
+    elif dashboard.header is not None and dashboard.header.mode == "run" and not dashboard.ended:
         keys.append(("p", "resume control" if dashboard.control == "paused" else "pause control"))
         keys.append(("b", "return all to baseline"))
     keys.append(("↑↓", "scroll" if scrolls else "select"))

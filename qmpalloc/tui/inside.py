@@ -6,12 +6,14 @@ from rich.text import Text
 
 from qmpalloc.tui import palette, parts
 from qmpalloc.tui.facts import GuestFacts
-from qmpalloc.tui.text import clean, number, percent, size
+from qmpalloc.tui.text import UNKNOWN, clean, number, percent, size
+
+_LRU = {"lru_gen": "multi-gen", "two_list": "two lists", None: UNKNOWN}
 
 
 def summary(guest: GuestFacts) -> Text:
     """Return the most telling facts as one line."""
-    facts = [*_memory(guest)[:4], *_pressure(guest)[:2], *_refused(guest)]
+    facts = [*_memory(guest)[:3], *_pressure(guest)[:2], *_refused(guest)]
     return _list(facts) if guest.sample is not None else Text("no sample yet", palette.FAINT)
 
 
@@ -63,7 +65,7 @@ def _cost(guest: GuestFacts) -> list[tuple[str, str]]:
     return [
         ("collector", f"{size(used.rss_bytes)} {percent(guest.cpu)} cpu"),
         ("lost", number(None if guest.delta is None else guest.delta.events_lost)),
-        ("lru", clean(guest.sample.lru or "")),
+        ("lru", _LRU[guest.sample.lru]),
         ("kernel", clean(guest.sample.kernel)),
     ]
 

@@ -19,7 +19,7 @@ def name(guest: GuestFacts, scale: Scale, *, selected: bool) -> Text:
 
 def state(guest: GuestFacts, width: int) -> Text:
     """Return the state as a word."""
-    return Text(fit(guest.state.upper(), width), palette.STATES[guest.state])
+    return Text(guest.state.upper()[:width].ljust(width), palette.STATES[guest.state])
 
 
 def sample_age(guest: GuestFacts, scale: Scale, width: int = 4) -> Text:
@@ -84,8 +84,10 @@ def why(guest: GuestFacts) -> Text:
     if guest.state is not GuestState.FRESH and guest.detail:
         text.append(guest.detail, palette.STATES[guest.state])
     if guest.decision is None:
-        return text or Text("no decision yet", palette.FAINT)
+        return text or (Text(guest.reason) if guest.reason else Text("no decision yet", palette.FAINT))
     limiter = guest.decision.limiter
+    if text and limiter is Limiter.STATE:
+        return text
     if text:
         text.append(" · ", palette.FAINT)
     elif limiter is not Limiter.NONE and not guest.reason.lower().startswith(limiter):

@@ -42,9 +42,11 @@ class View:
         for index, line in enumerate(lines(self.dashboard, self.ui, self.now(), options.max_width, height)):
             if index:
                 yield Segment.line()
+            # `Text.render` leaves out the style of the whole when there are no spans.
+            style = console.get_style(line.style)
             for segment in line.render(console):
                 text = segment.text if segment.text.isprintable() else "".join(map(_printable, segment.text))
-                yield Segment(to_ascii(text) if options.ascii_only else text, segment.style)
+                yield Segment(to_ascii(text) if options.ascii_only else text, style + (segment.style or style))
 
 
 def _printable(char: str) -> str:

@@ -1,0 +1,145 @@
+"""What is on the screen, as it is: string snapshots. UPDATE_SNAPSHOTS=1 rewrites them; read the difference."""
+
+import pytest
+from drawing import Ascii, draw, reduce
+from rich.cells import cell_len
+from synthetic import Run, run
+
+from qmpalloc.events import ControlChanged, Ended, Faulted, StateChanged
+from qmpalloc.model import GuestState
+from qmpalloc.tui import Dashboard, Ui
+from qmpalloc.tui.palette import STATES
+
+WALL = 1_800_000_000.0
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 50)], ids=["80x24", "160x50"])
+@pytest.mark.parametrize("guests", [1, 2, 12])
+def test_a_run_in_full_swing(guests, size, same_as_snapshot):
+    frame = draw(reduce(run(guests, 26)), *size)
+    same_as_snapshot(f"running-{guests}-{size[0]}x{size[1]}", frame)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 50)], ids=["80x24", "160x50"])
+@pytest.mark.parametrize("guests", [2, 12])
+def test_troubles(guests, size, same_as_snapshot):
+    frame = draw(reduce(run(guests, 60, troubles=True)), *size)
+    same_as_snapshot(f"troubles-{guests}-{size[0]}x{size[1]}", frame)
+
+
+def test_before_the_first_event(same_as_snapshot):
+    same_as_snapshot("before-the-first-event", draw(Dashboard(), now_t=0.0))
+
+
+def test_after_the_header(same_as_snapshot):
+    same_as_snapshot("after-the-header", draw(reduce([Run(2).header()])))
+
+
+def test_after_the_end(same_as_snapshot):
+    dashboard = reduce(run(2, 30, end=True))
+    frame = draw(dashboard)
+    same_as_snapshot("after-the-end", frame)
+    # Nothing happens any more, so nothing grows old.
+    assert draw(dashboard, now_t=dashboard.t + 500) == frame
+
+
+def test_an_end_that_is_not_clean_is_an_alarm():
+    events = [*run(2, 20), Ended(t=21.0, wall=WALL, reason="crashed", clean=False)]
+    assert "ENDED, NOT CLEAN: crashed. Guests may not be at their baseline." in draw(reduce(events))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 50)], ids=["80x24", "160x50"])
+def test_paused(size, same_as_snapshot):
+    events = [*run(2, 20), ControlChanged(t=20.9, wall=WALL, control="paused", detail="by request")]
+    frame = draw(reduce(events), *size)
+    assert "PAUSED: no decision is carried out (by request)" in frame
+    assert "resume control" in frame
+    same_as_snapshot(f"paused-{size[0]}x{size[1]}", frame)
+
+
+def test_lost_control_is_said():
+    dashboard = reduce(run(2, 20))
+    assert "NO DECISION" not in draw(dashboard, now_t=22.0)
+    assert "NO DECISION for 25s: control may be lost" in draw(dashboard, now_t=45.2)
+    stopped = reduce([*run(2, 20), ControlChanged(t=21.0, wall=WALL, control="stopped", detail="failed")])
+    assert "CONTROL STOPPED: failed" in draw(stopped)
+
+
+def test_a_fault_of_the_run_shows_its_hint_at_the_top():
+    fault = Faulted(t=20.5, wall=WALL, guest=None, kind="budget", message="too much in use", hint="nothing is granted")
+    dashboard = reduce([*run(2, 20), fault])
+    assert "FAULT budget: too much in use  hint: nothing is granted" in draw(dashboard, now_t=21.0)
+    later = draw(dashboard, now_t=500.0)
+    assert "FAULT budget" not in later
+    assert "budget: too much in use" in later
+
+
+@pytest.mark.parametrize("state", GuestState)
+@pytest.mark.parametrize("size", [(80, 24), (160, 50), (60, 12)], ids=["80x24", "160x50", "60x12"])
+def test_every_state_is_a_word_and_a_colour(state, size):
+    change = StateChanged(t=20.5, wall=WALL, guest="db", state=state, previous=GuestState.FRESH, detail="because of it")
+    dashboard = reduce([*run(2, 20), change])
+    (line,) = [line for line in draw(dashboard, *size).splitlines() if line.startswith(" db ") and ":" not in line[:8]]
+    assert state.upper()[:7] in line
+    coloured = draw(dashboard, *size, color="truecolor")
+    assert "\x1b[" in coloured
+    assert len(set(STATES.values())) > 4
+    if state is not GuestState.FRESH and size[0] >= 80:
+        assert "because of it" in draw(dashboard, *size)
+
+
+def test_no_color_has_the_same_text_and_no_colour():
+    dashboard = reduce(run(12, 60, troubles=True))
+    frame = draw(dashboard, color="truecolor", environ={"NO_COLOR": "1"})
+    codes = {part.split("m")[0] for part in frame.split("\x1b[")[1:]}
+    # Bold, reverse and reset only: no code of a colour.
+    assert codes <= {"0", "1", "7", "1;7"}
+    plain = "".join(part.split("m", 1)[1] if index else part for index, part in enumerate(frame.split("\x1b[")))
+    assert plain == draw(dashboard)
+
+
+def test_a_terminal_that_is_not_utf8_gets_ascii(same_as_snapshot):
+    frame = draw(reduce(run(2, 26)), file=Ascii())
+    assert frame.isascii()
+    assert [len(line) for line in frame.splitlines()] == [80] * 24
+    same_as_snapshot("ascii", frame)
+
+
+def test_rows_beyond_the_screen_are_counted_and_can_be_reached():
+    dashboard = reduce(run(12, 26))
+    first = draw(dashboard, 80, 16)
+    assert "guests 1..5 of 12, 7 hidden" in first
+    assert " spare " not in first.split("hidden")[1]
+    last = draw(dashboard, 80, 16, ui=Ui(selected=11))
+    assert "guests 8..12 of 12, 7 hidden" in last
+    assert "▌spare" in last
+
+
+def test_hidden_guests_in_trouble_are_counted_at_the_top():
+    frame = draw(reduce(run(12, 60, troubles=True)), 80, 16)
+    assert "1 late 1 lost 1 paused 1 held 1 hung 1 gone" in frame
+
+
+def test_the_question_before_the_return_to_baseline():
+    frame = draw(reduce(run(2, 20)), ui=Ui(confirming=True))
+    assert frame.splitlines()[-1].startswith(" Return every guest to its baseline?")
+
+
+@pytest.mark.parametrize(("mode", "words"), [("watch", "watch (changes nothing)"), ("dry-run", "dry run (changes")])
+def test_a_mode_that_changes_nothing_says_so_and_offers_no_keys_for_it(mode, words):
+    frame = draw(reduce(run(2, 20, mode=mode)))
+    assert words in frame
+    assert "return all to baseline" not in frame
+
+
+def test_the_target_that_is_not_reached_yet_is_seen():
+    frame = draw(reduce(run(2, 26)))
+    assert "1.41G → 1.41G" not in frame
+    assert "→" in frame
+    assert "▶" in frame.split("guests")[1].split("last decisions")[0]
+
+
+def test_every_line_of_a_frame_is_as_wide_as_the_screen():
+    for size in ((80, 24), (160, 50)):
+        lines = draw(reduce(run(12, 60, troubles=True)), *size).splitlines()
+        assert [cell_len(line) for line in lines] == [size[0]] * size[1]

@@ -1,0 +1,125 @@
+"""Keys: what bytes mean, what a key does, and a terminal that takes no more output."""
+
+import os
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpalloc.tui.keys import Decoder
+from qmpalloc.tui.terminal import Terminal, is_interactive
+from qmpalloc.tui.ui import Ui, press
+
+
+@pytest.mark.parametrize(
+    ("data", "keys"),
+    [
+        (b"q", ["q"]),
+        (b"\x1b[A", ["up"]),
+        (b"\x1bOB", ["down"]),
+        (b"\x1b[5~\x1b[6~", ["page-up", "page-down"]),
+        (b"\x1b[1;5C\x1b[200~", []),
+        (b"\x1b", ["escape"]),
+        (b"\x1bq", ["escape", "q"]),
+        (b"\xc3\xa4\x00\n", ["\ufffd", "\ufffd"]),
+    ],
+)
+def test_what_bytes_mean(data, keys):
+    assert Decoder().feed(data) == keys
+
+
+def test_a_sequence_may_come_in_pieces():
+    decoder = Decoder()
+    assert decoder.feed(b"j\x1b[") == ["j"]
+    assert decoder.feed(b"Bk") == ["down", "k"]
+
+
+@given(st.lists(st.binary(max_size=50), max_size=10))
+def test_no_bytes_upset_the_decoder(pieces):
+    decoder = Decoder()
+    keys = [key for piece in pieces for key in decoder.feed(piece)]
+    assert all(len(key) == 1 or key.isascii() for key in keys)
+    assert decoder.feed(b"~" * 40)[-1] == "~"
+
+
+class Calls(list):
+    def quit(self):
+        self.append("quit")
+
+    def toggle_pause(self):
+        self.append("pause")
+
+    def return_to_baseline(self):
+        self.append("return")
+
+
+def pressed(*keys, **options):
+    ui, calls = Ui(**options.pop("ui", {})), Calls()
+    for key in keys:
+        press(key, ui, calls, guests=options.get("guests", 20), may_control=options.get("may_control", True))
+    return ui, calls
+
+
+def test_keys_do_what_the_footer_says():
+    assert pressed("q")[1] == ["quit"]
+    assert pressed("p", "p")[1] == ["pause", "pause"]
+    assert pressed("b", "y")[1] == ["return"]
+
+
+@pytest.mark.parametrize("second", ["n", "b", "q", "escape", "p"])
+def test_only_y_confirms_and_any_other_key_does_nothing_else(second):
+    ui, calls = pressed("b", second)
+    assert calls == []
+    assert not ui.confirming
+
+
+def test_the_selection_stays_within_the_guests():
+    assert pressed("up")[0].selected == 0
+    assert pressed("j", "down", "k")[0].selected == 1
+    assert pressed("page-down", "page-down", "page-down")[0].selected == 19
+    assert pressed("G", "g")[0].selected == 0
+    assert pressed("end", guests=0)[0].selected == 0
+
+
+def test_a_run_that_changes_nothing_and_a_replay_do_not_return_guests():
+    assert pressed("p", "b", "y", may_control=False)[1] == []
+    assert pressed("p", "b", "y", ui={"replay": "REPLAY x1"}, may_control=False)[1] == ["pause"]
+
+
+async def test_a_terminal_that_takes_no_output_holds_up_nobody(autojump_clock):
+    controller, terminal_fd = os.openpty()
+    try:
+        terminal = Terminal(terminal_fd)
+        async with trio.open_nursery() as nursery:
+            terminal.write("x" * 1_000_000)
+            nursery.start_soon(terminal.send)
+            await trio.testing.wait_all_tasks_blocked()
+            # We are here although the frame is not out; and cancelling does not wait for it.
+            nursery.cancel_scope.cancel()
+        terminal.write("end of the picture")
+        await terminal.restore()
+        # The descriptor that we were given still blocks, as its other users expect.
+        assert os.get_blocking(terminal_fd)
+    finally:
+        os.close(controller)
+        os.close(terminal_fd)
+
+
+async def test_a_terminal_that_is_gone_is_noticed():
+    controller, terminal_fd = os.openpty()
+    terminal = Terminal(terminal_fd)
+    os.close(controller)
+    terminal.write("x")
+    await terminal.send()
+    assert terminal.lost
+    await terminal.restore()
+    os.close(terminal_fd)
+
+
+def test_no_dashboard_on_a_dumb_terminal(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert is_interactive({"TERM": "xterm"})
+    assert not is_interactive({"TERM": "dumb"})
+    assert not is_interactive({})

@@ -1,0 +1,148 @@
+"""The dashboard as a reduction: bounded, the same from a record, and honest about what is not known."""
+
+import pytest
+from drawing import draw, reduce
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from synthetic import Run, run
+
+from qmpalloc import events
+from qmpalloc.errors import SampleFault
+from qmpalloc.events import Commanded, Decided, Faulted, Sampled, SampleRejected, StateChanged
+from qmpalloc.model import GuestState
+from qmpalloc.tui import Dashboard, Ui, closing_table
+from qmpalloc.tui.dashboard import LOG
+from qmpalloc.tui.facts import HISTORY, hit_ratio
+
+WALL = 1_800_000_000.0
+
+
+@pytest.fixture(scope="module")
+def dashboards():
+    return {guests: reduce(run(guests, 60, troubles=guests > 0)) for guests in (0, 1, 2, 3, 5, 12, 40)}
+
+
+@given(width=st.integers(40, 220), height=st.integers(10, 70), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_frame_fits_any_screen(dashboards, width, height, data):
+    guests = data.draw(st.sampled_from(sorted(dashboards)))
+    ui = Ui(selected=data.draw(st.integers(0, 50)), confirming=data.draw(st.booleans()))
+    lines = draw(dashboards[guests], width, height, ui=ui).split("\n")
+    assert len(lines) <= height
+    assert all(cell_len(line) == width for line in lines)
+
+
+def test_even_a_silly_screen_raises_nothing(dashboards):
+    for width in (1, 2, 5, 20):
+        for height in (1, 2, 3, 5):
+            lines = draw(dashboards[12], width, height).split("\n")
+            assert len(lines) <= height
+            assert all(cell_len(line) <= width for line in lines)
+
+
+def test_a_replayed_record_gives_the_same_dashboard():
+    live = reduce(run(3, 60, troubles=True, end=True))
+    lines = [events.encoder.encode(event) for event in run(3, 60, troubles=True, end=True)]
+    replayed = reduce(map(events.decoder.decode, lines))
+    assert replayed == live
+    assert draw(replayed, 160, 50) == draw(live, 160, 50)
+
+
+def test_two_different_runs_differ():
+    assert reduce(run(2, 30)) != reduce(run(2, 31))
+
+
+def test_histories_and_logs_are_bounded():
+    dashboard = reduce(run(2, 3 * HISTORY))
+    for number in range(3 * LOG):
+        dashboard.apply(Faulted(t=1000.0 + number, wall=WALL, guest="db", kind="x", message=str(number)))
+    for guest in dashboard.guests.values():
+        assert len(guest.hits_s) == len(guest.misses_s) == len(guest.ratio) == len(guest.actual) == HISTORY
+    assert len(dashboard.log) == LOG
+    assert len(dashboard.decisions) <= LOG
+
+
+def test_the_same_trouble_is_one_entry_with_a_count():
+    dashboard = reduce(run(2, 5))
+    for second in range(30):
+        for guest in ("web", "db"):
+            fault = SampleFault.TORN
+            dashboard.apply(SampleRejected(t=10.0 + second, wall=WALL, guest=guest, fault=fault, message="torn"))
+    rejected = [entry for entry in dashboard.log if entry.kind == "rejected"]
+    assert [(entry.guest, entry.count) for entry in rejected] == [("web", 30), ("db", 30)]
+    assert dashboard.guests["web"].rejected == {SampleFault.TORN: 30}
+
+
+def test_unknown_counts_stay_unknown():
+    generator = Run(1)
+    list(generator.events(3))
+    sampled = next(event for event in generator.second(4, troubles=False) if isinstance(event, Sampled))
+    blind = events.decoder.decode(events.encoder.encode(sampled).replace(b'"misses":', b'"not_misses":'))
+    dashboard = reduce([*run(1, 3), blind])
+    assert dashboard.guests["web"].misses_s[-1] is None
+    assert dashboard.guests["web"].ratio[-1] is None
+    assert "hits     -/s  misses     -/s  ratio     -" in draw(dashboard)
+
+
+def test_a_guest_that_is_not_heard_of_has_no_rates():
+    lost = StateChanged(t=20.5, wall=WALL, guest="db", state=GuestState.LOST, previous=GuestState.FRESH, detail="")
+    before, after = (draw(reduce([*run(2, 20), *more])) for more in ([], [lost]))
+    assert "hits     -/s" not in before
+    assert after.count("hits     -/s") == 1
+
+
+@pytest.mark.parametrize(
+    ("hits", "misses", "ratio"),
+    [(90, 10, 0.9), (0, 10, 0.0), (-2, 10, 0.0), (0, 0, None), (-10, 2, None), (None, 1, None), (1, None, None)],
+)
+def test_hit_ratio(hits, misses, ratio):
+    assert hit_ratio(hits, misses) == ratio
+
+
+def test_a_fault_of_a_guest_shows_until_it_is_fresh_again():
+    fault = Faulted(t=20.5, wall=WALL, guest="db", kind="agent", message="silent", hint="start it")
+    fresh = StateChanged(t=22.0, wall=WALL, guest="db", state=GuestState.FRESH, previous=GuestState.LOST)
+    broken = reduce([*run(2, 20), fault])
+    assert "  ! agent: silent  hint: start it" in draw(broken)
+    broken.apply(fresh)
+    assert "  ! agent: silent  hint: start it" not in draw(broken).split("last decisions")[0]
+
+
+def test_a_command_that_failed_is_a_fault_in_the_log():
+    failed = Commanded(
+        t=20.5, wall=WALL, guest="db", target_bytes=2**30, previous_bytes=2**29, purpose="grant", error="no device"
+    )  # fmt: skip
+    assert "! db: grant 512M → 1G failed: no device" in draw(reduce([*run(2, 20), failed]))
+
+
+def test_e_is_shown_for_policies_that_do_not_report_it():
+    def without_terms(event):
+        if not isinstance(event, Decided):
+            return event
+        return events.decoder.decode(events.encoder.encode(event).replace(b'"terms":', b'"untold":'))
+
+    told = reduce(run(2, 20))
+    untold = reduce(map(without_terms, run(2, 20)))
+    for name in told.guests:
+        assert untold.guests[name].terms["e"] == pytest.approx(told.guests[name].terms["e"])
+
+
+def test_a_new_dashboard_knows_nothing():
+    dashboard = Dashboard()
+    assert dashboard.committed_bytes is None
+    assert "committed -" in draw(dashboard)
+
+
+def test_the_closing_table_adds_up(same_as_snapshot):
+    from drawing import Utf8
+    from rich.console import Console
+
+    dashboard = reduce(run(3, 60, end=True))
+    file = Utf8()
+    Console(file=file, width=80, _environ={}).print(closing_table(dashboard))
+    same_as_snapshot("closing-table", file.getvalue())
+    summary = dashboard.summarizer.summary
+    assert sum(guest.received_bytes for guest in dashboard.guests.values()) == dashboard.moved_bytes
+    assert sum(guest.moves_in for guest in dashboard.guests.values()) == summary.moves
+    assert summary.max_committed_bytes <= summary.budget_bytes
