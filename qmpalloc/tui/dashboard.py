@@ -24,7 +24,7 @@ from qmpalloc.events import (
 )
 from qmpalloc.model import GuestState
 from qmpalloc.summary import Summarizer
-from qmpalloc.tui.facts import GuestFacts, LogEntry, collector_cpu, hit_ratio, own_terms
+from qmpalloc.tui.facts import GuestFacts, LogEntry, collector_cpu, e_term, hit_ratio, seen_terms
 from qmpalloc.tui.text import clean, size
 
 LOG = 60
@@ -132,6 +132,8 @@ class Dashboard:
         guest.misses_s.append(None if delta is None or misses is None else misses / delta.interval_s)
         guest.ratio.append(hit_ratio(hits, misses))
         guest.actual.append(guest.actual_bytes)
+        if self.header is not None and self.header.mode == "watch" and delta is not None:
+            guest.terms = e_term(hits, misses, guest.actual_bytes, self.header.interval_s / delta.interval_s)
 
     def _reject(self, event: SampleRejected) -> None:
         guest = self._guest(event.guest)
@@ -157,7 +159,7 @@ class Dashboard:
             guest.decision, guest.reason = verdict, clean(verdict.reason)
             seen_before = before.get(verdict.name)
             guest.change_bytes = verdict.target_bytes - seen_before.target_bytes if seen_before else 0
-            guest.terms = own_terms(seen_before) | {clean(name): value for name, value in verdict.terms.items()}
+            guest.terms = seen_terms(seen_before) | {clean(name): value for name, value in verdict.terms.items()}
         for move in event.decision.moves:
             donor, receiver = self._guest(move.donor), self._guest(move.receiver)
             donor.moves_out, donor.given_bytes = donor.moves_out + 1, donor.given_bytes + move.size_bytes

@@ -47,7 +47,8 @@ class GuestFacts:
         floor_bytes: The least it may be set to now; the configured floor until the first decision.
         decision: What the last decision meant for it; its change of target is `change_bytes`. None before the first,
             and when its size is no longer the policy's; `reason` says why then.
-        terms: The policy's numbers of the last decision. ``e`` is added for policies that do not report it.
+        terms: The policy's numbers of the last decision. ``e`` is added for policies that do not report it,
+            and when nothing is decided because the run only watches.
         fault: The last fault while it has not been fresh since.
         cpu: Share of one CPU that the collector takes.
     """
@@ -111,11 +112,19 @@ def term_text(terms: dict[str, float]) -> str:
     return "  ".join(f"{name} {number(value)}" for name, value in terms.items())
 
 
-def own_terms(seen: GuestSnapshot | None) -> dict[str, float]:
-    """Return e = (hits - misses) / MiB of what a decision saw, the paper's measure, for policies that have another."""
-    if seen is None or seen.hits is None or seen.misses is None or not seen.actual_bytes:
+def e_term(hits: int | None, misses: int | None, size_bytes: int | None, times: float = 1.0) -> dict[str, float]:
+    """Return e = (hits - misses) / MiB, the paper's measure, as a term; nothing when a part is not known.
+
+    `times` scales counts of a shorter time to an interval, over which e is defined.
+    """
+    if hits is None or misses is None or not size_bytes:
         return {}
-    return {"e": (seen.hits - seen.misses) / (seen.actual_bytes / MIB)}
+    return {"e": (hits - misses) * times / (size_bytes / MIB)}
+
+
+def seen_terms(seen: GuestSnapshot | None) -> dict[str, float]:
+    """Return e of what a decision saw, for policies that report something else."""
+    return {} if seen is None else e_term(seen.hits, seen.misses, seen.actual_bytes)
 
 
 def collector_cpu(earlier: Sample | None, later: Sample) -> float | None:

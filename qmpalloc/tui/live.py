@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.live import Live
 
 from qmpalloc.tui.dashboard import Dashboard
@@ -55,8 +55,11 @@ class _Screen:
             self.pressed = trio.Event()
             if self.replay is not None:
                 self.ui.replay = self.replay()
-            current = (self.dashboard.version, int(self.now()), terminal.size(), self.ui.shown)
+            size = terminal.size()
+            current = (self.dashboard.version, int(self.now()), size, self.ui.shown)
             if current != shown:
+                # rich would trust COLUMNS and LINES of the environment, which know nothing of a resize.
+                live.console.size = ConsoleDimensions(*size)
                 live.refresh()
                 await terminal.send()
                 if shown is None:

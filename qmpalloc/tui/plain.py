@@ -17,7 +17,7 @@ from qmpalloc.events import (
     SampleRejected,
     StateChanged,
 )
-from qmpalloc.tui.facts import hit_ratio, own_terms
+from qmpalloc.tui.facts import hit_ratio, seen_terms
 from qmpalloc.tui.text import clean, number, percent, signed_size, size
 
 REPEAT_S = 60.0
@@ -100,7 +100,7 @@ def _rejected(event: SampleRejected) -> str:
 def _decided(event: Decided) -> str:
     parts = []
     for seen, verdict in zip(event.snapshot.guests, event.decision.guests, strict=False):
-        e = (own_terms(seen) | verdict.terms).get("e")
+        e = (seen_terms(seen) | verdict.terms).get("e")
         change = verdict.target_bytes - seen.target_bytes
         parts.append(f"{clean(verdict.name)} {'' if e is None else f'e {number(e)} '}{size(verdict.target_bytes)}")
         parts[-1] += f" ({signed_size(change)}: {clean(verdict.reason)})" if change else ""

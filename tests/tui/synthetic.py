@@ -144,7 +144,8 @@ class Run:
         yield self.resized(name, self.t + 0.1)
 
     def committed(self) -> int:
-        return sum(max(self.target[name], self.actual[name]) for name in self.names)
+        alive = [name for name in self.names if self.state[name] is not GuestState.GONE]
+        return sum(max(self.target[name], self.actual[name]) for name in alive)
 
     def resized(self, name: str, t: float) -> SizeChanged:
         return SizeChanged(

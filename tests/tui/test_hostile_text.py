@@ -115,7 +115,7 @@ def test_markup_is_shown_as_it_is():
     assert "[bold]text[/bold]" in draw(reduce([*run(1, 20), fault]))
 
 
-def test_names_of_fields_that_a_rejected_state_uses_survive():
+def test_a_guest_that_no_header_announced_is_shown():
     change = StateChanged(t=20.5, wall=1.0, guest="unannounced", state=GuestState.LOST, previous=None, detail="")
     assert "unannounced" in draw(reduce([*run(1, 20), change]))
 

@@ -128,6 +128,12 @@ def test_e_is_shown_for_policies_that_do_not_report_it():
         assert untold.guests[name].terms["e"] == pytest.approx(told.guests[name].terms["e"])
 
 
+def test_e_is_shown_when_nothing_is_decided():
+    events_of_a_watch = [event for event in run(2, 20, mode="watch") if not isinstance(event, Decided)]
+    guest = reduce(events_of_a_watch).guests["web"]
+    assert guest.terms["e"] == pytest.approx((guest.hits_s[-1] - guest.misses_s[-1]) * 5 / 1024)
+
+
 def test_a_new_dashboard_knows_nothing():
     dashboard = Dashboard()
     assert dashboard.committed_bytes is None
