@@ -1,0 +1,60 @@
+"""The per-user cache: what takes long to make is made once, in a directory beside its place, and renamed into it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qmpalloc.qemu.host import remove_tree
+from qmpalloc.qemu.progress import Report, silent
+
+
+def cache_dir() -> Path:
+    """Return the user's cache: ``$XDG_CACHE_HOME/qmpalloc``, by default ``~/.cache/qmpalloc``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification says that a relative path is to be ignored.
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "qmpalloc"
+
+
+@contextmanager
+def locked(target: Path, report: Report = silent) -> Iterator[None]:
+    """Hold the lock of `target`, so that one process at a time makes it. The lock ends with the process."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"waiting: another qmpalloc is making {target.name}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def obtain(target: Path, make: Callable[[Path], None], *, report: Report = silent) -> Path:
+    """Return the directory `target`, made now if it does not exist.
+
+    It is there completely or not at all: `make` fills an empty directory beside it, which is then renamed. What an
+    interrupted process left behind is removed by the next one.
+
+    Args:
+        target: The directory.
+        make: Called with the empty directory to fill. Its errors pass through, and leave nothing.
+        report: Told when another process is waited for.
+    """
+    if target.is_dir():
+        return target
+    with locked(target, report):
+        if target.is_dir():  # made while we waited
+            return target
+        for abandoned in target.parent.glob(f".{target.name}.*.partial"):
+            remove_tree(abandoned)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        try:
+            make(partial)
+            partial.rename(target)
+        finally:
+            remove_tree(partial)
+    return target

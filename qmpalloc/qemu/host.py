@@ -1,0 +1,151 @@
+"""Running this host's programs: found or explained, with their last words when they fail, as root of a namespace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from qmpalloc.errors import HostError
+from qmpalloc.units import format_size
+
+DEBIAN_PACKAGES = {
+    "mke2fs": "e2fsprogs",
+    "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "setpriv": "util-linux",
+    "tar": "tar",
+    "unshare": "util-linux",
+}
+SEARCH_PATH = os.pathsep.join(
+    # mke2fs lives in sbin, which an ordinary user's PATH leaves out.
+    [*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/sbin", "/sbin"]
+)
+LAST_LINES = 12
+
+
+def find_program(name: str) -> str | None:
+    """Return the path of a program, or None."""
+    return shutil.which(name, path=SEARCH_PATH)
+
+
+def require(programs: Iterable[str]) -> None:
+    """Check that all programs exist.
+
+    Raises:
+        HostError: One or more are missing; the hint is the command that installs them on Debian.
+    """
+    missing = [name for name in programs if find_program(name) is None]
+    if missing:
+        packages = sorted({DEBIAN_PACKAGES.get(name, name) for name in missing})
+        raise HostError(f"not installed: {', '.join(missing)}", hint=f"apt install {' '.join(packages)}")
+
+
+def require_space(path: Path, needed_bytes: int) -> None:
+    """Check that the file system of `path` has room.
+
+    Raises:
+        HostError: It has less than `needed_bytes` free.
+    """
+    free_bytes = shutil.disk_usage(path).free
+    if free_bytes < needed_bytes:
+        raise HostError(
+            f"{path} has {format_size(free_bytes)} free, {format_size(needed_bytes)} are needed",
+            hint="free some space, or point XDG_CACHE_HOME (images) and TMPDIR (the build) to a larger file system",
+        )
+
+
+def last_lines(text: str, count: int = LAST_LINES) -> str:
+    """Return the last lines of a program's output, indented, with everything unprintable replaced."""
+    lines = [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+    return "\n".join("    " + "".join(c if c.isprintable() else "?" for c in line)[:200] for line in lines[-count:])
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    what: str,
+    env: Mapping[str, str] | None = None,
+    on_line: Callable[[str], None] | None = None,
+    hint: str = "",
+) -> str:
+    """Run a program to its end and return what it printed, standard output and errors together.
+
+    Args:
+        argv: The program, found also in ``sbin``, and its arguments.
+        what: What it is for, for the error: "making the disk".
+        env: Added to the environment.
+        on_line: Called with each line as it comes.
+        hint: Of the error.
+
+    Raises:
+        HostError: It is missing, or it failed; with the last lines of its output.
+    """
+    require([argv[0]])
+    output: list[str] = []
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", **(env or {})},
+        umask=0o022,  # the user's own umask must not show in an image
+        text=True,
+        errors="replace",
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                output.append(line)
+                if on_line is not None:
+                    on_line(line.rstrip("\n"))
+        except BaseException:
+            # Ctrl-C has reached the program as well, and it is cleaning up; leaving the block waits for it.
+            process.terminate()
+            raise
+    text = "".join(output)
+    if process.returncode:
+        said = last_lines(text)
+        raise HostError(f"{what}: {argv[0]} failed (exit code {process.returncode})\n{said}".rstrip(), hint=hint)
+    return text
+
+
+def as_root(argv: Sequence[str]) -> list[str]:
+    """Return `argv` so that it runs as root, or as root of a user namespace in which this user's files are root's.
+
+    In the namespace files may belong to any user, which is what an unpacked system needs. It takes the subordinate ids
+    of ``/etc/subuid``.
+    """
+    if os.geteuid() == 0:
+        return list(argv)
+    return ["unshare", "--user", "--map-root-user", "--map-auto", "--", *argv]
+
+
+def require_namespace() -> None:
+    """Check that `as_root` works for this user.
+
+    Raises:
+        HostError: It does not.
+    """
+    if os.geteuid() == 0:
+        return
+    require(["unshare", "newuidmap"])
+    run(
+        as_root(["true"]),
+        what="entering a user namespace",
+        hint="give this user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER), "
+        "allow unprivileged user namespaces, or run as root",
+    )
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all in it, also what belongs to subordinate ids. It need not exist."""
+    if not path.exists():
+        return
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        run(as_root(["rm", "-rf", "--", str(path)]), what=f"removing {path}")

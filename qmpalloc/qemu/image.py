@@ -1,0 +1,239 @@
+"""Reference guest images: found in the cache, or built.
+
+An image is a directory ``$XDG_CACHE_HOME/qmpalloc/images/SUITE-PROFILE-DIGEST`` whose name holds the digest of
+everything it is made from, so that a changed recipe or collector means another image. Nothing ever writes to it again.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from qmpalloc.errors import HostError
+from qmpalloc.qemu import cache
+from qmpalloc.qemu.host import as_root, remove_tree, require, require_namespace, require_space, run
+from qmpalloc.qemu.progress import Report, Stopwatch, silent
+from qmpalloc.qemu.recipe import DIGEST_CHARS, Variant, input_files, inputs_digest, load_recipe
+from qmpalloc.qemu.rootfs import build_tar, digest_of, unpack_boot_files
+from qmpalloc.units import GIB
+
+NEEDED_BYTES = 4 * GIB
+"""Room in the cache while an image is built: the tar, its unpacked copy and the disk. About 1.2 GiB stay."""
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """``manifest.json`` of an image.
+
+    Attributes:
+        suite: Debian suite.
+        profile: Image profile.
+        inputs_sha256: Of everything the image is made from.
+        rootfs_sha256: Of the reproducible tar; two builds from the same packages agree on it.
+        kernel_release: As ``uname -r`` says in the guest.
+        kernel_arguments: Kernel command line.
+        source_date_epoch: Clock of the build.
+        packages: How many; ``packages.txt`` lists them with their versions.
+        sizes_bytes: Of the image's files.
+    """
+
+    suite: str
+    profile: str
+    inputs_sha256: str
+    rootfs_sha256: str
+    kernel_release: str
+    kernel_arguments: tuple[str, ...]
+    source_date_epoch: int
+    packages: int
+    sizes_bytes: dict[str, int]
+
+
+class Image(Struct, frozen=True, kw_only=True):
+    """A finished image. Its files are read only by all."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def kernel(self) -> Path:
+        """The kernel, for ``-kernel``."""
+        return self.directory / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        """The initial RAM disk, for ``-initrd``."""
+        return self.directory / "initrd.img"
+
+    @property
+    def disk(self) -> Path:
+        """The root file system, ext4 without a partition table."""
+        return self.directory / "root.ext4"
+
+    @property
+    def has_lab_agent(self) -> bool:
+        """True when a second agent may execute programs."""
+        return self.manifest.profile == "lab"
+
+
+def images_dir() -> Path:
+    """Return the directory of all images."""
+    return cache.cache_dir() / "images"
+
+
+def image_dir(variant: Variant) -> Path:
+    """Return where the image of the present recipe is, or would be."""
+    return images_dir() / f"{variant}-{inputs_digest(variant, input_files(variant))[:DIGEST_CHARS]}"
+
+
+def read_image(directory: Path) -> Image:
+    """Return the image in `directory`.
+
+    Raises:
+        HostError: It holds no image, or one of another format.
+    """
+    try:
+        manifest = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise HostError(f"{directory} is not an image: {error}", hint="remove it, then qmpalloc image build") from error
+    return Image(directory=directory, manifest=manifest)
+
+
+def find_image(variant: Variant) -> Image | None:
+    """Return the cached image of the present recipe, or None."""
+    directory = image_dir(variant)
+    return read_image(directory) if directory.is_dir() else None
+
+
+def list_images() -> list[Image]:
+    """Return all cached images, of present and former recipes."""
+    found = sorted(images_dir().glob("[!.]*/manifest.json"))
+    return [read_image(file.parent) for file in found]
+
+
+def prune_images() -> list[Path]:
+    """Remove the images of former recipes and return their directories."""
+    current = {image_dir(Variant(image.manifest.suite, image.manifest.profile)) for image in list_images()}
+    removed = [image.directory for image in list_images() if image.directory not in current]
+    for directory in removed:
+        with cache.locked(directory):
+            remove_tree(directory)
+    return removed
+
+
+def obtain_image(
+    variant: Variant, *, mirror: str | None = None, keep_tar: bool = False, report: Report = silent
+) -> Image:
+    """Return the image of the present recipe, built now if it is not cached (one to two minutes).
+
+    Args:
+        variant: Suite and profile.
+        mirror: Where packages come from; None is the host's own mirror.
+        keep_tar: Keep ``rootfs.tar`` (900 MB) in the image.
+        report: Progress lines.
+
+    Raises:
+        HostError: A program, a privilege or room is missing, or the build failed. Nothing is left then.
+    """
+    directory = cache.obtain(
+        image_dir(variant),
+        lambda partial: _make(partial, variant, mirror=mirror, keep_tar=keep_tar, report=report),
+        report=report,
+    )
+    return read_image(directory)
+
+
+def check_reproducible(variant: Variant, *, mirror: str | None = None, report: Report = silent) -> tuple[str, str]:
+    """Build the root file system twice from nothing and return the two digests, which must be equal.
+
+    Raises:
+        HostError: As `obtain_image`.
+    """
+    _check_host()
+    recipe, files, watch = load_recipe(), input_files(variant), Stopwatch(report)
+    images_dir().mkdir(parents=True, exist_ok=True)
+    digests = []
+    for number in (1, 2):
+        watch.step(f"build {number} of 2: {variant}")
+        with tempfile.TemporaryDirectory(prefix=".check.", dir=images_dir()) as directory:
+            tar = build_tar(recipe, variant, files, Path(directory), mirror=mirror, on_step=watch.step)
+            digests.append(digest_of(tar))
+        watch.step(f"build {number} of 2: sha256 {digests[-1]}")
+    return digests[0], digests[1]
+
+
+def _check_host() -> None:
+    if platform.machine() != "x86_64":
+        raise HostError(f"reference images are built for x86_64, this machine is {platform.machine()}")
+    require(["mmdebstrap", "mke2fs", "setpriv", "tar"])
+    require_namespace()
+
+
+def _make(partial: Path, variant: Variant, *, mirror: str | None, keep_tar: bool, report: Report) -> None:
+    """Fill the empty directory `partial` with an image."""
+    watch = Stopwatch(report)
+    watch.step(f"building the guest image {variant}, once for this recipe")
+    _check_host()
+    require_space(partial, NEEDED_BYTES)
+    recipe, files = load_recipe(), input_files(variant)
+    tar = build_tar(recipe, variant, files, partial, mirror=mirror, on_step=watch.step)
+    watch.step("reading the system's tar")
+    rootfs_sha256 = digest_of(tar)
+    contents = unpack_boot_files(tar, partial)
+    (partial / "packages.txt").write_text("".join(f"{name} {version}\n" for name, version in contents.packages.items()))
+    watch.step("making the root file system")
+    _make_disk(tar, partial / "root.ext4", size_bytes=recipe.disk.size, label=recipe.disk.label)
+    if not keep_tar:
+        tar.unlink()
+    names = sorted(path.name for path in partial.iterdir())
+    manifest = Manifest(
+        suite=variant.suite,
+        profile=variant.profile,
+        inputs_sha256=inputs_digest(variant, files),
+        rootfs_sha256=rootfs_sha256,
+        kernel_release=contents.kernel_release,
+        kernel_arguments=recipe.kernel_arguments,
+        source_date_epoch=recipe.source_date_epoch,
+        packages=len(contents.packages),
+        sizes_bytes={name: (partial / name).stat().st_size for name in names},
+    )
+    (partial / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    for path in partial.iterdir():
+        path.chmod(0o444)
+    partial.chmod(0o755)
+    watch.step(f"done: kernel {manifest.kernel_release}, {manifest.packages} packages, rootfs sha256 {rootfs_sha256}")
+
+
+def _make_disk(tar: Path, disk: Path, *, size_bytes: int, label: str) -> None:
+    """Make an ext4 file system from a tar. Not bit-reproducible (mke2fs is not), unlike the tar."""
+    tree = disk.parent / "tree"
+    tree.mkdir()
+    try:
+        # Device nodes cannot be made in a namespace, and the guest's kernel makes its own (devtmpfs).
+        unpack = ["tar", "--extract", "--numeric-owner", "--exclude=./dev/*", f"--directory={tree}", f"--file={tar}"]
+        run(as_root(unpack), what="unpacking the root file system")
+        make_ext4(disk, tree, size_bytes=size_bytes, label=label)
+    finally:
+        remove_tree(tree)
+
+
+def make_ext4(disk: Path, tree: Path, *, size_bytes: int, label: str) -> None:
+    """Make the sparse file `disk`, an ext4 file system that holds `tree`.
+
+    Raises:
+        HostError: mke2fs failed, for example because the tree does not fit.
+    """
+    with disk.open("wb") as file:
+        os.truncate(file.fileno(), size_bytes)
+    options = [
+        "-t", "ext4", "-L", label, "-q", "-F",
+        "-m", "0",  # no blocks reserved for root, who is the only user
+        # The disk is thrown away after each run: a journal would only add writes.
+        "-O", "^has_journal",
+        # Finished now, so that no kernel thread finishes it in the guest while loads are measured.
+        "-E", "lazy_itable_init=0,nodiscard,root_owner=0:0",
+    ]  # fmt: skip
+    run(as_root(["mke2fs", *options, "-d", str(tree), str(disk)]), what=f"making the file system {label}")

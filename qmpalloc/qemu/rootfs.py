@@ -1,0 +1,172 @@
+"""The system of the reference guest as a tar file, the same byte for byte wherever it is built (mmdebstrap)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from qmpalloc.errors import HostError
+from qmpalloc.qemu.host import require_space, run
+from qmpalloc.qemu.mirror import host_mirror, host_transfer_options
+from qmpalloc.qemu.recipe import INPUTS_DIR, InputFile, Recipe, Variant, inputs_tar
+from qmpalloc.units import GIB
+
+UNPACKED_BYTES = 2 * GIB
+"""Room for the unpacked system and the downloaded packages while it is built; measured: 1.2 GiB."""
+
+KEYRING_GLOB = "debian-archive-keyring.*"
+
+
+class Contents(Struct, frozen=True):
+    """What a finished tar holds, besides files.
+
+    Attributes:
+        kernel_release: As ``uname -r`` will say.
+        packages: Name to version.
+    """
+
+    kernel_release: str
+    packages: dict[str, str]
+
+
+def mmdebstrap_argv(
+    recipe: Recipe, variant: Variant, *, inputs: Path, apt_options: Path, tar: Path, mirror: str | None, as_root: bool
+) -> list[str]:
+    """Return the command that builds the tar.
+
+    Args:
+        recipe: What goes in.
+        variant: Suite and profile.
+        inputs: A tar of overlay, collector and scripts.
+        apt_options: An apt.conf with the host's transfer options, used for the build and removed from the image.
+        tar: The file to make.
+        mirror: Where the packages come from; None is mmdebstrap's own choice.
+        as_root: False builds in a user namespace.
+    """
+    inputs_dir = f"/{INPUTS_DIR}"
+    rpcs = [",".join(recipe.agent.allow), ",".join(recipe.profile[variant.profile].allow_lab)]
+    customize = shlex.join(["sh", f"{inputs_dir}/customize.sh", inputs_dir, *rpcs])
+    return [
+        # Should we be killed, mmdebstrap still unmounts and removes what it made.
+        "setpriv", "--pdeathsig", "TERM",
+        "mmdebstrap",
+        "--mode=root" if as_root else "--mode=unshare",
+        "--variant=minbase",
+        "--format=tar",
+        "--architectures=amd64",
+        f"--include={','.join(recipe.packages)}",
+        *(f"--dpkgopt=path-exclude={path}" for path in recipe.exclude_paths),
+        *(f"--dpkgopt=path-include={path}" for path in recipe.include_paths),
+        f"--aptopt={apt_options}",
+        # Before the kernel is installed, so that its initrd is made as configured. The special hook tar-in reads the
+        # file as the calling user, which in a namespace the other hooks could not.
+        f"--essential-hook=tar-in {shlex.quote(str(inputs))} /",
+        f'--customize-hook=chroot "$1" {customize}',
+        variant.suite,
+        str(tar),
+        *([mirror] if mirror else []),
+    ]  # fmt: skip
+
+
+def build_tar(
+    recipe: Recipe,
+    variant: Variant,
+    files: Sequence[InputFile],
+    directory: Path,
+    *,
+    mirror: str | None = None,
+    on_step: Callable[[str], None],
+) -> Path:
+    """Build ``rootfs.tar`` in `directory` and return its path. The build's log is ``build.log`` beside it.
+
+    Args:
+        recipe: What goes in.
+        variant: Suite and profile.
+        files: The inputs of the image.
+        directory: An existing directory.
+        mirror: Where the packages come from; None takes the host's.
+        on_step: Told what mmdebstrap does.
+
+    Raises:
+        HostError: It failed; with mmdebstrap's last lines.
+    """
+    if not any(Path("/usr/share/keyrings").glob(KEYRING_GLOB)):
+        raise HostError("Debian's archive keys are missing", hint="apt install debian-archive-keyring")
+    mirror = mirror or host_mirror()
+    # Not /tmp, which is often a file system in memory; mmdebstrap's namespace needs a place that all can write to.
+    workspace = os.environ.get("TMPDIR", "/var/tmp")
+    require_space(Path(workspace), UNPACKED_BYTES)
+    log_path, tar = directory / "build.log", directory / "rootfs.tar"
+    with tempfile.TemporaryDirectory(dir=directory) as scratch, log_path.open("w") as log:
+        inputs, apt_options = Path(scratch) / "inputs.tar", Path(scratch) / "apt.conf"
+        inputs.write_bytes(inputs_tar(list(files), recipe.source_date_epoch))
+        apt_options.write_text("".join(line + "\n" for line in host_transfer_options()))
+
+        def on_line(line: str) -> None:
+            log.write(line + "\n")
+            if line.startswith(("I: downloading", "I: extracting", "I: installing")):
+                on_step(line.removeprefix("I: ").rstrip("."))
+            elif line.startswith("I: running --customize-hook"):
+                on_step("configuring the system")
+
+        run(
+            mmdebstrap_argv(
+                recipe, variant,
+                inputs=inputs, apt_options=apt_options, tar=tar, mirror=mirror, as_root=os.geteuid() == 0,
+            ),
+            what=f"building {variant}",
+            env={"SOURCE_DATE_EPOCH": str(recipe.source_date_epoch), "TMPDIR": workspace},
+            on_line=on_line,
+            hint="" if mirror else "choose another package source with --mirror",
+        )  # fmt: skip
+    return tar
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unpack_boot_files(tar: Path, directory: Path) -> Contents:
+    """Copy kernel and initrd out of the tar, as ``vmlinuz`` and ``initrd.img``, and return what else is in it.
+
+    Raises:
+        HostError: The tar holds no kernel, or more than one.
+    """
+    status, releases = "", []
+    with tarfile.open(tar) as archive:
+        for member in archive:
+            name = member.name.removeprefix("./")
+            kind, _, release = name.removeprefix("boot/").partition("-")
+            if name.startswith("boot/") and kind in {"vmlinuz", "initrd.img"}:
+                with (directory / kind).open("wb") as target:
+                    source = archive.extractfile(member)
+                    assert source is not None
+                    shutil.copyfileobj(source, target)
+                releases += [release] if kind == "vmlinuz" else []
+            elif name == "var/lib/dpkg/status":
+                source = archive.extractfile(member)
+                assert source is not None
+                status = source.read().decode()
+    if len(releases) != 1 or not (directory / "initrd.img").is_file():
+        raise HostError(f"{tar.name} holds {len(releases)} kernels instead of one with its initrd")
+    return Contents(kernel_release=releases[0], packages=parse_dpkg_status(status))
+
+
+def parse_dpkg_status(text: str) -> dict[str, str]:
+    """Return name and version of the packages in a dpkg status file, ordered by name."""
+    packages = {}
+    for stanza in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and line[0] != " ")
+        if "Package" in fields and "Version" in fields:
+            packages[fields["Package"]] = fields["Version"]
+    return dict(sorted(packages.items()))
