@@ -11,7 +11,7 @@ from qmpalloc.tui.scale import Scale
 from qmpalloc.tui.text import fit_line, number, size, spread
 
 MIN_WIDTH = 76
-WIDE_MIN_WIDTH = 132
+WIDE_MIN_WIDTH = 144
 LINES = 3
 CHART_LINES = 4
 """A chart needs this many rows, and a title."""

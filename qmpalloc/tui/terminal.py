@@ -21,9 +21,16 @@ from rich.console import Console
 RESTORE_TIMEOUT_S = 1.0
 
 
-def is_interactive(environ: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether standard output is a terminal that a dashboard can be drawn on."""
-    return sys.stdout.isatty() and environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+def is_interactive(console: Console | None = None, *, environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether a console, by default standard output, is a terminal that a dashboard can be drawn on.
+
+    `Console.is_terminal` does not say: it is also true of a pipe when ``FORCE_COLOR`` is set.
+    """
+    file = sys.stdout if console is None else console.file
+    try:
+        return os.isatty(file.fileno()) and environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    except (OSError, ValueError):
+        return False
 
 
 class Terminal(io.StringIO):

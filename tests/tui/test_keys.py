@@ -1,5 +1,6 @@
 """Keys: what bytes mean, what a key does, and a terminal that takes no more output."""
 
+import io
 import os
 
 import pytest
@@ -7,6 +8,7 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from qmpalloc.tui.keys import Decoder
 from qmpalloc.tui.terminal import Terminal, is_interactive
@@ -118,8 +120,16 @@ async def test_a_terminal_that_is_gone_is_noticed():
     os.close(terminal_fd)
 
 
-def test_no_dashboard_on_a_dumb_terminal(monkeypatch):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert is_interactive({"TERM": "xterm"})
-    assert not is_interactive({"TERM": "dumb"})
-    assert not is_interactive({})
+def test_a_dashboard_needs_a_terminal_that_can_draw():
+    controller, terminal_fd = os.openpty()
+    with os.fdopen(controller, "wb"), os.fdopen(terminal_fd, "w") as file:
+        console = Console(file=file)
+        assert is_interactive(console, environ={"TERM": "xterm"})
+        assert not is_interactive(console, environ={"TERM": "dumb"})
+        assert not is_interactive(console, environ={})
+
+
+def test_a_pipe_is_no_terminal_whatever_rich_is_told(tmp_path):
+    with (tmp_path / "out").open("w") as file:
+        assert not is_interactive(Console(file=file, force_terminal=True), environ={"TERM": "xterm"})
+    assert not is_interactive(Console(file=io.StringIO(), force_terminal=True), environ={"TERM": "xterm"})
