@@ -1,0 +1,204 @@
+"""Stage one: checks what the kernel offers, compiles and attaches ``program.c`` with bcc, and becomes `reader`."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+from guest_agent import procfs
+from guest_agent.btf import BtfError
+from guest_agent.counters_file import DIRECTORY, CountersFile, Series, log, publish
+from guest_agent.probes import KERNEL_BTF, Probes
+
+_PROGRAM = Path(__file__).with_name("program.c")
+_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
+# Not `-m`: runpy and what it imports would stay in the reader's memory. Nor PYTHONPATH: -I ignores it, for good.
+_READER = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from guest_agent.reader import main; sys.exit(main(sys.argv[2:]))"
+)
+
+
+class CannotCountError(Exception):
+    """Why this guest's page cache cannot be counted, in one line, with what to do about it."""
+
+
+class AlreadyRunningError(Exception):
+    """Another collector holds the directory."""
+
+
+def lock(directory: Path) -> int:
+    """Return a descriptor that keeps other collectors out of `directory` for as long as it is open, exec included.
+
+    Raises:
+        AlreadyRunningError: One is there.
+        OSError: The directory does not exist and cannot be made, or cannot be opened.
+    """
+    directory.mkdir(mode=0o755, exist_ok=True)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise AlreadyRunningError(f"another collector is running: {directory} is locked") from None
+    os.set_inheritable(fd, True)
+    return fd
+
+
+def check_headers(release: str, modules: Path = Path("/lib/modules")) -> None:
+    """Check that bcc will find what it includes before any program.
+
+    Args:
+        release: That of the running kernel.
+        modules: Where distributions put what belongs to a kernel.
+
+    Raises:
+        CannotCountError: The headers are not installed.
+    """
+    build = modules / release / "build"
+    if not build.is_dir() and not Path("/sys/kernel/kheaders.tar.xz").exists():
+        raise CannotCountError(
+            f"the headers of the running kernel are not installed (no {build}); "
+            f"on Debian: apt-get install linux-headers-{release}"
+        )
+
+
+def check_kernel(status: str | None, btf: Path = Path(KERNEL_BTF)) -> None:
+    """Check what no program can be loaded without.
+
+    Args:
+        status: ``/proc/self/status``.
+        btf: Where the kernel keeps its type information.
+
+    Raises:
+        CannotCountError: A privilege or the type information is missing.
+    """
+    if not (procfs.has_capabilities(status, _CAP_SYS_ADMIN) or procfs.has_capabilities(status, _CAP_PERFMON, _CAP_BPF)):
+        raise CannotCountError("no privilege to load eBPF programs: run as root, or with CAP_BPF and CAP_PERFMON")
+    if not btf.exists():
+        raise CannotCountError(f"this kernel has no type information ({btf}): it needs CONFIG_DEBUG_INFO_BTF=y")
+
+
+def compile_and_attach(flags: list[str]) -> Any:
+    """Return the bcc object of program.c, all its programs attached.
+
+    Raises:
+        CannotCountError: bcc is missing, or it failed; the message has the first line that tells why.
+    """
+    try:
+        from bcc import BPF  # takes seconds and 50 MB, so only when all is well
+    except ImportError as error:
+        raise CannotCountError(f"bcc is not installed ({error}); on Debian: apt-get install python3-bpfcc") from None
+    with _captured_stderr() as stderr:
+        try:
+            return BPF(text=_PROGRAM.read_text().encode(), cflags=flags)
+        except Exception as error:  # bcc raises nothing more specific
+            raise CannotCountError(f"bcc: {error}{first_error(stderr.text())}") from None
+
+
+def first_error(output: str) -> str:
+    """Return the first line of a compiler's or the verifier's output that reports an error, after a colon."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if "error:" in line] or lines[-1:]
+    return f": {errors[0]}" if errors else ""
+
+
+class _captured_stderr:  # noqa: N801 (reads as a function)
+    """Collects what clang and libbpf write to descriptor 2, which would be pages where one line is due."""
+
+    def __enter__(self) -> Self:
+        sys.stderr.flush()
+        self._saved = os.dup(2)
+        self._file = os.memfd_create("stderr")
+        os.dup2(self._file, 2)
+        return self
+
+    def text(self) -> str:
+        return os.pread(self._file, 1 << 20, 0).decode("utf-8", "replace")
+
+    def __exit__(self, *_: object) -> None:
+        os.dup2(self._saved, 2)
+        os.close(self._saved)
+        os.close(self._file)
+
+
+def tell_service_manager(state: str) -> None:
+    """Tell systemd that the state changed (sd_notify(3)), if it started us."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+def become_reader(module: Any, directory: Path, series: Series, counted: set[str]) -> NoReturn:
+    """Replace this process by the reader. What keeps the programs attached are the descriptors it inherits."""
+    attachments = [
+        *module.kfunc_entry_fds.values(),
+        *module.kfunc_exit_fds.values(),
+        *module.raw_tracepoint_fds.values(),
+    ]
+    programs = [function.fd for function in module.funcs.values()]
+    counters = module[b"counts"].map_fd
+    for fd in (*attachments, *programs, counters):
+        os.set_inheritable(fd, True)
+    root = str(Path(__file__).resolve().parent.parent)
+    state = [str(directory), series.start_id, str(series.sequence), str(series.interval_ms), str(counters)]
+    lists = [",".join(map(str, programs)), ",".join(sorted(counted))]
+    # -I and -S: nothing of the environment or of site-packages; -B: it may not write beside its sources.
+    os.execv(sys.executable, [sys.executable, "-ISB", "-c", _READER, root, *state, *lists])
+
+
+def start(directory: Path, series: Series) -> NoReturn:
+    """Attach all hooks that this kernel has and become the reader.
+
+    Raises:
+        CannotCountError: Nothing can be counted.
+    """
+    check_kernel(procfs.read("/proc/self/status"))
+    check_headers(os.uname().release)
+    try:
+        probes = Probes(Path(KERNEL_BTF).read_bytes())
+    except BtfError as error:
+        raise CannotCountError(f"the kernel's type information ({KERNEL_BTF}) is not understood: {error}") from None
+    counted = probes.countable
+    if not counted:
+        raise CannotCountError("this kernel has none of the functions to count at; Linux 6.1 and later have")
+    module = compile_and_attach(probes.compiler_flags)
+    absent = f"; not in this kernel: {', '.join(probes.missing)}" if probes.missing else ""
+    log(f"counting {', '.join(sorted(counted))}{absent}")
+    tell_service_manager("READY=1")
+    become_reader(module, directory, series, counted)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the collector until it is told to stop; return the exit status."""
+    parser = argparse.ArgumentParser(prog="qmpalloc-collector", description="Count page-cache accesses and misses.")
+    parser.add_argument(
+        "--directory", type=Path, default=Path(DIRECTORY), help="where counters.json goes (%(default)s)"
+    )
+    parser.add_argument("--interval-ms", type=int, default=1000, help="how often it is replaced (%(default)s)")
+    options = parser.parse_args(arguments)
+    if not 10 <= options.interval_ms <= 3_600_000:
+        parser.error("--interval-ms must be between 10 and 3600000")
+    try:
+        lock(options.directory)
+    except (AlreadyRunningError, OSError) as error:
+        log(str(error))
+        return 1
+    file = CountersFile(str(options.directory))
+    series = Series(secrets.token_hex(8), options.interval_ms)
+    problem = publish(file, series, None, "starting: compiling and attaching the probes")
+    if problem:
+        log(problem)
+    try:
+        start(options.directory, series)
+    except (CannotCountError, OSError) as error:
+        log(str(error))
+        publish(file, series, None, str(error))
+    return 1

@@ -1,0 +1,171 @@
+"""The counters file: its content and its replacement. The format is documented in ``docs/counters-file.md``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from guest_agent import procfs
+
+FORMAT = "qmpalloc-counters"
+VERSION = 1
+DIRECTORY = "/run/qmpalloc"
+NAME = "counters.json"
+_NEW_NAME = ".counters.json.new"
+_ERROR_MAX_CHARS = 400
+_KERNEL_MAX_CHARS = 64
+
+
+def log(message: str) -> None:
+    """Write one line to the log."""
+    print(f"qmpalloc-collector: {message}", file=sys.stderr, flush=True)
+
+
+def printable(text: str, max_chars: int) -> str:
+    """Return `text` on one line of printable ASCII, cut to `max_chars`."""
+    line = " ".join(text.split())
+    return "".join(char if " " <= char <= "~" else "?" for char in line)[:max_chars]
+
+
+def to_json(value: object) -> str:
+    """Return `value` as JSON. Strings must be printable ASCII.
+
+    (The ``json`` module costs 0.7 MB of memory.)
+    """
+    if isinstance(value, dict):
+        return "{" + ",".join(f'"{key}":{to_json(item)}' for key, item in value.items()) + "}"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
+
+
+class Series:
+    """What is the same in all files of one collector, and their numbering.
+
+    Attributes:
+        start_id: 16 hexadecimal digits, new for every start of a collector.
+        interval_ms: How often the file is replaced.
+        sequence: Number of the next file.
+    """
+
+    def __init__(self, start_id: str, interval_ms: int, sequence: int = 0) -> None:
+        self.start_id = start_id
+        self.interval_ms = interval_ms
+        self.sequence = sequence
+        self._boot_id = (procfs.read("/proc/sys/kernel/random/boot_id") or "").strip()
+        self._kernel = printable(os.uname().release, _KERNEL_MAX_CHARS)
+        self._page_size = os.sysconf("SC_PAGE_SIZE")
+
+    def render(self, counters: dict[str, int] | None = None, error: str | None = None) -> bytes:
+        """Return the content of the next file.
+
+        Args:
+            counters: The cumulative counts, without those that are unknown; None while nothing is counted.
+            error: Why nothing, or not everything, is counted.
+        """
+        vmstat = procfs.vmstat(procfs.read("/proc/vmstat"))
+        if counters is not None and "workingset_refault_file" in vmstat:
+            counters = {**counters, "refaults": vmstat["workingset_refault_file"]}
+        swap = {name: vmstat[key] for name, key in (("in", "pswpin"), ("out", "pswpout")) if key in vmstat}
+        rss_bytes = procfs.resident_bytes(procfs.read("/proc/self/statm"))
+        content: dict[str, object] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "boot_id": self._boot_id,
+            "start_id": self.start_id,
+            "sequence": self.sequence,
+            "monotonic_ns": time.monotonic_ns(),
+            "interval_ms": self.interval_ms,
+            "kernel": self._kernel,
+            "page_size": self._page_size,
+            "lru": procfs.lru_flavour(procfs.read("/sys/kernel/mm/lru_gen/enabled")),
+            "counters": counters or {},
+            "memory_bytes": procfs.memory_bytes(procfs.read("/proc/meminfo")),
+            "swap_pages": swap,
+            "psi_memory": procfs.psi_memory(procfs.read("/proc/pressure/memory")),
+            "collector": {"cpu_ns": time.process_time_ns()},
+        }
+        if "oom_kill" in vmstat:
+            content["oom_kills"] = vmstat["oom_kill"]
+        if rss_bytes is not None:
+            content["collector"] = {"rss_bytes": rss_bytes, "cpu_ns": time.process_time_ns()}
+        if error is not None:
+            content["error"] = printable(error, _ERROR_MAX_CHARS)
+        self.sequence += 1
+        return to_json(content).encode() + b"\n"
+
+
+class CountersFile:
+    """The file in its directory. Readers see one whole content or another, as long as there is room for two.
+
+    Args:
+        directory: Where it lies; must exist.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.path = os.path.join(directory, NAME)  # noqa: PTH118 (pathlib costs 1.5 MB of memory)
+        self._new_path = os.path.join(directory, _NEW_NAME)  # noqa: PTH118
+
+    def replace(self, content: bytes) -> None:
+        """Put `content` in place of the present one, atomically.
+
+        Raises:
+            OSError: There is no room, or no right to write. The present file stays and nothing else is left behind.
+        """
+        try:
+            _write(self._new_path, os.O_CREAT | os.O_TRUNC, content)
+            os.rename(self._new_path, self.path)  # noqa: PTH104
+        except OSError:
+            _unlink(self._new_path)
+            raise
+
+    def overwrite(self, content: bytes) -> None:
+        """Write `content` over the present one: on a full tmpfs a page that the file has already is still writable.
+
+        Raises:
+            OSError: There is no present file, or it cannot be written.
+        """
+        _write(self.path, 0, content)
+
+    def remove(self) -> None:
+        """Remove the file: nobody counts any more."""
+        _unlink(self.path)
+
+
+def _write(path: str, flags: int, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o644)
+    try:
+        os.fchmod(fd, 0o644)  # whatever the umask is
+        written = os.pwrite(fd, content, 0)
+        if written != len(content):
+            raise OSError(28, "No space left on device")
+        os.ftruncate(fd, written)
+    finally:
+        os.close(fd)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)  # noqa: PTH108
+    except OSError:
+        return
+
+
+def publish(file: CountersFile, series: Series, counters: dict[str, int] | None, error: str | None = None) -> str:
+    """Write the next file; if that fails, say so in the old one.
+
+    Returns:
+        What failed, or the empty string.
+    """
+    try:
+        file.replace(series.render(counters, error))
+    except OSError as failure:
+        problem = f"cannot replace {file.path}: {os.strerror(failure.errno or 0)}"
+    else:
+        return ""
+    try:
+        file.overwrite(series.render(counters, error or problem))
+    except OSError:
+        return f"{problem}; nor can it be written over"
+    return problem

@@ -1,0 +1,114 @@
+"""Which hooks this kernel has, and what can be counted with them. Asks for symbols, never for the kernel's version."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from guest_agent.btf import Btf
+
+KERNEL_BTF = "/sys/kernel/btf/vmlinux"
+
+
+class _Hook(NamedTuple):
+    """What program.c relies on at one place.
+
+    Attributes:
+        parameters: Number of the function's parameters; None if only the first one matters.
+        definitions: Members (``structure.member``) and page flags that are read there.
+    """
+
+    parameters: int | None
+    definitions: tuple[str, ...]
+
+
+_READ_AHEAD = ("readahead_control.file", "readahead_control.mapping", "readahead_control._index", "file.f_mapping")
+_WRITE = ("kiocb.ki_filp", "file.f_mapping")
+_FUNCTIONS = {
+    "filemap_read": _Hook(3, ("kiocb.ki_pos",)),
+    "filemap_splice_read": _Hook(5, ()),
+    "page_cache_sync_ra": _Hook(2, _READ_AHEAD),
+    "page_cache_async_ra": _Hook(3, _READ_AHEAD),
+    "force_page_cache_ra": _Hook(2, _READ_AHEAD),
+    "filemap_fault": _Hook(1, ("vm_fault.vma", "vm_area_struct.vm_file", "file.f_mapping")),
+    # It took (file, iter, pos) before "fs: Use iocb in generic_perform_write" of 5.18.
+    "generic_perform_write": _Hook(2, _WRITE),
+    # It has gained parameters since 6.1.
+    "iomap_file_buffered_write": _Hook(None, _WRITE),
+}
+_FOLIO = ("folio.flags", "folio.mapping", "folio.index", "folio.pages", "PG_head", "PG_swapbacked")
+_TRACEPOINTS = ("mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache")
+# The number of a large folio's pages, newest name first: "mm: rename _folio_nr_pages to _nr_pages" of 6.15.
+_FOLIO_PAGES = ("_nr_pages", "_folio_nr_pages")
+
+
+class Probes:
+    """What one kernel offers.
+
+    Args:
+        btf: The kernel's type information (`KERNEL_BTF`).
+
+    Attributes:
+        hooks: Names of the functions and tracepoints that will be hooked.
+        missing: Those that program.c could use and this kernel does not have.
+
+    Raises:
+        BtfError: `btf` cannot be understood.
+    """
+
+    def __init__(self, btf: bytes) -> None:
+        needed = {*_FOLIO}.union(*(hook.definitions for hook in _FUNCTIONS.values()))
+        structures = {definition.partition(".")[0] for definition in needed if "." in definition}
+        types = Btf(btf, {*_FUNCTIONS, *structures, "pageflags", *map("btf_trace_{}".format, _TRACEPOINTS)})
+        self._definitions = {definition: _look_up(types, definition) for definition in sorted(needed)}
+        self.hooks = {name for name, hook in _FUNCTIONS.items() if self._is_usable(types, name, hook)}
+        if self._are_known(_FOLIO):
+            self.hooks.update(name for name in _TRACEPOINTS if types.has_tracepoint(name))
+        self.missing = [name for name in (*_FUNCTIONS, *_TRACEPOINTS) if name not in self.hooks]
+
+    def _is_usable(self, types: Btf, name: str, hook: _Hook) -> bool:
+        count = types.parameter_count(name)
+        return count is not None and hook.parameters in (count, None) and self._are_known(hook.definitions)
+
+    def _are_known(self, definitions: tuple[str, ...]) -> bool:
+        return all(self._definitions[definition] is not None for definition in definitions)
+
+    @property
+    def compiler_flags(self) -> list[str]:
+        """What selects the parts of program.c: HAVE_<hook>, OFFSET_<structure>_<member>, VALUE_<flag>."""
+        flags = [f"-DHAVE_{name}" for name in sorted(self.hooks)]
+        for definition, value in self._definitions.items():
+            prefix = "OFFSET_" if "." in definition else "VALUE_"
+            if value is not None:
+                flags.append(f"-D{prefix}{definition.replace('.', '_')}={value}")
+        return flags
+
+    @property
+    def countable(self) -> set[str]:
+        """Names of the counters that these hooks make exact; all others must stay absent."""
+        counted = set()
+        if "filemap_read" in self.hooks:
+            counted.add("accesses")
+        if "mm_filemap_delete_from_page_cache" in self.hooks:
+            counted.add("evictions")
+        if "mm_filemap_add_to_page_cache" in self.hooks:
+            # A miss is told from what a page fault reads ahead only if faults are hooked as well.
+            if "filemap_fault" in self.hooks:
+                counted.add("inserts_fault")
+                if {"page_cache_sync_ra", "page_cache_async_ra"} <= self.hooks:
+                    counted.add("inserts_read")
+            if {"generic_perform_write", "iomap_file_buffered_write"} & self.hooks:
+                counted.add("inserts_write")
+            if {"inserts_fault", "inserts_read", "inserts_write"} <= counted:
+                counted.add("inserts_other")
+        return counted
+
+
+def _look_up(types: Btf, definition: str) -> int | None:
+    structure, _, member = definition.partition(".")
+    if not member:
+        return types.enumerator("pageflags", definition)
+    for name in _FOLIO_PAGES if definition == "folio.pages" else (member,):
+        offset = types.member_offset(structure, name)
+        if offset is not None:
+            return offset
+    return None

@@ -1,0 +1,116 @@
+"""What the kernel tells in /proc and /sys, in the words and units of the counters file. Unknown is absent, never 0."""
+
+from __future__ import annotations
+
+import os
+
+_READ_MAX_BYTES = 65536
+
+_MEMINFO = {
+    "MemTotal": "total",
+    "MemFree": "free",
+    "MemAvailable": "available",
+    "Active(file)": "active_file",
+    "Inactive(file)": "inactive_file",
+    "AnonPages": "anon",
+    "Shmem": "shmem",
+    "SUnreclaim": "slab_unreclaimable",
+    "KernelStack": "kernel_stack",
+    "PageTables": "page_tables",
+}
+
+
+def read(path: str) -> str | None:
+    """Return the content of a small file, or None if it is not there or not readable."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, _READ_MAX_BYTES).decode("ascii", "replace")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def memory_bytes(meminfo: str | None) -> dict[str, int]:
+    """Return the facts of ``/proc/meminfo`` that the counters file has, in bytes."""
+    facts = {}
+    for line in (meminfo or "").splitlines():
+        name, _, value = line.partition(":")
+        words = value.split()
+        if name in _MEMINFO and len(words) == 2 and words[1] == "kB" and words[0].isdigit():
+            facts[_MEMINFO[name]] = int(words[0]) * 1024
+    return facts
+
+
+def vmstat(text: str | None) -> dict[str, int]:
+    """Return the counters of ``/proc/vmstat`` that the counters file uses, by the kernel's names."""
+    wanted = ("pswpin", "pswpout", "oom_kill", "workingset_refault_file")
+    facts = {}
+    for line in (text or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name in wanted and value.isdigit():
+            facts[name] = int(value)
+    return facts
+
+
+def psi_memory(pressure: str | None) -> dict[str, int | float]:
+    """Return ``/proc/pressure/memory`` as totals in microseconds and 10 s averages in per cent."""
+    facts: dict[str, int | float] = {}
+    for line in (pressure or "").splitlines():
+        kind, _, rest = line.partition(" ")
+        if kind not in ("some", "full"):
+            continue
+        fields = dict(word.partition("=")[::2] for word in rest.split())
+        try:
+            facts[f"{kind}_total_us"] = int(fields["total"])
+            facts[f"{kind}_avg10"] = float(fields["avg10"])
+        except (KeyError, ValueError):
+            continue
+    return facts
+
+
+def lru_flavour(enabled: str | None) -> str:
+    """Return which page replacement runs, from ``/sys/kernel/mm/lru_gen/enabled``.
+
+    Bit 0 is the main switch (Documentation/admin-guide/mm/multigen_lru.rst). No such file: not compiled in.
+    """
+    try:
+        return "lru_gen" if int(enabled or "0", 16) & 1 else "two_list"
+    except ValueError:
+        return "two_list"
+
+
+def cpu_count(possible: str | None) -> int:
+    """Return the number of CPUs in a list like ``0-3,5`` (``/sys/devices/system/cpu/possible``).
+
+    Raises:
+        ValueError: It is not such a list.
+    """
+    count = 0
+    for part in (possible or "").strip().split(","):
+        first, _, last = part.partition("-")
+        count += int(last or first) - int(first) + 1
+    return count
+
+
+def resident_bytes(statm: str | None) -> int | None:
+    """Return the resident size that ``/proc/self/statm`` tells."""
+    words = (statm or "").split()
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 and words[1].isdigit() else None
+
+
+def has_capabilities(status: str | None, *bits: int) -> bool:
+    """Return whether ``/proc/self/status`` lists all these capabilities as effective.
+
+    Args:
+        status: The file's content.
+        bits: Numbers of include/uapi/linux/capability.h.
+    """
+    for line in (status or "").splitlines():
+        if line.startswith("CapEff:"):
+            effective = int(line.split()[1], 16)
+            return all(effective >> bit & 1 for bit in bits)
+    return False

@@ -1,0 +1,339 @@
+/*
+ * Counts page-cache accesses, and page-cache insertions by what caused them. Compiled by bcc; see collector.py.
+ *
+ * Written for Linux 6.1 and later. A hook that this kernel does not have is left out: probes.py defines HAVE_<hook> for
+ * each one that is there.
+ *
+ * Each counter but the last is written by one program only, and the kernel lets no program run twice at a time on a CPU
+ * (it counts what it skips: recursion_misses), so plain additions to per-CPU memory lose nothing unnoticed.
+ *
+ * The cached read is the hot path: it passes through one fexit program and no map but the counters. Everything that
+ * tells causes apart sits on paths that wait for a disk anyway, or on writes.
+ */
+
+/*
+ * A member of a kernel structure. The offsets are the running kernel's own (its BTF; see probes.py): the headers that
+ * define the structures would take ten times longer to compile than all of this.
+ */
+#define FIELD(type, pointer, structure, member) (*(type *)((char *)(pointer) + OFFSET_##structure##_##member))
+/* The same through a pointer that the verifier knows nothing of. */
+#define READ_FIELD(destination, pointer, structure, member)                                                            \
+	bpf_probe_read_kernel(&(destination), sizeof(destination), (char *)(pointer) + OFFSET_##structure##_##member)
+
+/* The order is known to reader.py (SLOTS). */
+struct counts {
+	u64 accesses_read;
+	u64 accesses_splice;
+	u64 inserts_read;
+	u64 inserts_fault;
+	u64 inserts_write;
+	u64 inserts_other;
+	u64 evictions;
+	u64 scopes_lost;
+};
+BPF_PERCPU_ARRAY(counts, struct counts, 1);
+
+static __always_inline struct counts *this_cpu_counts(void)
+{
+	int zero = 0;
+
+	return counts.lookup(&zero);
+}
+
+/* ------------------------------------------------------------------------------------------------ accesses */
+
+static __always_inline u64 pages_of(s64 end, s64 bytes)
+{
+	return ((u64)(end - 1) >> PAGE_SHIFT) - ((u64)(end - bytes) >> PAGE_SHIFT) + 1;
+}
+
+#ifdef HAVE_filemap_read
+/*
+ * The function behind every buffered read(2) of a disk file system or block device. It returns already_read (what
+ * O_DIRECT got before, 0 otherwise) plus what it copied itself, ending at ki_pos; or an error. tmpfs has a function
+ * of its own (shmem_file_read_iter), so what it reads is not counted.
+ */
+KRETFUNC_PROBE(filemap_read, void *iocb, void *iter, s64 already_read, s64 ret)
+{
+	s64 bytes = ret - already_read;
+	struct counts *count;
+
+	if (ret <= 0 || bytes <= 0)
+		return 0;
+	count = this_cpu_counts();
+	if (count)
+		count->accesses_read += pages_of(FIELD(s64, iocb, kiocb, ki_pos), bytes);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_filemap_splice_read
+/* sendfile(2), splice(2), nfsd. Before 6.5 these went through filemap_read (generic_file_splice_read). */
+KRETFUNC_PROBE(filemap_splice_read, void *in, void *ppos, void *pipe, u64 len, u32 flags, s64 ret)
+{
+	struct counts *count;
+	s64 end = 0;
+
+	if (ret <= 0)
+		return 0;
+	bpf_probe_read_kernel(&end, sizeof(end), ppos);
+	count = this_cpu_counts();
+	if (count)
+		count->accesses_splice += pages_of(end, ret);
+	return 0;
+}
+#endif
+
+/* ---------------------------------------------------------------------------------- what a task is bringing in */
+
+/*
+ * For which mapping (file) a task is inside which function, 0 for none. An inserted page has a cause only if it
+ * belongs to that very mapping: the metadata block read on the way to a data block belongs to the block device's.
+ */
+struct scope {
+	u64 fault;
+	u64 read;
+	u64 write;
+	/* The page that page_cache_sync_ra() was last asked for, and of which file. */
+	u64 wanted;
+	u64 wanted_index;
+};
+/* Entries are written in place and never deleted: a dead task's is reused, or dropped as the least recently used. */
+BPF_TABLE("lru_hash", u32, struct scope, scopes, 4096);
+
+static __always_inline struct scope *scope_of_task(void)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+
+	return scopes.lookup(&tid);
+}
+
+static __always_inline struct scope *new_scope(void)
+{
+	struct scope none = {};
+	u32 tid = bpf_get_current_pid_tgid();
+	struct scope *scope = scopes.lookup(&tid);
+
+	if (scope)
+		return scope;
+	scopes.update(&tid, &none);
+	return scopes.lookup(&tid);
+}
+
+/* What ENTER finds from a scope that was never left it overwrites. */
+#define ENTER(cause, mapping)                                                                                          \
+	do {                                                                                                           \
+		struct scope *scope = new_scope();                                                                     \
+		if (scope) {                                                                                           \
+			scope->cause = (u64)(mapping);                                                                 \
+		} else {                                                                                               \
+			struct counts *count = this_cpu_counts();                                                      \
+			if (count)                                                                                     \
+				__sync_fetch_and_add(&count->scopes_lost, 1);                                  \
+		}                                                                                                      \
+	} while (0)
+
+#define LEAVE(cause)                                                                                                   \
+	do {                                                                                                           \
+		struct scope *scope = scope_of_task();                                                                 \
+		if (scope)                                                                                             \
+			scope->cause = 0;                                                                              \
+	} while (0)
+
+/*
+ * Read-ahead brings in what a read misses, the page asked for included (filemap_get_pages). These functions also
+ * serve page faults, which have their own scope and go first when a page is inserted, and ext4's directory blocks, whose mapping
+ * is not that of the file passed along.
+ */
+#define MAPPING(ractl) FIELD(void *, ractl, readahead_control, mapping)
+
+static __always_inline bool reads_own_file(void *ractl)
+{
+	void *file = FIELD(void *, ractl, readahead_control, file);
+
+	return file && FIELD(void *, file, file, f_mapping) == MAPPING(ractl);
+}
+
+#ifdef HAVE_page_cache_sync_ra
+KFUNC_PROBE(page_cache_sync_ra, void *ractl, u64 req_count)
+{
+	struct scope *scope;
+
+	if (!reads_own_file(ractl))
+		return 0;
+	ENTER(read, MAPPING(ractl));
+	scope = scope_of_task();
+	if (scope) {
+		scope->wanted = (u64)MAPPING(ractl);
+		scope->wanted_index = FIELD(u64, ractl, readahead_control, _index);
+	}
+	return 0;
+}
+
+KRETFUNC_PROBE(page_cache_sync_ra, void *ractl, u64 req_count)
+{
+	LEAVE(read);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_page_cache_async_ra
+KFUNC_PROBE(page_cache_async_ra, void *ractl, void *folio, u64 req_count)
+{
+	if (reads_own_file(ractl))
+		ENTER(read, MAPPING(ractl));
+	return 0;
+}
+
+KRETFUNC_PROBE(page_cache_async_ra, void *ractl, void *folio, u64 req_count)
+{
+	LEAVE(read);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_force_page_cache_ra
+/* readahead(2), posix_fadvise(WILLNEED), madvise(WILLNEED): early reads. page_cache_sync_ra ends with it too. */
+KFUNC_PROBE(force_page_cache_ra, void *ractl, u64 nr_to_read)
+{
+	if (reads_own_file(ractl))
+		ENTER(read, MAPPING(ractl));
+	return 0;
+}
+
+KRETFUNC_PROBE(force_page_cache_ra, void *ractl, u64 nr_to_read)
+{
+	LEAVE(read);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_filemap_fault
+KFUNC_PROBE(filemap_fault, void *vmf)
+{
+	void *vma = FIELD(void *, vmf, vm_fault, vma);
+	void *file = FIELD(void *, vma, vm_area_struct, vm_file);
+
+	ENTER(fault, FIELD(void *, file, file, f_mapping));
+	return 0;
+}
+
+KRETFUNC_PROBE(filemap_fault, void *vmf)
+{
+	LEAVE(fault);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_generic_perform_write
+/* ext4, f2fs, NFS, block devices and most others. */
+KFUNC_PROBE(generic_perform_write, void *iocb, void *iter)
+{
+	void *file = FIELD(void *, iocb, kiocb, ki_filp);
+
+	ENTER(write, FIELD(void *, file, file, f_mapping));
+	return 0;
+}
+
+KRETFUNC_PROBE(generic_perform_write, void *iocb, void *iter)
+{
+	LEAVE(write);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_iomap_file_buffered_write
+/* XFS, GFS2, and block devices since 6.6. */
+KFUNC_PROBE(iomap_file_buffered_write, void *iocb)
+{
+	void *file = FIELD(void *, iocb, kiocb, ki_filp);
+
+	ENTER(write, FIELD(void *, file, file, f_mapping));
+	return 0;
+}
+
+KRETFUNC_PROBE(iomap_file_buffered_write, void *iocb)
+{
+	LEAVE(write);
+	return 0;
+}
+#endif
+
+/* ---------------------------------------------------------------------------------- insertions and removals */
+
+#ifdef OFFSET_folio_pages
+static __always_inline u64 pages_of_folio(void *folio, u64 flags)
+{
+	u32 pages = 1;
+
+	if (flags & (1ULL << VALUE_PG_head))
+		READ_FIELD(pages, folio, folio, pages);
+	return pages;
+}
+
+static __always_inline bool is_wanted(struct scope *scope, void *folio, u64 mapping, u64 pages)
+{
+	u64 index = 0;
+
+	if (scope->wanted != mapping)
+		return false;
+	READ_FIELD(index, folio, folio, index);
+	return scope->wanted_index - index < pages;
+}
+#endif
+
+#ifdef HAVE_mm_filemap_add_to_page_cache
+/*
+ * Raised by __filemap_add_folio() once the folio is in the mapping. tmpfs (shmem_add_to_page_cache) and the swap
+ * cache (add_to_swap_cache) do not raise it.
+ */
+RAW_TRACEPOINT_PROBE(mm_filemap_add_to_page_cache)
+{
+	void *folio = (void *)ctx->args[0];
+	struct counts *count = this_cpu_counts();
+	struct scope *scope = scope_of_task();
+	u64 flags = 0, mapping = 0, pages;
+
+	if (!count)
+		return 0;
+	READ_FIELD(flags, folio, folio, flags);
+	pages = pages_of_folio(folio, flags);
+	READ_FIELD(mapping, folio, folio, mapping);
+	if (!scope || !mapping)
+		count->inserts_other += pages;
+	else if (scope->fault == mapping)
+		count->inserts_fault += pages;
+	else if (scope->read == mapping)
+		count->inserts_read += pages;
+	else if (scope->write == mapping)
+		count->inserts_write += pages;
+	/*
+	 * Short of memory, read-ahead gives up, and filemap_create_folio() allocates the one page that the read cannot
+	 * do without. It is inlined, so there is nothing to hook; but it is the page read-ahead was asked for last.
+	 */
+	else if (is_wanted(scope, folio, mapping, pages))
+		count->inserts_read += pages;
+	else
+		count->inserts_other += pages;
+	return 0;
+}
+
+#endif
+
+#ifdef HAVE_mm_filemap_delete_from_page_cache
+/*
+ * Reclaim, truncation, dropped caches. Unlike its counterpart it is raised for tmpfs as well, when a file of it is
+ * truncated: those pages are swap-backed, and no page of any other file is.
+ */
+RAW_TRACEPOINT_PROBE(mm_filemap_delete_from_page_cache)
+{
+	void *folio = (void *)ctx->args[0];
+	struct counts *count = this_cpu_counts();
+	u64 flags = 0;
+
+	READ_FIELD(flags, folio, folio, flags);
+	if (count && !(flags & (1ULL << VALUE_PG_swapbacked)))
+		count->evictions += pages_of_folio(folio, flags);
+	return 0;
+}
+#endif

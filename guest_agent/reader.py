@@ -1,0 +1,91 @@
+"""Stage two: reads the counters every interval and writes the file, until told to stop.
+
+It is started by `collector` through ``exec`` and inherits, by number, the descriptors of the counters, of all programs,
+of their attachments and of the lock.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from guest_agent import bpf, procfs
+from guest_agent.counters_file import CountersFile, Series, log, publish
+
+SLOTS = (
+    "accesses_read",
+    "accesses_splice",
+    "inserts_read",
+    "inserts_fault",
+    "inserts_write",
+    "inserts_other",
+    "evictions",
+    "scopes_lost",
+)
+"""The members of ``struct counts`` in program.c, in its order."""
+
+COUNTERS = ("accesses", "inserts_read", "inserts_fault", "inserts_write", "inserts_other", "evictions")
+"""What hooks count, by the names of the file."""
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def combine(slots: dict[str, int], counted: set[str], skipped: int) -> dict[str, int]:
+    """Return the counters as the file has them.
+
+    Args:
+        slots: Value of each of `SLOTS`.
+        counted: Names of the counters whose hooks are attached; the others are left out.
+        skipped: Runs of programs that the kernel left out.
+    """
+    accesses = slots["accesses_read"] + slots["accesses_splice"]
+    every = {"accesses": accesses, **slots}
+    counters = {name: every[name] for name in COUNTERS if name in counted}
+    counters["events_lost"] = slots["scopes_lost"] + skipped
+    return counters
+
+
+def next_tick_ns(tick_ns: int, now_ns: int, interval_ns: int) -> int:
+    """Return the first tick after `now_ns` on the grid of `tick_ns`: late ones are left out, not made up for."""
+    return tick_ns + interval_ns * max(1, (now_ns - tick_ns) // interval_ns + 1)
+
+
+def run(file: CountersFile, series: Series, counters_fd: int, program_fds: list[int], counted: set[str]) -> None:
+    """Write the file every interval until a signal says stop, then remove it.
+
+    Raises:
+        OSError: The counters cannot be read.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    per_cpu = bpf.PerCpuCounters(
+        counters_fd, len(SLOTS), procfs.cpu_count(procfs.read("/sys/devices/system/cpu/possible"))
+    )
+    interval_ns = series.interval_ms * 1_000_000
+    tick_ns = time.monotonic_ns()
+    problem = ""
+    while True:
+        skipped = sum(map(bpf.recursion_misses, program_fds))
+        counters = combine(dict(zip(SLOTS, per_cpu.read(), strict=True)), counted, skipped)
+        earlier, problem = problem, publish(file, series, counters)
+        if problem != earlier:
+            log(problem or f"{file.path} is written again")
+        tick_ns = next_tick_ns(tick_ns, time.monotonic_ns(), interval_ns)
+        if signal.sigtimedwait(_STOP_SIGNALS, max(0, tick_ns - time.monotonic_ns()) / 1e9) is not None:
+            file.remove()
+            return
+
+
+def main(arguments: list[str]) -> int:
+    """Run stage two. The arguments are those `collector` passes; people start `collector`."""
+    directory, start_id, sequence, interval_ms, counters_fd, program_fds, counted = arguments
+    file = CountersFile(directory)
+    series = Series(start_id, int(interval_ms), int(sequence))
+    bpf.keep_resident()
+    try:
+        run(file, series, int(counters_fd), [int(fd) for fd in program_fds.split(",")], set(counted.split(",")))
+    except OSError as error:
+        message = f"cannot read the counters: {error}"
+        log(message)
+        publish(file, series, None, message)
+        return 1
+    return 0
