@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from qmpalloc.events import AnyEvent, Faulted, Mode, Sink
 from qmpalloc.policy import load as load_policy
 from qmpalloc.record import RecordWriter
 from qmpalloc.summary import Summarizer, Summary
-from qmpalloc.tui import Dashboard, closing_table, plain_line, run_tui
+from qmpalloc.tui import Dashboard, PlainLog, closing_table, is_interactive, run_tui
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_INTERRUPTED = 130
@@ -48,7 +47,7 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
     """Do what `conduct` does, in a trio loop that already runs."""
     policy = load_policy(config.policy, config.policy_settings, file=config.file)
     console = Console()
-    on_screen = not headless and console.is_terminal and sys.stdin.isatty()
+    on_screen = not headless and is_interactive(console)
     dashboard, summarizer = Dashboard(), Summarizer()
     sinks: list[Sink] = [dashboard.apply, summarizer]
     if not on_screen:
@@ -105,10 +104,11 @@ class PlainLines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._log = PlainLog()
 
     def __call__(self, event: AnyEvent) -> None:
         """Print the event's line, if it has one."""
-        line = plain_line(event)
+        line = self._log.line(event)
         if line is not None:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
