@@ -141,6 +141,10 @@ class Player:
     def return_to_baseline(self) -> None:
         """Do nothing: a record cannot be changed."""
 
+    def _due_s(self, at_s: float) -> float:
+        """Return the trio time at which the replay reaches a time of the run."""
+        return math.inf if self._paused else self._since_s + (at_s - self._at_s) / self._speed
+
     async def run(self, start_s: float) -> None:
         """Apply each event when its time has come; those up to `start_s` at once."""
         import trio
@@ -150,9 +154,9 @@ class Player:
                 self._dashboard.apply(event)
                 self._at_s, self._since_s = event.t, trio.current_time()
                 continue
-            while self.now_s() < event.t or self._paused:
+            while (due_s := self._due_s(event.t)) > trio.current_time():
                 self._changed = trio.Event()
-                with trio.move_on_after(math.inf if self._paused else (event.t - self.now_s()) / self._speed):
+                with trio.move_on_at(due_s):
                     await self._changed.wait()
             self._dashboard.apply(event)
         self._at_s, self._over = self._dashboard.t, True

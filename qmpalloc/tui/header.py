@@ -61,21 +61,20 @@ def _settings(settings: dict[str, Any]) -> str:
 
 
 def _budget(dashboard: Dashboard, width: int) -> Text:
+    """Return the budget as one bar, divided among the guests; above it, by how much."""
     total = dashboard.header.budget_bytes if dashboard.header else 0
     shares = [(f"{guest.name} {size(guest.charged_bytes)}", guest.charged_bytes) for guest in dashboard.guests.values()]
     used = sum(amount for _, amount in shares)
-    label = f" budget {size(total)} " if total else " budget ? "
-    if dashboard.committed_bytes is None:
-        return Text.assemble((label, "bold"), share_bar(width - len(label) - 1, 1, [], "sizes not known yet"), "▕")
-    doubt = dashboard.committed_bytes - used
+    doubt = (dashboard.committed_bytes or 0) - used
     if doubt > 0 and any(guest.state is GuestState.HUNG for guest in dashboard.guests.values()):
         shares.append((f"in-doubt {size(doubt)}", doubt))
         used += doubt
-    over = used > total
-    rest = f"over by {size(used - total)}" if over and total else f"free {size(total - used)}" if total else ""
-    return Text.assemble(
-        (label, palette.BAD if over and total else "bold"), share_bar(width - len(label) - 1, total, shares, rest), "▕"
-    )
+    label, style, rest = f" budget {size(total or None)} ", "bold", f"free {size(total - used)}"
+    if dashboard.committed_bytes is None:
+        shares, rest = [], "sizes not known yet"
+    elif used > total:
+        label, style = f" budget {size(total)}, OVER BY {size(used - total)} ", palette.BAD
+    return Text.assemble((label, style), share_bar(width - len(label) - 1, total, shares, rest), "▕")
 
 
 def _numbers(dashboard: Dashboard, now_t: float, width: int) -> Text:
@@ -139,7 +138,7 @@ def _decides(dashboard: Dashboard) -> bool:
 def footer(dashboard: Dashboard, ui: Ui, width: int, *, scrolls: bool) -> Text:
     """Return the keys, or the question that waits for an answer."""
     if ui.confirming:
-        question = " Return every guest to its baseline? This undoes the tuning.  y yes   any other key no "
+        question = " Return every guest to its baseline? This undoes the tuning.  y yes, else no "
         return fit_line(Text(question, palette.NOTICE), width)
     if not ui.keyboard:
         return fit_line(Text(" no keyboard: Ctrl-C quits", palette.LABEL), width)

@@ -23,7 +23,7 @@ from qmpalloc.tui.view import View
 SUSPENDED = "qmpalloc is suspended: no memory is moved, guests keep their sizes. Bring it back with fg.\n"
 
 
-class _Clock:
+class EventClock:
     """The time on the clock of the events, learnt from the events: none of them can lie in the future."""
 
     def __init__(self, dashboard: Dashboard) -> None:
@@ -31,6 +31,7 @@ class _Clock:
         self._ahead_s = dashboard.t - trio.current_time()
 
     def __call__(self) -> float:
+        """Return the time now."""
         now_s = trio.current_time()
         self._ahead_s = max(self._ahead_s, self._dashboard.t - now_s)
         return now_s + self._ahead_s
@@ -115,7 +116,7 @@ async def run_tui(
     """
     keyboard = sys.stdin.isatty()
     ui = Ui(keyboard=keyboard, replay=replay() if replay else "")
-    screen = _Screen(dashboard, ui, controls, console or Console(), now or _Clock(dashboard), replay)
+    screen = _Screen(dashboard, ui, controls, console or Console(), now or EventClock(dashboard), replay)
     started = contextlib.ExitStack()
     started.callback(task_status.started)
     with trio.open_signal_receiver(signal.SIGTSTP, signal.SIGCONT) as signals:

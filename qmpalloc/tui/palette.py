@@ -18,7 +18,7 @@ WARN = "bold yellow"
 BAD = "bold red"
 ALERT = "bold reverse red"
 NOTICE = "bold reverse yellow"
-SHARES = ("white on rgb(20,60,110)", "white on rgb(20,95,95)")
+SHARES = ("white on color(24)", "white on color(238)")
 
 STATES = {
     GuestState.CONNECTING: "blue",

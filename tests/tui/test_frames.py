@@ -5,7 +5,7 @@ from drawing import Ascii, draw, reduce
 from rich.cells import cell_len
 from synthetic import Run, run
 
-from qmpalloc.events import ControlChanged, Ended, Faulted, StateChanged
+from qmpalloc.events import ControlChanged, Ended, Faulted, SizeChanged, StateChanged
 from qmpalloc.model import GuestState
 from qmpalloc.tui import Dashboard, Ui
 from qmpalloc.tui.palette import STATES
@@ -122,7 +122,8 @@ def test_hidden_guests_in_trouble_are_counted_at_the_top():
 
 def test_the_question_before_the_return_to_baseline():
     frame = draw(reduce(run(2, 20)), ui=Ui(confirming=True))
-    assert frame.splitlines()[-1].startswith(" Return every guest to its baseline?")
+    question = " Return every guest to its baseline? This undoes the tuning.  y yes, else no "
+    assert frame.splitlines()[-1] == question.ljust(80)
 
 
 @pytest.mark.parametrize(("mode", "words"), [("watch", "watch (changes nothing)"), ("dry-run", "dry run (changes")])
@@ -130,6 +131,21 @@ def test_a_mode_that_changes_nothing_says_so_and_offers_no_keys_for_it(mode, wor
     frame = draw(reduce(run(2, 20, mode=mode)))
     assert words in frame
     assert "return all to baseline" not in frame
+
+
+def test_memory_above_the_budget_is_said():
+    size = SizeChanged(t=20.5, wall=WALL, guest="db", target_bytes=2**30, actual_bytes=2**31, committed_bytes=2**32)
+    assert "budget 2G, OVER BY 1.28G ▏" in draw(reduce([*run(2, 20), size]))
+
+
+def test_memory_in_doubt_is_part_of_the_budget_bar():
+    hung = StateChanged(t=20.5, wall=WALL, guest="db", state=GuestState.HUNG, previous=None, detail="")
+    size = SizeChanged(t=20.6, wall=WALL, guest="db", target_bytes=2**29, actual_bytes=2**29, committed_bytes=2**31)
+    assert "▏in-doubt" in draw(reduce([*run(2, 20), hung, size]), 160, 50)
+
+
+def test_without_a_keyboard_the_footer_says_how_to_quit():
+    assert "no keyboard: Ctrl-C quits" in draw(reduce(run(2, 20)), ui=Ui(keyboard=False))
 
 
 def test_the_target_that_is_not_reached_yet_is_seen():

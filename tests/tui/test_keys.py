@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from qmpalloc.tui import Dashboard
 from qmpalloc.tui.keys import Decoder
+from qmpalloc.tui.live import EventClock
 from qmpalloc.tui.terminal import Terminal, is_interactive
 from qmpalloc.tui.ui import Ui, press
 
@@ -88,6 +90,20 @@ def test_the_selection_stays_within_the_guests():
 def test_a_run_that_changes_nothing_and_a_replay_do_not_return_guests():
     assert pressed("p", "b", "y", may_control=False)[1] == []
     assert pressed("p", "b", "y", ui={"replay": "REPLAY x1"}, may_control=False)[1] == ["pause"]
+
+
+async def test_the_clock_is_learnt_from_the_events(autojump_clock):
+    dashboard = Dashboard()
+    dashboard.t = 100.0
+    clock = EventClock(dashboard)
+    assert clock() == 100.0
+    await trio.sleep(2)
+    assert clock() == pytest.approx(102.0)
+    dashboard.t = 103.0
+    assert clock() == pytest.approx(103.0)
+    await trio.sleep(5)
+    dashboard.t = 107.0
+    assert clock() == pytest.approx(108.0)
 
 
 async def test_a_terminal_that_takes_no_output_holds_up_nobody(autojump_clock):

@@ -11,23 +11,28 @@ from pathlib import Path
 import pexpect
 import pyte
 import pytest
+from synthetic import run
+
+from qmpalloc import events
 
 HERE = Path(__file__).parent
-PROGRAM = f"{shlex.quote(sys.executable)} {shlex.quote(str(HERE / 'live_program.py'))}"
+PYTHON = shlex.quote(sys.executable)
+PROGRAM = f"{PYTHON} {shlex.quote(str(HERE / 'live_program.py'))}"
+REPLAY = f"{PYTHON} -c 'from qmpalloc.cli.replay import replay; replay()'"
 SHELL = "trap : INT; stty -g; {program} {arguments}; echo EXIT=$?; stty -g; echo OVER"
 
 
 class Session:
     """A shell that runs the program between two prints of the terminal's settings, and the screen one would see."""
 
-    def __init__(self, arguments, columns=80, lines=24):
+    def __init__(self, arguments, *, program=PROGRAM, columns=80, lines=24):
         self.raw = ""
         self.screen = pyte.Screen(columns, lines)
         self.stream = pyte.Stream(self.screen)
         environ = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(HERE)}
         environ |= {key: value for key, value in os.environ.items() if key.startswith("COVERAGE")}
         self.child = pexpect.spawn(
-            "/bin/sh", ["-c", SHELL.format(program=PROGRAM, arguments=arguments)],
+            "/bin/sh", ["-c", SHELL.format(program=program, arguments=arguments)],
             dimensions=(lines, columns), encoding="utf-8", timeout=30, cwd=str(HERE.parents[1]), env=environ,
         )  # fmt: skip
 
@@ -47,6 +52,9 @@ class Session:
     @property
     def pid(self):
         return int(re.search(r"PID (\d+)", self.raw)[1])
+
+    def interrupt(self):
+        self.child.sendintr()
 
     def resize(self, columns, lines):
         self.screen.resize(lines, columns)
@@ -69,8 +77,8 @@ class Session:
 def session():
     sessions = []
 
-    def start(*arguments, **size):
-        sessions.append(Session(" ".join(map(str, arguments)), **size))
+    def start(*arguments, **options):
+        sessions.append(Session(" ".join(map(str, arguments)), **options))
         sessions[-1].wait(lambda text: "quit" in text)
         return sessions[-1]
 
@@ -124,7 +132,7 @@ def test_the_terminal_is_restored_after_a_signal(session, number):
 
 def test_the_terminal_is_restored_after_ctrl_c(session):
     terminal = session(2)
-    terminal.child.sendintr()
+    terminal.interrupt()
     terminal.finish()
     assert "KeyboardInterrupt" in terminal.raw
 
@@ -149,3 +157,25 @@ def test_ctrl_z_gives_the_terminal_back_and_says_that_control_rests(session):
     terminal.wait(lambda text: "quit" in text and "▌web" in text)
     terminal.child.send("q")
     assert terminal.finish() == 0
+
+
+@pytest.fixture
+def record(tmp_path):
+    path = tmp_path / "record.jsonl"
+    path.write_bytes(b"".join(events.encoder.encode(event) + b"\n" for event in run(2, 40, end=True)))
+    return shlex.quote(str(path))
+
+
+def test_a_replay_can_be_paused_and_ends_where_the_run_ended(session, record):
+    terminal = session(record, "--speed 0.001 --at 20", program=REPLAY)
+    terminal.wait(lambda text: "REPLAY x0.001" in text and "0:20" in text.splitlines()[0])
+    terminal.child.send("bp")
+    terminal.wait(lambda text: "REPLAY paused" in text)
+    assert "baseline" not in terminal.text
+    terminal.child.send("q")
+    assert terminal.finish() == 0
+
+    terminal = session(record, "--speed 200", program=REPLAY)
+    terminal.wait(lambda text: "REPLAY over" in text and "ENDED: quit by the user" in text)
+    terminal.interrupt()
+    assert terminal.finish() == 130

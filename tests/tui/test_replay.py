@@ -1,12 +1,15 @@
 """``qmpalloc replay``: what a run showed, its record shows again."""
 
 import pytest
+import trio
+import trio.testing
 from click.testing import CliRunner
 from drawing import draw, reduce
 from synthetic import run
 
 from qmpalloc import events
-from qmpalloc.cli.replay import replay
+from qmpalloc.cli.replay import Player, replay
+from qmpalloc.tui import Dashboard
 
 
 @pytest.fixture
@@ -51,6 +54,31 @@ def test_a_picture_at_a_time(record, tmp_path):
     for words in ("lowest e, takes 95.4M from db", "highest e, gives 95.4M to web", "FRESH"):
         assert words in text
         assert words in shown
+
+
+async def test_a_player_keeps_the_time_of_the_record(autojump_clock):
+    dashboard = Dashboard()
+    player = Player(dashboard, iter(run(2, 60, end=True)), speed=4.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(player.run, 10.0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert 9 <= dashboard.t <= 10
+        assert player.title() == "REPLAY x4"
+        await trio.sleep(5)
+        assert 29 <= dashboard.t <= 30
+        assert 29 <= player.now_s() <= 30
+        player.toggle_pause()
+        before = player.now_s()
+        await trio.sleep(100)
+        assert (player.now_s(), player.title()) == (before, "REPLAY paused")
+        player.toggle_pause()
+        await trio.sleep(100)
+        assert player.title() == "REPLAY over"
+        assert dashboard.ended is not None
+        assert player.now_s() == dashboard.t
+    player.return_to_baseline()
+    player.quit()
+    assert player.done.is_set()
 
 
 @pytest.mark.parametrize("size", ["wide", "80", "80x", "80x24x3"])
