@@ -65,10 +65,10 @@ def psi_memory(pressure: str | None) -> dict[str, int | float]:
             continue
         fields = dict(word.partition("=")[::2] for word in rest.split())
         try:
-            facts[f"{kind}_total_us"] = int(fields["total"])
-            facts[f"{kind}_avg10"] = float(fields["avg10"])
+            total_us, avg10 = int(fields["total"]), float(fields["avg10"])
         except (KeyError, ValueError):
             continue
+        facts.update({f"{kind}_total_us": total_us, f"{kind}_avg10": avg10})
     return facts
 
 

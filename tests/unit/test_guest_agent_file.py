@@ -1,0 +1,232 @@
+"""What the collector writes: the host must accept every bit of it, and nothing may be left behind when it cannot."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guest_agent import counters_file, procfs
+from guest_agent.counters_file import CountersFile, Series, printable, publish, to_json
+from guest_agent.reader import COUNTERS, SLOTS, combine, next_tick_ns
+from qmpalloc.errors import SampleError, SampleFault
+from qmpalloc.sample import FILE_MAX_BYTES, FORMAT, VERSION, Counters, parse
+
+SOURCES = Path(counters_file.__file__).parent
+COUNTS = dict.fromkeys((*COUNTERS, "events_lost"), 2**63 - 1)
+
+MEMINFO = """\
+MemTotal:         990152 kB
+MemFree:          828000 kB
+MemAvailable:     791000 kB
+Active(file):      54280 kB
+Inactive(file):    10948 kB
+AnonPages:         16548 kB
+Shmem:               276 kB
+KernelStack:        1144 kB
+PageTables:          704 kB
+SUnreclaim:        12368 kB
+HugePages_Total:       0
+"""
+VMSTAT = (
+    "nr_free_pages 207000\nworkingset_refault_anon 1\nworkingset_refault_file 42\npswpin 3\npswpout 4\noom_kill 1\n"
+)
+PRESSURE = "some avg10=1.25 avg60=0.00 avg300=0.00 total=96\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=90\n"
+
+
+@pytest.fixture
+def kernel_files(monkeypatch):
+    """The files of a guest, by path; a test may take some away."""
+    files = {
+        "/proc/meminfo": MEMINFO,
+        "/proc/vmstat": VMSTAT,
+        "/proc/pressure/memory": PRESSURE,
+        "/proc/self/statm": "5000 2792 1500 1 0 1300 0\n",
+        "/proc/sys/kernel/random/boot_id": "de9d2e88-11fa-4a03-8f4c-421442911772\n",
+        "/sys/kernel/mm/lru_gen/enabled": "0x0007\n",
+    }
+    monkeypatch.setattr(procfs, "read", files.get)
+    return files
+
+
+@pytest.fixture
+def series(kernel_files):
+    return Series("00112233aabbccdd", 1000)
+
+
+def test_the_host_agrees_on_format_and_names():
+    assert (counters_file.FORMAT, counters_file.VERSION) == (FORMAT, VERSION)
+    assert {*COUNTERS, "events_lost", "refaults"} == set(Counters.__struct_fields__)
+
+
+def test_a_file_with_every_field_at_its_largest_is_accepted_and_small(series):
+    content = series.render(COUNTS)
+    sample = parse(content)
+    assert len(content) < FILE_MAX_BYTES / 2
+    assert sample.counters == Counters(**COUNTS, refaults=42)
+    assert sample.memory_bytes.total == 990152 * 1024
+    assert sample.memory_bytes.slab_unreclaimable == 12368 * 1024
+    assert (sample.swap_pages.in_, sample.swap_pages.out, sample.oom_kills) == (3, 4, 1)
+    assert (sample.psi_memory.some_total_us, sample.psi_memory.some_avg10) == (96, 1.25)
+    assert (sample.lru, sample.interval_ms, sample.sequence) == ("lru_gen", 1000, 0)
+    assert sample.collector.rss_bytes == 2792 * os.sysconf("SC_PAGE_SIZE")
+    assert parse(series.render(COUNTS)).sequence == 1
+
+
+def test_unknown_is_absent(series, kernel_files):
+    for path in ("/proc/vmstat", "/proc/pressure/memory", "/proc/meminfo", "/proc/self/statm"):
+        del kernel_files[path]
+    sample = parse(series.render({"events_lost": 0}))
+    assert sample.counters == Counters(events_lost=0)
+    assert sample.memory_bytes.total is None
+    assert sample.swap_pages.in_ is None
+    assert sample.psi_memory.full_avg10 is None
+    assert sample.oom_kills is None
+    assert sample.collector.rss_bytes is None
+
+
+@given(message=st.text(max_size=1000))
+def test_any_error_message_reaches_the_host_printable(message):
+    content = Series("00112233aabbccdd", 1000).render(None, f"bcc: {message}")
+    with pytest.raises(SampleError, match="the collector reports: bcc:") as caught:
+        parse(content)
+    assert caught.value.fault is SampleFault.COLLECTOR
+    assert len(content) < FILE_MAX_BYTES
+
+
+def test_printable_makes_one_line():
+    assert printable('two\n  lines\x1b[31m "\\é', 400) == 'two lines?[31m "\\?'
+    assert to_json({"a": 'x"\\y'}) == '{"a":"x\\"\\\\y"}'
+
+
+def test_absent_hooks_are_absent_counters():
+    slots = {name: index + 1 for index, name in enumerate(SLOTS)}
+    assert combine(slots, {"accesses", "evictions"}, skipped=5) == {
+        "accesses": slots["accesses_read"] + slots["accesses_splice"],
+        "evictions": slots["evictions"],
+        "events_lost": slots["scopes_lost"] + 5,
+    }
+
+
+@pytest.mark.parametrize(("now", "expected"), [(100, 110), (109, 110), (110, 120), (135, 140), (99, 110)])
+def test_ticks_stay_on_their_grid(now, expected):
+    assert next_tick_ns(100, now, 10) == expected
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def names_in(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_replacing_leaves_one_file_that_all_may_read(tmp_path):
+    old_umask = os.umask(0o077)
+    try:
+        file = CountersFile(str(tmp_path))
+        file.replace(b"one")
+        before = (tmp_path / "counters.json").stat()
+        file.replace(b"two, longer")
+    finally:
+        os.umask(old_umask)
+    after = (tmp_path / "counters.json").stat()
+    assert (tmp_path / "counters.json").read_bytes() == b"two, longer"
+    assert after.st_ino != before.st_ino  # a reader that has the old one open still sees all of it
+    assert after.st_mode & 0o777 == 0o644
+    assert names_in(tmp_path) == ["counters.json"]
+    file.remove()
+    file.remove()
+    assert names_in(tmp_path) == []
+
+
+@pytest.fixture
+def fill_tmpfs(monkeypatch):
+    """Make every new page fail, as on a full tmpfs: an existing file's first page can still be written."""
+    real_pwrite = os.pwrite
+
+    def full_pwrite(fd, data, offset):
+        if os.fstat(fd).st_blocks == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_pwrite(fd, data, offset)
+
+    return lambda: monkeypatch.setattr(os, "pwrite", full_pwrite)
+
+
+def test_a_full_tmpfs_is_reported_in_the_old_file(tmp_path, series, fill_tmpfs):
+    file = CountersFile(str(tmp_path))
+    assert publish(file, series, COUNTS) == ""
+    with (tmp_path / "counters.json").open("rb") as written:
+        os.fsync(written)  # so that the file has its block, where blocks are allocated late
+    fill_tmpfs()
+    problem = publish(file, series, COUNTS)
+    assert problem == f"cannot replace {tmp_path}/counters.json: No space left on device"
+    assert names_in(tmp_path) == ["counters.json"]
+    with pytest.raises(SampleError, match="No space left on device") as caught:
+        parse((tmp_path / "counters.json").read_bytes())
+    assert caught.value.fault is SampleFault.COLLECTOR
+
+
+def test_a_tmpfs_full_from_the_start_leaves_nothing_behind(tmp_path, series, fill_tmpfs):
+    fill_tmpfs()
+    problem = publish(CountersFile(str(tmp_path)), series, COUNTS)
+    assert "No space left on device; nor can it be written over" in problem
+    assert names_in(tmp_path) == []
+
+
+def test_does_not_follow_a_planted_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / ".counters.json.new").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        CountersFile(str(tmp_path)).replace(b"data")
+    assert victim.read_bytes() == b"precious"
+
+
+# ------------------------------------------------------------------------------------------------------- kernel's files
+
+
+@pytest.mark.parametrize(
+    ("text", "flavour"), [("0x0007", "lru_gen"), ("0x0000", "two_list"), (None, "two_list"), ("y", "two_list")]
+)
+def test_lru_flavour(text, flavour):
+    assert procfs.lru_flavour(text) == flavour
+
+
+@pytest.mark.parametrize(("text", "count"), [("0\n", 1), ("0-3\n", 4), ("0-3,8,10-11\n", 7)])
+def test_cpu_count(text, count):
+    assert procfs.cpu_count(text) == count
+
+
+def test_lines_out_of_shape_are_passed_over():
+    assert procfs.memory_bytes("MemTotal: x kB\nMemFree: 1 MB\nShmem: -3 kB\nMemAvailable:\nAnonPages: 2 kB\n") == {
+        "anon": 2048
+    }
+    assert procfs.vmstat("oom_kill\npswpin x\npswpout 1\n") == {"pswpout": 1}
+    assert procfs.psi_memory("some avg10=0.00\nfull avg10=x total=1\nnone\n") == {}
+
+
+def test_capabilities():
+    assert procfs.has_capabilities("CapEff:\t000001ffffffffff\n", 21, 39)
+    assert not procfs.has_capabilities("CapEff:\t0000000000000000\n", 21)
+    assert not procfs.has_capabilities(None, 21)
+
+
+def test_reads_nothing_where_there_is_nothing(tmp_path):
+    assert procfs.read(str(tmp_path / "absent")) is None
+    assert procfs.read(str(tmp_path)) is None  # a directory
+    (tmp_path / "file").write_text("x")
+    assert procfs.read(str(tmp_path / "file")) == "x"
+
+
+def test_the_reader_stays_small():
+    """The reader and what it imports keep their hands off the parts of the library that cost memory."""
+    code = f"import sys; sys.path.insert(0, {str(SOURCES.parent)!r}); import guest_agent.reader; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-ISB", "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert "guest_agent.reader" in modules
+    heavy = {"json", "pathlib", "typing", "re", "dataclasses", "inspect", "socket", "argparse", "logging", "subprocess"}
+    assert not heavy & set(modules)

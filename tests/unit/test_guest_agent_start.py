@@ -1,0 +1,186 @@
+"""How the collector starts, and each way in which it cannot: one line, in the log and in the file, and no traceback."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from guest_agent import collector, procfs
+from guest_agent.collector import AlreadyRunningError, CannotCountError, check_headers, check_kernel, first_error, lock
+from guest_agent.reader import SLOTS
+from qmpalloc.errors import SampleError, SampleFault
+from qmpalloc.sample import parse
+
+ROOT = "CapEff:\t000001ffffffffff\n"
+SOURCES = Path(collector.__file__).parent
+
+
+def test_slots_are_those_of_the_program():
+    text = (SOURCES / "program.c").read_text()
+    members = text.partition("struct counts {")[2].partition("}")[0]
+    assert tuple(members.replace("u64", "").replace(";", "").split()) == SLOTS
+
+
+def test_without_privilege(tmp_path):
+    with pytest.raises(CannotCountError, match="run as root, or with CAP_BPF and CAP_PERFMON"):
+        check_kernel("CapEff:\t0000000000000000\n", tmp_path)
+
+
+@pytest.mark.parametrize("effective", [1 << 21, 1 << 38 | 1 << 39])
+def test_either_privilege_will_do(tmp_path, effective):
+    check_kernel(f"CapEff:\t{effective:016x}\n", tmp_path)
+
+
+def test_without_type_information(tmp_path):
+    with pytest.raises(CannotCountError, match="CONFIG_DEBUG_INFO_BTF=y"):
+        check_kernel(ROOT, tmp_path / "absent")
+
+
+def test_without_headers(tmp_path):
+    with pytest.raises(CannotCountError, match=r"apt-get install linux-headers-6\.99-test"):
+        check_headers("6.99-test", tmp_path)
+    (tmp_path / "6.99-test").mkdir()
+    (tmp_path / "6.99-test/build").symlink_to(tmp_path / "removed")  # what an autoremove of the headers leaves
+    with pytest.raises(CannotCountError):
+        check_headers("6.99-test", tmp_path)
+    (tmp_path / "removed").mkdir()
+    check_headers("6.99-test", tmp_path)
+
+
+def test_without_bcc(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bcc", None)
+    with pytest.raises(CannotCountError, match="apt-get install python3-bpfcc"):
+        collector.compile_and_attach([])
+
+
+def test_when_the_compiler_fails(monkeypatch, capfd):
+    class BPF:
+        def __init__(self, **_):
+            os.write(2, b"/virtual/main.c:5:1: warning: unused\n/virtual/main.c:7:2: error: no such thing\n1 error\n")
+            raise Exception("Failed to compile BPF module <text>")  # noqa: TRY002 (that is what bcc does)
+
+    monkeypatch.setitem(sys.modules, "bcc", types.SimpleNamespace(BPF=BPF))
+    with pytest.raises(CannotCountError) as caught:
+        collector.compile_and_attach([])
+    assert str(caught.value) == ("bcc: Failed to compile BPF module <text>: /virtual/main.c:7:2: error: no such thing")
+    assert capfd.readouterr().err == ""
+
+
+def test_first_error_of_the_verifier():
+    assert first_error("0: R1=ctx()\n1: (79) r0 = *(u64 *)(r1 +0)\ninvalid access to context\n\n") == (
+        ": invalid access to context"
+    )
+    assert first_error("\n") == ""
+
+
+def test_a_second_collector_keeps_off(tmp_path, capsys):
+    directory = tmp_path / "run"
+    held = lock(directory)
+    assert os.get_inheritable(held)
+    (directory / "counters.json").write_text("the first one's")
+    with pytest.raises(AlreadyRunningError):
+        lock(directory)
+    assert collector.main(["--directory", str(directory)]) == 1
+    assert capsys.readouterr().err == f"qmpalloc-collector: another collector is running: {directory} is locked\n"
+    assert (directory / "counters.json").read_text() == "the first one's"
+    os.close(held)
+    os.close(lock(directory))
+
+
+def test_the_lock_survives_exec(tmp_path):
+    held = lock(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+        os.close(held)
+        fd = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        child.communicate(b"\n")
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(fd)
+
+
+def fault_in(path):
+    with pytest.raises(SampleError) as caught:
+        parse(path.read_bytes())
+    assert caught.value.fault is SampleFault.COLLECTOR
+    return caught.value.message
+
+
+def test_says_that_it_is_starting(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(collector, "start", lambda directory, series: seen.append(fault_in(tmp_path / "counters.json")))
+    collector.main(["--directory", str(tmp_path)])
+    assert seen == ["the collector reports: starting: compiling and attaching the probes"]
+
+
+def test_a_failure_is_one_line_in_log_and_file(tmp_path, monkeypatch, capsys):
+    real_read = procfs.read
+    monkeypatch.setattr(procfs, "read", lambda path: "CapEff:\t0\n" if path == "/proc/self/status" else real_read(path))
+    assert collector.main(["--directory", str(tmp_path)]) == 1
+    assert fault_in(tmp_path / "counters.json").startswith("the collector reports: no privilege to load eBPF programs")
+    log = capsys.readouterr().err
+    assert log.startswith("qmpalloc-collector: no privilege")
+    assert log.count("\n") == 1
+
+
+def test_a_directory_that_cannot_be_made(tmp_path, capsys):
+    assert collector.main(["--directory", str(tmp_path / "absent/run")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_runs_from_any_directory(tmp_path):
+    link = tmp_path / "copied"
+    link.symlink_to(SOURCES)
+    for command in ([str(SOURCES)], [str(link)]):
+        done = subprocess.run(
+            [sys.executable, "-IB", *command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "--interval-ms" in done.stdout
+
+
+# ----------------------------------------------------------------------------------------------------------- installer
+
+
+def install(*arguments):
+    return subprocess.run(["sh", str(SOURCES / "install.sh"), *arguments], capture_output=True, text=True, check=False)
+
+
+def tree(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir())
+
+
+def test_installs_into_an_image_and_removes_itself(tmp_path):
+    stale = tmp_path / "usr/local/lib/qmpalloc/guest_agent/old_module.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    for _ in range(2):
+        done = install("--root", str(tmp_path))
+        assert (done.returncode, done.stderr) == (0, "")
+    assert not stale.exists()
+    files = tree(tmp_path)
+    assert {"usr/local/lib/qmpalloc/guest_agent/program.c", "usr/local/lib/qmpalloc/guest_agent/__main__.py"} <= set(
+        files
+    )
+    wanted = tmp_path / "etc/systemd/system/multi-user.target.wants/qmpalloc-collector.service"
+    assert str(wanted.readlink()) == "/etc/systemd/system/qmpalloc-collector.service"
+    assert install("--root", str(tmp_path), "--uninstall").returncode == 0
+    assert tree(tmp_path) == []
+
+
+def test_the_unit_starts_what_is_installed(tmp_path):
+    install("--root", str(tmp_path))
+    unit = (tmp_path / "etc/systemd/system/qmpalloc-collector.service").read_text()
+    command = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+    assert (tmp_path / command.split()[-1].lstrip("/") / "__main__.py").is_file()
+
+
+@pytest.mark.parametrize("arguments", [["--frobnicate"], ["--root"], ["--root", "/no/such/directory"]])
+def test_installer_refuses_nonsense(arguments):
+    done = install(*arguments)
+    assert done.returncode != 0
+    assert done.stderr
