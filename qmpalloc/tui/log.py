@@ -12,6 +12,7 @@ from qmpalloc.tui.facts import LogEntry
 from qmpalloc.tui.text import fit_line, run_time
 
 SIDE_BY_SIDE_MIN_WIDTH = 120
+ROOMY_LINES = 6
 
 _STYLES = {
     "decision": ("", ""),
@@ -47,7 +48,8 @@ def _mixed(dashboard: Dashboard, count: int) -> list[LogEntry]:
 def _pane(title: str, entries: Iterable[LogEntry], width: int, height: int) -> list[Text]:
     lines = [rule(title, width)]
     for entry in entries:
-        for line in _entry(entry, width):
+        # In few lines a hint must not push the last decision out.
+        for line in _entry(entry, width)[: 2 if height >= ROOMY_LINES else 1]:
             if len(lines) < height:
                 lines.append(line)
     return lines + [Text(" " * width)] * (height - len(lines))

@@ -115,6 +115,12 @@ def test_rows_beyond_the_screen_are_counted_and_can_be_reached():
     assert "▌spare" in last
 
 
+def test_a_fault_does_not_push_the_last_decision_out_of_a_short_log():
+    log = draw(reduce(run(12, 58, troubles=True))).split("last decisions")[1]
+    assert "→ cache" in log
+    assert "! record" in log
+
+
 def test_hidden_guests_in_trouble_are_counted_at_the_top():
     frame = draw(reduce(run(12, 60, troubles=True)), 80, 16)
     assert "1 late 1 lost 1 paused 1 held 1 hung 1 gone" in frame
