@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from qmpalloc.errors import SampleError, SampleFault
+from qmpalloc.text import printable
 
 FORMAT = "qmpalloc-counters"
 VERSION = 1
@@ -208,12 +209,8 @@ def _explain(data: bytes, error: Exception) -> SampleError:
             hint="install the guest_agent directory that belongs to this qmpalloc in the guest",
         )
     if isinstance(error, msgspec.ValidationError):
-        return SampleError(SampleFault.MALFORMED, f"the counters file is not of the format: {_printable(str(error))}")
+        return SampleError(SampleFault.MALFORMED, f"the counters file is not of the format: {printable(str(error))}")
     return SampleError(SampleFault.TORN, "the counters file is not complete JSON")
-
-
-def _printable(text: str) -> str:
-    return "".join(char if " " <= char <= "~" else "?" for char in text[:200])
 
 
 class SampleTracker:

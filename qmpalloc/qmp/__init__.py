@@ -1,1 +1,28 @@
-"""Talk to QEMU and to the guest agent: trio over qemu.qmp's messages, models and errors."""
+"""Clients of QEMU's two sockets: the QMP monitor and the guest agent. Native to trio.
+
+`open_monitor` and `open_agent` connect; `open_monitor_on` and `open_agent_on` take any `trio.abc.Stream`, such as a
+memory stream in a test. Commands have no time limit of their own; `deadline` gives them one.
+"""
+
+from qmpalloc.qmp.agent import Agent, open_agent, open_agent_on
+from qmpalloc.qmp.agent_types import AgentInfo, ExecResult
+from qmpalloc.qmp.deadline import deadline
+from qmpalloc.qmp.monitor import Monitor, open_monitor, open_monitor_on
+from qmpalloc.qmp.monitor_types import BalloonStats, BlockStats, VmStatus
+from qmpalloc.qmp.subscriptions import MonitorEvent
+
+__all__ = [
+    "Agent",
+    "AgentInfo",
+    "BalloonStats",
+    "BlockStats",
+    "ExecResult",
+    "Monitor",
+    "MonitorEvent",
+    "VmStatus",
+    "deadline",
+    "open_agent",
+    "open_agent_on",
+    "open_monitor",
+    "open_monitor_on",
+]

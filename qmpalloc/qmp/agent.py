@@ -1,0 +1,232 @@
+"""The guest-agent client: commands, files and programs in one guest. Everything it returns is the guest's word."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
+
+import trio
+
+from qmpalloc.errors import NonsenseError, QmpallocError, RefusedError
+from qmpalloc.qmp.agent_channel import AgentChannel
+from qmpalloc.qmp.agent_types import (
+    AgentInfo,
+    ExecReply,
+    ExecResult,
+    ExecStatusReply,
+    Handle,
+    InfoReply,
+    ReadReply,
+    decode_base64,
+)
+from qmpalloc.qmp.connect import connect
+from qmpalloc.qmp.connection import Connection, running
+from qmpalloc.qmp.replies import convert, typed
+
+CLOSE_FILE_LIMIT_S = 1.0
+"""How long closing a file in the guest may go on after its reader was cancelled."""
+
+READ_CHUNK_BYTES = 512 * 1024
+"""Largest single read; in base64 it stays below the limit of a line."""
+
+EXEC_POLL_FIRST_S = 0.02
+EXEC_POLL_MAX_S = 0.5
+
+T = TypeVar("T")
+
+
+class Agent:
+    """A connection to a guest agent, which may not be running yet. Open one with `open_agent`.
+
+    The agent executes one command at a time; calls from several tasks queue up. No call has a time limit of its own:
+    wrap it in `deadline`. After a cancelled call, and before the first, the channel is synchronised.
+
+    Attributes:
+        address: Path of the socket.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, address: str) -> None:
+        self.address = address
+        self._connection = Connection(stream, address)
+        self._channel = AgentChannel(self._connection)
+        self._lock = trio.Lock()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed.is_set() else "synced" if self._channel.synced else "not synced"
+        return f"<Agent {self.address} {state}>"
+
+    @property
+    def closed(self) -> trio.Event:
+        """Set when the connection has ended; `cause` then says why."""
+        return self._connection.closed
+
+    @property
+    def cause(self) -> QmpallocError | None:
+        """Why the connection ended; None while it lives."""
+        return self._connection.cause
+
+    @property
+    def skipped(self) -> int:
+        """Lines the guest sent that answered nothing: late answers, error messages about noise, garbage."""
+        return self._channel.skipped
+
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Run a guest-agent command and return what it returned.
+
+        Raises:
+            RefusedError: The agent answered with an error.
+            DisconnectedError: The connection ended before the answer.
+            NonsenseError: The answer breaks the protocol; the next call synchronises again.
+        """
+        async with self._lock:
+            await self._prepare()
+            return await self._channel.command(command, arguments)
+
+    async def sync(self) -> None:
+        """Synchronise now: returns when the agent runs and has answered everything sent before.
+
+        Raises:
+            RefusedError: The agent does not know ``guest-sync-delimited``.
+            DisconnectedError: The connection ended.
+        """
+        async with self._lock:
+            await self._channel.sync()
+
+    async def info(self) -> AgentInfo:
+        """Return the agent's version and the commands it executes. Errors as `execute`."""
+        return (await self._typed("guest-info", None, InfoReply)).values()
+
+    async def read_file(self, path: str, max_bytes: int) -> bytes:
+        """Return the content of a file in the guest, or its first ``max_bytes + 1`` bytes if it is longer.
+
+        Cancelling closes the file in the guest, for which it takes up to a second; a file whose opening was cancelled
+        is closed before the next command, or when the connection is.
+
+        Args:
+            path: Absolute, in the guest.
+            max_bytes: Longest file of use to the caller, who should refuse a longer result.
+
+        Raises:
+            RefusedError: No such file, no permission, or the agent may not read files.
+            DisconnectedError: The connection ended.
+            NonsenseError: The agent contradicts itself.
+        """
+        handle = convert(
+            await self.execute("guest-file-open", {"path": path, "mode": "r"}),
+            Handle,
+            f"{self.address}: the reply to guest-file-open",
+        )
+        try:
+            return await self._read_all(handle, max_bytes)
+        finally:
+            self._channel.late_handles.append(handle)
+            await self.close_leftovers()
+
+    async def start(self, argv: Sequence[str]) -> int:
+        """Start a program in the guest, not waiting for it, its output thrown away. Return its process id there.
+
+        Raises:
+            RefusedError: No such program, or the agent may not execute any. Otherwise as `execute`.
+        """
+        arguments = {"path": argv[0], "arg": list(argv[1:]), "capture-output": False}
+        return (await self._typed("guest-exec", arguments, ExecReply)).pid
+
+    async def run(self, argv: Sequence[str], *, input_data: bytes | None = None) -> ExecResult:
+        """Run a program in the guest to its end.
+
+        Cancelling stops waiting; the program goes on. Its output must fit into one line of the protocol, about
+        700 KiB.
+
+        Args:
+            argv: Program and arguments; no shell is involved.
+            input_data: Its standard input.
+
+        Raises:
+            RefusedError: No such program, or the agent may not execute any. Otherwise as `execute`.
+        """
+        arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
+        if input_data is not None:
+            arguments["input-data"] = base64.b64encode(input_data).decode("ascii")
+        pid = (await self._typed("guest-exec", arguments, ExecReply)).pid
+        pause_s = EXEC_POLL_FIRST_S
+        while True:
+            status = await self._typed("guest-exec-status", {"pid": pid}, ExecStatusReply)
+            if status.exited:
+                return status.values(self.address)
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, EXEC_POLL_MAX_S)
+
+    async def _typed(self, command: str, arguments: Mapping[str, object] | None, kind: type[T]) -> T:
+        return typed(await self.execute(command, arguments), kind, command, self.address)
+
+    async def _prepare(self) -> None:
+        """Under the lock: bring the channel to a known state and close files that nobody reads."""
+        if not self._channel.synced:
+            await self._channel.sync()
+        handles = self._channel.late_handles
+        while handles:
+            handle = handles[-1]
+            # A refusal says that it is not open, nonsense that asking again would not help.
+            with suppress(RefusedError, NonsenseError):
+                await self._channel.command("guest-file-close", {"handle": handle})
+            handles.remove(handle)  # not pop: others may have been added meanwhile
+            if not self._channel.synced:
+                await self._channel.sync()
+
+    async def close_leftovers(self) -> None:
+        """Close the files that cancelled calls left open in the guest, within a second. Called before disconnecting."""
+        if self._channel.owes_handles and not self.closed.is_set():
+            with trio.move_on_after(CLOSE_FILE_LIMIT_S, shield=True):
+                await self._close_handles()
+
+    async def _close_handles(self) -> None:
+        with suppress(QmpallocError):  # the data, or the error of reading it, matters more to the caller
+            async with self._lock:
+                await self._prepare()
+
+    async def _read_all(self, handle: int, max_bytes: int) -> bytes:
+        data = bytearray()
+        while len(data) <= max_bytes:
+            wanted = min(max_bytes + 1 - len(data), READ_CHUNK_BYTES)
+            reply = await self._typed("guest-file-read", {"handle": handle, "count": wanted}, ReadReply)
+            chunk = decode_base64(reply.buf_b64, self.address)
+            if len(chunk) != reply.count or len(chunk) > wanted:
+                raise NonsenseError(f"{self.address}: the agent lies about the length of what it read")
+            data += chunk
+            if reply.eof:
+                break
+            if not chunk:
+                raise NonsenseError(f"{self.address}: the agent reads nothing and yet no end of the file")
+        return bytes(data)
+
+
+@asynccontextmanager
+async def open_agent(path: str, *, timeout_s: float = 5.0) -> AsyncIterator[Agent]:
+    """Connect to a guest agent's socket.
+
+    QEMU accepts the connection whether or not an agent runs in the guest, and whether or not it already serves another
+    client; the first command tells.
+
+    Args:
+        path: Of the Unix socket.
+        timeout_s: For connecting.
+
+    Raises:
+        UnreachableError: Nobody listens, or we may not connect.
+    """
+    stream = await connect(path, timeout_s=timeout_s)
+    async with open_agent_on(stream, address=path) as agent:
+        yield agent
+
+
+@asynccontextmanager
+async def open_agent_on(stream: trio.abc.Stream, *, address: str) -> AsyncIterator[Agent]:
+    """Use a stream that is already open, and own it from then on. `address` names the peer in errors."""
+    agent = Agent(stream, address)
+    async with running(agent._connection, agent._channel):
+        try:
+            yield agent
+        finally:
+            await agent.close_leftovers()

@@ -1,0 +1,161 @@
+"""The guest agent's channel: one command in flight, and a way back to a known state after every doubt.
+
+The channel is a serial line without connection semantics. What is written before the agent runs is answered when it
+does; the answer to a command we gave up on still comes; a guest that reboots leaves half a line. QEMU's reference
+therefore asks for ``guest-sync-delimited`` on connect and after every time-out, and to ignore all until its answer.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+
+import trio
+from qemu.qmp import Message
+
+from qmpalloc.errors import NonsenseError
+from qmpalloc.qmp.connection import Connection
+from qmpalloc.qmp.framing import SENTINEL, Frame, Mark, decode, encode
+from qmpalloc.qmp.pending import Reply
+from qmpalloc.qmp.replies import unpack
+
+SYNC = "guest-sync-delimited"
+ABANDONED_MAX = 32
+"""File handles, and openings of files without an answer, that are remembered; enough for minutes of a hung agent."""
+
+
+class AgentChannel:
+    """Sends one command at a time and finds its answer among whatever the guest sends.
+
+    Attributes:
+        skipped: Lines that were no answer to anything we wait for.
+        late_handles: Handles of files that the guest opened for a command we had given up on.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.skipped = 0
+        self.late_handles: list[int] = []
+        self._connection = connection
+        self._synced = False
+        self._echoes_ids = True
+        self._serial = 0
+        self._awaited: _Awaited | None = None
+        self._abandoned_opens: dict[str, None] = {}
+
+    @property
+    def synced(self) -> bool:
+        """True when the last command was answered and nothing else is to come."""
+        return self._synced
+
+    @property
+    def owes_handles(self) -> bool:
+        """True when the guest may have opened files that nobody reads."""
+        return bool(self.late_handles or self._abandoned_opens)
+
+    async def sync(self) -> None:
+        """Make sure that the next answer will be to the next command.
+
+        Raises:
+            RefusedError: The agent does not know the command.
+            DisconnectedError: The connection ended.
+        """
+        self._synced = False
+        # Never reuse a number: the answer to an earlier sync may still be under way.
+        number = secrets.randbelow(2**52)
+        message = await self._exchange(SYNC, {"id": number}, sync_number=number)
+        unpack(message, SYNC, self._connection.address)
+        # Everything sent before has been answered, or never will be.
+        self._abandoned_opens.clear()
+        self._synced = True
+
+    async def command(self, command: str, arguments: Mapping[str, object] | None) -> object:
+        """Run a command on a synced channel. Cancelling it leaves the channel to be synced again.
+
+        Raises:
+            RefusedError: The agent answered with an error.
+            NonsenseError: The agent's answer is not one.
+            DisconnectedError: The connection ended.
+        """
+        self._synced = False
+        message = await self._exchange(command, arguments)
+        self._synced = True
+        return unpack(message, command, self._connection.address)
+
+    async def _exchange(
+        self, command: str, arguments: Mapping[str, object] | None, *, sync_number: int | None = None
+    ) -> Message:
+        if self._connection.closed.is_set():
+            await trio.lowlevel.checkpoint()
+            raise self._connection.ended()
+        self._serial += 1
+        awaited = self._awaited = _Awaited(f"qmpalloc-{self._serial}", command, sync_number)
+        request: dict[str, object] = {"execute": command, "id": awaited.reply_id}
+        if arguments is not None:
+            request["arguments"] = arguments
+        try:
+            await self._connection.send((SENTINEL if sync_number is not None else b"") + encode(request))
+            return await awaited.reply.wait()
+        except BaseException:
+            self._abandon(awaited)
+            raise
+        finally:
+            self._awaited = None
+
+    def _abandon(self, awaited: _Awaited) -> None:
+        if awaited.command == "guest-file-open":
+            while len(self._abandoned_opens) >= ABANDONED_MAX:
+                self._abandoned_opens.pop(next(iter(self._abandoned_opens)))
+            self._abandoned_opens[awaited.reply_id] = None
+
+    def on_frame(self, frame: Frame) -> None:
+        """Take a frame from the connection. Nothing that a guest sends ends the connection."""
+        if frame is Mark.SENTINEL:
+            return  # the framer has thrown away what was before it, which is all it is for
+        try:
+            if isinstance(frame, Mark):
+                raise NonsenseError("the agent sent a line longer than any answer")
+            self._take(decode(frame))
+        except NonsenseError as error:
+            self.skipped += 1
+            # While syncing, garbage is what is to be skipped; after, it can only be in place of the answer.
+            if self._awaited is not None and self._awaited.sync_number is None:
+                self._awaited.reply.set(NonsenseError(f"{self._connection.address}: {error.message}"))
+
+    def on_end(self) -> None:
+        """Take notice that the connection has ended."""
+        if self._awaited is not None:
+            self._awaited.reply.set(self._connection.ended())
+
+    def _take(self, message: Message) -> None:
+        awaited = self._awaited
+        if awaited is not None and self._answers(message, awaited):
+            if awaited.sync_number is not None:
+                self._echoes_ids = "id" in message
+            awaited.reply.set(message)
+            return
+        self.skipped += 1
+        reply_id, handle = message.get("id"), message.get("return")
+        if isinstance(reply_id, str) and reply_id in self._abandoned_opens:
+            del self._abandoned_opens[reply_id]
+            if type(handle) is int and 0 <= handle < 2**63 and len(self.late_handles) < ABANDONED_MAX:
+                self.late_handles.append(handle)
+
+    def _answers(self, message: Message, awaited: _Awaited) -> bool:
+        if "id" in message and message["id"] != awaited.reply_id:
+            return False
+        if awaited.sync_number is not None:
+            number = message.get("return")
+            # An error is only an answer when it has our id: agents report garbage in their input by errors without.
+            return (type(number) is int and number == awaited.sync_number) or ("error" in message and "id" in message)
+        # Agents of before 2018 (QEMU 3.0) do not echo ids; their next line after a sync is the answer.
+        return "id" in message or not self._echoes_ids
+
+
+class _Awaited:
+    """The command in flight."""
+
+    def __init__(self, reply_id: str, command: str, sync_number: int | None) -> None:
+        self.reply_id = reply_id
+        self.command = command
+        self.sync_number = sync_number
+        self.reply = Reply()

@@ -1,0 +1,73 @@
+"""Opening a Unix socket, with every way that can fail told apart."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import trio
+
+from qmpalloc.errors import BusyError, UnreachableError
+from qmpalloc.qmp.deadline import deadline
+
+PATH_MAX_BYTES = 107  # sun_path of a Unix socket is 108 bytes with its closing zero
+
+
+async def connect(path: str, *, timeout_s: float) -> trio.SocketStream:
+    """Connect to a Unix socket.
+
+    Raises:
+        UnreachableError: `absent` is True when no process listens there.
+        BusyError: So many others wait for this socket that the kernel turns us away.
+        DeadlineError: The kernel did not connect us within `timeout_s`.
+    """
+    if len(os.fsencode(path)) > PATH_MAX_BYTES:
+        raise UnreachableError(
+            f"{path}: longer than the {PATH_MAX_BYTES} bytes a Unix socket's path may have",
+            address=path,
+            hint="use a shorter directory, for example under /run or /tmp",
+        )
+    try:
+        with deadline(timeout_s, path, "connect"):
+            stream = await trio.open_unix_socket(path)
+    except OSError as error:
+        raise _explain(path, error) from error
+    except ValueError as error:  # a zero byte in the path
+        raise UnreachableError(f"{path!r}: not the path of a Unix socket", address=path) from error
+    if not _is_connected(stream):
+        await trio.aclose_forcefully(stream)
+        raise BusyError(f"{path}: too many clients wait for this socket", address=path, hint=ONE_CLIENT_HINT)
+    return stream
+
+
+ONE_CLIENT_HINT = (
+    "QEMU serves one client per socket; close the other one, or start QEMU with a second socket for qmpalloc: "
+    "-qmp unix:PATH,server=on,wait=off"
+)
+
+
+def _is_connected(stream: trio.SocketStream) -> bool:
+    # With a full backlog a non-blocking connect of a Unix socket fails with EAGAIN, which trio takes for "in progress"
+    # and then for success.
+    try:
+        stream.socket.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _explain(path: str, error: OSError) -> UnreachableError:
+    match error.errno:
+        case errno.ENOENT:
+            return UnreachableError(f"{path}: no such socket", address=path, absent=True)
+        case errno.ECONNREFUSED:
+            return UnreachableError(f"{path}: no process listens on this socket", address=path, absent=True)
+        case errno.EACCES | errno.EPERM:
+            return UnreachableError(
+                f"{path}: permission denied",
+                address=path,
+                hint="connecting needs write permission on the socket and search permission on its directories; "
+                "run qmpalloc as the user that runs QEMU",
+            )
+        case _:
+            return UnreachableError(f"{path}: {error.strerror or error}", address=path)

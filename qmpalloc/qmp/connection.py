@@ -1,0 +1,147 @@
+"""One connection: whole lines out, frames in, one reader and one writer task, and how it ended.
+
+Knows lines, not commands; `Monitor` and `Agent` are built on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from qmpalloc.errors import DisconnectedError, NonsenseError, QmpallocError
+from qmpalloc.qmp.framing import Frame, Framer
+
+CLOSE_LIMIT_S = 1.0
+RECEIVE_BYTES = 65536
+
+
+class Handler(Protocol):
+    """What a connection delivers to. Both methods are called from the connection's tasks and must not block."""
+
+    def on_frame(self, frame: Frame) -> None:
+        """Take a frame; raising `NonsenseError` ends the connection."""
+        ...
+
+    def on_end(self) -> None:
+        """Take notice that nothing more will come."""
+        ...
+
+
+class Connection:
+    """A stream of lines in both directions.
+
+    Lines are written by a task of their own: cancelling a sender can drop a line, but never leaves half of one on the
+    wire, which would spoil every later command.
+
+    Attributes:
+        address: Names the peer in errors; the path of a Unix socket.
+        closed: Set when the connection has ended, whoever ended it.
+        cause: Why it ended; None while it lives.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, address: str) -> None:
+        self.address = address
+        self.closed = trio.Event()
+        self.cause: QmpallocError | None = None
+        self._stream = stream
+        self._framer = Framer()
+        self._outbox, self._outgoing = trio.open_memory_channel[bytes](0)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes received of a line that has not ended yet."""
+        return self._framer.pending_bytes
+
+    async def send(self, line: bytes) -> None:
+        """Hand a line to the writer. Cancelling is safe: the line is then written whole, or not at all.
+
+        Raises:
+            DisconnectedError: The connection has ended.
+        """
+        try:
+            await self._outbox.send(line)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise self.ended() from error
+
+    def ended(self) -> QmpallocError:
+        """Return a new error that says why the connection ended, for one waiter."""
+        cause = self.cause
+        if isinstance(cause, NonsenseError):
+            error: QmpallocError = NonsenseError(cause.message, hint=cause.hint)
+        else:
+            reason = cause.message if cause is not None else f"{self.address}: the connection is closed"
+            error = DisconnectedError(reason, address=self.address)
+        error.__cause__ = cause
+        return error
+
+    async def run(self, handler: Handler) -> None:
+        """Deliver frames to `handler` until the peer hangs up, breaks the protocol, or we are cancelled."""
+        cause: QmpallocError = self._disconnected("the connection was closed by us")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_writer)
+                cause = await self._run_reader(handler)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.cause = cause
+            self.closed.set()
+            self._outgoing.close()
+            self._outbox.close()
+            handler.on_end()
+            with trio.move_on_after(CLOSE_LIMIT_S, shield=True):
+                await trio.aclose_forcefully(self._stream)
+
+    async def _run_reader(self, handler: Handler) -> QmpallocError:
+        try:
+            while data := await self._stream.receive_some(RECEIVE_BYTES):
+                for frame in self._framer.feed(data):
+                    handler.on_frame(frame)
+        except NonsenseError as error:
+            return NonsenseError(f"{self.address}: {error.message}", hint=error.hint)
+        except trio.BrokenResourceError as error:
+            return self._disconnected(f"the connection broke: {error.__cause__ or error}")
+        except trio.ClosedResourceError:
+            return self._disconnected("the peer stopped reading")  # found by the writer, who then closed the stream
+        return self._disconnected("the peer closed the connection")
+
+    async def _run_writer(self) -> None:
+        async for line in self._outgoing:
+            try:
+                await self._stream.send_all(line)
+            except trio.BrokenResourceError:
+                # The reader finds the end itself, unless the peer only stopped reading; closing makes it certain.
+                await trio.aclose_forcefully(self._stream)
+                return
+
+    def _disconnected(self, reason: str) -> DisconnectedError:
+        return DisconnectedError(f"{self.address}: {reason}", address=self.address)
+
+
+@asynccontextmanager
+async def running(connection: Connection, handler: Handler) -> AsyncIterator[None]:
+    """Run a connection's tasks around a block and close it after.
+
+    An exception of the block leaves as it is, not in an exception group, so that callers can catch `RefusedError`.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run, handler)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        single = _single(group)
+        if single is None:
+            raise
+        # Raised from what it was raised from before: the group is our nursery's doing and says nothing to anyone.
+        raise single from single.__cause__
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """Return the one exception that is not a cancellation, else None. Groups inside are the block's own: kept."""
+    others = [error for error in group.exceptions if not isinstance(error, trio.Cancelled)]
+    return others[0] if len(others) == 1 else None

@@ -1,0 +1,261 @@
+"""The QMP client: one monitor of one QEMU.
+
+Messages, the greeting's and the errors' models are qemu.qmp's; the transport is ours, because qemu.qmp's is asyncio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import TypeVar
+
+import trio
+from qemu.qmp.models import Greeting
+
+from qmpalloc.errors import BusyError, DeadlineError, NonsenseError, QmpallocError, RefusedError
+from qmpalloc.qmp.connect import ONE_CLIENT_HINT, connect
+from qmpalloc.qmp.connection import Connection, running
+from qmpalloc.qmp.framing import Frame, Mark, decode, encode
+from qmpalloc.qmp.monitor_types import (
+    BalloonActual,
+    BalloonStats,
+    BlockEntry,
+    BlockStats,
+    GuestStats,
+    NameReply,
+    QomProperty,
+    VersionTriple,
+    VmStatus,
+)
+from qmpalloc.qmp.pending import PendingReplies
+from qmpalloc.qmp.replies import convert, typed, unpack
+from qmpalloc.qmp.subscriptions import MonitorEvent, Subscriptions, parse_event
+
+NO_BALLOON_HINT = "start QEMU with -device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on"
+NOT_QMP_HINT = "give the path of a socket made with -qmp, not of a human monitor (-monitor), console or agent"
+T = TypeVar("T")
+DEVICE_CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")
+
+
+class Monitor:
+    """A QMP connection after its handshake. Open one with `open_monitor`.
+
+    Commands can be sent from many tasks at once. None has a time limit of its own: wrap them in `deadline`. Cancelling
+    one is safe for the connection, but whether the command took effect is then unknown.
+
+    Attributes:
+        address: Path of the socket.
+        qemu_version: Major, minor, micro of the QEMU behind it.
+        unexpected: Messages nobody waited for (replies to cancelled commands, unknown kinds), counted and dropped.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, address: str) -> None:
+        self.address = address
+        self.qemu_version = (0, 0, 0)
+        self.unexpected = 0
+        self._connection = Connection(stream, address)
+        self._pending = PendingReplies()
+        self._subscriptions = Subscriptions()
+        self._greeted = trio.Event()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed.is_set() else f"{len(self._pending)} pending"
+        return f"<Monitor {self.address} {state}>"
+
+    @property
+    def closed(self) -> trio.Event:
+        """Set when the connection has ended; `cause` then says why."""
+        return self._connection.closed
+
+    @property
+    def cause(self) -> QmpallocError | None:
+        """Why the connection ended; None while it lives."""
+        return self._connection.cause
+
+    @property
+    def events_dropped(self) -> int:
+        """Events thrown away because a subscriber did not take them in time."""
+        return self._subscriptions.dropped
+
+    def subscribe(self) -> AbstractContextManager[trio.MemoryReceiveChannel[MonitorEvent]]:
+        """Collect QEMU's events for the time of a ``with`` block.
+
+        Iterating over the channel ends with the connection. The buffer is bounded: who reads too slowly loses the
+        oldest events, counted in `events_dropped`.
+        """
+        return self._subscriptions.subscribe()
+
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Run a QMP command and return what it returned.
+
+        Raises:
+            RefusedError: QEMU answered with an error.
+            DisconnectedError: The connection ended before the answer. Whether the command took effect is unknown.
+            NonsenseError: The answer is not QMP.
+        """
+        return await self._execute(command, arguments)
+
+    async def query_balloon(self) -> int:
+        """Return the guest's actual size in bytes.
+
+        Raises:
+            RefusedError: There is no balloon device (``DeviceNotActive``). Otherwise as `execute`.
+        """
+        result = await self._execute("query-balloon", hint=NO_BALLOON_HINT)
+        return self._typed(result, BalloonActual, "query-balloon").actual
+
+    async def balloon(self, target_bytes: int) -> None:
+        """Ask the guest to have that size. Success means only that QEMU noted it; see `query_balloon`.
+
+        Raises:
+            RefusedError: There is no balloon device. Otherwise as `execute`.
+        """
+        await self._execute("balloon", {"value": target_bytes}, hint=NO_BALLOON_HINT)
+
+    async def query_status(self) -> VmStatus:
+        """Return whether the virtual CPUs run, and if not, why."""
+        return self._typed(await self._execute("query-status"), VmStatus, "query-status")
+
+    async def query_name(self) -> str | None:
+        """Return the name QEMU was started with, None when it has none."""
+        return self._typed(await self._execute("query-name"), NameReply, "query-name").name
+
+    async def find_balloon(self) -> str | None:
+        """Return the QOM path of the balloon device, whether it has an id or not; None when there is none."""
+        for container in DEVICE_CONTAINERS:
+            try:
+                listing = await self._execute("qom-list", {"path": container})
+            except RefusedError:
+                continue  # a machine type without that container
+            for child in self._typed(listing, list[QomProperty], "qom-list"):
+                # virtio-balloon-pci and its transitional kinds, -ccw, and -device on virtio-mmio
+                if child.type.startswith("child<virtio-balloon"):
+                    return f"{container}/{child.name}"
+        return None
+
+    async def balloon_stats(self, qom_path: str) -> BalloonStats:
+        """Return what the guest's balloon driver last reported.
+
+        Args:
+            qom_path: Of the balloon device, from `find_balloon`.
+        """
+        result = await self._execute("qom-get", {"path": qom_path, "property": "guest-stats"})
+        try:
+            return self._typed(result, GuestStats, "qom-get guest-stats").values()
+        except ValueError as error:
+            raise NonsenseError(f"{self.address}: guest-stats: {error}") from error
+
+    async def set_stats_interval(self, qom_path: str, seconds: int) -> None:
+        """Let QEMU ask the guest's balloon driver every so many seconds; 0 stops it."""
+        arguments = {"path": qom_path, "property": "guest-stats-polling-interval", "value": seconds}
+        await self._execute("qom-set", arguments)
+
+    async def block_stats(self) -> tuple[BlockStats, ...]:
+        """Return what was read from each block device since QEMU started."""
+        entries = self._typed(await self._execute("query-blockstats"), list[BlockEntry], "query-blockstats")
+        return tuple(entry.values() for entry in entries)
+
+    async def _execute(self, command: str, arguments: Mapping[str, object] | None = None, *, hint: str = "") -> object:
+        if self.closed.is_set():
+            await trio.lowlevel.checkpoint()
+            raise self._connection.ended()
+        request: dict[str, object] = {"execute": command, "id": self._pending.next_id()}
+        if arguments is not None:
+            request["arguments"] = arguments
+        with self._pending.expect(str(request["id"])) as reply:
+            await self._connection.send(encode(request))
+            message = await reply.wait()
+        return unpack(message, command, self.address, hint=hint)
+
+    def _typed(self, result: object, kind: type[T], command: str) -> T:
+        return typed(result, kind, command, self.address)
+
+    # What follows is for the connection and for `open_monitor_on`.
+
+    def on_frame(self, frame: Frame) -> None:
+        """Take a line from the connection."""
+        if isinstance(frame, Mark):
+            raise NonsenseError("the peer sent bytes that QMP does not have", hint=NOT_QMP_HINT)
+        if not self._greeted.is_set():
+            self._take_greeting(frame)
+            return
+        message = decode(frame)
+        if "event" in message:
+            try:
+                self._subscriptions.publish(parse_event(message))
+            except NonsenseError:
+                self.unexpected += 1  # of a kind we do not know; the replies around it are sound
+        elif not self._pending.deliver(message):
+            self.unexpected += 1
+
+    def on_end(self) -> None:
+        """Take notice that the connection has ended."""
+        self._greeted.set()  # wakes the handshake, which then finds the connection closed
+        self._pending.fail(self._connection.ended)
+        self._subscriptions.end()
+
+    def _take_greeting(self, line: bytes) -> None:
+        try:
+            greeting = Greeting(decode(line))
+            version = convert(greeting.QMP.version.get("qemu"), VersionTriple, "the greeting's version")
+        except (KeyError, TypeError, NonsenseError) as error:
+            raise NonsenseError("what answers on this socket is not QMP", hint=NOT_QMP_HINT) from error
+        self.qemu_version = (version.major, version.minor, version.micro)
+        self._greeted.set()
+
+    async def handshake(self) -> None:
+        """Wait for the greeting and leave capabilities negotiation.
+
+        Raises:
+            DisconnectedError, NonsenseError: The connection ended, or is not QMP.
+        """
+        await self._greeted.wait()
+        await self._execute("qmp_capabilities")
+
+    def silence(self, timeout_s: float) -> QmpallocError:
+        """Return why the handshake took longer than `timeout_s`."""
+        if self._greeted.is_set():
+            return DeadlineError(f"{self.address}: no answer to qmp_capabilities", address=self.address)
+        if self._connection.pending_bytes:
+            return NonsenseError(f"{self.address}: what answers on this socket is not QMP", hint=NOT_QMP_HINT)
+        return BusyError(
+            f"{self.address}: connected, but no greeting within {timeout_s:.3g} s",
+            address=self.address,
+            hint=ONE_CLIENT_HINT,
+        )
+
+
+@asynccontextmanager
+async def open_monitor(path: str, *, timeout_s: float = 5.0) -> AsyncIterator[Monitor]:
+    """Connect to a QMP socket and complete the handshake.
+
+    Args:
+        path: Of the Unix socket.
+        timeout_s: For connecting and the handshake together.
+
+    Raises:
+        UnreachableError: Nobody listens, or we may not connect.
+        BusyError: Connected, but not greeted: another client holds the socket, or QEMU is stopped.
+        DeadlineError: Greeted, but QEMU does not answer.
+        NonsenseError: What answers is not QMP.
+    """
+    started = trio.current_time()
+    stream = await connect(path, timeout_s=timeout_s)
+    left_s = max(0.0, started + timeout_s - trio.current_time())
+    async with open_monitor_on(stream, address=path, timeout_s=left_s) as monitor:
+        yield monitor
+
+
+@asynccontextmanager
+async def open_monitor_on(stream: trio.abc.Stream, *, address: str, timeout_s: float = 5.0) -> AsyncIterator[Monitor]:
+    """Complete the handshake on a stream that is already open, and own the stream from then on.
+
+    Errors as in `open_monitor`. `address` names the peer in them.
+    """
+    monitor = Monitor(stream, address)
+    async with running(monitor._connection, monitor):
+        with trio.move_on_after(timeout_s) as scope:
+            await monitor.handshake()
+        if scope.cancelled_caught:
+            raise monitor.silence(timeout_s)
+        yield monitor

@@ -1,0 +1,169 @@
+"""What a monitor answers, typed: the wire form of a reply, and the value the rest of qmpalloc sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from qmpalloc.qmp.replies import Count
+
+UNKNOWN_STATS = (-1, 2**64 - 1)
+"""How QEMU writes a statistic the guest did not give: -1 as a signed or, in newer versions, an unsigned number."""
+
+
+class VmStatus(Struct, frozen=True, kw_only=True):
+    """``query-status``.
+
+    Attributes:
+        status: For example ``running``, ``paused``, ``prelaunch``, ``guest-panicked``.
+        running: True when the virtual CPUs run.
+    """
+
+    status: str
+    running: bool
+
+
+class BalloonActual(Struct, frozen=True, kw_only=True):
+    """``query-balloon``: the guest's size in bytes."""
+
+    actual: Count
+
+
+class NameReply(Struct, frozen=True, kw_only=True):
+    """``query-name``: the name QEMU was started with, if any."""
+
+    name: str | None = None
+
+
+class QomProperty(Struct, frozen=True, kw_only=True):
+    """One entry of ``qom-list``: a property of an object; children have the type ``child<…>``."""
+
+    name: str
+    type: str
+
+
+class BalloonStats(Struct, frozen=True, kw_only=True):
+    """What the guest's balloon driver last reported. The guest chooses these numbers; None is unknown.
+
+    Attributes:
+        last_update: Host Unix time of the report in seconds; None when the guest never reported. QEMU asks again only
+            after the guest has answered, so a guest that stops answering freezes these numbers without an error.
+        disk_caches_bytes: The guest's page cache **including** tmpfs and shared memory.
+        hugetlb_allocations: Huge pages allocated.
+        hugetlb_failures: Huge page allocations that failed.
+        oom_kills: This and what follows only with QEMU 9.2 and Linux 6.12, or newer.
+    """
+
+    last_update: int | None = None
+    swap_in_bytes: int | None = None
+    swap_out_bytes: int | None = None
+    major_faults: int | None = None
+    minor_faults: int | None = None
+    free_bytes: int | None = None
+    total_bytes: int | None = None
+    available_bytes: int | None = None
+    disk_caches_bytes: int | None = None
+    hugetlb_allocations: int | None = None
+    hugetlb_failures: int | None = None
+    oom_kills: int | None = None
+    alloc_stalls: int | None = None
+    async_scan_bytes: int | None = None
+    direct_scan_bytes: int | None = None
+    async_reclaim_bytes: int | None = None
+    direct_reclaim_bytes: int | None = None
+
+
+class GuestStats(Struct, frozen=True, kw_only=True, rename={"last_update": "last-update"}):
+    """The ``guest-stats`` property of a balloon device, as QEMU writes it."""
+
+    stats: dict[str, int]
+    last_update: Count
+
+    def values(self) -> BalloonStats:
+        """Return the statistics with the unknown ones None.
+
+        Raises:
+            ValueError: One is negative, or larger than the 64 bits it was sent in.
+        """
+        known = {
+            name: self.stats[key] for name, key in STAT_KEYS.items() if self.stats.get(key, -1) not in UNKNOWN_STATS
+        }
+        for name, value in known.items():
+            if not 0 <= value < 2**64:
+                raise ValueError(f"{STAT_KEYS[name]} is out of range")
+        return BalloonStats(last_update=self.last_update or None, **known)
+
+
+STAT_KEYS = {
+    "swap_in_bytes": "stat-swap-in",
+    "swap_out_bytes": "stat-swap-out",
+    "major_faults": "stat-major-faults",
+    "minor_faults": "stat-minor-faults",
+    "free_bytes": "stat-free-memory",
+    "total_bytes": "stat-total-memory",
+    "available_bytes": "stat-available-memory",
+    "disk_caches_bytes": "stat-disk-caches",
+    "hugetlb_allocations": "stat-htlb-pgalloc",
+    "hugetlb_failures": "stat-htlb-pgfail",
+    "oom_kills": "stat-oom-kills",
+    "alloc_stalls": "stat-alloc-stalls",
+    "async_scan_bytes": "stat-async-scans",
+    "direct_scan_bytes": "stat-direct-scans",
+    "async_reclaim_bytes": "stat-async-reclaims",
+    "direct_reclaim_bytes": "stat-direct-reclaims",
+}
+
+
+class BlockStats(Struct, frozen=True, kw_only=True):
+    """Reads of one block device since QEMU started, as the host sees them.
+
+    Attributes:
+        name: The ``-drive`` id, else the device's id, else the block node's name.
+        rd_bytes: Bytes read.
+        rd_operations: Read requests.
+        rd_total_time_ns: Time those requests took, summed.
+    """
+
+    name: str
+    rd_bytes: int
+    rd_operations: int
+    rd_total_time_ns: int
+
+
+class BlockCounters(Struct, frozen=True, kw_only=True):
+    """``stats`` of an entry of ``query-blockstats``."""
+
+    rd_bytes: Count
+    rd_operations: Count
+    rd_total_time_ns: Count
+
+
+class BlockEntry(Struct, frozen=True, kw_only=True, rename={"node_name": "node-name"}):
+    """An entry of ``query-blockstats``."""
+
+    stats: BlockCounters
+    device: str = ""
+    qdev: str = ""
+    node_name: str = ""
+
+    @property
+    def name(self) -> str:
+        """What people call the device. ``qdev`` is a path such as ``/machine/peripheral/vd0/virtio-backend``."""
+        prefix = "/machine/peripheral/"
+        device_id = self.qdev.removeprefix(prefix).split("/")[0] if self.qdev.startswith(prefix) else ""
+        return self.device or device_id or self.node_name or self.qdev
+
+    def values(self) -> BlockStats:
+        """Return the entry in the form the rest of qmpalloc sees."""
+        fields: dict[str, Any] = msgspec.structs.asdict(self.stats)
+        return BlockStats(name=self.name, **fields)
+
+
+class VersionTriple(Struct, frozen=True):
+    """QEMU's version in its greeting."""
+
+    major: Count
+    minor: Count
+    micro: Count

@@ -1,0 +1,104 @@
+"""Events of a monitor, handed to everyone who subscribed, without ever waiting for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import msgspec
+import trio
+from msgspec import Meta, Struct
+from qemu.qmp import Message
+
+from qmpalloc.errors import NonsenseError
+from qmpalloc.qmp.replies import convert
+
+BUFFER_EVENTS = 64
+
+
+class MonitorEvent(Struct, frozen=True, kw_only=True):
+    """Something QEMU reports of its own accord.
+
+    Attributes:
+        name: For example ``BALLOON_CHANGE``, ``STOP``, ``RESET``, ``SHUTDOWN``.
+        data: What belongs to it, as QEMU sent it; empty for many.
+        seconds: Unix time on the host; -1 when QEMU could not read its clock.
+    """
+
+    name: str
+    data: dict[str, object] = {}
+    seconds: float = -1.0
+
+
+class _Timestamp(Struct):
+    seconds: int = -1
+    microseconds: int = -1
+
+
+class _Wire(Struct):
+    event: Annotated[str, Meta(min_length=1, max_length=128)]
+    data: dict[str, object] = msgspec.field(default_factory=dict)
+    timestamp: _Timestamp = msgspec.field(default_factory=_Timestamp)
+
+
+def parse_event(message: Message) -> MonitorEvent:
+    """Return the event that a message holds.
+
+    Raises:
+        NonsenseError: It is none.
+    """
+    wire: _Wire = convert(dict(message), _Wire, "an event")
+    stamp = wire.timestamp
+    try:
+        seconds = stamp.seconds + stamp.microseconds / 1e6 if min(stamp.seconds, stamp.microseconds) >= 0 else -1.0
+    except OverflowError as error:
+        raise NonsenseError("an event's time is absurd") from error
+    return MonitorEvent(name=wire.event, data=wire.data, seconds=seconds)
+
+
+class Subscriptions:
+    """Everyone who wants a monitor's events.
+
+    Each subscriber has a bounded buffer. When it is full the oldest event makes room: the newest says most about how
+    things are, and who needs certainty queries QEMU.
+
+    Attributes:
+        dropped: Events thrown away for lack of room, all subscribers together.
+    """
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._ended = False
+        # For each subscriber the end we send to, and a clone of theirs from which the oldest can be taken.
+        self._buffers: list[tuple[trio.MemorySendChannel[MonitorEvent], trio.MemoryReceiveChannel[MonitorEvent]]] = []
+
+    @contextmanager
+    def subscribe(self) -> Iterator[trio.MemoryReceiveChannel[MonitorEvent]]:
+        """Collect events for the time of a block. Iterating over the channel ends when the connection does."""
+        send, receive = trio.open_memory_channel[MonitorEvent](BUFFER_EVENTS)
+        buffer = (send, receive.clone())
+        self._buffers.append(buffer)
+        if self._ended:
+            send.close()
+        try:
+            with send, receive, buffer[1]:
+                yield receive
+        finally:
+            self._buffers.remove(buffer)
+
+    def publish(self, event: MonitorEvent) -> None:
+        """Give an event to all subscribers."""
+        for send, oldest in self._buffers:
+            try:
+                send.send_nowait(event)
+            except trio.WouldBlock:
+                oldest.receive_nowait()
+                send.send_nowait(event)
+                self.dropped += 1
+
+    def end(self) -> None:
+        """Let every subscriber's iteration end after what is buffered."""
+        self._ended = True
+        for send, _ in self._buffers:
+            send.close()
