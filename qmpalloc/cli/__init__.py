@@ -1,1 +1,154 @@
-"""Commands: one small module each."""
+"""Commands: one small module each, imported when it is called, so that ``--help`` answers at once.
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+from msgspec import Struct
+
+from qmpalloc.errors import ConfigError, QmpallocError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class Entry(Struct, frozen=True):
+    """Where a command is (``module:attribute``), and what it does in one line."""
+
+    target: str
+    help: str
+
+
+COMMANDS = {
+    "demo": Entry("qmpalloc.cli.demo:demo", "Two guests with loads, memory moved between them, live."),
+    "image": Entry("qmpalloc.cli.image:image", "Build and list images of the reference guest."),
+    "vm": Entry("qmpalloc.cli.vm:vm", "Start, list and stop guests of a configuration."),
+    "doctor": Entry("qmpalloc.cli.doctor:doctor", "Check this host and the guests of a configuration."),
+    "watch": Entry("qmpalloc.cli.watch:watch", "Show guests and change nothing."),
+    "run": Entry("qmpalloc.cli.run:run", "Share memory among guests by a policy."),
+    "plan": Entry("qmpalloc.cli.plan:plan", "Show what one decision would be."),
+    "replay": Entry("qmpalloc.cli.replay:replay", "Show a record again."),
+    "experiment": Entry("qmpalloc.cli.experiment:experiment", "Compare policies in scripted runs."),
+}
+
+
+class Program(click.Group):
+    """The group of all commands: lazy, and the one place where errors become words and exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the commands in the order in which one meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command's module and return the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module_name, _, attribute = COMMANDS[cmd_name].target.partition(":")
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name != module_name:
+                raise
+            ctx.fail(f"the command {cmd_name} is not part of this installation")
+        command = getattr(module, attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands without importing one."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command; in standalone mode end the process with its exit code."""
+        prog_name = prog_name or "qmpalloc"  # also when it runs as python -m
+
+        def invoke() -> Any:
+            return super(Program, self).main(args, prog_name, complete_var, standalone_mode=False, **extra)
+
+        if not standalone_mode:
+            return invoke()
+        words = sys.argv[1:] if args is None else list(args)
+        try:
+            result = invoke()
+        except BaseException as error:
+            _end(error, debug="--debug" in words[:1])
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def _end(error: BaseException, *, debug: bool) -> NoReturn:
+    """Say what went wrong and end the process; raise what is a bug of ours."""
+    leaves = list(_leaves(error))
+    if any(isinstance(leaf, (KeyboardInterrupt, click.Abort)) for leaf in leaves):
+        sys.exit(EXIT_INTERRUPTED)
+    if isinstance(error, click.ClickException):
+        error.show()
+        sys.exit(EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code)
+    if isinstance(error, BrokenPipeError):
+        # Whoever read us has gone; say nothing, also not when Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    if debug or not all(isinstance(leaf, QmpallocError) for leaf in leaves):
+        raise error
+    for leaf in leaves:
+        assert isinstance(leaf, QmpallocError)
+        show_error(leaf)
+    sys.exit(EXIT_USAGE if any(isinstance(leaf, ConfigError) for leaf in leaves) else EXIT_FAILED)
+
+
+def _leaves(error: BaseException) -> Sequence[BaseException]:
+    """Return the errors in an exception group, whatever its depth."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+def show_error(error: QmpallocError) -> None:
+    """Print an error and what to do about it."""
+    click.echo(f"{click.style('error:', fg='red')} {error.message}", err=True, color=_color())
+    if error.hint:
+        click.echo(f"{click.style('hint:', fg='yellow')} {error.hint}", err=True, color=_color())
+
+
+def _color() -> bool | None:
+    """Return False when the user wants no colour, None to let click look at the terminal (https://no-color.org)."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("qmpalloc")
+    except importlib.metadata.PackageNotFoundError:
+        return "(run from its source, not installed)"
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001 - click's signature
+    if value and not ctx.resilient_parsing:
+        click.echo(f"qmpalloc {_version()}")
+        ctx.exit()
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show where an error comes from (before the command).")
+@click.option("--version", is_flag=True, callback=_show_version, expose_value=False, is_eager=True, help="Show it.")
+@click.pass_context
+def main(ctx: click.Context, debug: bool) -> None:  # noqa: ARG001 - looked at where errors end, before click parses
+    """Share one host's memory among raw QEMU guests so that their page caches save the most disk reads."""
+    ctx.color = _color()

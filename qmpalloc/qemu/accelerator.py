@@ -57,7 +57,7 @@ class Accelerator(Struct, frozen=True, kw_only=True):
         """What a user should be told, or nothing."""
         if self.name == "kvm" or self.forced:
             return ""
-        return f"emulating (TCG): {self.reason}. Guests run many times slower; counts are right, times are not"
+        return f"guests are emulated (TCG), many times slower: counts are right, times are not ({self.reason})"
 
 
 class ProbeResult(Struct, frozen=True):
@@ -93,6 +93,19 @@ def choose(
         known = {key: (probe or boot_under_kvm)(image)}
         _write(known)
     result = known[key]
+    return Accelerator(name="kvm" if result.booted else "tcg", reason=result.reason)
+
+
+def expected(wanted: Literal["auto", "kvm", "tcg"], image: Image) -> Accelerator:
+    """Return what `choose` would return, without starting anything: what is not known yet is said to be."""
+    if wanted != "auto":
+        return choose(wanted, image)
+    usable, reason = kvm_usable()
+    if not usable:
+        return Accelerator(name="tcg", reason=reason)
+    result = _read().get(_key(image))
+    if result is None:
+        return Accelerator(name="kvm", reason="if a probe shows that a guest boots; it has not been made yet")
     return Accelerator(name="kvm" if result.booted else "tcg", reason=result.reason)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from qmpalloc.errors import ConfigError
 from qmpalloc.qemu.accelerator import Accelerator
 from qmpalloc.qemu.data_disk import DataDisk
 from qmpalloc.qemu.image import Image
-from qmpalloc.units import KIB, format_size
+from qmpalloc.units import KIB, MIB, format_size
 
 PROGRAM = "qemu-system-x86_64"
 AGENT_PORT = "org.qemu.guest_agent.0"
 LAB_PORT = "org.qmpalloc.lab.0"
 BALLOON_ID = "balloon0"
+_COMMENT = "#       "
 
 
 class Option(Struct, frozen=True):
@@ -51,7 +53,10 @@ class CommandLine(Struct, frozen=True):
         for group in self.groups:
             lines += ["#", f"# {group.title}"]
             for option in group.options:
-                lines += [f"#   {shlex.join(option.words)}", f"#       {option.why}"]
+                lines += [
+                    f"#   {shlex.join(option.words)}",
+                    *textwrap.wrap(option.why, 100, initial_indent=_COMMENT, subsequent_indent=_COMMENT),
+                ]
         command = " \\\n    ".join(shlex.join(option.words) for option in self._options())
         return "\n".join(lines) + "\n" + command + "\n"
 
@@ -153,10 +158,14 @@ def _machine(name: str, vm: VmConfig, accelerator: Accelerator) -> Group:
         Option(("-machine", "q35"), "the PC with PCI Express"),
         *(Option(words, why) for words, why in accelerator.options()),
         Option(("-smp", str(vm.cpus)), "virtual CPUs"),
-        Option(("-m", f"size={vm.memory // KIB}K"), f"{format_size(vm.memory)} of RAM, the most the balloon can give back"),
+        Option(("-m", f"size={_qemu_size(vm.memory)}"), f"RAM, {format_size(vm.memory)}: the most it can ever have"),
         Option(("-no-reboot",), "a guest that panics or reboots ends its QEMU, so that it is seen"),
     ]  # fmt: skip
     return Group("Machine", tuple(options))
+
+
+def _qemu_size(size_bytes: int) -> str:
+    return f"{size_bytes // MIB}M" if size_bytes % MIB == 0 else f"{size_bytes // KIB}K"
 
 
 def _kernel(image: Image) -> Group:
@@ -165,7 +174,7 @@ def _kernel(image: Image) -> Group:
         (
             Option(("-kernel", str(image.kernel)), "the kernel"),
             Option(("-initrd", str(image.initrd)), "the drivers to find the root disk"),
-            Option(("-append", " ".join(image.manifest.kernel_arguments)), "each argument is explained in vm-images/recipe.toml"),
+            Option(("-append", " ".join(image.manifest.kernel_arguments)), "why each: vm-images/recipe.toml"),
         ),
     )  # fmt: skip
 

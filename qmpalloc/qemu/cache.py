@@ -33,7 +33,7 @@ def locked(target: Path, report: Report = silent) -> Iterator[None]:
         yield
 
 
-def obtain(target: Path, make: Callable[[Path], None], *, report: Report = silent) -> Path:
+def obtain(target: Path, make: Callable[[Path], None], *, replace: bool = False, report: Report = silent) -> Path:
     """Return the directory `target`, made now if it does not exist.
 
     It is there completely or not at all: `make` fills an empty directory beside it, which is then renamed. What an
@@ -42,19 +42,23 @@ def obtain(target: Path, make: Callable[[Path], None], *, report: Report = silen
     Args:
         target: The directory.
         make: Called with the empty directory to fill. Its errors pass through, and leave nothing.
+        replace: Make it anew even if it exists. Who uses the old one keeps it.
         report: Told when another process is waited for.
     """
-    if target.is_dir():
+    if target.is_dir() and not replace:
         return target
     with locked(target, report):
-        if target.is_dir():  # made while we waited
+        if target.is_dir() and not replace:  # made while we waited
             return target
         for abandoned in target.parent.glob(f".{target.name}.*.partial"):
             remove_tree(abandoned)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:
             make(partial)
+            if target.is_dir():
+                target.rename(partial.with_suffix(".former.partial"))
             partial.rename(target)
         finally:
             remove_tree(partial)
+            remove_tree(partial.with_suffix(".former.partial"))
     return target

@@ -63,6 +63,17 @@ def obtain_data_disk(config: DataDiskConfig, *, report: Report = silent) -> Data
     return DataDisk(file=file, direct=supports_direct_io(file))
 
 
+def planned_data_disk(config: DataDiskConfig) -> DataDisk:
+    """Return the disk that `config` describes, as it would be if it is not made yet.
+
+    Raises:
+        ConfigError: As `obtain_data_disk`.
+    """
+    check_fits(config)
+    file = data_disk_dir(config) / "data.ext4"
+    return DataDisk(file=file, direct=not file.exists() or supports_direct_io(file))
+
+
 def check_fits(config: DataDiskConfig) -> None:
     """Check names and sizes of the files.
 

@@ -102,6 +102,25 @@ def read_image(directory: Path) -> Image:
     return Image(directory=directory, manifest=manifest)
 
 
+def planned_image(variant: Variant) -> Image:
+    """Return the image of the present recipe, as it would be if it is not built yet."""
+    recipe, files, directory = load_recipe(), input_files(variant), image_dir(variant)
+    if directory.is_dir():
+        return read_image(directory)
+    manifest = Manifest(
+        suite=variant.suite,
+        profile=variant.profile,
+        inputs_sha256=inputs_digest(variant, files),
+        rootfs_sha256="",
+        kernel_release="(not built yet)",
+        kernel_arguments=recipe.kernel_arguments,
+        source_date_epoch=recipe.source_date_epoch,
+        packages=0,
+        sizes_bytes={},
+    )
+    return Image(directory=directory, manifest=manifest)
+
+
 def find_image(variant: Variant) -> Image | None:
     """Return the cached image of the present recipe, or None."""
     directory = image_dir(variant)
@@ -125,14 +144,20 @@ def prune_images() -> list[Path]:
 
 
 def obtain_image(
-    variant: Variant, *, mirror: str | None = None, keep_tar: bool = False, report: Report = silent
+    variant: Variant,
+    *,
+    mirror: str | None = None,
+    keep_tar: bool = False,
+    rebuild: bool = False,
+    report: Report = silent,
 ) -> Image:
     """Return the image of the present recipe, built now if it is not cached (one to two minutes).
 
     Args:
         variant: Suite and profile.
         mirror: Where packages come from; None is the host's own mirror.
-        keep_tar: Keep ``rootfs.tar`` (900 MB) in the image.
+        keep_tar: Keep ``rootfs.tar`` (700 MB) in the image when it is built.
+        rebuild: Build it also if it is cached, for newer packages.
         report: Progress lines.
 
     Raises:
@@ -141,6 +166,7 @@ def obtain_image(
     directory = cache.obtain(
         image_dir(variant),
         lambda partial: _make(partial, variant, mirror=mirror, keep_tar=keep_tar, report=report),
+        replace=rebuild,
         report=report,
     )
     return read_image(directory)

@@ -113,8 +113,8 @@ def input_files(
 def _tree(directory: Path, prefix: str) -> Iterator[InputFile]:
     for path in sorted(directory.rglob("*")):
         relative = path.relative_to(directory)
-        # Words for people, and what Python leaves behind, change no image.
-        if path.is_file() and path.suffix not in {".md", ".pyc"} and "__pycache__" not in relative.parts:
+        # What Python leaves behind when the collector's tests run changes no image.
+        if path.is_file() and path.suffix != ".pyc" and "__pycache__" not in relative.parts:
             yield _input_file(path, prefix + relative.as_posix())
 
 
