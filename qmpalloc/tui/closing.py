@@ -38,8 +38,8 @@ def closing_table(dashboard: Dashboard) -> Table:
     table.add_section()
     table.add_row(
         "all",
-        size(sum(guest.start_bytes for guest in summary.guests)),
-        size(sum(guest.end_bytes for guest in summary.guests)),
+        size(sum(guest.start_bytes for guest in summary.guests) or None),
+        size(sum(guest.end_bytes for guest in summary.guests) or None),
         "",
         size(summary.budget_bytes),
         number(hits),

@@ -147,12 +147,14 @@ class Dashboard:
 
     def _decide(self, event: Decided) -> None:
         self.cycle, self.decided_t, self.decision_s = event.snapshot.cycle, event.t, event.duration_s
-        self.committed_bytes = event.committed_bytes
         for seen in event.snapshot.guests:
             guest = self._guest(seen.name)
             guest.floor_bytes, guest.cap_bytes = seen.floor_bytes, seen.cap_bytes
-            if guest.actual_bytes is None:
+            # A guest whose monitor never answered has the sizes 0 in a snapshot, which means unknown.
+            if guest.actual_bytes is None and seen.actual_bytes:
                 guest.target_bytes, guest.actual_bytes = seen.target_bytes, seen.actual_bytes
+        if any(guest.actual_bytes is not None for guest in self.guests.values()):
+            self.committed_bytes = event.committed_bytes
         before = {seen.name: seen for seen in event.snapshot.guests}
         for verdict in event.decision.guests:
             guest = self._guest(verdict.name)

@@ -134,6 +134,15 @@ def test_e_is_shown_when_nothing_is_decided():
     assert guest.terms["e"] == pytest.approx((guest.hits_s[-1] - guest.misses_s[-1]) * 5 / 1024)
 
 
+def test_sizes_of_a_guest_that_never_answered_are_unknown_not_zero():
+    generator = Run(1)
+    generator.actual = generator.target = generator.desired = {"web": 0}
+    frame = draw(reduce([generator.header(), *generator.decided()]))
+    assert "sizes not known yet" in frame
+    assert "committed -" in frame
+    assert "0B" not in frame
+
+
 def test_a_new_dashboard_knows_nothing():
     dashboard = Dashboard()
     assert dashboard.committed_bytes is None
