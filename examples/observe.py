@@ -30,6 +30,6 @@ async def main(monitor: str, agent: str, target: str = "") -> None:
 
 if __name__ == "__main__":
     try:
-        trio.run(main, *sys.argv[1:4])
+        trio.run(main, sys.argv[1], sys.argv[2], "".join(sys.argv[3:4]))
     except qmpalloc.QmpallocError as error:
         sys.exit(str(error))

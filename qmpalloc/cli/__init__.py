@@ -38,7 +38,6 @@ COMMANDS = {
     "run": Entry("qmpalloc.cli.run:run", "Share memory among guests by a policy."),
     "plan": Entry("qmpalloc.cli.plan:plan", "Show what one decision would be."),
     "replay": Entry("qmpalloc.cli.replay:replay", "Show a record again."),
-    "experiment": Entry("qmpalloc.cli.experiment:experiment", "Compare policies in scripted runs."),
 }
 
 

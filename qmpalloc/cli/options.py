@@ -9,7 +9,7 @@ import click
 from qmpalloc import config, units
 
 
-class ConfigFile(click.ParamType):
+class ConfigFile(click.ParamType[config.Config]):
     """A configuration file, loaded and validated."""
 
     name = "config"
@@ -24,7 +24,7 @@ class ConfigFile(click.ParamType):
         return value if isinstance(value, config.Config) else config.load(value)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """A duration with a unit, as in the configuration file."""
 
     name = "duration"
