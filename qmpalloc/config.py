@@ -283,7 +283,7 @@ class _Mistakes:
                 values[name] = self.convert(raw, nested, f"{key}.{name}")
                 continue
             try:
-                values[name] = msgspec.convert(raw, hints[name], dec_hook=_quantity)
+                values[name] = _plain(msgspec.convert(raw, hints[name], dec_hook=_quantity))
             except msgspec.ValidationError as error:
                 self.add(f"{key}.{name}", str(error).replace(" - at `$", " (at `"))
         required = [field.name for field in msgspec.structs.fields(into) if field.required]
@@ -309,6 +309,15 @@ def _quantity(expected: type[Any], value: Any) -> Any:
             raise ValueError(f"{value!r} has no unit; write for example {example}")
         return Size(parse_size(value)) if expected is Size else Duration(parse_duration(value))
     raise NotImplementedError(expected)
+
+
+def _plain(value: Any) -> Any:
+    """Return quantities as the plain numbers they are; their types only matter while they are read."""
+    if isinstance(value, Size):
+        return int(value)
+    if isinstance(value, Duration):
+        return float(value)
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _policy(table: Any, mistakes: _Mistakes) -> tuple[str, dict[str, Any]]:

@@ -60,7 +60,6 @@ class Controller:
         self._carry: Any = None
         self._shown_states: dict[str, GuestState] = {}
         self._shown_sizes: dict[str, tuple[int, int]] = {}
-        self._shown_committed = -1
         self._serving = True
         self._clean = True
 
@@ -151,6 +150,8 @@ class Controller:
             return
         self._close_windows()
         self._set_control("running" if self.mode == "run" else "watching", f"policy {self.config.policy}")
+        self._shown_sizes.clear()  # what is committed now belongs to the time of control
+        self._show_sizes()
         interval_s = float(self.config.control.interval)
         start_s = trio.current_time()
         end_s = start_s + duration_s
@@ -284,7 +285,7 @@ class Controller:
         for guest in self.guests:
             size = (guest.target_bytes, guest.actual_bytes)
             changed = self._shown_sizes.get(guest.name) != size
-            if changed and guest.target_bytes:
+            if changed and (guest.target_bytes or guest.name in self._shown_sizes):
                 self._shown_sizes[guest.name] = size
                 self._journal.emit(
                     SizeChanged,

@@ -56,14 +56,14 @@ def _check(snapshot: Snapshot, decision: Decision) -> None:
 
 def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) -> GuestDecision:
     if guest.state in UNCONTROLLED or guest.state is GuestState.GONE:
-        return _with(wish, guest.target_bytes, Limiter.STATE, f"held: {guest.state}")
+        return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
     if danger is not None:
         return _with(wish, max(guest.baseline_bytes, guest.target_bytes), Limiter.DANGER, danger)
     if guest.state is GuestState.LOST:
         # No longer observed: the size a person chose is the only defensible one.
         return _with(wish, guest.baseline_bytes, Limiter.STATE, "lost: back to baseline")
     if guest.state is not GuestState.FRESH:
-        return _with(wish, guest.target_bytes, Limiter.STATE, f"held: {guest.state}")
+        return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
     target = align_down(wish.target_bytes)
     lowest = guest.target_bytes - max(TAKE_MIN_BYTES, int(guest.target_bytes * TAKE_SHARE))
     if target < lowest:

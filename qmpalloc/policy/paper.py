@@ -16,7 +16,7 @@ from typing import Literal
 from msgspec import Struct
 
 from qmpalloc.config import Size
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Move, Snapshot
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Move, Snapshot
 from qmpalloc.units import PAGE_BYTES, SIZE_UNITS, align_down, format_count, format_size
 
 
@@ -118,7 +118,7 @@ def _held(guest: GuestSnapshot) -> GuestDecision:
     return GuestDecision(
         name=guest.name,
         target_bytes=guest.target_bytes,
-        reason=f"held: {guest.state}" if guest.state != "fresh" else "held: counts not known yet",
+        reason="counts not known yet" if guest.state is GuestState.FRESH else f"not fresh but {guest.state}",
         limiter=Limiter.STATE,
     )
 

@@ -14,9 +14,9 @@ LAYERS = [
     {"qmp"},
     {"qemu", "guest"},
     {"session"},
-    {"controller"},
+    {"controller", "handle"},
     {"record", "summary"},
-    {"testing", "experiment", "tui"},
+    {"testing", "experiment", "tui", "doctor"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
