@@ -18,7 +18,7 @@ from qmpalloc.qemu.progress import Report, Stopwatch, silent
 from qmpalloc.qemu.recipe import DIGEST_CHARS
 from qmpalloc.units import MIB, format_size
 
-FORMAT = 1
+FORMAT = 2
 """To be raised when the same configuration makes another disk."""
 
 LABEL = "qmpalloc-data"

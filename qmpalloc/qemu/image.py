@@ -256,6 +256,7 @@ def make_ext4(disk: Path, tree: Path, *, size_bytes: int, label: str) -> None:
         os.truncate(file.fileno(), size_bytes)
     options = [
         "-t", "ext4", "-L", label, "-q", "-F",
+        "-b", "4096",  # a block is a page; mke2fs would choose 1 KiB for a small disk
         "-m", "0",  # no blocks reserved for root, who is the only user
         # The disk is thrown away after each run: a journal would only add writes.
         "-O", "^has_journal",

@@ -117,8 +117,13 @@ class Machine:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 env={**os.environ, "PATH": SEARCH_PATH},
             )  # fmt: skip
-        machine = cls(guest, sockets, process, image, accelerator)
-        rundir.write_record(sockets.directory, machine.record(config_file, detached))
+        try:
+            machine = cls(guest, sockets, process, image, accelerator)
+            rundir.write_record(sockets.directory, machine.record(config_file, detached))
+        except BaseException:
+            process.kill()  # nobody else knows of it yet
+            process.wait()
+            raise
         return machine
 
     def record(self, config_file: str, detached: bool) -> rundir.GuestRecord:
@@ -131,7 +136,7 @@ class Machine:
             boot_id=rundir.host_boot_id(),
             started_at_s=time.time(),
             config_file=config_file,
-            memory_bytes=self.guest.vm.memory,
+            memory_bytes=int(self.guest.vm.memory),
             accelerator=self.accelerator.name,
             image=self.image.directory.name,
             monitor=str(self.sockets.monitor),

@@ -19,7 +19,7 @@ from qmpalloc.errors import HostError
 from qmpalloc.qemu.resources import resource_dir
 from qmpalloc.units import parse_size
 
-BUILDER_FORMAT = 1
+BUILDER_FORMAT = 2
 """To be raised when the builder makes another image from the same recipe."""
 
 INPUTS_DIR = "tmp/qmpalloc-image"
