@@ -124,15 +124,23 @@ class Connection:
 async def running(connection: Connection, handler: Handler) -> AsyncIterator[None]:
     """Run a connection's tasks around a block and close it after.
 
-    An exception of the block leaves as it is, not in an exception group, so that callers can catch `RefusedError`.
+    The tasks outlive a cancellation from outside until the block has ended, so that its shielded clean-up can still
+    send commands: return a guest to its baseline, close a file. An exception of the block leaves as it is, not in an
+    exception group, so that callers can catch `RefusedError`.
     """
+    service = trio.CancelScope(shield=True)
+
+    async def serve() -> None:
+        with service:
+            await connection.run(handler)
+
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(connection.run, handler)
+            nursery.start_soon(serve)
             try:
                 yield
             finally:
-                nursery.cancel_scope.cancel()
+                service.cancel()
     except BaseExceptionGroup as group:
         single = _single(group)
         if single is None:

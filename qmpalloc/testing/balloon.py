@@ -1,0 +1,142 @@
+"""A model of a guest's memory balloon on trio's clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import trio
+
+from qmpalloc.units import PAGE_BYTES, align_down
+
+
+class FakeBalloon:
+    """The guest's size moves from where it is to the target, at a rate for each direction.
+
+    Attributes:
+        memory_bytes: RAM of the guest, the largest size.
+        target_bytes: Size last asked for.
+        inflate_bytes_per_s: How fast the guest gives memory up.
+        deflate_bytes_per_s: How fast it takes memory back.
+    """
+
+    def __init__(
+        self,
+        memory_bytes: int,
+        *,
+        inflate_bytes_per_s: float = math.inf,
+        deflate_bytes_per_s: float = math.inf,
+        least_bytes: int = 0,
+    ) -> None:
+        self.memory_bytes = memory_bytes
+        self.target_bytes = memory_bytes
+        self.inflate_bytes_per_s = inflate_bytes_per_s
+        self.deflate_bytes_per_s = deflate_bytes_per_s
+        self._least_bytes = least_bytes
+        self._halts: set[str] = set()
+        self._took_back = False
+        self._start_bytes = memory_bytes
+        self._start_s = -math.inf
+        self._nudge = trio.Event()
+
+    @property
+    def actual_bytes(self) -> int:
+        """The guest's size now, in whole pages."""
+        goal = self._goal_bytes
+        change = goal - self._start_bytes
+        if self._halts or change == 0:
+            return self._start_bytes
+        rate = self.deflate_bytes_per_s if change > 0 else self.inflate_bytes_per_s
+        elapsed_s = trio.current_time() - self._start_s
+        if rate == math.inf or rate * elapsed_s >= abs(change):
+            return goal
+        moved = round(rate * elapsed_s / PAGE_BYTES) * PAGE_BYTES
+        return self._start_bytes + int(math.copysign(moved, change))
+
+    @property
+    def moving(self) -> bool:
+        """True while the size changes by itself."""
+        return not self._halts and self.actual_bytes != self._goal_bytes
+
+    @property
+    def stalled(self) -> bool:
+        """True while the guest does not work on its balloon: no driver, or no memory that it could give."""
+        return "stalled" in self._halts
+
+    @stalled.setter
+    def stalled(self, on: bool) -> None:
+        self._halt("stalled", on=on)
+
+    @property
+    def paused(self) -> bool:
+        """True while the virtual CPUs are stopped."""
+        return "paused" in self._halts
+
+    @paused.setter
+    def paused(self, on: bool) -> None:
+        self._halt("paused", on=on)
+
+    @property
+    def least_bytes(self) -> int:
+        """The guest gives up no more than what is above this."""
+        return self._least_bytes
+
+    @least_bytes.setter
+    def least_bytes(self, size_bytes: int) -> None:
+        self._settle()
+        self._least_bytes = size_bytes
+
+    def request(self, target_bytes: int) -> None:
+        """Ask for a size, as the ``balloon`` command does; more than all memory means all."""
+        self._settle()
+        self._took_back = False
+        self.target_bytes = align_down(min(target_bytes, self.memory_bytes))
+
+    def take_back(self, size_bytes: int) -> None:
+        """Let the guest free that much of its balloon by itself (``deflate-on-oom``), above the target.
+
+        The size then stays until the next request, as nothing asks a real driver to inflate again before.
+        """
+        self._settle()
+        self._start_bytes = min(self.memory_bytes, self._start_bytes + align_down(size_bytes))
+        self._took_back = True
+
+    async def run_changes(self, report: Callable[[int], None]) -> None:
+        """Call `report` with the size when it has changed, at most once a second, for ever."""
+        reported = self.actual_bytes
+        while True:
+            actual = self.actual_bytes
+            if actual != reported:
+                reported = actual
+                report(actual)
+                await trio.sleep(1.0)
+            elif self.moving:
+                await trio.sleep(min(1.0, self._remaining_s()))
+            else:
+                self._nudge = trio.Event()
+                await self._nudge.wait()
+
+    @property
+    def _goal_bytes(self) -> int:
+        if self._took_back:
+            return self._start_bytes
+        # What the guest cannot give up only stops it from shrinking; it never makes it grow.
+        return max(self.target_bytes, min(self._start_bytes, align_down(self._least_bytes)))
+
+    def _halt(self, reason: str, *, on: bool) -> None:
+        self._settle()
+        if on:
+            self._halts.add(reason)
+        else:
+            self._halts.discard(reason)
+
+    def _settle(self) -> None:
+        self._start_bytes = self.actual_bytes
+        self._start_s = trio.current_time()
+        self._nudge.set()
+
+    def _remaining_s(self) -> float:
+        change = self._goal_bytes - self._start_bytes
+        rate = self.deflate_bytes_per_s if change > 0 else self.inflate_bytes_per_s
+        # The last page is where rounding up to it takes us, so never less than the time of a page.
+        return max(self._start_s + abs(change) / rate - trio.current_time(), PAGE_BYTES / rate)

@@ -1,0 +1,222 @@
+"""A fake guest agent on a fake virtio-serial port.
+
+Behaviours are those of qemu-ga 7.2 as observed; ``tests/contract`` holds the fake against a real one.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import trio
+
+from qmpalloc.errors import NonsenseError
+from qmpalloc.qmp.agent_types import ExecResult
+from qmpalloc.qmp.framing import SENTINEL, Framer, Mark, decode
+from qmpalloc.testing.fake_qemu import Refusal
+from qmpalloc.testing.faults import Faults, PeerDied, Wire
+from qmpalloc.testing.serving import serve_unix
+
+READ_DEFAULT_BYTES = 4096
+READ_MAX_BYTES = 48_000_000
+FIRST_HANDLE = 1000
+
+FileContent = bytes | Callable[[], bytes]
+Program = Callable[[list[str], bytes], ExecResult]
+Lie = Literal["count", "more", "base64", "endless"]
+
+
+class FakeAgent:
+    """A guest agent with files that exist only here. Its state outlives the clients, open files included.
+
+    Args:
+        files: Path to content, or to a function that makes the content whenever the file is opened.
+        running: False is a guest that still boots: it reads nothing until `start`, and then all that was sent.
+        program: Runs what ``guest-exec`` is asked to; without it that command is disabled.
+        echo_ids: False is an agent older than QEMU 3.0, which sends no ids back.
+
+    Attributes:
+        faults: What goes wrong.
+        lie: How ``guest-file-read`` lies: a wrong ``count``, ``more`` bytes than asked for, data that is not
+            ``base64``, or an ``endless`` file that delivers nothing. None is the truth.
+        requests: Every command received, with its arguments, in order.
+        handles: Files open now, by handle.
+        program_s: How long a program runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        files: dict[str, FileContent] | None = None,
+        running: bool = True,
+        program: Program | None = None,
+        echo_ids: bool = True,
+        version: str = "7.2.22",
+    ) -> None:
+        self.files = files if files is not None else {}
+        self.faults = Faults()
+        self.lie: Lie | None = None
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.handles: dict[int, bytes] = {}
+        self.program_s = 0.0
+        self._program = program
+        self._echo_ids = echo_ids
+        self._version = version
+        self._positions: dict[int, int] = {}
+        self._next_handle = FIRST_HANDLE
+        self._programs: dict[int, tuple[float, ExecResult, bool]] = {}
+        self._one_client = trio.Lock()
+        self._running = trio.Event()
+        if running:
+            self._running.set()
+
+    def start(self) -> None:
+        """Let the agent run; it answers everything that was sent before."""
+        self._running.set()
+
+    def stop(self) -> None:
+        """Kill the agent, or reboot its guest: open files are gone, what is sent from now on waits for `start`."""
+        self._running = trio.Event()
+        self.handles.clear()
+
+    async def serve_path(self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen on a Unix socket and serve one client after the other, until cancelled."""
+        await serve_unix(path, partial(self.serve), task_status=task_status)
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """Serve one client to its end. A second one waits for the first to go."""
+        async with self._one_client, stream:
+            framer, wire = Framer(), Wire(stream, self.faults)
+            try:
+                while True:
+                    await self._running.wait()
+                    data = await stream.receive_some(65536)
+                    if not data:
+                        return
+                    await self._running.wait()
+                    for frame in framer.feed(data):
+                        await self._answer(frame, wire)
+            except (PeerDied, trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+
+    async def _answer(self, frame: bytes | Mark, wire: Wire) -> None:
+        try:
+            request = decode(frame) if isinstance(frame, bytes) else None
+        except NonsenseError:
+            request = None
+        if request is None:
+            # A real agent's parser, too, reports 0xFF and the half line it ends as an error, without an id.
+            await wire.answer("", {"error": Refusal("JSON parse error").body})
+            return
+        command, arguments = str(request.get("execute")), request.get("arguments", {})
+        echo = {"id": request["id"]} if "id" in request and self._echo_ids else {}
+        body: dict[str, object]
+        try:
+            body = {"return": self._execute(command, arguments), **echo}
+        except Refusal as refusal:
+            body = {"error": refusal.body, **echo}
+        await wire.answer(command, body, prefix=SENTINEL if command == "guest-sync-delimited" else b"")
+
+    @property
+    def _commands(self) -> dict[str, Callable[[dict[str, Any]], object]]:
+        commands: dict[str, Callable[[dict[str, Any]], object]] = {
+            "guest-ping": lambda _: {},
+            "guest-sync": lambda arguments: arguments["id"],
+            "guest-sync-delimited": lambda arguments: arguments["id"],
+            "guest-info": self._info,
+            "guest-file-open": self._open,
+            "guest-file-read": self._read,
+            "guest-file-close": self._close,
+        }
+        if self._program is not None:
+            commands |= {"guest-exec": self._exec, "guest-exec-status": self._exec_status}
+        return commands
+
+    def _execute(self, command: str, arguments: object) -> object:
+        if not isinstance(arguments, dict):
+            raise Refusal("QMP input member 'arguments' must be an object")
+        self.requests.append((command, arguments))
+        if command not in self._commands:
+            raise Refusal(f"The command {command} has not been found", "CommandNotFound")
+        return self._commands[command](arguments)
+
+    def _info(self, _: dict[str, Any]) -> object:
+        names = [*self._commands, "guest-shutdown"]
+        commands = [{"name": name, "enabled": name in self._commands, "success-response": True} for name in names]
+        return {"version": self._version, "supported_commands": commands}
+
+    def _open(self, arguments: dict[str, Any]) -> object:
+        path = arguments["path"]
+        if path not in self.files:
+            raise Refusal(f"failed to open file '{path}' (mode: 'r'): No such file or directory")
+        content = self.files[path]
+        handle = self._next_handle
+        self._next_handle += 1
+        self.handles[handle] = content if isinstance(content, bytes) else content()
+        self._positions[handle] = 0
+        return handle
+
+    def _read(self, arguments: dict[str, Any]) -> object:
+        handle, count = arguments["handle"], arguments.get("count", READ_DEFAULT_BYTES)
+        self._require(handle)
+        if not 0 <= count < READ_MAX_BYTES:
+            raise Refusal(f"value '{count}' is invalid for argument count")
+        position = self._positions[handle]
+        data = self.handles[handle][position : position + count]
+        self._positions[handle] = position + len(data)
+        # True only when the read was short: the end is not noticed by reading up to it.
+        reply = {"count": len(data), "buf-b64": _base64(data), "eof": len(data) < count}
+        return reply | self._lies(len(data), count)
+
+    def _lies(self, length: int, count: int) -> dict[str, object]:
+        match self.lie:
+            case "count":
+                return {"count": length + 1}
+            case "more":
+                return {"count": count + 1, "buf-b64": _base64(bytes(count + 1))}
+            case "base64":
+                return {"buf-b64": "!" * 8}
+            case "endless":
+                return {"count": 0, "buf-b64": "", "eof": False}
+            case None:
+                return {}
+
+    def _close(self, arguments: dict[str, Any]) -> object:
+        self._require(arguments["handle"])
+        del self.handles[arguments["handle"]]
+        return {}
+
+    def _require(self, handle: int) -> None:
+        if handle not in self.handles:
+            raise Refusal(f"handle '{handle}' has not been found")
+
+    def _exec(self, arguments: dict[str, Any]) -> object:
+        assert self._program is not None
+        argv = [arguments["path"], *arguments.get("arg", [])]
+        result = self._program(argv, base64.b64decode(arguments.get("input-data", "")))
+        pid = 1 + len(self.requests)
+        self._programs[pid] = (trio.current_time() + self.program_s, result, bool(arguments.get("capture-output")))
+        return {"pid": pid}
+
+    def _exec_status(self, arguments: dict[str, Any]) -> object:
+        pid = arguments["pid"]
+        if pid not in self._programs:
+            raise Refusal("Invalid parameter 'pid'")
+        ends_s, result, captured = self._programs[pid]
+        if trio.current_time() < ends_s:
+            return {"exited": False}
+        del self._programs[pid]  # asking for the end reaps the process
+        status: dict[str, object] = {"exited": True}
+        if result.exit_code is not None:
+            status["exitcode"] = result.exit_code
+        if result.signal is not None:
+            status["signal"] = result.signal
+        if captured:
+            status |= {"out-data": _base64(result.out), "err-data": _base64(result.err)}
+        return status
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

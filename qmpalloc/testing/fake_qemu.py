@@ -1,0 +1,289 @@
+"""A fake QEMU: a QMP server with a balloon, events, guest statistics and block statistics.
+
+Behaviours are those of QEMU 7.2 as observed; ``tests/contract`` holds the fake against a real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import trio
+
+from qmpalloc.errors import NonsenseError
+from qmpalloc.qmp.framing import Framer, Mark, decode, encode
+from qmpalloc.testing.balloon import FakeBalloon
+from qmpalloc.testing.faults import Faults, PeerDied, Wire
+from qmpalloc.testing.serving import serve_unix
+
+UNKNOWN_STAT = 2**64 - 1
+STATS = (
+    "stat-swap-in", "stat-swap-out", "stat-major-faults", "stat-minor-faults", "stat-free-memory",
+    "stat-total-memory", "stat-available-memory", "stat-disk-caches", "stat-htlb-pgalloc", "stat-htlb-pgfail",
+)  # fmt: skip
+EVENTS_MAX = 1000
+
+Command = Callable[[dict[str, Any]], object]
+
+
+class Refusal(Exception):
+    """Raised by a command of a fake to answer with an error."""
+
+    def __init__(self, desc: str, error_class: str = "GenericError") -> None:
+        super().__init__(desc)
+        self.body = {"class": error_class, "desc": desc}
+
+
+class FakeQemu:
+    """A QMP server for one guest. Its state outlives the clients, like a real QEMU's.
+
+    Args:
+        name: As ``-name``.
+        memory_bytes: As ``-m``.
+        balloon_id: As ``-device virtio-balloon-pci,id=``; ``""`` for a device without id, None for no device.
+        balloon: The balloon's model, to set its rates; instant by default.
+        greet: False makes it a socket that accepts and stays silent.
+
+    Attributes:
+        balloon: The balloon's model.
+        faults: What goes wrong.
+        status: As ``query-status`` reports it.
+        requests: Every command received, with its arguments, in order.
+        commands: Commands by name; add to it, or replace one. A command gets the arguments, returns the result, and
+            raises `Refusal` to answer with an error.
+        stats: ``guest-stats``; set ``stat-…`` members, and ``last_update`` beside it, to have the guest report.
+        blocks: What ``query-blockstats`` returns.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | None = "guest",
+        memory_bytes: int = 1 << 30,
+        balloon_id: str | None = "balloon0",
+        balloon: FakeBalloon | None = None,
+        greet: bool = True,
+    ) -> None:
+        self.name = name
+        self.balloon_id = balloon_id
+        self.balloon = balloon if balloon is not None else FakeBalloon(memory_bytes)
+        self.greet = greet
+        self.faults = Faults()
+        self.status = "running"
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.stats: dict[str, int] = dict.fromkeys(STATS, UNKNOWN_STAT)
+        self.stats_interval_s = 0
+        self.last_update = 0
+        self.blocks: list[dict[str, Any]] = []
+        self.commands: dict[str, Command] = self._own_commands()
+        self._one_client = trio.Lock()
+        self._negotiated = False
+        self._quit = trio.Event()
+        self._events: trio.MemorySendChannel[bytes] | None = None
+
+    async def serve_path(self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen on a Unix socket and serve one client after the other, until cancelled or told to quit."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve_unix, path, self.serve))
+            task_status.started()
+            await self._quit.wait()
+            async with self._one_client:  # the last client has heard the last event
+                nursery.cancel_scope.cancel()
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """Serve one client to its end. A second one is kept waiting, without a greeting, until the first has gone."""
+        async with self._one_client, stream:
+            if self._quit.is_set():
+                return
+            self._negotiated = False
+            events, to_send = trio.open_memory_channel[bytes](EVENTS_MAX)
+            wire = Wire(stream, self.faults)
+            async with trio.open_nursery() as nursery:
+                self._events = events
+                nursery.start_soon(self._run_events, wire, to_send, nursery.cancel_scope)
+                nursery.start_soon(self.balloon.run_changes, self._report_size)
+                try:
+                    await self._converse(stream, wire)
+                except PeerDied:
+                    pass
+                finally:
+                    self._events = None
+                nursery.cancel_scope.cancel()
+
+    def emit(self, event: str, data: Mapping[str, object] | None = None) -> None:
+        """Send an event to the client, if one is past its handshake. Events before that are lost, as with QEMU."""
+        if self._events is None or not self._negotiated:
+            return
+        seconds = trio.current_time()
+        stamp = {"seconds": int(seconds), "microseconds": int(seconds % 1 * 1e6)}
+        message: dict[str, object] = {"timestamp": stamp, "event": event}
+        if data is not None:
+            message["data"] = dict(data)
+        self._events.send_nowait(encode(message))
+
+    def stop(self) -> None:
+        """Stop the virtual CPUs: the balloon does not move, ``STOP`` is sent."""
+        self.status = "paused"
+        self.balloon.paused = True
+        self.emit("STOP")
+
+    def resume(self) -> None:
+        """Let the virtual CPUs run again."""
+        self.status = "running"
+        self.balloon.paused = False
+        self.emit("RESUME")
+
+    def reset(self) -> None:
+        """Reboot the guest. The balloon's target survives, as with QEMU."""
+        self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+
+    def shut_down(self) -> None:
+        """Have the guest power off: ``SHUTDOWN`` is sent, QEMU ends and its socket goes."""
+        self._end({"guest": True, "reason": "guest-shutdown"})
+
+    async def _converse(self, stream: trio.abc.Stream, wire: Wire) -> None:
+        version = {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "fake"}
+        if self.greet:
+            await wire.send(encode({"QMP": {"version": version, "capabilities": ["oob"]}}))
+        framer = Framer()
+        while True:
+            try:
+                data = await stream.receive_some(65536)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            if not data:
+                return
+            for frame in framer.feed(data):
+                if not self.greet:
+                    continue
+                command, body = self._answer(frame)
+                await wire.answer(command, body)
+                if command == "quit":
+                    self._end({"guest": False, "reason": "host-qmp-quit"})
+
+    def _answer(self, frame: bytes | Mark) -> tuple[str, dict[str, object]]:
+        try:
+            request = decode(frame) if isinstance(frame, bytes) else None
+        except NonsenseError:
+            request = None
+        if request is None or not isinstance(request.get("execute"), str):
+            return "", {"error": Refusal("JSON parse error").body}
+        command, arguments = str(request["execute"]), request.get("arguments", {})
+        echo = {"id": request["id"]} if "id" in request else {}
+        try:
+            return command, {"return": self._execute(command, arguments), **echo}
+        except Refusal as refusal:
+            return command, {"error": refusal.body, **echo}
+
+    def _execute(self, command: str, arguments: object) -> object:
+        if not isinstance(arguments, dict):
+            raise Refusal("QMP input member 'arguments' must be an object")
+        self.requests.append((command, arguments))
+        if (command == "qmp_capabilities") == self._negotiated:
+            done = "Capabilities negotiation is already complete, command ignored"
+            wanted = "Expecting capabilities negotiation with 'qmp_capabilities'"
+            raise Refusal(done if self._negotiated else wanted, "CommandNotFound")
+        if command not in self.commands:
+            raise Refusal(f"The command {command} has not been found", "CommandNotFound")
+        return self.commands[command](arguments)
+
+    def _own_commands(self) -> dict[str, Command]:
+        return {
+            "qmp_capabilities": self._qmp_capabilities,
+            "query-status": lambda _: {"status": self.status, "singlestep": False, "running": self.status == "running"},
+            "query-name": lambda _: {} if self.name is None else {"name": self.name},
+            "query-balloon": self._query_balloon,
+            "balloon": self._balloon,
+            "qom-list": self._qom_list,
+            "qom-get": self._qom_get,
+            "qom-set": self._qom_set,
+            "query-blockstats": lambda _: self.blocks,
+            "stop": lambda _: _nothing(self.stop),
+            "cont": lambda _: _nothing(self.resume),
+            "system_reset": lambda _: _nothing(self.reset),
+            "quit": lambda _: {},
+        }
+
+    def _qmp_capabilities(self, _: dict[str, Any]) -> object:
+        self._negotiated = True
+        return {}
+
+    def _query_balloon(self, _: dict[str, Any]) -> object:
+        self._require_balloon()
+        return {"actual": self.balloon.actual_bytes}
+
+    def _balloon(self, arguments: dict[str, Any]) -> object:
+        if "value" not in arguments:
+            raise Refusal("Parameter 'value' is missing")
+        value = arguments["value"]
+        if type(value) is not int:
+            raise Refusal("Invalid parameter type for 'value', expected: integer")
+        self._require_balloon()
+        if value <= 0:
+            raise Refusal("Parameter 'target' expects a size")
+        self.balloon.request(value)
+        return {}
+
+    def _qom_list(self, arguments: dict[str, Any]) -> object:
+        containers = {"/machine/peripheral": bool(self.balloon_id), "/machine/peripheral-anon": self.balloon_id == ""}
+        path = arguments.get("path")
+        if path not in containers:
+            raise Refusal(f"Device '{path}' not found", "DeviceNotFound")
+        listing = [{"name": "type", "type": "string"}]
+        if containers[path]:
+            listing.append({"name": self.balloon_id or "device[0]", "type": "child<virtio-balloon-pci>"})
+        return listing
+
+    def _qom_get(self, arguments: dict[str, Any]) -> object:
+        self._require_path(arguments)
+        if arguments.get("property") == "guest-stats":
+            return {"stats": self.stats, "last-update": self.last_update}
+        if arguments.get("property") == "guest-stats-polling-interval":
+            return self.stats_interval_s
+        raise Refusal(f"Property 'virtio-balloon-pci.{arguments.get('property')}' not found")
+
+    def _qom_set(self, arguments: dict[str, Any]) -> object:
+        self._require_path(arguments)
+        value = arguments.get("value")
+        if arguments.get("property") != "guest-stats-polling-interval":
+            raise Refusal(f"Property 'virtio-balloon-pci.{arguments.get('property')}' not found")
+        if type(value) is not int or value < 0:
+            raise Refusal("timer value must be greater than zero")
+        self.stats_interval_s = value
+        return {}
+
+    def _require_balloon(self) -> None:
+        if self.balloon_id is None:
+            raise Refusal("No balloon device has been activated", "DeviceNotActive")
+
+    def _require_path(self, arguments: dict[str, Any]) -> None:
+        path = arguments.get("path")
+        known = f"/machine/peripheral/{self.balloon_id}" if self.balloon_id else "/machine/peripheral-anon/device[0]"
+        if self.balloon_id is None or path != known:
+            raise Refusal(f"Device '{path}' not found", "DeviceNotFound")
+
+    def _end(self, reason: dict[str, object]) -> None:
+        self.emit("SHUTDOWN", reason)
+        self._quit.set()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def _report_size(self, actual_bytes: int) -> None:
+        self.emit("BALLOON_CHANGE", {"actual": actual_bytes})
+
+    async def _run_events(
+        self, wire: Wire, to_send: trio.MemoryReceiveChannel[bytes], conversation: trio.CancelScope
+    ) -> None:
+        try:
+            async for line in to_send:
+                await wire.send(line)
+        except PeerDied:
+            return  # the conversation finds out by itself
+        conversation.cancel()  # QEMU has quit, and all it had to say is said
+
+
+def _nothing(action: Callable[[], None]) -> object:
+    action()
+    return {}

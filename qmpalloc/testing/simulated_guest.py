@@ -1,0 +1,210 @@
+"""A whole guest without a guest: fake QEMU, fake agent, and a collector that counts the reads of a modelled load.
+
+The misses depend on the size the balloon gives, so a controller or a policy sees its decisions take effect::
+
+    load = Load(file_pages=100_000, accesses_per_s=5_000)
+    async with open_simulated_guest("web", directory, load=load, memory_bytes=512 * MIB) as guest:
+        async with open_monitor(guest.monitor_path) as monitor, open_agent(guest.agent_path) as agent:
+            await monitor.balloon(256 * MIB)
+            ...
+
+With no directory nothing listens; `connect_monitor` and `connect_agent` give memory streams, for tests on a virtual
+clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import trio
+import trio.testing
+
+from qmpalloc.config import DEFAULT_COUNTERS_FILE
+from qmpalloc.sample import CollectorUse, Counters, Memory, Psi, Sample, SwapPages
+from qmpalloc.testing.balloon import FakeBalloon
+from qmpalloc.testing.fake_agent import FakeAgent
+from qmpalloc.testing.fake_qemu import FakeQemu
+from qmpalloc.testing.load import CacheModel, Load
+from qmpalloc.units import MIB, PAGE_BYTES
+
+
+class SimulatedGuest:
+    """One guest. Make it with `open_simulated_guest`.
+
+    Attributes:
+        name: Of the guest.
+        monitor_path: Socket of its monitor; empty without a directory.
+        agent_path: Socket of its agent; empty without a directory.
+        qemu: Its QEMU, to stop, reset or break.
+        agent: Its agent, to stop, slow down or break.
+        cache: Its load and counts. The cache is warm at first, and empty after `reboot`.
+        collecting: False is a collector that has died: the counters file stays as it is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        load: Load,
+        memory_bytes: int,
+        balloon: FakeBalloon | None = None,
+        interval_s: float = 1.0,
+        counters_file: str = DEFAULT_COUNTERS_FILE,
+    ) -> None:
+        self.name = name
+        self.monitor_path = ""
+        self.agent_path = ""
+        self.qemu = FakeQemu(name=name, memory_bytes=memory_bytes, balloon=balloon)
+        self.agent = FakeAgent()
+        self.cache = CacheModel(load)
+        self.cache.warm(memory_bytes)
+        self.collecting = True
+        self._interval_s = interval_s
+        self._counters_file = counters_file
+        self._boots = 0
+        self._sequence = 0
+        self._booted_s = 0.0
+        self._nursery: trio.Nursery | None = None
+
+    def connect_monitor(self) -> trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream]:
+        """Return a new connection to the monitor, in memory."""
+        client, server = trio.testing.memory_stream_pair()
+        self._require_nursery().start_soon(self.qemu.serve, server)
+        return client
+
+    def connect_agent(self) -> trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream]:
+        """Return a new connection to the agent, in memory."""
+        client, server = trio.testing.memory_stream_pair()
+        self._require_nursery().start_soon(self.agent.serve, server)
+        return client
+
+    def reboot(self) -> None:
+        """Reset the guest: the cache is empty, all counts and ids begin anew, ``RESET`` is sent."""
+        self.cache = CacheModel(self.cache.load, own_bytes=self.cache.own_bytes)
+        self._boots += 1
+        self._sequence = 0
+        self._booted_s = trio.current_time()
+        self.agent.stop()
+        self.agent.start()
+        self.agent.files.pop(self._counters_file, None)
+        self.qemu.reset()
+
+    async def run(self) -> None:
+        """Let the load run and the collector write its file every interval, for ever."""
+        self._booted_s = trio.current_time()
+        while True:
+            await trio.sleep(self._interval_s)
+            if self.qemu.status != "running":
+                continue
+            self.cache.advance(self._interval_s, self.qemu.balloon.actual_bytes)
+            if self.collecting:
+                self._sequence += 1
+                self.agent.files[self._counters_file] = msgspec.json.encode(self.sample())
+
+    def sample(self) -> Sample:
+        """Return what the collector would write now."""
+        return Sample(
+            format="qmpalloc-counters",
+            version=1,
+            boot_id=str(uuid.UUID(self._digest("boot")[:32])),
+            start_id=self._digest("start")[:16],
+            sequence=self._sequence,
+            monotonic_ns=round((trio.current_time() - self._booted_s) * 1e9),
+            interval_ms=max(10, round(self._interval_s * 1000)),
+            kernel="6.12.0-simulated",
+            page_size=4096,
+            lru="lru_gen",
+            counters=self._counters(),
+            memory_bytes=self._memory(),
+            swap_pages=SwapPages(in_=0, out=0),
+            psi_memory=Psi(some_total_us=0, full_total_us=0, some_avg10=0.0, full_avg10=0.0),
+            oom_kills=0,
+            collector=CollectorUse(rss_bytes=10 * MIB, cpu_ns=self._sequence * 1_000_000),
+        )
+
+    def _counters(self) -> Counters:
+        return Counters(
+            accesses=int(self.cache.accesses),
+            inserts_read=int(self.cache.misses),
+            inserts_fault=0,
+            inserts_write=0,
+            inserts_other=0,
+            evictions=int(self.cache.evictions),
+            refaults=max(0, int(self.cache.misses) - self.cache.load.file_pages),
+            events_lost=0,
+        )
+
+    def _memory(self) -> Memory:
+        total = self.qemu.balloon.actual_bytes
+        own = min(self.cache.own_bytes, total)
+        file = min(self.cache.cached_pages * PAGE_BYTES, total - own)
+        free = total - own - file
+        return Memory(
+            total=total,
+            free=free,
+            available=free + file,
+            active_file=file // 2,
+            inactive_file=file - file // 2,
+            anon=own // 2,
+            shmem=own // 32,
+            slab_unreclaimable=own // 8,
+            kernel_stack=own // 64,
+            page_tables=own // 64,
+        )
+
+    def _digest(self, what: str) -> str:
+        return hashlib.sha256(f"{self.name} {what} {self._boots}".encode()).hexdigest()
+
+    def _require_nursery(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise RuntimeError("the simulated guest does not run; use open_simulated_guest")
+        return self._nursery
+
+
+@asynccontextmanager
+async def open_simulated_guest(
+    name: str,
+    directory: Path | None = None,
+    *,
+    load: Load,
+    memory_bytes: int,
+    balloon: FakeBalloon | None = None,
+    interval_s: float = 1.0,
+    counters_file: str = DEFAULT_COUNTERS_FILE,
+) -> AsyncIterator[SimulatedGuest]:
+    """Run a simulated guest for the time of a block.
+
+    Args:
+        name: Of the guest; also the stem of its sockets, ``NAME.qmp`` and ``NAME.agent``.
+        directory: Where its sockets are made; None for memory streams only.
+        load: What it reads.
+        memory_bytes: Its RAM.
+        balloon: The balloon's model, to set its rates; instant by default.
+        interval_s: Time between two writings of the counters file.
+        counters_file: Path of that file inside the guest.
+    """
+    guest = SimulatedGuest(
+        name,
+        load=load,
+        memory_bytes=memory_bytes,
+        balloon=balloon,
+        interval_s=interval_s,
+        counters_file=counters_file,
+    )
+    async with trio.open_nursery() as nursery:
+        guest._nursery = nursery
+        nursery.start_soon(guest.run)
+        if directory is not None:
+            guest.monitor_path = str(directory / f"{name}.qmp")
+            guest.agent_path = str(directory / f"{name}.agent")
+            await nursery.start(guest.qemu.serve_path, guest.monitor_path)
+            await nursery.start(guest.agent.serve_path, guest.agent_path)
+        try:
+            yield guest
+        finally:
+            nursery.cancel_scope.cancel()
