@@ -1,0 +1,159 @@
+"""``vm`` and ``image`` without starting or building anything."""
+
+import json
+import os
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+
+from qmpalloc.cli import main
+from qmpalloc.qemu import image, rundir
+from qmpalloc.qemu.recipe import Variant
+from qmpalloc.qemu.rundir import GuestRecord
+
+CONFIG = """
+[host]
+budget = "2GiB"
+run_dir = "run"
+
+[[guest]]
+name = "web"
+floor = "256MiB"
+cap = "1GiB"
+baseline = "512MiB"
+[guest.vm]
+memory = "1GiB"
+accelerator = "tcg"
+data = { size = "512MiB", files = { "load.dat" = "256MiB" } }
+
+[[guest]]
+name = "db"
+floor = "256MiB"
+cap = "1GiB"
+baseline = "512MiB"
+vm = { memory = "1GiB", profile = "base", accelerator = "tcg" }
+
+[[guest]]
+name = "mine"
+monitor = "mine.qmp"
+agent = "mine.qga"
+floor = "256MiB"
+cap = "1GiB"
+baseline = "512MiB"
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    file = tmp_path / "lab.toml"
+    file.write_text(CONFIG)
+    return file
+
+
+def invoke(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def test_a_dry_run_prints_commands_that_a_shell_accepts_and_makes_nothing(config, tmp_path):
+    result = invoke("vm", "up", config, "--dry-run")
+    assert result.exit_code == 0
+    assert subprocess.run(["sh", "-n"], input=result.stdout, text=True, check=False).returncode == 0
+    commands = [line for line in result.stdout.splitlines() if line.startswith("setpriv")]
+    assert len(commands) == 2  # the third guest is the user's own
+    assert str(tmp_path / "run" / "web" / "people.sock") in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lab.toml"]
+
+
+def test_a_dry_run_of_detached_guests_ties_them_to_nobody(config):
+    assert "setpriv" not in invoke("vm", "up", config, "--dry-run", "--detach").stdout
+
+
+def test_a_configuration_without_guests_to_start(config):
+    config.write_text(config.read_text().split("[[guest]]")[0] + "[[guest]]" + config.read_text().split("[[guest]]")[3])
+    result = invoke("vm", "up", config)
+    assert result.exit_code == 2
+    assert "no guest is to be started" in result.stderr
+
+
+def test_a_load_needs_the_lab_profile(config):
+    config.write_text(config.read_text().replace('profile = "base"', 'profile = "base", load = ["fio"]'))
+    result = invoke("vm", "up", config)
+    assert result.exit_code == 2
+    assert "guest db: vm.load" in result.stderr
+
+
+def test_a_data_disk_that_is_too_small_is_known_before_anything_is_built(config, tmp_path):
+    config.write_text(config.read_text().replace('"load.dat" = "256MiB"', '"load.dat" = "512MiB"'))
+    result = invoke("vm", "up", config)
+    assert result.exit_code == 2
+    assert "guest.vm.data.size: the files need" in result.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.fixture
+def two_guests(config, tmp_path):
+    """Two records: one of this very process, one of a process that is gone."""
+    for name, ticks in (("web", rundir.start_ticks(os.getpid())), ("db", 1)):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        record = GuestRecord(
+            name=name, pid=os.getpid(), start_ticks=ticks or 0, boot_id=rundir.host_boot_id(), started_at_s=0.0,
+            config_file=str(config), memory_bytes=1 << 30, accelerator="tcg", image="i", monitor="/m", agent="/a",
+            detached=True,
+        )  # fmt: skip
+        rundir.write_record(tmp_path / "run" / name, record)
+
+
+@pytest.mark.usefixtures("two_guests")
+def test_ls_tells_the_living_from_the_gone(config):
+    lines = invoke("vm", "ls", config).stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [["db", "gone"], ["web", "running"]]
+    rows = json.loads(invoke("vm", "ls", config, "--json").stdout)
+    assert [(row["name"], row["alive"], row["memory_bytes"]) for row in rows] == [
+        ("db", False, 1 << 30), ("web", True, 1 << 30),
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("two_guests")
+def test_down_clears_what_is_gone(config, tmp_path):
+    result = invoke("vm", "down", config, "--guest", "db")
+    assert result.stdout == "db: was gone already\n"
+    assert [record.name for record in rundir.list_records(tmp_path / "run")] == ["web"]
+
+
+@pytest.mark.usefixtures("two_guests")
+def test_down_of_an_unknown_guest(config):
+    result = invoke("vm", "down", config, "--guest", "cache")
+    assert result.exit_code == 2
+    assert "no guest cache" in result.stderr
+
+
+def test_without_a_configuration_the_default_run_directory_is_meant(config, tmp_path):
+    assert str(tmp_path / "runtime" / "qmpalloc") in invoke("vm", "ls").stderr
+    assert json.loads(invoke("vm", "ls", "--json").stdout) == []
+    assert invoke("vm", "down").exit_code == 0
+
+
+def test_images_are_listed_and_pruned(config, monkeypatch):
+    def make(partial, variant, **options):
+        planned = image.planned_image(variant)
+        (partial / "manifest.json").write_bytes(image.msgspec.json.encode(planned.manifest))
+
+    monkeypatch.setattr(image, "_make", make)
+    assert invoke("image", "ls").stderr.startswith("no image is built")
+    built = image.obtain_image(Variant())
+    former = built.directory.with_name("trixie-lab-000000000000")
+    former.mkdir()
+    (former / "manifest.json").write_bytes((built.directory / "manifest.json").read_bytes())
+    rows = json.loads(invoke("image", "ls", "--json").stdout)
+    assert {(row["name"], row["current"]) for row in rows} == {(former.name, False), (built.directory.name, True)}
+    assert invoke("image", "prune").stdout == f"removed {former}\n"
+    assert invoke("image", "build").stdout == f"{built.directory}\n"
+
+
+@pytest.mark.parametrize(("second", "code"), [("aa", 0), ("bb", 1)])
+def test_the_check_of_reproducibility_compares(config, monkeypatch, second, code):
+    monkeypatch.setattr(image, "check_reproducible", lambda *args, **options: ("aa", second))
+    assert invoke("image", "build", "--check-reproducible").exit_code == code
