@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import os
 import secrets
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from guest_agent import procfs
 from guest_agent.btf import BtfError
 from guest_agent.counters_file import DIRECTORY, CountersFile, Series, log, publish
 from guest_agent.probes import KERNEL_BTF, Probes
+from guest_agent.reader import STOP_SIGNALS
 
 _PROGRAM = Path(__file__).with_name("program.c")
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
@@ -102,8 +104,12 @@ def compile_and_attach(flags: list[str]) -> Any:
 
 
 def first_error(output: str) -> str:
-    """Return the first line of a compiler's or the verifier's output that reports an error, after a colon."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    """Return the line of a compiler's or the verifier's output that tells what is wrong, after a colon.
+
+    The compiler's is the first with an error, the verifier's the last one but for its statistics.
+    """
+    lines = [line.strip() for line in output.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("processed ", "HINT:"))]
     errors = [line for line in lines if "error:" in line] or lines[-1:]
     return f": {errors[0]}" if errors else ""
 
@@ -150,6 +156,8 @@ def become_reader(module: Any, directory: Path, series: Series, counted: set[str
     root = str(Path(__file__).resolve().parent.parent)
     state = [str(directory), series.start_id, str(series.sequence), str(series.interval_ms), str(counters)]
     lists = [",".join(map(str, programs)), ",".join(sorted(counted))]
+    # A signal that comes before the reader looks for one waits for it, instead of leaving the file behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     # -I and -S: nothing of the environment or of site-packages; -B: it may not write beside its sources.
     os.execv(sys.executable, [sys.executable, "-ISB", "-c", _READER, root, *state, *lists])
 
@@ -176,6 +184,10 @@ def start(directory: Path, series: Series) -> NoReturn:
     become_reader(module, directory, series, counted)
 
 
+def _stop(_number: int, _frame: object) -> NoReturn:
+    raise SystemExit(0)
+
+
 def main(arguments: list[str]) -> int:
     """Run the collector until it is told to stop; return the exit status."""
     parser = argparse.ArgumentParser(prog="qmpalloc-collector", description="Count page-cache accesses and misses.")
@@ -193,6 +205,8 @@ def main(arguments: list[str]) -> int:
         return 1
     file = CountersFile(str(options.directory))
     series = Series(secrets.token_hex(8), options.interval_ms)
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stop)
     problem = publish(file, series, None, "starting: compiling and attaching the probes")
     if problem:
         log(problem)
@@ -201,4 +215,7 @@ def main(arguments: list[str]) -> int:
     except (CannotCountError, OSError) as error:
         log(str(error))
         publish(file, series, None, str(error))
+    except SystemExit:
+        file.remove()
+        raise
     return 1

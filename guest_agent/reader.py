@@ -27,7 +27,8 @@ SLOTS = (
 COUNTERS = ("accesses", "inserts_read", "inserts_fault", "inserts_write", "inserts_other", "evictions")
 """What hooks count, by the names of the file."""
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What makes the collector remove its file and end."""
 
 
 def combine(slots: dict[str, int], counted: set[str], skipped: int) -> dict[str, int]:
@@ -56,7 +57,7 @@ def run(file: CountersFile, series: Series, counters_fd: int, program_fds: list[
     Raises:
         OSError: The counters cannot be read.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     per_cpu = bpf.PerCpuCounters(
         counters_fd, len(SLOTS), procfs.cpu_count(procfs.read("/sys/devices/system/cpu/possible"))
     )
@@ -70,7 +71,7 @@ def run(file: CountersFile, series: Series, counters_fd: int, program_fds: list[
         if problem != earlier:
             log(problem or f"{file.path} is written again")
         tick_ns = next_tick_ns(tick_ns, time.monotonic_ns(), interval_ns)
-        if signal.sigtimedwait(_STOP_SIGNALS, max(0, tick_ns - time.monotonic_ns()) / 1e9) is not None:
+        if signal.sigtimedwait(STOP_SIGNALS, max(0, tick_ns - time.monotonic_ns()) / 1e9) is not None:
             file.remove()
             return
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -11,12 +12,20 @@ import pytest
 
 from guest_agent import collector, procfs
 from guest_agent.collector import AlreadyRunningError, CannotCountError, check_headers, check_kernel, first_error, lock
-from guest_agent.reader import SLOTS
+from guest_agent.reader import SLOTS, STOP_SIGNALS
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.sample import parse
 
 ROOT = "CapEff:\t000001ffffffffff\n"
 SOURCES = Path(collector.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers():
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_slots_are_those_of_the_program():
@@ -71,9 +80,9 @@ def test_when_the_compiler_fails(monkeypatch, capfd):
 
 
 def test_first_error_of_the_verifier():
-    assert first_error("0: R1=ctx()\n1: (79) r0 = *(u64 *)(r1 +0)\ninvalid access to context\n\n") == (
-        ": invalid access to context"
-    )
+    assert first_error(
+        "0: R1=ctx()\n1: (79) r0 = *(u64 *)(r1 +0)\ninvalid access to context\nprocessed 5 insns\n\n"
+    ) == (": invalid access to context")
     assert first_error("\n") == ""
 
 
@@ -125,6 +134,17 @@ def test_a_failure_is_one_line_in_log_and_file(tmp_path, monkeypatch, capsys):
     log = capsys.readouterr().err
     assert log.startswith("qmpalloc-collector: no privilege")
     assert log.count("\n") == 1
+
+
+def test_told_to_stop_while_starting(tmp_path, monkeypatch):
+    def stopped(directory, series):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(collector, "start", stopped)
+    with pytest.raises(SystemExit) as caught:
+        collector.main(["--directory", str(tmp_path)])
+    assert caught.value.code == 0
+    assert tree(tmp_path) == []
 
 
 def test_a_directory_that_cannot_be_made(tmp_path, capsys):
