@@ -44,11 +44,11 @@ class Counters(Struct, frozen=True, kw_only=True):
     inserts_write: Count | None = None
     """Pages created by buffered writes."""
     inserts_other: Count | None = None
-    """All other pages added: file-system metadata, swap cache, tmpfs."""
+    """All other pages added: metadata, directories, writes of file systems with their own write path. Never tmpfs."""
     evictions: Count | None = None
-    """Pages removed, by reclaim, truncation or dropping."""
+    """Pages removed, by reclaim, truncation or dropping; tmpfs excepted."""
     refaults: Count | None = None
-    """Evicted pages that came back (``workingset_refault_file``)."""
+    """Evicted pages that came back (``workingset_refault_file``), since the guest's boot."""
     events_lost: Count | None = None
     """Events the collector knows it did not count."""
 
