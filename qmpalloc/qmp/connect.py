@@ -8,8 +8,8 @@ import os
 import trio
 
 from qmpalloc.errors import BusyError, UnreachableError
-from qmpalloc.qmp.deadline import deadline
 
+QUEUE_POLL_S = 0.05  # the queue of a socket with one server is short, and a client that left stays in it for a moment
 PATH_MAX_BYTES = 107  # sun_path of a Unix socket is 108 bytes with its closing zero
 
 
@@ -18,8 +18,7 @@ async def connect(path: str, *, timeout_s: float) -> trio.SocketStream:
 
     Raises:
         UnreachableError: `absent` is True when no process listens there.
-        BusyError: So many others wait for this socket that the kernel turns us away.
-        DeadlineError: The kernel did not connect us within `timeout_s`.
+        BusyError: For all of `timeout_s`, so many others waited for this socket that the kernel turned us away.
     """
     if len(os.fsencode(path)) > PATH_MAX_BYTES:
         raise UnreachableError(
@@ -28,16 +27,18 @@ async def connect(path: str, *, timeout_s: float) -> trio.SocketStream:
             hint="use a shorter directory, for example under /run or /tmp",
         )
     try:
-        with deadline(timeout_s, path, "connect"):
-            stream = await trio.open_unix_socket(path)
+        with trio.move_on_after(timeout_s):
+            while True:
+                stream = await trio.open_unix_socket(path)
+                if _is_connected(stream):
+                    return stream
+                await trio.aclose_forcefully(stream)
+                await trio.sleep(QUEUE_POLL_S)
     except OSError as error:
         raise _explain(path, error) from error
     except ValueError as error:  # a zero byte in the path
         raise UnreachableError(f"{path!r}: not the path of a Unix socket", address=path) from error
-    if not _is_connected(stream):
-        await trio.aclose_forcefully(stream)
-        raise BusyError(f"{path}: too many clients wait for this socket", address=path, hint=ONE_CLIENT_HINT)
-    return stream
+    raise BusyError(f"{path}: too many clients wait for this socket", address=path, hint=ONE_CLIENT_HINT)
 
 
 ONE_CLIENT_HINT = (

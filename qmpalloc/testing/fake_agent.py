@@ -14,9 +14,10 @@ import trio
 
 from qmpalloc.errors import NonsenseError
 from qmpalloc.qmp.agent_types import ExecResult
-from qmpalloc.qmp.framing import SENTINEL, Framer, Mark, decode
+from qmpalloc.qmp.framing import SENTINEL, Mark, decode
 from qmpalloc.testing.fake_qemu import Refusal
 from qmpalloc.testing.faults import Faults, PeerDied, Wire
+from qmpalloc.testing.requests import RequestSplitter
 from qmpalloc.testing.serving import serve_unix
 
 READ_DEFAULT_BYTES = 4096
@@ -88,7 +89,7 @@ class FakeAgent:
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Serve one client to its end. A second one waits for the first to go."""
         async with self._one_client, stream:
-            framer, wire = Framer(), Wire(stream, self.faults)
+            splitter, wire = RequestSplitter(), Wire(stream, self.faults)
             try:
                 while True:
                     await self._running.wait()
@@ -96,7 +97,7 @@ class FakeAgent:
                     if not data:
                         return
                     await self._running.wait()
-                    for frame in framer.feed(data):
+                    for frame in splitter.feed(data):
                         await self._answer(frame, wire)
             except (PeerDied, trio.BrokenResourceError, trio.ClosedResourceError):
                 return

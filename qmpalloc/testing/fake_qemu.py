@@ -12,9 +12,10 @@ from typing import Any
 import trio
 
 from qmpalloc.errors import NonsenseError
-from qmpalloc.qmp.framing import Framer, Mark, decode, encode
+from qmpalloc.qmp.framing import Mark, decode, encode
 from qmpalloc.testing.balloon import FakeBalloon
 from qmpalloc.testing.faults import Faults, PeerDied, Wire
+from qmpalloc.testing.requests import RequestSplitter
 from qmpalloc.testing.serving import serve_unix
 
 UNKNOWN_STAT = 2**64 - 1
@@ -146,7 +147,7 @@ class FakeQemu:
         version = {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "fake"}
         if self.greet:
             await wire.send(encode({"QMP": {"version": version, "capabilities": ["oob"]}}))
-        framer = Framer()
+        splitter = RequestSplitter()
         while True:
             try:
                 data = await stream.receive_some(65536)
@@ -154,7 +155,7 @@ class FakeQemu:
                 return
             if not data:
                 return
-            for frame in framer.feed(data):
+            for frame in splitter.feed(data):
                 if not self.greet:
                     continue
                 command, body = self._answer(frame)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qmpalloc.errors import NonsenseError
 from qmpalloc.qmp.framing import Framer, Mark, decode, encode
+from qmpalloc.testing.requests import RequestSplitter
 
 OVERLONG, SENTINEL = Mark.OVERLONG, Mark.SENTINEL
 
@@ -118,3 +119,13 @@ def test_encode_is_one_line_whatever_the_text():
 
     assert line.count(b"\n") == 1
     assert json.loads(line) == {"a": "two\nlines"}
+
+
+@given(sent=st.lists(messages, max_size=6), places=st.lists(st.integers(min_value=0), max_size=20), lines=st.booleans())
+def test_fake_finds_requests_with_and_without_line_ends(sent, places, lines):
+    splitter = RequestSplitter()
+    data = b"".join(encode(message).rstrip() + (b"\n" if lines else b"") for message in sent)
+
+    requests = [request for piece in cut(data, places) for request in splitter.feed(piece)]
+
+    assert [dict(decode(request)) for request in requests] == sent

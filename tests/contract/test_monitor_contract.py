@@ -1,0 +1,229 @@
+"""One table of behaviours, held by our monitor client and by qemu.qmp's, against the fake QEMU and a real one.
+
+The real one keeps the fake honest; qemu.qmp's client, run under trio-asyncio, keeps ours honest.
+"""
+
+import shutil
+import sys
+import warnings
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from qmpalloc.errors import RefusedError, UnreachableError
+from qmpalloc.qmp import open_monitor
+from qmpalloc.testing import FakeQemu
+
+QEMU = shutil.which("qemu-system-x86_64")
+
+
+class OurClient:
+    """Our monitor."""
+
+    @staticmethod
+    @asynccontextmanager
+    async def connected(path):
+        async with open_monitor(path, timeout_s=10) as monitor:
+            with monitor.subscribe() as events:
+                yield OurClient(monitor, events)
+
+    def __init__(self, monitor, events):
+        self._monitor = monitor
+        self._events = events
+
+    async def execute(self, command, arguments=None):
+        """Return the result, or the error class of a refusal."""
+        try:
+            return await self._monitor.execute(command, arguments)
+        except RefusedError as error:
+            return error.error_class
+
+    async def event(self):
+        return (await self._events.receive()).name
+
+
+class Oracle:
+    """qemu.qmp's own client."""
+
+    @staticmethod
+    @asynccontextmanager
+    async def connected(path):
+        if sys.version_info >= (3, 14):
+            pytest.skip("trio-asyncio cannot be imported on 3.14 (trio-asyncio issues 152, 160)")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import trio_asyncio
+        from qemu.qmp import QMPClient
+
+        async with trio_asyncio.open_loop():
+            client = QMPClient("oracle")
+            with trio.fail_after(10):
+                await trio_asyncio.aio_as_trio(client.connect)(path)
+            try:
+                yield Oracle(client)
+            finally:
+                with trio.move_on_after(5, shield=True):
+                    await trio_asyncio.aio_as_trio(client.disconnect)()
+
+    def __init__(self, client):
+        self._client = client
+
+    async def execute(self, command, arguments=None):
+        import trio_asyncio
+        from qemu.qmp import ExecuteError
+
+        try:
+            return await trio_asyncio.aio_as_trio(self._client.execute)(command, arguments)
+        except ExecuteError as error:
+            return error.error.error.class_
+
+    async def event(self):
+        import trio_asyncio
+
+        return (await trio_asyncio.aio_as_trio(self._client.events.get)())["event"]
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.qemu)])
+async def socket_path(request, tmp_path, nursery, start_listening):
+    path = str(tmp_path / "qmp")
+    if request.param == "fake":
+        await nursery.start(FakeQemu(name=None, balloon_id=None).serve_path, path)
+        yield path
+        return
+    if QEMU is None:
+        pytest.skip("qemu-system-x86_64 is not installed")
+    argv = [QEMU, "-M", "none", "-nodefaults", "-display", "none", "-qmp", f"unix:{path},server=on,wait=off"]
+    await start_listening(argv, path)
+    yield path
+
+
+@pytest.fixture(params=[OurClient, Oracle], ids=["ours", "oracle"])
+def client_class(request):
+    return request.param
+
+
+BEHAVIOURS = [
+    # command, arguments, result or a check of it; a text is the error class of a refusal
+    ("query-status", None, lambda result: (result["status"], result["running"]) == ("running", True)),
+    ("query-name", None, {}),
+    ("query-blockstats", None, []),
+    ("query-balloon", None, "DeviceNotActive"),
+    ("balloon", {"value": 128 << 20}, "DeviceNotActive"),
+    ("balloon", {"value": 0}, "DeviceNotActive"),
+    ("balloon", {"value": True}, "GenericError"),
+    ("balloon", {"value": 1.5}, "GenericError"),
+    ("balloon", {}, "GenericError"),
+    ("qmp_capabilities", None, "CommandNotFound"),
+    ("no-such-command", None, "CommandNotFound"),
+    ("qom-list", {"path": "/nowhere"}, "DeviceNotFound"),
+    ("qom-list", {"path": "/machine/peripheral"}, [{"name": "type", "type": "string"}]),
+    ("qom-list", {"path": "/machine/peripheral-anon"}, [{"name": "type", "type": "string"}]),
+    ("qom-get", {"path": "/nowhere", "property": "guest-stats"}, "DeviceNotFound"),
+]
+
+
+async def test_commands_and_refusals(client_class, socket_path):
+    async with client_class.connected(socket_path) as client:
+        for command, arguments, expected in BEHAVIOURS:
+            result = await client.execute(command, arguments)
+            agrees = expected(result) if callable(expected) else result == expected
+            assert agrees, (command, arguments, result)
+
+
+async def test_events_of_stop_and_cont(client_class, socket_path):
+    async with client_class.connected(socket_path) as client:
+        with trio.fail_after(10):
+            assert await client.execute("stop") == {}
+            assert await client.event() == "STOP"
+            assert (await client.execute("query-status"))["running"] is False
+            assert await client.execute("cont") == {}
+            assert await client.event() == "RESUME"
+
+
+async def test_a_cancelled_command_leaves_the_connection_usable(client_class, socket_path):
+    async with client_class.connected(socket_path) as client:
+        for _ in range(5):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await client.execute("query-status")
+        assert (await client.execute("query-status"))["running"] is True
+
+
+async def test_many_commands_at_once(client_class, socket_path):
+    results = []
+
+    async def ask(client):
+        results.append(await client.execute("query-name"))
+
+    async with client_class.connected(socket_path) as client, trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(ask, client)
+    assert results == [{}] * 50
+
+
+async def test_a_second_client_hears_nothing_until_the_first_has_gone(client_class, socket_path):
+    async with client_class.connected(socket_path) as client:
+        with pytest.raises(UnreachableError):
+            async with open_monitor(socket_path, timeout_s=0.3):
+                pytest.fail("opened")
+        assert await client.execute("query-name") == {}
+    async with client_class.connected(socket_path) as client:
+        assert await client.execute("query-name") == {}
+
+
+async def test_quit_says_so_and_ends_the_connection(socket_path):
+    async with open_monitor(socket_path, timeout_s=10) as monitor:
+        with monitor.subscribe() as events, trio.fail_after(10):
+            await monitor.execute("quit")
+            assert [event.name async for event in events] == ["SHUTDOWN"]
+            assert monitor.closed.is_set()
+
+
+@pytest.fixture(params=["balloon0", ""], ids=["with id", "anonymous"])
+def balloon_id(request):
+    return request.param
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.qemu)])
+async def ballooned_path(request, tmp_path, nursery, start_listening, balloon_id):
+    """A stopped machine of 256 MiB with a balloon, in which no guest runs."""
+    path = str(tmp_path / "qmp")
+    if request.param == "fake":
+        fake = FakeQemu(name="web", memory_bytes=256 << 20, balloon_id=balloon_id)
+        fake.stop()
+        fake.status = "prelaunch"
+        await nursery.start(fake.serve_path, path)
+        yield path
+        return
+    if QEMU is None:
+        pytest.skip("qemu-system-x86_64 is not installed")
+    device = "virtio-balloon-pci" + (f",id={balloon_id}" if balloon_id else "")
+    argv = [
+        *(QEMU, "-S", "-M", "q35", "-m", "256", "-nodefaults", "-display", "none", "-name", "web"),
+        *("-device", device, "-qmp", f"unix:{path},server=on,wait=off"),
+    ]
+    await start_listening(argv, path)
+    yield path
+
+
+async def test_typed_commands_of_a_machine_with_a_balloon(ballooned_path, balloon_id):
+    expected = f"/machine/peripheral/{balloon_id}" if balloon_id else "/machine/peripheral-anon/device[0]"
+    async with open_monitor(ballooned_path, timeout_s=10) as monitor:
+        assert await monitor.query_name() == "web"
+        assert (await monitor.query_status()).status == "prelaunch"
+        assert await monitor.find_balloon() == expected
+        assert await monitor.query_balloon() == 256 << 20
+        # Accepted, and nothing happens: the machine is stopped.
+        await monitor.balloon(128 << 20)
+        assert await monitor.query_balloon() == 256 << 20
+        for refused in (0, -4096):
+            with pytest.raises(RefusedError):
+                await monitor.balloon(refused)
+        await monitor.set_stats_interval(expected, 1)
+        with pytest.raises(RefusedError):
+            await monitor.set_stats_interval(expected, -1)
+        stats = await monitor.balloon_stats(expected)
+        assert stats.last_update is None
+        assert stats.free_bytes is None
+        assert await monitor.block_stats() == ()
