@@ -35,7 +35,7 @@ class Faults:
     strangers: bool = False
     twice: bool = False
     die_after: int | None = None
-    _stuck: trio.Event | None = None
+    _stuck: trio.Event | None = field(default=None, init=False, repr=False)
 
     @property
     def hang(self) -> bool:

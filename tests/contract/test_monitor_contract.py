@@ -223,6 +223,18 @@ async def test_typed_commands_of_a_machine_with_a_balloon(ballooned_path, balloo
         await monitor.set_stats_interval(expected, 1)
         with pytest.raises(RefusedError):
             await monitor.set_stats_interval(expected, -1)
+        asked = {"path": expected, "property": "guest-stats-polling-interval"}
+        assert await monitor.execute("qom-get", asked) == 1
+        for command in ("qom-get", "qom-set"):
+            with pytest.raises(RefusedError) as caught:
+                await monitor.execute(command, {"path": expected, "property": "nothing", "value": 1})
+            assert caught.value.error_class == "GenericError"
+        with pytest.raises(RefusedError):
+            await monitor.execute("qom-set", asked | {"value": "1"})
+        with monitor.subscribe() as events:
+            await monitor.execute("system_reset")
+            with trio.fail_after(10):
+                assert (await events.receive()).name == "RESET"
         stats = await monitor.balloon_stats(expected)
         assert stats.last_update is None
         assert stats.free_bytes is None

@@ -8,6 +8,7 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from qmpalloc.errors import DeadlineError, DisconnectedError, NonsenseError, RefusedError
 from qmpalloc.qmp import ExecResult, deadline, open_agent_on
+from qmpalloc.qmp.framing import Framer, decode, encode
 from qmpalloc.testing import FakeAgent
 
 PATH = "/run/qmpalloc/counters.json"
@@ -297,8 +298,6 @@ async def test_handle_of_the_wrong_shape_is_nonsense(autojump_clock, reply):
 
 async def answer_with(stream, value):
     """An agent that synchronises and returns `value` to anything else."""
-    from qmpalloc.qmp.framing import Framer, decode, encode
-
     framer = Framer()
     while data := await stream.receive_some():
         for frame in framer.feed(data):

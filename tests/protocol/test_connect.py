@@ -9,6 +9,7 @@ from qmpalloc.errors import BusyError, NonsenseError, RefusedError, UnreachableE
 from qmpalloc.qmp import open_agent, open_monitor
 from qmpalloc.qmp.connect import connect
 from qmpalloc.testing import FakeAgent, FakeQemu
+from qmpalloc.testing.serving import serve_unix
 
 
 @pytest.fixture(params=[open_monitor, open_agent])
@@ -125,8 +126,6 @@ async def test_quit_ends_the_server_and_removes_its_socket(tmp_path, nursery):
 
 
 async def test_what_is_not_qmp_over_a_real_socket(tmp_path, nursery):
-    from qmpalloc.testing.serving import serve_unix
-
     async def greet(stream):
         await stream.send_all(b"220 mail.example ESMTP\r\n")
         await stream.receive_some()

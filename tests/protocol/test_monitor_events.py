@@ -7,6 +7,7 @@ import trio
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from qmpalloc.qmp import open_monitor_on
+from qmpalloc.qmp.framing import encode
 from qmpalloc.qmp.subscriptions import BUFFER_EVENTS
 from qmpalloc.testing import FakeBalloon, FakeQemu
 from qmpalloc.units import MIB
@@ -101,8 +102,6 @@ async def test_subscriber_that_closed_its_channel_disturbs_nobody(autojump_clock
     ],
 )
 async def test_event_of_unknown_shape_is_counted_and_dropped(autojump_clock, message):
-    from qmpalloc.qmp.framing import encode
-
     fake = FakeQemu()
     async with monitor_of(fake) as monitor:
         fake.faults.garbage = encode(message)
