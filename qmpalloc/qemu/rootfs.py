@@ -38,7 +38,14 @@ class Contents(Struct, frozen=True):
 
 
 def mmdebstrap_argv(
-    recipe: Recipe, variant: Variant, *, inputs: Path, apt_options: Path, tar: Path, mirror: str | None, as_root: bool
+    recipe: Recipe,
+    variant: Variant,
+    *,
+    inputs: Path,
+    tar: Path,
+    mirror: str | None,
+    apt_options: Sequence[str] = (),
+    as_root: bool,
 ) -> list[str]:
     """Return the command that builds the tar.
 
@@ -46,9 +53,9 @@ def mmdebstrap_argv(
         recipe: What goes in.
         variant: Suite and profile.
         inputs: A tar of overlay, collector and scripts.
-        apt_options: An apt.conf with the host's transfer options, used for the build and removed from the image.
         tar: The file to make.
         mirror: Where the packages come from; None is mmdebstrap's own choice.
+        apt_options: Lines of an apt.conf, used for the build and removed from the image.
         as_root: False builds in a user namespace.
     """
     inputs_dir = f"/{INPUTS_DIR}"
@@ -65,7 +72,7 @@ def mmdebstrap_argv(
         f"--include={','.join(recipe.packages)}",
         *(f"--dpkgopt=path-exclude={path}" for path in recipe.exclude_paths),
         *(f"--dpkgopt=path-include={path}" for path in recipe.include_paths),
-        f"--aptopt={apt_options}",
+        *(f"--aptopt={option}" for option in apt_options),
         # Before the kernel is installed, so that its initrd is made as configured. The special hook tar-in reads the
         # file as the calling user, which in a namespace the other hooks could not.
         f"--essential-hook=tar-in {shlex.quote(str(inputs))} /",
@@ -106,9 +113,8 @@ def build_tar(
     require_space(Path(workspace), UNPACKED_BYTES)
     log_path, tar = directory / "build.log", directory / "rootfs.tar"
     with tempfile.TemporaryDirectory(dir=directory) as scratch, log_path.open("w") as log:
-        inputs, apt_options = Path(scratch) / "inputs.tar", Path(scratch) / "apt.conf"
+        inputs = Path(scratch) / "inputs.tar"
         inputs.write_bytes(inputs_tar(list(files), recipe.source_date_epoch))
-        apt_options.write_text("".join(line + "\n" for line in host_transfer_options()))
 
         def on_line(line: str) -> None:
             log.write(line + "\n")
@@ -119,14 +125,19 @@ def build_tar(
 
         run(
             mmdebstrap_argv(
-                recipe, variant,
-                inputs=inputs, apt_options=apt_options, tar=tar, mirror=mirror, as_root=os.geteuid() == 0,
+                recipe,
+                variant,
+                inputs=inputs,
+                tar=tar,
+                mirror=mirror,
+                apt_options=host_transfer_options(),
+                as_root=os.geteuid() == 0,
             ),
             what=f"building {variant}",
             env={"SOURCE_DATE_EPOCH": str(recipe.source_date_epoch), "TMPDIR": workspace},
             on_line=on_line,
             hint="" if mirror else "choose another package source with --mirror",
-        )  # fmt: skip
+        )
     return tar
 
 

@@ -109,8 +109,7 @@ def test_a_broken_recipe_is_named(tmp_path):
 
 def mmdebstrap_argv(**changes):
     arguments = {
-        "inputs": Path("/work space/inputs.tar"), "apt_options": Path("/x/apt.conf"), "tar": Path("/x/rootfs.tar"),
-        "mirror": None, "as_root": True,
+        "inputs": Path("/work space/inputs.tar"), "tar": Path("/x/rootfs.tar"), "mirror": None, "as_root": True,
     }  # fmt: skip
     return rootfs.mmdebstrap_argv(recipe.load_recipe(), Variant(), **(arguments | changes))
 
@@ -123,6 +122,11 @@ def test_without_a_mirror_mmdebstrap_chooses():
 
 def test_a_mirror_is_passed_on():
     assert mmdebstrap_argv(mirror="http://mirror.example/debian")[-1] == "http://mirror.example/debian"
+
+
+def test_the_hosts_apt_settings_are_used():
+    option = 'Acquire::http::Proxy "http://proxy.example:3142/";'
+    assert f"--aptopt={option}" in mmdebstrap_argv(apt_options=[option])
 
 
 def test_an_ordinary_user_builds_in_a_namespace():
