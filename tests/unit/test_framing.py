@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpalloc.errors import NonsenseError
@@ -22,6 +22,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 messages = st.dictionaries(st.text(max_size=8), st.integers() | st.text(max_size=8) | st.none(), max_size=4)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(sent=st.lists(messages, max_size=6), places=st.lists(st.integers(min_value=0), max_size=20))
 def test_any_split_gives_the_same_messages(sent, places):
     framer = Framer()
@@ -37,6 +38,7 @@ def test_any_split_gives_the_same_messages(sent, places):
 noise = st.lists(st.sampled_from([b"\n", b"\xff", b"\r", b" ", b"a", b"bc", b"{}", b"x" * 9])).map(b"".join)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(data=noise, places=st.lists(st.integers(min_value=0), max_size=20))
 def test_any_split_of_noise_gives_the_same_lines_and_a_bounded_buffer(data, places):
     whole, framer = Framer(8), Framer(8)
@@ -121,6 +123,7 @@ def test_encode_is_one_line_whatever_the_text():
     assert json.loads(line) == {"a": "two\nlines"}
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(sent=st.lists(messages, max_size=6), places=st.lists(st.integers(min_value=0), max_size=20), lines=st.booleans())
 def test_fake_finds_requests_with_and_without_line_ends(sent, places, lines):
     splitter = RequestSplitter()
