@@ -84,12 +84,10 @@ class Series:
             "memory_bytes": procfs.memory_bytes(procfs.read("/proc/meminfo")),
             "swap_pages": swap,
             "psi_memory": procfs.psi_memory(procfs.read("/proc/pressure/memory")),
-            "collector": {"cpu_ns": time.process_time_ns()},
+            "collector": {"cpu_ns": time.process_time_ns()} | ({} if rss_bytes is None else {"rss_bytes": rss_bytes}),
         }
         if "oom_kill" in vmstat:
             content["oom_kills"] = vmstat["oom_kill"]
-        if rss_bytes is not None:
-            content["collector"] = {"rss_bytes": rss_bytes, "cpu_ns": time.process_time_ns()}
         if error is not None:
             content["error"] = printable(error, _ERROR_MAX_CHARS)
         self.sequence += 1
