@@ -76,7 +76,7 @@ def run(
 
     Args:
         argv: The program, found also in ``sbin``, and its arguments.
-        what: What it is for, for the error: "making the disk".
+        what: What it does, for the error: "making the disk with mke2fs".
         env: Added to the environment.
         on_line: Called with each line as it comes.
         hint: Of the error.
@@ -109,7 +109,7 @@ def run(
     text = "".join(output)
     if process.returncode:
         said = last_lines(text)
-        raise HostError(f"{what}: {argv[0]} failed (exit code {process.returncode})\n{said}".rstrip(), hint=hint)
+        raise HostError(f"{what} failed (exit code {process.returncode})\n{said}".rstrip(), hint=hint)
     return text
 
 

@@ -263,4 +263,4 @@ def make_ext4(disk: Path, tree: Path, *, size_bytes: int, label: str) -> None:
         # Finished now, so that no kernel thread finishes it in the guest while loads are measured.
         "-E", "lazy_itable_init=0,nodiscard,root_owner=0:0",
     ]  # fmt: skip
-    run(as_root(["mke2fs", *options, "-d", str(tree), str(disk)]), what=f"making the file system {label}")
+    run(as_root(["mke2fs", *options, "-d", str(tree), str(disk)]), what=f"making the file system {label} with mke2fs")

@@ -133,7 +133,7 @@ def build_tar(
                 apt_options=host_transfer_options(),
                 as_root=os.geteuid() == 0,
             ),
-            what=f"building {variant}",
+            what=f"building {variant} with mmdebstrap",
             env={"SOURCE_DATE_EPOCH": str(recipe.source_date_epoch), "TMPDIR": workspace},
             on_line=on_line,
             hint="" if mirror else "choose another package source with --mirror",

@@ -22,7 +22,7 @@ def test_a_failure_carries_the_last_lines_without_control_characters():
     with pytest.raises(HostError) as caught:
         host.run([sys.executable, "-c", program], what="the test")
     message = caught.value.message
-    assert message.startswith(f"the test: {sys.executable} failed (exit code 3)\n    line 38\n")
+    assert message.startswith("the test failed (exit code 3)\n    line 38\n")
     assert "\x1b" not in message
     assert message.endswith("?[31mred")
 
