@@ -182,7 +182,7 @@ def _kernel(image: Image) -> Group:
 def _disks(image: Image, config: DataDiskConfig | None, disk: DataDisk | None) -> Group:
     root = f"id=root,if=none,format=raw,snapshot=on,cache=unsafe,file={escape(image.disk)}"
     options = [
-        Option(("-drive", root), "the system; writes go to a throw-away file in $TMPDIR or /var/tmp, never to the image"),
+        Option(("-drive", root), "the system; writes go to a throw-away file in $TMPDIR (or /var/tmp)"),
         Option(("-device", "virtio-blk-pci,drive=root,serial=root"), "as a virtio disk"),
     ]
     if config is not None and disk is not None:
