@@ -82,19 +82,33 @@ def _with(wish: GuestDecision, target_bytes: int, limiter: Limiter, reason: str)
 
 
 def _fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[GuestDecision]:
-    """Cut what does not fit: first the growth of guests that are safe, then what lies above baselines."""
+    """Cut what does not fit: growth that is only wished for, then what lies above baselines, then growth in need.
+
+    The last comes about only when guests below their baselines need more than the budget holds: they stay as they are.
+    """
     guests = snapshot.guests
+    in_need = [
+        decision.limiter in {Limiter.DANGER, Limiter.FLOOR} or guest.state is GuestState.LOST
+        for guest, decision in zip(guests, decisions, strict=True)
+    ]
 
     def growth(index: int) -> int:
-        endangered = decisions[index].limiter is Limiter.DANGER
-        return 0 if endangered else decisions[index].target_bytes - guests[index].target_bytes
+        return decisions[index].target_bytes - guests[index].target_bytes
+
+    def wished_growth(index: int) -> int:
+        return 0 if in_need[index] else growth(index)
 
     def above_baseline(index: int) -> int:
         kept = max(guests[index].baseline_bytes, guests[index].floor_bytes)
         controllable = guests[index].state not in UNCONTROLLED
         return decisions[index].target_bytes - kept if controllable else 0
 
-    for part, reason in ((growth, "less: the budget is used up"), (above_baseline, "gives: the budget is exceeded")):
+    stages = (
+        (wished_growth, "less: the budget is used up"),
+        (above_baseline, "gives: the budget is exceeded"),
+        (growth, "less than it needs: the budget is used up"),
+    )
+    for part, reason in stages:
         excess = sum(_charge(*pair) for pair in zip(guests, decisions, strict=True)) - snapshot.budget_bytes
         if excess > 0:
             decisions = _cut(decisions, part, excess, reason)

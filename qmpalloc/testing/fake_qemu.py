@@ -55,6 +55,7 @@ class FakeQemu:
             raises `Refusal` to answer with an error.
         stats: ``guest-stats``; set ``stat-…`` members, and ``last_update`` beside it, to have the guest report.
         blocks: What ``query-blockstats`` returns.
+        properties: Switches of the balloon device, as ``-device virtio-balloon-pci,NAME=on`` sets them.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class FakeQemu:
         self.stats_interval_s = 0
         self.last_update = 0
         self.blocks: list[dict[str, Any]] = []
+        self.properties = {"deflate-on-oom": True, "free-page-reporting": True}
         self.commands: dict[str, Command] = self._own_commands()
         self._one_client = trio.Lock()
         self._negotiated = False
@@ -194,6 +196,10 @@ class FakeQemu:
             "qmp_capabilities": self._qmp_capabilities,
             "query-status": lambda _: {"status": self.status, "singlestep": False, "running": self.status == "running"},
             "query-name": lambda _: {} if self.name is None else {"name": self.name},
+            "query-kvm": lambda _: {"enabled": False, "present": False},
+            "query-memory-size-summary": lambda _: {"base-memory": self.balloon.memory_bytes, "plugged-memory": 0},
+            "query-memdev": lambda _: [],
+            "query-block": lambda _: [],
             "query-balloon": self._query_balloon,
             "balloon": self._balloon,
             "qom-list": self._qom_list,
@@ -242,6 +248,8 @@ class FakeQemu:
             return {"stats": self.stats, "last-update": self.last_update}
         if arguments.get("property") == "guest-stats-polling-interval":
             return self.stats_interval_s
+        if arguments.get("property") in self.properties:
+            return self.properties[str(arguments["property"])]
         raise Refusal(f"Property 'virtio-balloon-pci.{arguments.get('property')}' not found")
 
     def _qom_set(self, arguments: dict[str, Any]) -> object:

@@ -140,12 +140,14 @@ class SimulatedGuest:
         )
 
     def _memory(self) -> Memory:
-        total = self.qemu.balloon.actual_bytes
-        own = min(self.cache.own_bytes, total)
-        file = min(self.cache.cached_pages * PAGE_BYTES, total - own)
-        free = total - own - file
+        size = self.qemu.balloon.actual_bytes
+        own = min(self.cache.own_bytes, size)
+        file = min(self.cache.cached_pages * PAGE_BYTES, size - own)
+        free = size - own - file
+        # With deflate-on-oom a guest counts the balloon's pages as used; without, it does not count them at all.
+        deflate_on_oom = self.qemu.properties["deflate-on-oom"]
         return Memory(
-            total=total,
+            total=self.qemu.balloon.memory_bytes if deflate_on_oom else size,
             free=free,
             available=free + file,
             active_file=file // 2,
