@@ -5,11 +5,14 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -124,6 +127,20 @@ def show_error(error: QmpallocError) -> None:
     click.echo(f"{click.style('error:', fg='red')} {error.message}", err=True, color=_color())
     if error.hint:
         click.echo(f"{click.style('hint:', fg='yellow')} {error.hint}", err=True, color=_color())
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that long work outside of an event loop cleans up after itself."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - signal's signature
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _color() -> bool | None:

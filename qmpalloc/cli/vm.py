@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from qmpalloc.cli import sigterm_interrupts
 from qmpalloc.cli.options import ConfigFile, config_argument
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.errors import ConfigError
@@ -52,7 +53,8 @@ def up(config: Config, dry_run: bool, detach: bool, no_load: bool) -> None:
         lines = launcher.command_lines(config, launcher.plan(config), detach=detach)
         click.echo("\n".join(line.shell() for line in lines), nl=False)
         return
-    prepared = launcher.prepare(config, report=_report)
+    with sigterm_interrupts():
+        prepared = launcher.prepare(config, report=_report)
     sys.exit(trio.run(_up, config, prepared, detach, not no_load))
 
 

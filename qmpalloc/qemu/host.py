@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -93,6 +95,7 @@ def run(
         stderr=subprocess.STDOUT,
         env={**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", **(env or {})},
         umask=0o022,  # the user's own umask must not show in an image
+        start_new_session=True,  # Ctrl-C reaches us alone, and we end what we run
         text=True,
         errors="replace",
     ) as process:
@@ -103,14 +106,19 @@ def run(
                 if on_line is not None:
                     on_line(line.rstrip("\n"))
         except BaseException:
-            # Ctrl-C has reached the program as well, and it is cleaning up; leaving the block waits for it.
-            process.terminate()
+            _end(process)
             raise
     text = "".join(output)
     if process.returncode:
         said = last_lines(text)
         raise HostError(f"{what} failed (exit code {process.returncode})\n{said}".rstrip(), hint=hint)
     return text
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a program and all that it started. By force: what was half done is thrown away, so nothing is to be saved."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def as_root(argv: Sequence[str]) -> list[str]:
@@ -122,6 +130,19 @@ def as_root(argv: Sequence[str]) -> list[str]:
     if os.geteuid() == 0:
         return list(argv)
     return ["unshare", "--user", "--map-root-user", "--map-auto", "--", *argv]
+
+
+def isolated(argv: Sequence[str]) -> list[str]:
+    """Return `argv` so that nothing of it outlives us: no process, and no mount.
+
+    As root it gets a process and a mount namespace, which end with its first process, and that with us. A user's
+    mmdebstrap makes such namespaces itself. A container may allow none; then nothing but its processes is ended.
+    """
+    leash = ["setpriv", "--pdeathsig", "KILL"]
+    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
+    if os.geteuid() == 0 and subprocess.run([*namespaces, "true"], capture_output=True, check=False).returncode == 0:
+        return [*leash, *namespaces, *argv]
+    return [*leash, *argv]
 
 
 def require_namespace() -> None:
@@ -142,9 +163,16 @@ def require_namespace() -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all in it, also what belongs to subordinate ids. It need not exist."""
+    """Remove a directory and all in it, also what belongs to subordinate ids. It need not exist.
+
+    Raises:
+        HostError: Something is mounted in it, for example the host's ``/dev`` by a build that was cut off.
+    """
     if not path.exists():
         return
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    if any(Path(mount).is_relative_to(path) for mount in mounts):
+        raise HostError(f"{path} cannot be removed: something is mounted in it", hint=f"umount -R {path}")
     try:
         shutil.rmtree(path)
     except PermissionError:

@@ -194,7 +194,7 @@ def check_reproducible(variant: Variant, *, mirror: str | None = None, report: R
 def _check_host() -> None:
     if platform.machine() != "x86_64":
         raise HostError(f"reference images are built for x86_64, this machine is {platform.machine()}")
-    require(["mmdebstrap", "mke2fs", "setpriv", "tar"])
+    require(["mmdebstrap", "mke2fs", "setpriv", "tar", "unshare"])
     require_namespace()
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shlex
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msgspec import Struct
 
 from qmpalloc.errors import HostError
-from qmpalloc.qemu.host import require_space, run
+from qmpalloc.qemu.host import isolated, remove_tree, require_space, run
 from qmpalloc.qemu.mirror import host_mirror, host_transfer_options
 from qmpalloc.qemu.recipe import INPUTS_DIR, InputFile, Recipe, Variant, inputs_tar
 from qmpalloc.units import GIB
@@ -62,8 +64,6 @@ def mmdebstrap_argv(
     rpcs = [",".join(recipe.agent.allow), ",".join(recipe.profile[variant.profile].allow_lab)]
     customize = shlex.join(["sh", f"{inputs_dir}/customize.sh", inputs_dir, *rpcs])
     return [
-        # Should we be killed, mmdebstrap still unmounts and removes what it made.
-        "setpriv", "--pdeathsig", "TERM",
         "mmdebstrap",
         "--mode=root" if as_root else "--mode=unshare",
         "--variant=minbase",
@@ -108,13 +108,20 @@ def build_tar(
     if not any(Path("/usr/share/keyrings").glob(KEYRING_GLOB)):
         raise HostError("Debian's archive keys are missing", hint="apt install debian-archive-keyring")
     mirror = mirror or host_mirror()
-    # Not /tmp, which is often a file system in memory; mmdebstrap's namespace needs a place that all can write to.
-    workspace = os.environ.get("TMPDIR", "/var/tmp")
-    require_space(Path(workspace), UNPACKED_BYTES)
     log_path, tar = directory / "build.log", directory / "rootfs.tar"
-    with tempfile.TemporaryDirectory(dir=directory) as scratch, log_path.open("w") as log:
+    with _workspace() as workspace, tempfile.TemporaryDirectory(dir=directory) as scratch, log_path.open("w") as log:
         inputs = Path(scratch) / "inputs.tar"
         inputs.write_bytes(inputs_tar(list(files), recipe.source_date_epoch))
+
+        argv = mmdebstrap_argv(
+            recipe,
+            variant,
+            inputs=inputs,
+            tar=tar,
+            mirror=mirror,
+            apt_options=host_transfer_options(),
+            as_root=os.geteuid() == 0,
+        )
 
         def on_line(line: str) -> None:
             log.write(line + "\n")
@@ -124,21 +131,50 @@ def build_tar(
                 on_step("configuring the system")
 
         run(
-            mmdebstrap_argv(
-                recipe,
-                variant,
-                inputs=inputs,
-                tar=tar,
-                mirror=mirror,
-                apt_options=host_transfer_options(),
-                as_root=os.geteuid() == 0,
-            ),
+            isolated(argv),
             what=f"building {variant} with mmdebstrap",
-            env={"SOURCE_DATE_EPOCH": str(recipe.source_date_epoch), "TMPDIR": workspace},
+            env={"SOURCE_DATE_EPOCH": str(recipe.source_date_epoch), "TMPDIR": str(workspace)},
             on_line=on_line,
             hint="" if mirror else "choose another package source with --mirror",
         )
     return tar
+
+
+@contextmanager
+def _workspace() -> Iterator[Path]:
+    """Make the directory in which mmdebstrap unpacks the system, and remove what it leaves there when it is cut off.
+
+    Not in /tmp, which is often a file system in memory. The lock tells a workspace in use from one that a killed build
+    left behind.
+    """
+    base, prefix = Path(os.environ.get("TMPDIR", "/var/tmp")), f"qmpalloc-build-{os.geteuid()}."
+    require_space(base, UNPACKED_BYTES)
+    for former in base.glob(f"{prefix}*"):
+        with suppress(OSError), _locked_directory(former):
+            if former.lstat().st_uid == os.geteuid():
+                remove_tree(former)
+    workspace = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+    workspace.chmod(0o1777)  # in a namespace mmdebstrap is another user
+    with _locked_directory(workspace):
+        try:
+            yield workspace
+        finally:
+            remove_tree(workspace)
+
+
+@contextmanager
+def _locked_directory(directory: Path) -> Iterator[None]:
+    """Hold a directory's lock.
+
+    Raises:
+        BlockingIOError: Somebody else holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def digest_of(path: Path) -> str:

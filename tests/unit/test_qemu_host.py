@@ -2,6 +2,8 @@
 
 import stat
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +57,33 @@ def test_a_tree_that_is_not_there_is_removed(tmp_path):
     (tmp_path / "tree" / "file").touch(mode=stat.S_IRUSR)
     host.remove_tree(tmp_path / "tree")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_ends_the_program_and_all_it_started():
+    program = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    children = []
+
+    def interrupt(line):
+        children.append(int(line))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        host.run([sys.executable, "-c", program], what="x", on_line=interrupt)
+    deadline_s = time.monotonic() + 10
+    # It becomes a child of init, which reaps it; until then it is a zombie.
+    while (file := Path(f"/proc/{children[0]}/stat")).exists() and file.read_text().split(")")[1].split()[0] != "Z":
+        assert time.monotonic() < deadline_s
+
+
+def test_what_is_isolated_dies_with_us(monkeypatch):
+    monkeypatch.setattr(host.os, "geteuid", lambda: 1000)
+    assert host.isolated(["mmdebstrap"]) == ["setpriv", "--pdeathsig", "KILL", "mmdebstrap"]
+
+
+def test_a_tree_in_which_something_is_mounted_is_left_alone(tmp_path, monkeypatch):
+    mounts = f"36 35 98:0 / {tmp_path}/tree/dev rw,noatime master:1 - devtmpfs udev rw\n"
+    monkeypatch.setattr(host.Path, "read_text", lambda self: mounts)
+    (tmp_path / "tree" / "dev").mkdir(parents=True)
+    with pytest.raises(HostError, match="something is mounted in it"):
+        host.remove_tree(tmp_path / "tree")
+    assert (tmp_path / "tree" / "dev").is_dir()
