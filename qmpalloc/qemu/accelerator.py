@@ -90,8 +90,8 @@ def choose(
         return Accelerator(name="tcg", reason=reason)
     key, known = _key(image), _read()
     if refresh or key not in known:
-        known = {key: (probe or boot_under_kvm)(image)}
-        _write(known)
+        known = {**known, key: (probe or boot_under_kvm)(image)}
+        _write({kept: result for kept, result in known.items() if kept.startswith(_boot_id())})
     result = known[key]
     return Accelerator(name="kvm" if result.booted else "tcg", reason=result.reason)
 
@@ -174,12 +174,16 @@ def _describe_hang(output: bytes, elapsed_s: float) -> str:
 
 
 def _key(image: Image) -> str:
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     program = find_program("qemu-system-x86_64")
     version = ""
     if program is not None:
         version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    return " | ".join([boot_id, image.directory.name, version.splitlines()[0] if version else "no QEMU"])
+    qemu = version.splitlines()[0] if version else "no QEMU"
+    return " | ".join([_boot_id(), image.directory.name, image.manifest.rootfs_sha256, qemu])
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _file() -> Path:

@@ -50,6 +50,15 @@ def test_another_image_is_another_question(image):
     accelerator.choose("auto", image, probe=lambda _: HANGS)
     other = Image(directory=Path("/cache/bookworm-lab-543210"), manifest=image.manifest)
     assert accelerator.choose("auto", other, probe=lambda _: BOOTS).name == "kvm"
+    assert accelerator.choose("auto", image, probe=no_probe).name == "tcg"
+
+
+def test_what_was_true_before_the_host_rebooted_is_forgotten(image, monkeypatch):
+    monkeypatch.setattr(accelerator, "_boot_id", lambda: "former boot")
+    accelerator.choose("auto", image, probe=lambda _: HANGS)
+    monkeypatch.setattr(accelerator, "_boot_id", lambda: "this boot")
+    assert accelerator.choose("auto", image, probe=lambda _: BOOTS).name == "kvm"
+    assert len(accelerator._read()) == 1
 
 
 def test_a_spoilt_memory_is_no_memory(image, tmp_path):
