@@ -1,6 +1,7 @@
 """A real QEMU accepts the command line that we write, and makes of it what we mean."""
 
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -50,20 +51,26 @@ def command(tmp_path):
     return msgspec.structs.replace(built, groups=groups)
 
 
+def listens(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @pytest.fixture
-def socket(command, tmp_path):
+def qmp_socket(command, tmp_path):
     """Path of the first QMP socket of a running QEMU."""
     with subprocess.Popen([*command.argv(), "-S"], stderr=subprocess.PIPE) as process:
         path = tmp_path / "a,b" / "monitor.sock"
-        while not path.exists():
+        # The file is there before QEMU listens on it.
+        while not listens(path):
             assert process.poll() is None, process.stderr.read()
         yield str(path)
         process.kill()
 
 
 @pytest.fixture
-async def monitor(socket):
-    async with open_monitor(socket) as opened:
+async def monitor(qmp_socket):
+    async with open_monitor(qmp_socket) as opened:
         yield opened
 
 

@@ -109,7 +109,7 @@ def test_a_broken_recipe_is_named(tmp_path):
 
 def mmdebstrap_argv(**changes):
     arguments = {
-        "inputs": Path("/work space/inputs.tar"), "tar": Path("/x/rootfs.tar"), "mirror": None, "as_root": True,
+        "inputs": Path("/a b/inputs.tar"), "tar": Path("/x/rootfs.tar"), "mirror": None, "as_root": True,
     }  # fmt: skip
     return rootfs.mmdebstrap_argv(recipe.load_recipe(), Variant(), **(arguments | changes))
 
@@ -135,7 +135,7 @@ def test_an_ordinary_user_builds_in_a_namespace():
 
 
 def test_a_path_with_a_space_survives_the_hook():
-    assert "--essential-hook=tar-in '/work space/inputs.tar' /" in mmdebstrap_argv()
+    assert "--essential-hook=tar-in '/a b/inputs.tar' /" in mmdebstrap_argv()
 
 
 def test_packages_and_versions_from_dpkgs_status():
