@@ -19,6 +19,7 @@ from guest_agent.probes import KERNEL_BTF, Probes
 from guest_agent.reader import STOP_SIGNALS
 
 _PROGRAM = Path(__file__).with_name("program.c")
+_LARGE_BYTES = 1 << 20
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
 # Not `-m`: runpy and what it imports would stay in the reader's memory. Nor PYTHONPATH: -I ignores it, for good.
 _READER = (
@@ -142,6 +143,26 @@ def tell_service_manager(state: str) -> None:
         manager.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
+def open_mapped_files(maps: str) -> list[int]:
+    """Return descriptors of the large files that this process has mapped: the compiler, for the reader to forget.
+
+    Args:
+        maps: ``/proc/self/maps``.
+    """
+    paths = sorted({line.split(maxsplit=5)[5] for line in maps.splitlines() if "/" in line})
+    descriptors = []
+    for path in paths:
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except OSError:
+            continue
+        if os.fstat(fd).st_size >= _LARGE_BYTES:
+            descriptors.append(fd)
+        else:
+            os.close(fd)
+    return descriptors
+
+
 def become_reader(module: Any, directory: Path, series: Series, counted: set[str]) -> NoReturn:
     """Replace this process by the reader. What keeps the programs attached are the descriptors it inherits."""
     attachments = [
@@ -155,7 +176,10 @@ def become_reader(module: Any, directory: Path, series: Series, counted: set[str
         os.set_inheritable(fd, True)
     root = str(Path(__file__).resolve().parent.parent)
     state = [str(directory), series.start_id, str(series.sequence), str(series.interval_ms), str(counters)]
-    lists = [",".join(map(str, programs)), ",".join(sorted(counted))]
+    compiler = open_mapped_files(Path("/proc/self/maps").read_text())
+    for fd in compiler:
+        os.set_inheritable(fd, True)
+    lists = [",".join(map(str, programs)), ",".join(sorted(counted)), ",".join(map(str, compiler))]
     # A signal that comes before the reader looks for one waits for it, instead of leaving the file behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     # -I and -S: nothing of the environment or of site-packages; -B: it may not write beside its sources.

@@ -6,6 +6,7 @@ of their attachments and of the lock.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
@@ -76,11 +77,23 @@ def run(file: CountersFile, series: Series, counters_fd: int, program_fds: list[
             return
 
 
+def forget_compiler(descriptors: list[int]) -> None:
+    """Drop the compiler's files from the page cache and close them. What another process maps stays.
+
+    Compiling leaves 100 MB of libraries on the active list. A multi-generational LRU prefers them to pages that loads
+    read: in a guest of 384 MiB, random reads of a file of 192 MiB hit 54 % beside them, and 100 % without.
+    """
+    for fd in descriptors:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
 def main(arguments: list[str]) -> int:
     """Run stage two. The arguments are those `collector` passes; people start `collector`."""
-    directory, start_id, sequence, interval_ms, counters_fd, program_fds, counted = arguments
+    directory, start_id, sequence, interval_ms, counters_fd, program_fds, counted, compiler_fds = arguments
     file = CountersFile(directory)
     series = Series(start_id, int(interval_ms), int(sequence))
+    forget_compiler([int(fd) for fd in compiler_fds.split(",") if fd])
     bpf.keep_resident()
     try:
         run(file, series, int(counters_fd), [int(fd) for fd in program_fds.split(",")], set(counted.split(",")))

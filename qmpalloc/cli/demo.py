@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +10,12 @@ import click
 
 from qmpalloc import config
 from qmpalloc.cli.options import Duration
-from qmpalloc.errors import ConfigError
 
 if TYPE_CHECKING:
     from qmpalloc.config import Config
-    from qmpalloc.qemu.launcher import Prepared, RunningGuest
+    from qmpalloc.qemu.launcher import Prepared
 
 CONFIGURATION = Path("examples/demo.toml")
-LOAD_TIMEOUT_S = 30.0
 
 
 @click.command()
@@ -41,7 +38,7 @@ def demo(duration: float, file: Path, out: Path, headless: bool) -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=False)
+    click.echo(line)
     sys.stdout.flush()
 
 
@@ -49,44 +46,26 @@ async def _demo(loaded: Config, prepared: Prepared, duration: float, out: Path, 
     """Boot, load, control; the guests are stopped whatever happens in between."""
     import trio
 
-    from qmpalloc.cli.conduct import STOP_SIGNALS, conduct_run, set_aside
-    from qmpalloc.qemu.launcher import open_guests
-
-    interrupted = 128 + signal.SIGINT
+    from qmpalloc.cli.conduct import EXIT_INTERRUPTED, STOP_SIGNALS, conduct_run, set_aside
+    from qmpalloc.qemu.launcher import open_guests, start_load
 
     async def until_signal(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
             task_status.started()
             await anext(signals)
+            _say("stopping")
             scope.cancel()
 
-    result = interrupted
+    result = EXIT_INTERRUPTED
     async with trio.open_nursery() as nursery:
         booting = trio.CancelScope()
         await nursery.start(until_signal, booting)
         with booting:
             async with open_guests(loaded, prepared=prepared, report=_say) as guests:
                 for guest in guests:
-                    await _start_load(guest)
+                    if await start_load(guest) is not None:
+                        _say(f"{guest.name}: its load runs")
                 set_aside(out)
                 result = await conduct_run(loaded, "run", headless, duration, out)
         nursery.cancel_scope.cancel()
     return result
-
-
-async def _start_load(guest: RunningGuest) -> None:
-    """Start a guest's load through its lab agent, if it has one."""
-    from qmpalloc.qmp import deadline, open_agent
-
-    assert guest.config.vm is not None
-    load = guest.config.vm.load
-    if not load:
-        return
-    if guest.lab_socket is None:
-        raise ConfigError(
-            "a load needs the lab profile", key=f"guest {guest.name}: vm.load", hint='set profile = "lab"'
-        )
-    async with open_agent(str(guest.lab_socket)) as agent:
-        with deadline(LOAD_TIMEOUT_S, str(guest.lab_socket), "starting the load"):
-            pid = await agent.start(load)
-    _say(f"{guest.name}: load started, process {pid} in the guest: {' '.join(load[:4])} …")

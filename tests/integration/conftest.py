@@ -30,7 +30,7 @@ cap = "768MiB"
 baseline = "512MiB"
 [guest.vm]
 memory = "768MiB"
-data = { size = "256MiB", files = { "load.dat" = "128MiB" } }
+data = { size = "384MiB", files = { "load.dat" = "128MiB", "exact.dat" = "100MiB" } }
 """
 
 

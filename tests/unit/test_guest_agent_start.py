@@ -11,8 +11,16 @@ from pathlib import Path
 import pytest
 
 from guest_agent import collector, procfs
-from guest_agent.collector import AlreadyRunningError, CannotCountError, check_headers, check_kernel, first_error, lock
-from guest_agent.reader import SLOTS, STOP_SIGNALS
+from guest_agent.collector import (
+    AlreadyRunningError,
+    CannotCountError,
+    check_headers,
+    check_kernel,
+    first_error,
+    lock,
+    open_mapped_files,
+)
+from guest_agent.reader import SLOTS, STOP_SIGNALS, forget_compiler
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.sample import parse
 
@@ -204,3 +212,18 @@ def test_installer_refuses_nonsense(arguments):
     done = install(*arguments)
     assert done.returncode != 0
     assert done.stderr
+
+
+def test_the_compilers_files_are_handed_over_and_forgotten(tmp_path):
+    large, small = tmp_path / "lib LLVM.so", tmp_path / "libtiny.so"
+    large.write_bytes(bytes(2 << 20))
+    small.write_bytes(b"x")
+    line = "7f00-7f01 r-xp 00000000 fe:00 1234                       "
+    maps = (
+        f"{line}{large}\n{line}{large}\n{line}{small}\n{line}/gone (deleted)\n{line}[heap]\n7f00-7f01 rw-p 0 00:00 0\n"
+    )
+    descriptors = open_mapped_files(maps)
+    assert [Path(f"/proc/self/fd/{fd}").readlink() for fd in descriptors] == [large]
+    forget_compiler(descriptors)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptors[0])
