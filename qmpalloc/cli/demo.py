@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpalloc import config
+from qmpalloc.cli import sigterm_interrupts
 from qmpalloc.cli.options import Duration
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def demo(duration: float, file: Path, out: Path, headless: bool) -> None:
     from qmpalloc.qemu.launcher import prepare
 
     loaded = config.load(file)
-    prepared = prepare(loaded, report=_say)
+    with sigterm_interrupts():
+        prepared = prepare(loaded, report=_say)
     sys.exit(trio.run(_demo, loaded, prepared, duration, out, headless))
 
 
