@@ -1,10 +1,11 @@
-"""Who listens on a Unix socket, and who is connected to it: from ``ss`` (iproute2)."""
+"""Who is connected to a Unix socket: from ``ss`` (iproute2)."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 _USERS = re.compile(r'\("([^"]*)",pid=(\d+)')
@@ -16,20 +17,40 @@ def holders(path: str) -> list[str]:
     if program is None:
         return []
     output = subprocess.run([program, "-xpHn", "state", "connected"], capture_output=True, text=True, check=False)
-    return parse_holders(output.stdout, str(Path(path)), str(Path(path).resolve()))
+    return parse_holders(output.stdout, path, _working_directory)
 
 
-def parse_holders(table: str, *paths: str) -> list[str]:
-    """Return the clients in the output of ``ss -xpHn`` whose peer is bound to one of `paths`.
+def _working_directory(pid: int) -> Path | None:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink()
+    except OSError:
+        return None
 
-    A line is: type, receive queue, send queue, local path and inode, peer path and inode, users.
+
+def parse_holders(table: str, path: str, directory_of: Callable[[int], Path | None]) -> list[str]:
+    """Return the clients in the output of ``ss -xpHn`` whose peer is bound to `path`.
+
+    A line is: type, state, receive queue, send queue, local path and inode, peer path and inode, users. A path is as
+    the server gave it when it bound the socket, so it may be relative to the server's working directory.
+
+    Args:
+        table: The output.
+        path: Absolute.
+        directory_of: Working directory of a process, or None if that is not known.
     """
     rows = [line.split(maxsplit=8) for line in table.splitlines()]
-    # With a state filter ss leaves the state column out.
-    rows = [row if row and row[1].isdigit() else row[:1] + row[2:] for row in rows if len(row) > 6]
-    peers = {row[6] for row in rows if len(row) > 6 and row[3] in paths}
-    found = []
-    for row in rows:
-        if row[4] in peers and row[3] not in paths and len(row) > 7:
-            found += [f"{name} (pid {pid})" for name, pid in _USERS.findall(" ".join(row[7:]))]
-    return found
+    rows = [row for row in rows if len(row) == 9 and row[1].isalpha()]
+    wanted = Path(path).resolve()
+
+    def bound_to_it(row: list[str]) -> bool:
+        bound = Path(row[4])
+        if row[4] == "*" or bound.name != wanted.name:
+            return False
+        if bound.is_absolute():
+            return bound.resolve() == wanted
+        directories = [directory_of(int(pid)) for _, pid in _USERS.findall(row[8])]
+        return any(directory is not None and (directory / bound).resolve() == wanted for directory in directories)
+
+    clients = {row[7] for row in rows if bound_to_it(row)}
+    found = [user for row in rows if row[5] in clients for user in _USERS.findall(row[8])]
+    return [f"{name} (pid {pid})" for name, pid in dict.fromkeys(found)]

@@ -1,0 +1,143 @@
+"""Diagnoses: what is found is said, and every line that is not well ends with what to do."""
+
+import json
+
+import msgspec
+import pytest
+import trio
+from click.testing import CliRunner
+
+from qmpalloc import config as configuration
+from qmpalloc.cli.doctor import doctor
+from qmpalloc.doctor import Verdict, check_guest
+from qmpalloc.doctor.guests import disk_caches
+from qmpalloc.doctor.host import cgroup_limit, check_host
+from qmpalloc.doctor.sockets import parse_holders
+from qmpalloc.testing import Load, open_simulated_guest
+from qmpalloc.units import GIB, MIB
+
+SS = """\
+u_str ESTAB 0 0 web.qmp 501 * 502 users:(("qemu-system-x86",pid=10,fd=9))
+u_str ESTAB 0 0 * 502 * 501 users:(("qmp-shell",pid=20,fd=3))
+u_str ESTAB 0 0 /elsewhere/web.qmp 601 * 602 users:(("qemu-system-x86",pid=11,fd=9))
+u_str ESTAB 0 0 * 602 * 601 users:(("python3",pid=21,fd=3))
+u_str ESTAB 0 0 * 702 * 701
+garbage
+"""
+
+
+def test_who_holds_a_socket_that_was_bound_by_a_relative_path(tmp_path):
+    found = parse_holders(SS, str(tmp_path / "web.qmp"), {10: tmp_path}.get)
+    assert found == ["qmp-shell (pid 20)"]
+
+
+def test_who_holds_a_socket_that_was_bound_by_an_absolute_path(tmp_path):
+    assert parse_holders(SS, "/elsewhere/web.qmp", {10: tmp_path}.get) == ["python3 (pid 21)"]
+    assert parse_holders(SS, "/nowhere/web.qmp", {10: tmp_path}.get) == []
+
+
+def test_disk_caches():
+    reply = [
+        {"device": "root", "inserted": {"cache": {"direct": False}}},
+        {"device": "", "qdev": "/machine/peripheral/disk0/virtio-backend", "inserted": {"cache": {"direct": True}}},
+        {"device": "cdrom"},
+        "garbage",
+    ]
+    assert list(disk_caches(reply)) == [("root", {"direct": False}), ("/machine/peripheral/disk0", {"direct": True})]
+    assert list(disk_caches(None)) == []
+
+
+def test_the_tightest_control_group_counts(tmp_path):
+    (tmp_path / "user/lab").mkdir(parents=True)
+    (tmp_path / "user/memory.max").write_text("1000\n")
+    (tmp_path / "user/lab/memory.max").write_text("max\n")
+    membership = tmp_path / "membership"
+    membership.write_text("0::/user/lab\n")
+    assert cgroup_limit(tmp_path, membership) == 1000
+    assert cgroup_limit(tmp_path, tmp_path / "absent") is None
+
+
+def a_config(directory, budget="1GiB"):
+    text = f'[host]\nbudget = "{budget}"\n[control]\ncommand_timeout = "500ms"\n'
+    text += '[[guest]]\nname = "web"\nmonitor = "web.qmp"\nagent = "web.agent"\n'
+    text += 'floor = "256MiB"\ncap = "800MiB"\nbaseline = "512MiB"\n'
+    return configuration.parse(text, file=directory / "lab.toml")
+
+
+def test_a_budget_above_the_hosts_memory_fails(tmp_path):
+    memory = next(check for check in check_host(a_config(tmp_path, "1024TiB")) if check.name == "memory")
+    assert memory.verdict is Verdict.FAIL
+    assert "lower [host] budget" in memory.todo
+
+
+async def checks_of(config):
+    return {check.name: check async for check in check_guest(config.guests[0], config.control)}
+
+
+def simulated(directory):
+    load = Load(file_pages=1000, accesses_per_s=100.0)
+    return open_simulated_guest("web", directory, load=load, memory_bytes=GIB, interval_s=0.2)
+
+
+async def test_a_guest_in_order(tmp_path, autojump_clock):
+    async with simulated(tmp_path) as guest:
+        guest.qemu.last_update = 1
+        await trio.sleep(1)
+        checks = await checks_of(a_config(tmp_path))
+    assert [check for check in checks.values() if check.verdict is Verdict.FAIL] == []
+    assert checks["collector"].verdict is Verdict.OK
+    assert checks["balloon"].verdict is Verdict.OK
+    assert checks["RAM"].verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "says"),
+    [
+        (lambda g: g.agent.stop(), "agent", "qemu-guest-agent"),
+        (lambda g: setattr(g, "collecting", False), "collector", "restart"),
+        (lambda g: g.agent.files.clear() or setattr(g, "collecting", False), "collector", "guest_agent"),
+        (lambda g: g.qemu.properties.update({"deflate-on-oom": False}), "deflate-on-oom", "deflate-on-oom=on"),
+        (lambda g: setattr(g.qemu, "balloon_id", None), "balloon", "virtio-balloon-pci"),
+        (lambda g: g.qemu.stop(), "state", "cont"),
+        (lambda g: setattr(g.qemu.balloon, "memory_bytes", 600 * MIB), "RAM", "-m 800"),
+        (lambda g: g.qemu.commands.update({"query-memdev": lambda _: [{"prealloc": True}]}), "RAM backend", "plain"),
+        (lambda g: setattr(g.qemu, "greet", False), "monitor", "-qmp"),
+    ],
+)
+async def test_what_is_wrong_is_named_with_what_to_do(tmp_path, autojump_clock, spoil, name, says):
+    async with simulated(tmp_path) as guest:
+        await trio.sleep(1)
+        spoil(guest)
+        checks = await checks_of(a_config(tmp_path))
+    assert checks[name].verdict is not Verdict.OK
+    assert says in checks[name].todo
+    assert all(check.todo for check in checks.values() if check.verdict is not Verdict.OK)
+
+
+async def test_sockets_that_are_not_there_or_no_sockets(tmp_path, autojump_clock):
+    (tmp_path / "web.agent").write_text("")
+    checks = await checks_of(a_config(tmp_path))
+    assert "does not exist" in checks["monitor socket"].detail
+    assert "is not a socket" in checks["agent socket"].detail
+
+
+def test_the_command_exits_with_1_if_a_check_failed(tmp_path):
+    file = tmp_path / "lab.toml"
+    result = CliRunner().invoke(doctor, ["--json"], obj=None)
+    assert result.exit_code == 0
+    assert {check["subject"] for check in json.loads(result.output)} == {"host"}
+    file.write_text('[host]\nbudget = "1GiB"\n[[guest]]\nname = "web"\nmonitor = "m"\nagent = "a"\n'
+                    'floor = "1MiB"\ncap = "2MiB"\nbaseline = "1MiB"\n')  # fmt: skip
+    result = CliRunner().invoke(doctor, [str(file)])
+    assert result.exit_code == 1
+    assert "does not exist" in result.output
+
+
+@pytest.mark.parametrize(("mode", "verdict"), [(0o700, Verdict.OK), (0o755, Verdict.WARN)])
+def test_a_run_directory_open_to_others_is_a_warning(tmp_path, mode, verdict):
+    config = a_config(tmp_path)
+    host = msgspec.structs.replace(config.host, run_dir=str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(mode)
+    checks = check_host(msgspec.structs.replace(config, host=host))
+    assert next(check for check in checks if check.name == "run directory").verdict is verdict
