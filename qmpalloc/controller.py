@@ -174,6 +174,7 @@ class Controller:
                 if self._stop.is_set():
                     return
                 await self._changed.wait()
+        self._show_sizes()  # what was found, before anything is asked
 
     async def _settle(self) -> None:
         """Bring guests that were found above the budget to their baselines before anything is decided."""

@@ -94,8 +94,10 @@ def export_svg(events: Iterator[AnyEvent], path: Path, *, at_s: float, size: tup
         legacy_windows=False, _environ={},
     )  # fmt: skip
     console.print(View(dashboard, Ui(), lambda: now_s))
+    # Without rich's web fonts: a picture in a README should not fetch anything, and any monospaced font will do.
+    picture = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="qmpalloc"), flags=re.DOTALL)
     try:
-        console.save_svg(str(path), title="qmpalloc")
+        path.write_text(picture, encoding="utf-8")
     except OSError as error:
         raise HostError(f"{path} cannot be written: {error.strerror}") from error
 
