@@ -1,0 +1,99 @@
+"""``qmpalloc run`` on a real pseudo-terminal with simulated guests: keys, signals, exit codes, what it leaves."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pexpect
+import pytest
+
+from qmpalloc.events import Ended
+from qmpalloc.record import read_record
+
+GUESTS = """
+import sys, trio
+from pathlib import Path
+from qmpalloc.testing import Load, open_simulated_guest
+
+async def main(directory):
+    small, large = (Load(file_pages=pages, accesses_per_s=2000.0) for pages in (9000, 300000))
+    async with (
+        open_simulated_guest("small", directory, load=small, memory_bytes=1 << 30),
+        open_simulated_guest("large", directory, load=large, memory_bytes=1 << 30),
+    ):
+        print("ready", flush=True)
+        await trio.sleep_forever()
+
+trio.run(main, Path(sys.argv[1]))
+"""
+CONFIG = """
+[host]
+budget = "1GiB"
+[control]
+interval = "1s"
+[policy]
+name = "paper"
+step = "16MiB"
+"""
+GUEST = """
+[[guest]]
+name = "{0}"
+monitor = "{0}.qmp"
+agent = "{0}.agent"
+floor = "256MiB"
+cap = "1GiB"
+baseline = "512MiB"
+"""
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "lab.toml").write_text(CONFIG + GUEST.format("small") + GUEST.format("large"))
+    guests = subprocess.Popen([sys.executable, "-c", GUESTS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert guests.stdout.readline() == "ready\n"
+    yield tmp_path
+    guests.kill()
+    guests.wait()
+    guests.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (lambda child: child.send("q"), 0),
+        (lambda child: child.kill(signal.SIGINT), 130),
+        (lambda child: child.kill(signal.SIGTERM), 130),
+        (lambda child: child.kill(signal.SIGHUP), 130),
+    ],
+    ids=["q", "SIGINT", "SIGTERM", "SIGHUP"],
+)
+def test_however_it_ends_guests_are_back_and_the_record_is_whole(directory, end, code):
+    command = ["-m", "qmpalloc", "run", "lab.toml", "--out", "out"]
+    child = pexpect.spawn(sys.executable, command, cwd=str(directory), dimensions=(24, 80), timeout=20)
+    child.expect("RUNNING")
+    record = directory / "out" / "record.jsonl"
+    while record.read_bytes().count(b'"type":"decision"') < 2:
+        time.sleep(0.1)
+    end(child)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == code
+    events = list(read_record(record))
+    assert isinstance(events[-1], Ended)
+    assert events[-1].clean
+    summary = json.loads((directory / "out" / "summary.json").read_text())
+    assert summary["found_bytes"] == 2 << 30
+    assert summary["max_committed_bytes"] <= summary["budget_bytes"]
+    assert summary["moves"] >= 1
+
+
+def test_without_a_terminal_it_prints_lines(directory):
+    command = [sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--duration", "2500ms", "--no-record"]
+    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"decision \d: small → large 16M; small e [0-9.]+ 496M", result.stdout)
+    assert "\x1b" not in result.stdout
+    assert not (directory / "runs").exists()
