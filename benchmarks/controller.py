@@ -26,7 +26,6 @@ import trio
 
 from qmpalloc import Controller, RecordWriter, load_policy
 from qmpalloc import config as configuration
-from qmpalloc.cli.conduct import fan_out
 from qmpalloc.events import AnyEvent, Commanded, ControlChanged, Decided, Sampled
 from qmpalloc.testing import FakeBalloon, Load, open_simulated_guest
 from qmpalloc.units import MIB
@@ -108,7 +107,7 @@ def main(count: int, seconds: float) -> None:
         policy = load_policy(loaded.policy, loaded.policy_settings)
         watch = Watch()
         with RecordWriter(directory / "record.jsonl") as record:
-            controller = Controller(loaded, policy, fan_out([watch, record]))
+            controller = Controller(loaded, policy, watch, record)
             cpu_s, wall_s = time.process_time(), time.perf_counter()
             trio.run(lambda: controller.run(duration_s=seconds))
             cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s

@@ -102,13 +102,14 @@ class Decided(Event, frozen=True, kw_only=True, tag="decision"):
 class Commanded(Event, frozen=True, kw_only=True, tag="command"):
     """A ``balloon`` command was answered; `error` is empty when QEMU accepted it.
 
-    ``adopt`` pins a guest at the size it was found with, so that its target is known.
+    ``adopt`` pins a guest at the size it was found with, so that its target is known. ``repeat`` asks again for a
+    target beside which the guest stands still.
     """
 
     guest: str
     target_bytes: int
     previous_bytes: int
-    purpose: Literal["adopt", "shrink", "grant"]
+    purpose: Literal["adopt", "shrink", "grant", "repeat"]
     error: str = ""
 
 
@@ -149,7 +150,7 @@ AnyEvent = (
 )
 
 Sink = Callable[[AnyEvent], None]
-"""Takes events in order. Must return at once and must not raise."""
+"""Takes events in order. Must return at once. One that raises is not called again (see `qmpalloc.journal`)."""
 
 encoder = msgspec.json.Encoder()
 decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)

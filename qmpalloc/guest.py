@@ -13,7 +13,7 @@ from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.ledger import Account
 from qmpalloc.model import GuestSnapshot, GuestState
 from qmpalloc.sample import Accepted, Delta, Sample, SampleTracker, difference
-from qmpalloc.units import align_down
+from qmpalloc.units import MIB, align_down, format_size
 
 
 class Link(StrEnum):
@@ -30,16 +30,22 @@ class Facts(Struct, frozen=True, kw_only=True):
     """What a monitor tells about its guest when we connect.
 
     Attributes:
-        ram_bytes: RAM that QEMU was started with (``query-memory-size-summary``).
+        ram_bytes: RAM the guest has (``query-memory-size-summary``).
         balloon_path: QOM path of the balloon device.
         deflate_on_oom: The device's property; with it ``MemTotal`` does not shrink with the balloon.
         qemu_version: For people.
+        process_id: Of the QEMU that listens on the socket, to tell a new one from the one before; None if not known.
     """
 
     ram_bytes: int
     balloon_path: str
     deflate_on_oom: bool
     qemu_version: str
+    process_id: int | None = None
+
+
+GREW_BYTES = 4 * MIB
+"""A guest that is this much above its target without having been granted more has taken memory back by itself."""
 
 
 class Guest:
@@ -50,9 +56,10 @@ class Guest:
         link: State of the monitor connection; `detail` says why.
         paused: QEMU has stopped the virtual CPUs.
         facts: None until the monitor was asked.
-        target_bytes: Size last asked of QEMU, or its size when we found it. 0 before the first connection.
+        target_bytes: Size last asked of QEMU, or its size when we found it. 0 while it is not known.
         actual_bytes: Size QEMU reported last.
         desired_bytes: Size last decided.
+        commanded: We have asked this QEMU for another size than it was found with.
         sample: Newest accepted sample; `received_s` is when it came.
     """
 
@@ -66,12 +73,15 @@ class Guest:
         self.target_bytes = 0
         self.actual_bytes = 0
         self.desired_bytes = 0
+        self.commanded = False
         self._unconfirmed_bytes = 0
+        self._needed_bytes = 0
         self._known_since_s = 0.0
         self._reset = False
         self._tracker = SampleTracker()
         self.sample: Sample | None = None
         self.received_s = -math.inf
+        self._counted = False
         self._base: Sample | None = None
         self._danger = ""
         self._danger_until_s = -math.inf
@@ -84,38 +94,70 @@ class Guest:
     # --- connection -------------------------------------------------------------------------------------------------
 
     def connected(self, facts: Facts, actual_bytes: int, now_s: float, *, paused: bool) -> None:
-        """Note a monitor connection. A guest met for the first time is adopted at the size it has."""
-        if self.target_bytes == 0 or self.link is Link.GONE:
+        """Note a monitor connection. A QEMU met for the first time is adopted at the size its guest has."""
+        same_qemu = self.target_bytes and self.facts is not None and self.facts.process_id == facts.process_id
+        if not same_qemu:
+            self._forget_size()
             self.target_bytes = self.desired_bytes = actual_bytes
-            self._unconfirmed_bytes = 0
         self.facts = facts
         self.actual_bytes = actual_bytes
         self.link, self.detail = Link.UP, ""
         self.paused = paused
         self._known_since_s = now_s
 
-    def disconnected(self, link: Link, detail: str) -> None:
-        """Note that the monitor is not usable. Counters may begin anew behind it, so the series ends here."""
-        if link is Link.GONE:
-            self.target_bytes = self.actual_bytes = self.desired_bytes = self._unconfirmed_bytes = 0
-        self.link, self.detail = link, detail
-        self._tracker.forget()
-        self.sample = self._base = None
-        self.received_s = -math.inf
+    def answered(self) -> None:
+        """Note that a monitor that hung, or a guest that was held, is as it should be again."""
+        self.link, self.detail = Link.UP, ""
+
+    def hung(self, detail: str) -> None:
+        """Note that the monitor does not answer. What the guest has stays charged."""
+        self.link, self.detail = Link.HUNG, detail
+
+    def held(self, detail: str) -> None:
+        """Note that the guest must not be controlled."""
+        self.link, self.detail = Link.HELD, detail
+
+    def gone(self, detail: str) -> None:
+        """Note that no QEMU listens: its memory is free. One that was never there is still expected."""
+        if self.link is not Link.CONNECTING or self.target_bytes:
+            self.link = Link.GONE
+        self.detail = detail
+        self._forget_size()
+
+    def disconnected(self) -> None:
+        """Note that the monitor connection ended: counters may begin anew behind it, so the series ends here."""
+        self._forget_samples()
         self._reset = False
 
     def was_reset(self) -> None:
         """Note a reset of the machine: nothing is known of the new system until it reports."""
+        self._forget_samples()
+        self._needed_bytes = 0
+        self._reset = True
+
+    def host_was_away(self, seconds: float) -> None:
+        """Note that this process did not run for a while, so that nothing grew old in that time."""
+        self.received_s += seconds
+        self._known_since_s += seconds
+        self._danger_until_s += seconds
+
+    def _forget_size(self) -> None:
+        self.target_bytes = self.actual_bytes = self.desired_bytes = 0
+        self._unconfirmed_bytes = self._needed_bytes = 0
+        self.commanded = False
+
+    def _forget_samples(self) -> None:
         self._tracker.forget()
         self.sample = self._base = None
-        self.received_s = -math.inf
-        self._reset = True
+        self._counted = False
 
     # --- size -------------------------------------------------------------------------------------------------------
 
     @property
     def charge_bytes(self) -> int:
-        """What the guest may occupy now, for the budget."""
+        """What the guest may occupy now, for the budget. A QEMU that runs unmeasured is charged with its most."""
+        if self.target_bytes == 0:
+            return self.cap_bytes if self.link in {Link.HUNG, Link.HELD} else 0
         return max(self.target_bytes, self.actual_bytes, self._unconfirmed_bytes)
 
     @property
@@ -123,9 +165,27 @@ class Guest:
         """True when the guest has the size that was asked for and nothing is in doubt."""
         return self.actual_bytes == self.target_bytes and not self._unconfirmed_bytes
 
+    def measured(self, actual_bytes: int, now_s: float) -> bool:
+        """Note the size that QEMU reports; return whether it changed.
+
+        A guest that grows above its target by itself (``deflate-on-oom``) was about to kill processes.
+        """
+        before, self.actual_bytes = self.actual_bytes, actual_bytes
+        entitled_bytes = max(self.target_bytes, self._unconfirmed_bytes)
+        if actual_bytes > max(before, entitled_bytes) + GREW_BYTES:
+            grown = format_size(actual_bytes - self.target_bytes)
+            self._endanger(f"danger: took {grown} back by itself (deflate-on-oom)", now_s)
+        return actual_bytes != before
+
+    def follow(self) -> None:
+        """Take the actual size for the target, in a run that only observes and so has none of its own."""
+        self.target_bytes = self.desired_bytes = self.actual_bytes
+        self._unconfirmed_bytes = 0
+
     def ordered(self, target_bytes: int) -> None:
         """Note that a ``balloon`` command is about to be sent; the old size stays charged until it is confirmed."""
         self._unconfirmed_bytes = max(self.charge_bytes, target_bytes)
+        self.commanded = self.commanded or target_bytes != self.target_bytes
         self.target_bytes = target_bytes
 
     def refused(self, previous_bytes: int) -> None:
@@ -137,7 +197,7 @@ class Guest:
         """Note that the size was queried well after QEMU took the last command."""
         self._unconfirmed_bytes = 0
 
-    def account(self) -> Account:
+    def account(self, now_s: float) -> Account:
         """Return the guest's entry in the ledger."""
         return Account(
             name=self.name,
@@ -145,6 +205,7 @@ class Guest:
             charge_bytes=self.charge_bytes,
             desired_bytes=self.desired_bytes,
             commandable=self.link is Link.UP,
+            in_need=self.danger(now_s) is not None,
         )
 
     @property
@@ -153,25 +214,31 @@ class Guest:
         return min(self.config.cap, self.facts.ram_bytes) if self.facts else self.config.cap
 
     @property
-    def baseline_bytes(self) -> int:
-        """The configured baseline within the guest's RAM, in whole pages."""
-        return align_down(min(self.config.baseline, self.cap_bytes))
+    def floor_bytes(self) -> int:
+        """The larger of the configured floor and what the guest could not give up when it last told, plus the reserve.
+
+        Never above the cap. In whole pages.
+        """
+        return min(-align_down(-max(self.config.floor, self._needed_bytes)), self.cap_bytes)
 
     @property
-    def floor_bytes(self) -> int:
-        """The larger of the configured floor and what the guest cannot give up, plus the reserve.
+    def baseline_bytes(self) -> int:
+        """The size it is returned to: the configured baseline, or its floor if that is higher. In whole pages."""
+        return max(align_down(min(self.config.baseline, self.cap_bytes)), self.floor_bytes)
 
-        The size QEMU counts includes what the guest's kernel took before it could account for it (``ram - MemTotal``).
+    def learn_need(self, sample: Sample) -> None:
+        """Remember what the guest cannot give up, also for the time when it tells no more.
+
+        The size QEMU counts includes what the guest's kernel took before it could account for it (RAM - MemTotal).
         """
-        floor = int(self.config.floor)
-        memory = self.sample.memory_bytes if self.sample else None
-        if memory is not None and memory.unreclaimable_bytes is not None:
-            gap = 0
-            if memory.total is not None and self.facts is not None:
-                size = self.facts.ram_bytes if self.facts.deflate_on_oom else self.actual_bytes
-                gap = max(size - memory.total, 0)
-            floor = max(floor, gap + memory.unreclaimable_bytes + self._control.reserve)
-        return -align_down(-floor)
+        memory = sample.memory_bytes
+        if memory.unreclaimable_bytes is None:
+            return
+        gap = 0
+        if memory.total is not None and self.facts is not None:
+            size = self.facts.ram_bytes if self.facts.deflate_on_oom else self.actual_bytes
+            gap = max(size - memory.total, 0)
+        self._needed_bytes = gap + memory.unreclaimable_bytes + self._control.reserve
 
     # --- samples ----------------------------------------------------------------------------------------------------
 
@@ -179,21 +246,29 @@ class Guest:
         """Accept a parsed sample.
 
         Raises:
-            SampleError: It cannot be used; see `SampleTracker.accept`.
+            SampleError: It cannot be used; see `SampleTracker.accept`. Also when it claims more memory than QEMU gave.
         """
+        total = sample.memory_bytes.total
+        if total is not None and self.facts is not None and total > self.facts.ram_bytes:
+            raise SampleError(SampleFault.ABSURD, "the guest claims more memory than its QEMU was started with")
         earlier = self._tracker.last
         try:
             accepted = self._tracker.accept(sample, now_s)
         except SampleError as error:
             if error.fault is not SampleFault.REPEATED:
-                self._base = None
+                self.sample = self._base = None
+                self._counted = False
             raise
-        self.sample, self.received_s, self._reset = sample, now_s, False
+        self.sample = sample
         if self._base is None:
             self._base = sample
-        danger = find_danger(earlier if accepted.delta else None, sample, self.actual_bytes)
+        if accepted.delta is None:
+            return accepted  # the file may be of any age: only a second one shows that somebody writes it
+        self.received_s, self._counted, self._reset = now_s, True, False
+        self.learn_need(sample)
+        danger = find_danger(earlier, sample, self.actual_bytes)
         if danger:
-            self._danger, self._danger_until_s = danger, now_s + FREEZE_S
+            self._endanger(danger, now_s)
         return accepted
 
     def window(self) -> Delta | None:
@@ -213,6 +288,9 @@ class Guest:
         """Return why the guest may not give memory now, or None."""
         return self._danger if now_s < self._danger_until_s else None
 
+    def _endanger(self, why: str, now_s: float) -> None:
+        self._danger, self._danger_until_s = why, now_s + FREEZE_S
+
     # --- state ------------------------------------------------------------------------------------------------------
 
     def state(self, now_s: float) -> GuestState:
@@ -223,7 +301,7 @@ class Guest:
             return GuestState.PAUSED
         if self._reset:
             return GuestState.LOST
-        if self.sample is None:
+        if not self._counted:
             warming = now_s - self._known_since_s < self._control.lost_after
             return GuestState.WARMING if warming else GuestState.LOST
         age_s = now_s - self.received_s
@@ -240,7 +318,7 @@ class Guest:
             target_bytes=self.desired_bytes,
             actual_bytes=self.actual_bytes,
             charge_bytes=self.charge_bytes,
-            floor_bytes=min(self.floor_bytes, self.cap_bytes),
+            floor_bytes=self.floor_bytes,
             cap_bytes=self.cap_bytes,
             baseline_bytes=self.baseline_bytes,
             weight=self.config.weight,

@@ -63,9 +63,7 @@ class GuestHandle:
     async def floor_bytes(self) -> int:
         """Return the least size the guest can live with now, from its newest sample."""
         await self.size_bytes()
-        sample = await self.read_sample()
-        if self._guest.sample is None or sample.sequence != self._guest.sample.sequence:
-            self._guest.take_sample(sample, trio.current_time())
+        self._guest.learn_need(await self.read_sample())
         return self._guest.floor_bytes
 
     async def set_target(self, target_bytes: int) -> None:

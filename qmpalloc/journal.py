@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -13,12 +14,16 @@ from qmpalloc.events import AnyEvent, Faulted, Sink
 class Journal:
     """Where the parts of a run report what happens.
 
+    A sink that raises is dropped and the others are told; control goes on. When none is left nobody sees what happens,
+    and `on_deaf` is called.
+
     Attributes:
         started_s: ``trio.current_time()`` at the start of the run.
     """
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+    def __init__(self, sinks: Sequence[Sink], on_deaf: Callable[[], None]) -> None:
+        self._sinks = list(sinks)
+        self._on_deaf = on_deaf
         self.started_s = trio.current_time()
         self._faults: dict[tuple[str | None, str], str] = {}
 
@@ -28,7 +33,18 @@ class Journal:
 
     def emit(self, event: type[AnyEvent], /, **fields: Any) -> None:
         """Report an event of this class that happens now."""
-        self._sink(event(t=round(self.now_s(), 6), wall=round(time.time(), 6), **fields))
+        self.pass_on(event(t=round(self.now_s(), 6), wall=round(time.time(), 6), **fields))
+
+    def pass_on(self, event: AnyEvent) -> None:
+        """Report an event that is made already."""
+        for sink in tuple(self._sinks):
+            try:
+                sink(event)
+            except (Exception, SystemExit) as error:  # rich ends the program when standard output is closed
+                self._sinks.remove(sink)
+                self.fault(None, "output", f"an output failed and is not used any more: {error!r}")
+                if not self._sinks:
+                    self._on_deaf()
 
     def fault(self, guest: str | None, kind: str, message: str, hint: str = "") -> None:
         """Report a fault; the same message of the same kind is reported once until `clear_fault`."""

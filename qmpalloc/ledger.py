@@ -11,6 +11,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from qmpalloc.units import align_down
+
 GRANT_CHUNK_BYTES = 16 * 1024 * 1024
 """A partial grant is at least this large: memory comes back in 1 MiB pieces, and a command for each would be noise."""
 
@@ -25,6 +27,7 @@ class Account(Struct, frozen=True, kw_only=True):
             known yet.
         desired_bytes: The size it is to have.
         commandable: False when no command may or can be sent to it now; its charge still counts.
+        in_need: It is served before the others.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Account(Struct, frozen=True, kw_only=True):
     charge_bytes: int
     desired_bytes: int
     commandable: bool = True
+    in_need: bool = False
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -50,10 +54,11 @@ def committed_bytes(accounts: Iterable[Account]) -> int:
 def next_orders(accounts: Sequence[Account], budget_bytes: int) -> list[Order]:
     """Return the commands that may be sent now.
 
-    Shrinks are always allowed. Grants share the room that is really free, in the order of `accounts`: a shrink makes
-    no room until its guest's charge has fallen. Lowering and raising in one call is therefore safe.
+    Shrinks are always allowed. Grants share the room that is really free, those in need first, else in the order of
+    `accounts`: a shrink makes no room until its guest's charge has fallen. Lowering and raising in one call is
+    therefore safe.
     """
-    able = [account for account in accounts if account.commandable]
+    able = sorted((account for account in accounts if account.commandable), key=lambda account: not account.in_need)
     orders = [
         Order(name=account.name, target_bytes=account.desired_bytes, purpose="shrink")
         for account in able
@@ -65,7 +70,7 @@ def next_orders(accounts: Sequence[Account], budget_bytes: int) -> list[Order]:
         if missing_bytes <= 0:
             continue
         # Raising a target up to what the guest is charged with already costs nothing: a shrink that is taken back.
-        granted_bytes = min(account.desired_bytes, account.charge_bytes + max(room_bytes, 0))
+        granted_bytes = min(account.desired_bytes, align_down(account.charge_bytes + max(room_bytes, 0)))
         if granted_bytes - account.target_bytes < min(missing_bytes, GRANT_CHUNK_BYTES):
             continue
         orders.append(Order(name=account.name, target_bytes=granted_bytes, purpose="grant"))

@@ -6,12 +6,14 @@ Pure. The order in time is the ledger's business (`qmpalloc.ledger`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 from msgspec import structs
 
 from qmpalloc.errors import QmpallocError
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Move, Snapshot
 from qmpalloc.units import MIB, align_down, format_size
 
 TAKE_MIN_BYTES = 128 * MIB
@@ -38,20 +40,54 @@ def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, s
     Raises:
         PolicyError: The decision is not about exactly the guests of the snapshot, or a target is no size.
     """
-    _check(snapshot, decision)
+    decision = _checked(snapshot, decision)
     wishes = dict(zip((guest.name for guest in snapshot.guests), decision.guests, strict=True))
     limited = [_limit_guest(guest, wishes[guest.name], dangers.get(guest.name)) for guest in snapshot.guests]
-    return structs.replace(decision, guests=tuple(_fit_budget(snapshot, limited)))
+    final = _fit_budget(snapshot, limited)
+    if [verdict.target_bytes for verdict in final] == [align_down(wish.target_bytes) for wish in decision.guests]:
+        return structs.replace(decision, guests=tuple(final))
+    moves = _transfers(snapshot, final)
+    summary = "; ".join(f"{move.donor} → {move.receiver} {format_size(move.size_bytes)}" for move in moves)
+    return structs.replace(
+        decision, guests=tuple(final), moves=moves, summary=f"{summary or 'nothing moves'} (limited)"
+    )
 
 
-def _check(snapshot: Snapshot, decision: Decision) -> None:
+def _checked(snapshot: Snapshot, decision: Decision) -> Decision:
+    """Return the decision as it will read in a record: what cannot be recorded is no decision."""
+    try:
+        decision = msgspec.convert(msgspec.to_builtins(decision, str_keys=True), Decision)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PolicyError(f"the policy returned what is no decision: {error}") from error
     expected = [guest.name for guest in snapshot.guests]
     found = [guest.name for guest in decision.guests]
     if expected != found:
         raise PolicyError(f"the policy decided about {found}, not about {expected}")
     for guest in decision.guests:
-        if type(guest.target_bytes) is not int or guest.target_bytes < 0:
-            raise PolicyError(f"the policy gave {guest.name} the target {guest.target_bytes!r}, which is no size")
+        if guest.target_bytes < 0:
+            raise PolicyError(f"the policy gave {guest.name} the target {guest.target_bytes}, which is no size")
+        if not all(math.isfinite(value) for value in guest.terms.values()):
+            raise PolicyError(f"the policy gave {guest.name} a term that is no finite number")
+    return decision
+
+
+def _transfers(snapshot: Snapshot, decisions: Sequence[GuestDecision]) -> tuple[Move, ...]:
+    """Return who gives to whom, in the order of the guests, to come from the present targets to the decided ones."""
+    changes = [
+        (guest.name, decision.target_bytes - guest.target_bytes)
+        for guest, decision in zip(snapshot.guests, decisions, strict=True)
+    ]
+    gives = {name: -change for name, change in changes if change < 0}
+    moves = []
+    for receiver, change in changes:
+        wanted = max(change, 0)
+        for donor, given in gives.items():
+            size = min(wanted, given)
+            if size > 0:
+                moves.append(Move(donor=donor, receiver=receiver, size_bytes=size))
+                gives[donor] -= size
+                wanted -= size
+    return tuple(moves)
 
 
 def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) -> GuestDecision:
@@ -65,13 +101,14 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     if guest.state is not GuestState.FRESH:
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
     target = align_down(wish.target_bytes)
-    lowest = guest.target_bytes - max(TAKE_MIN_BYTES, int(guest.target_bytes * TAKE_SHARE))
+    # From the size it really has, where that is larger: steps that a slow balloon has not taken yet do not add up.
+    size = max(guest.target_bytes, guest.actual_bytes)
+    lowest = size - max(TAKE_MIN_BYTES, int(size * TAKE_SHARE))
     if target < lowest:
         wish = _with(wish, -align_down(-lowest), Limiter.STEP, f"{wish.reason} (no more than a quarter at once)")
         target = wish.target_bytes
-    floor = min(guest.floor_bytes, guest.cap_bytes)
-    if target < floor:
-        return _with(wish, floor, Limiter.FLOOR, f"{wish.reason} (floor {format_size(floor)})")
+    if target < guest.floor_bytes:
+        return _with(wish, guest.floor_bytes, Limiter.FLOOR, f"{wish.reason} (floor {format_size(guest.floor_bytes)})")
     if target > guest.cap_bytes:
         return _with(wish, guest.cap_bytes, Limiter.CAP, f"{wish.reason} (cap {format_size(guest.cap_bytes)})")
     return _with(wish, target, wish.limiter, wish.reason)

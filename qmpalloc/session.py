@@ -1,14 +1,15 @@
 """The connections to one guest: keep them, feed `Guest` with what they tell, send its balloon commands.
 
-`run_guest` never ends by itself and never raises for what a guest or its QEMU does: that becomes a state of the guest.
+`Session.run` never ends by itself, and never raises for what a guest or its QEMU does: that becomes the guest's state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 import trio
+from msgspec import Struct
 
 from qmpalloc.config import ControlConfig
 from qmpalloc.errors import (
@@ -25,11 +26,11 @@ from qmpalloc.events import Commanded, Sampled, SampleRejected
 from qmpalloc.guest import Facts, Guest, Link
 from qmpalloc.journal import Journal
 from qmpalloc.ledger import Order
-from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
+from qmpalloc.qmp import Agent, Monitor, MonitorEvent, deadline, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, parse
 from qmpalloc.units import align_down
 
-Purpose = Literal["adopt", "shrink", "grant"]
+Purpose = Literal["adopt", "shrink", "grant", "repeat"]
 
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 5.0
@@ -37,6 +38,19 @@ RETRY_MOST_S = 5.0
 CONFIRM_AFTER_S = 0.2
 """A size queried this long after QEMU took a command counts as its effect: a driver in mid-move completes the 1 MiB
 it is working on before it looks at the new target (``update_balloon_size_func`` in drivers/virtio/virtio_balloon.c)."""
+
+REPEAT_FIRST_S = 3.0
+REPEAT_MOST_S = 60.0
+"""A size that stands still beside its target is asked for again: after deflate-on-oom, or when somebody else sent a
+``balloon`` command, no driver would come back by itself. Each time the wait doubles."""
+
+
+class PendingOrder(Struct, frozen=True):
+    """A command that was decided and charged, and is yet to be sent."""
+
+    target_bytes: int
+    previous_bytes: int
+    purpose: Purpose
 
 
 class Session:
@@ -64,70 +78,97 @@ class Session:
         self._may_command = may_command
         self._on_change = on_change
         self._on_reset = on_reset
-        self._order: tuple[int, int, Purpose] | None = None
+        self._order: PendingOrder | None = None
         self._unanswered: Purpose | None = None
         self._order_given = trio.Event()
         self._poll_now = trio.Event()
         self._confirm_from_s: float | None = None
+        self._refused_until_s = 0.0
+        self._still_since_s = 0.0
+        self._repeat_after_s = REPEAT_FIRST_S
 
     def give(self, order: Order) -> None:
         """Take an order for this guest, charged at once and sent soon; it replaces one that was not sent yet."""
+        self._repeat_after_s = REPEAT_FIRST_S
         self._give(order.target_bytes, order.purpose)
 
     def _give(self, target_bytes: int, purpose: Purpose) -> None:
         assert self._may_command, "this run observes only"
-        previous_bytes = self.guest.target_bytes
+        previous_bytes = self._order.previous_bytes if self._order is not None else self.guest.target_bytes
         self.guest.ordered(target_bytes)
         self._confirm_from_s = self._unanswered = None
-        self._order = (target_bytes, previous_bytes, purpose)
+        self._still_since_s = self._journal.now_s()
+        self._order = PendingOrder(target_bytes, previous_bytes, purpose)
         self._order_given.set()
+
+    # --- connection -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Connect, serve, and connect again, for ever."""
+        name = self.guest.name
         delay_s = RETRY_FIRST_S
         while True:
+            was_up_s = self._journal.now_s()
             try:
                 async with open_monitor(self.guest.config.monitor, timeout_s=self._timeout_s) as monitor:
-                    delay_s = RETRY_FIRST_S
                     await self._serve(monitor)
             except UnreachableError as error:
-                self._lost(Link.GONE if error.absent else Link.HUNG, error)
+                # A connection that just broke says nothing about the QEMU behind it; the next attempt will. Until then
+                # the guest stays charged.
+                (self.guest.gone if error.absent else self.guest.hung)(error.message)
+                self._journal.fault(name, "monitor", error.message, error.hint)
             except (NonsenseError, RefusedError) as error:
-                self._lost(Link.HELD, error)
-            await trio.sleep(delay_s)
-            delay_s = min(delay_s * 2, RETRY_MOST_S)
+                self.guest.held(error.message)
+                self._journal.fault(name, "monitor", error.message, error.hint)
+            except Exception as error:  # a defect of ours must not take the other guests along
+                self.guest.held(f"{type(error).__name__}: {error}")
+                self._journal.fault(name, "internal", f"{type(error).__name__}: {error}", "please report this")
+            self._end_of_connection()
+            lasted = self._journal.now_s() - was_up_s > RETRY_MOST_S
+            await trio.sleep(RETRY_FIRST_S if lasted else delay_s)
+            delay_s = RETRY_FIRST_S if lasted else min(delay_s * 2, RETRY_MOST_S)
 
-    def _lost(self, link: Link, error: QmpallocError) -> None:
-        # A connection that just broke says nothing about the QEMU behind it; the next attempt will. Until then the
-        # guest stays charged. One that never answered before is still expected.
-        if self.guest.link is Link.CONNECTING and link is Link.GONE:
-            link = Link.CONNECTING
-        self.guest.disconnected(link, error.message)
-        self._order = self._unanswered = None
-        self._journal.fault(self.guest.name, "monitor", error.message, error.hint)
+    def _end_of_connection(self) -> None:
+        self.guest.disconnected()
+        self._order = self._unanswered = self._confirm_from_s = None
         self._on_change()
 
     async def _serve(self, monitor: Monitor) -> None:
-        """Serve one monitor connection until it ends."""
+        """Serve one monitor connection until it ends, and raise why it ended."""
         guest = self.guest
-        with deadline(self._timeout_s, monitor.address, "the questions at connection"):
-            facts = await ask_facts(monitor)
-            status = await monitor.query_status()
-            actual_bytes = await monitor.query_balloon()
-        guest.connected(facts, actual_bytes, self._journal.now_s(), paused=not status.running)
-        self._journal.clear_fault(guest.name, "monitor")
-        if self._may_command:
-            # QEMU cannot be asked for its target. Setting it to the size found makes it known, and ends a move that
-            # another controller may have left half done.
-            self._give(align_down(guest.target_bytes), "adopt")
-            guest.desired_bytes = guest.target_bytes
-        self._on_change()
-        async with trio.open_nursery() as nursery:
-            for task in (self._watch_balloon, self._send_orders, self._watch_events):
-                nursery.start_soon(_until_disconnected, task, monitor)
-            nursery.start_soon(self._read_samples)
-            await monitor.closed.wait()
-            nursery.cancel_scope.cancel()
+        with monitor.subscribe() as events:  # before asking, so that no event falls in between
+            with deadline(self._timeout_s, monitor.address, "the questions at connection"):
+                facts = await ask_facts(monitor)
+                status = await monitor.query_status()
+                actual_bytes = await monitor.query_balloon()
+            guest.connected(facts, actual_bytes, self._journal.now_s(), paused=not status.running)
+            self._journal.clear_fault(guest.name, "monitor")
+            if self._may_command:
+                # QEMU cannot be asked for its target. Setting it to what we know of it makes sure, and ends a move that
+                # another controller may have left half done.
+                self._give(align_down(guest.target_bytes), "adopt")
+            self._on_change()
+            failures: list[QmpallocError] = []
+            async with trio.open_nursery() as nursery:
+
+                async def guard(task: Callable[[], Awaitable[None]]) -> None:
+                    try:
+                        await task()
+                    except QmpallocError as error:
+                        failures.append(error)
+                        nursery.cancel_scope.cancel()
+
+                nursery.start_soon(guard, lambda: self._watch_balloon(monitor))
+                nursery.start_soon(guard, lambda: self._watch_events(events))
+                nursery.start_soon(guard, self._read_samples)
+                if self._may_command:
+                    nursery.start_soon(guard, lambda: self._send_orders(monitor))
+                await monitor.closed.wait()
+                nursery.cancel_scope.cancel()
+        causes = [*failures, monitor.cause]
+        for cause in causes:
+            if cause is not None and not isinstance(cause, DisconnectedError):
+                raise cause
         raise DisconnectedError(f"{monitor.address}: the monitor connection ended", address=monitor.address)
 
     # --- balloon ----------------------------------------------------------------------------------------------------
@@ -144,34 +185,57 @@ class Session:
                 self._hung(error)
                 continue
             except RefusedError as error:
-                guest.link, guest.detail = Link.HELD, error.message
-                self._journal.fault(guest.name, "balloon", error.message, error.hint)
-                self._on_change()
+                self._refused(error)
                 await trio.sleep(RETRY_MOST_S)
                 continue
             self._answered()
-            changed = actual_bytes != guest.actual_bytes
-            guest.actual_bytes = actual_bytes
-            if self._confirm_from_s is not None and asked_s >= self._confirm_from_s:
-                self._confirm_from_s = None
-                guest.confirmed()
-                changed = True
-            if changed:
-                self._on_change()
+            self._take_size(actual_bytes, asked_s)
             with trio.move_on_after(self._sample_interval_s if guest.settled else self._balloon_poll_s):
                 await self._poll_now.wait()
 
+    def _take_size(self, actual_bytes: int, asked_s: float) -> None:
+        guest, now_s = self.guest, self._journal.now_s()
+        changed = guest.measured(actual_bytes, now_s)
+        if not self._may_command:
+            guest.follow()
+        elif changed or guest.settled:
+            self._still_since_s = now_s
+            if guest.settled:
+                self._repeat_after_s = REPEAT_FIRST_S
+        if self._confirm_from_s is not None and asked_s >= self._confirm_from_s:
+            self._confirm_from_s = None
+            guest.confirmed()
+            changed = True
+        if self._may_command and self._should_repeat(now_s):
+            self._repeat_after_s = min(self._repeat_after_s * 2, REPEAT_MOST_S)
+            self._give(guest.target_bytes, "repeat")
+        if changed:
+            self._on_change()
+
+    def _should_repeat(self, now_s: float) -> bool:
+        """Tell whether the guest stands still beside its target; one in danger is not pressed."""
+        guest = self.guest
+        if guest.link is not Link.UP or guest.paused or self._order is not None or guest.danger(now_s):
+            return False
+        return guest.actual_bytes != guest.target_bytes and now_s - self._still_since_s >= self._repeat_after_s
+
     def _hung(self, error: DeadlineError) -> None:
         if self.guest.link is Link.UP:
-            self.guest.link, self.guest.detail = Link.HUNG, error.message
+            self.guest.hung(error.message)
             self._journal.fault(self.guest.name, "monitor", error.message, error.hint)
             self._on_change()
 
+    def _refused(self, error: RefusedError) -> None:
+        self._refused_until_s = self._journal.now_s() + RETRY_MOST_S
+        self.guest.held(error.message)
+        self._journal.fault(self.guest.name, "balloon", error.message, error.hint)
+        self._on_change()
+
     def _answered(self) -> None:
-        if self.guest.link in {Link.HUNG, Link.HELD}:
-            self.guest.link, self.guest.detail = Link.UP, ""
+        link = self.guest.link
+        if link is Link.HUNG or (link is Link.HELD and self._journal.now_s() >= self._refused_until_s):
+            self.guest.answered()
             self._journal.clear_fault(self.guest.name, "monitor")
-            self._journal.clear_fault(self.guest.name, "balloon")
             self._on_change()
         if self._unanswered is not None:
             self._give(self.guest.target_bytes, self._unanswered)
@@ -183,52 +247,58 @@ class Session:
             self._order_given = trio.Event()
             if self._order is None:
                 continue
-            (target_bytes, previous_bytes, purpose), self._order = self._order, None
+            order, self._order = self._order, None
             error_text = ""
             try:
                 with deadline(self._timeout_s, monitor.address, "balloon"):
-                    await monitor.balloon(target_bytes)
+                    await monitor.balloon(order.target_bytes)
             except DeadlineError as error:
                 # Whether it took effect is unknown, so both sizes stay charged until a later command is confirmed.
                 error_text = error.message
-                self._unanswered = purpose
+                self._unanswered = order.purpose
                 self._hung(error)
             except RefusedError as error:
                 error_text = error.message
-                guest.refused(previous_bytes)
-                guest.link, guest.detail = Link.HELD, error.message
-                self._journal.fault(guest.name, "balloon", error.message, error.hint)
+                if self._order is None:  # else the newer order's charge must stay
+                    guest.refused(order.previous_bytes)
+                self._refused(error)
+            except QmpallocError as error:
+                self._tell(order, error.message)
+                raise
             else:
+                self._journal.clear_fault(guest.name, "balloon")
                 if self._order is None:
                     self._confirm_from_s = self._journal.now_s() + CONFIRM_AFTER_S
-            self._journal.emit(
-                Commanded,
-                guest=guest.name,
-                target_bytes=target_bytes,
-                previous_bytes=previous_bytes,
-                purpose=purpose,
-                error=error_text,
-            )
+            self._tell(order, error_text)
             self._poll_now.set()
             self._on_change()
 
-    async def _watch_events(self, monitor: Monitor) -> None:
+    def _tell(self, order: PendingOrder, error: str) -> None:
+        self._journal.emit(
+            Commanded,
+            guest=self.guest.name,
+            target_bytes=order.target_bytes,
+            previous_bytes=order.previous_bytes,
+            purpose=order.purpose,
+            error=error,
+        )
+
+    async def _watch_events(self, events: trio.MemoryReceiveChannel[MonitorEvent]) -> None:
         guest = self.guest
-        with monitor.subscribe() as events:
-            async for event in events:
-                match event.name:
-                    case "BALLOON_CHANGE":
-                        self._poll_now.set()
-                    case "STOP":
-                        guest.paused = True
-                    case "RESUME":
-                        guest.paused = False
-                    case "RESET":
-                        guest.was_reset()
-                        self._on_reset(guest)
-                    case _:
-                        continue
-                self._on_change()
+        async for event in events:
+            match event.name:
+                case "BALLOON_CHANGE":
+                    self._poll_now.set()
+                case "STOP":
+                    guest.paused = True
+                case "RESUME":
+                    guest.paused = False
+                case "RESET":
+                    guest.was_reset()
+                    self._on_reset(guest)
+                case _:
+                    continue
+            self._on_change()
 
     # --- samples ----------------------------------------------------------------------------------------------------
 
@@ -264,14 +334,7 @@ class Session:
                 self._journal.emit(SampleRejected, guest=guest.name, fault=error.fault, message=error.message)
             return
         self._journal.emit(Sampled, guest=guest.name, sample=accepted.sample, delta=accepted.delta)
-
-
-async def _until_disconnected(task: Callable[[Monitor], object], monitor: Monitor) -> None:
-    """Run one of the tasks of a connection; its end is noticed by who waits for `monitor.closed`."""
-    try:
-        await task(monitor)  # type: ignore[misc]
-    except DisconnectedError:
-        return
+        self._on_change()
 
 
 async def ask_facts(monitor: Monitor) -> Facts:
@@ -290,9 +353,21 @@ async def ask_facts(monitor: Monitor) -> Facts:
             hint="start it with -device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on",
         )
     memory = await monitor.execute("query-memory-size-summary")
-    ram_bytes = memory.get("base-memory") if isinstance(memory, dict) else None
-    if not isinstance(ram_bytes, int) or ram_bytes <= 0:
+    sizes = [memory.get(key) for key in ("base-memory", "plugged-memory")] if isinstance(memory, dict) else [None]
+    if type(sizes[0]) is not int or sizes[0] <= 0:
         raise NonsenseError(f"{monitor.address}: query-memory-size-summary gave no base-memory")
     deflate = await monitor.execute("qom-get", {"path": path, "property": "deflate-on-oom"})
-    version = ".".join(str(part) for part in monitor.qemu_version)
-    return Facts(ram_bytes=ram_bytes, balloon_path=path, deflate_on_oom=deflate is True, qemu_version=version)
+    return Facts(
+        ram_bytes=sum(size for size in sizes if type(size) is int),
+        balloon_path=path,
+        deflate_on_oom=deflate is True,
+        qemu_version=".".join(str(part) for part in monitor.qemu_version),
+        process_id=monitor.process_id,
+    )
+
+
+async def send_once(guest: Guest, target_bytes: int, timeout_s: float) -> None:
+    """Send one ``balloon`` command over a connection of its own: the last resort when no session runs any more."""
+    async with open_monitor(guest.config.monitor, timeout_s=timeout_s) as monitor:
+        with deadline(timeout_s, monitor.address, "balloon"):
+            await monitor.balloon(target_bytes)

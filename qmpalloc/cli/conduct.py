@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from qmpalloc.config import Config
 from qmpalloc.controller import Controller
-from qmpalloc.errors import QmpallocError
+from qmpalloc.errors import HostError
 from qmpalloc.events import AnyEvent, Faulted, Mode, Sink
 from qmpalloc.policy import load as load_policy
 from qmpalloc.record import RecordWriter
@@ -22,6 +23,7 @@ from qmpalloc.summary import Summarizer, Summary
 from qmpalloc.tui import Dashboard, PlainLog, closing_table, is_interactive, run_tui
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 
@@ -50,20 +52,26 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
     on_screen = not headless and is_interactive(console)
     dashboard, summarizer = Dashboard(), Summarizer()
     sinks: list[Sink] = [dashboard.apply, summarizer]
+    lines = PlainLines(console)
     if not on_screen:
-        sinks.append(PlainLines(console))
+        sinks.append(lines)
     with contextlib.ExitStack() as stack:
         if directory is not None:
             writer = stack.enter_context(RecordWriter(directory / "record.jsonl"))
-            sinks.append(_watched(writer, sinks))
-        controller = Controller(config, policy, fan_out(sinks), mode=mode)
+            sinks.append(_watched(writer, list(sinks)))
+        controller = Controller(config, policy, *sinks, mode=mode)
+        # Whoever reads the lines is gone: to go on controlling unseen would not be what they asked for.
+        lines.on_closed = lambda: controller.quit("nobody reads the output")
         signalled = await _run(controller, dashboard, console if on_screen else None, duration_s)
+    with contextlib.suppress(OSError):
+        console.print(closing_table(dashboard))
+        if directory is not None:
+            console.print(f"record: {directory / 'record.jsonl'}", highlight=False, markup=False)
     if directory is not None:
         write_summary(directory / "summary.json", summarizer.summary)
-    console.print(closing_table(dashboard))
-    if directory is not None:
-        console.print(f"record: {directory / 'record.jsonl'}", highlight=False, markup=False)
-    return EXIT_INTERRUPTED if signalled else 0 if summarizer.summary.clean else 1
+    if not controller.clean:
+        return EXIT_FAILED
+    return EXIT_INTERRUPTED if signalled else 0
 
 
 async def _run(controller: Controller, dashboard: Dashboard, console: Console | None, duration_s: float) -> bool:
@@ -75,21 +83,17 @@ async def _run(controller: Controller, dashboard: Dashboard, console: Console | 
         with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
             task_status.started()
             async for number in signals:
-                if signalled:
-                    # A second signal does not wait for the guests to be back at their baselines.
-                    raise QmpallocError("interrupted twice", hint="guests may not be back at their baselines")
+                if signalled:  # a second one does not wait for the guests
+                    controller.hurry()
                 signalled = True
                 controller.quit(f"interrupted by {signal.Signals(number).name}")
 
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(heed_signals)
-            if console is not None:
-                await nursery.start(_run_screen, dashboard, controller, console)
-            await controller.run(duration_s=duration_s)
-            nursery.cancel_scope.cancel()
-    except* QmpallocError as group:
-        raise group.exceptions[0] from None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(heed_signals)
+        if console is not None:
+            await nursery.start(_run_screen, dashboard, controller, console)
+        await controller.run(duration_s=duration_s)
+        nursery.cancel_scope.cancel()
     return signalled
 
 
@@ -105,22 +109,18 @@ class PlainLines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._log = PlainLog()
+        self.on_closed: Callable[[], None] = lambda: None
 
     def __call__(self, event: AnyEvent) -> None:
         """Print the event's line, if it has one."""
         line = self._log.line(event)
-        if line is not None:
+        if line is None:
+            return
+        try:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def fan_out(sinks: list[Sink]) -> Sink:
-    """Return a sink that hands every event to all `sinks`."""
-
-    def sink(event: AnyEvent) -> None:
-        for each in sinks:
-            each(event)
-
-    return sink
+        except (OSError, SystemExit):  # rich exits where standard output is closed
+            self.on_closed()
+            raise
 
 
 def _watched(writer: RecordWriter, others: list[Sink]) -> Sink:
@@ -141,15 +141,21 @@ def _watched(writer: RecordWriter, others: list[Sink]) -> Sink:
                 hint="control goes on without a record",
             )
             for each in others:
-                if each is not sink:
-                    each(fault)
+                each(fault)
 
     return sink
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    """Write ``summary.json``."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    """Write ``summary.json``.
+
+    Raises:
+        HostError: It cannot be written.
+    """
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    except OSError as error:
+        raise HostError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def set_aside(directory: Path) -> None:

@@ -41,18 +41,24 @@ class PaperPolicy:
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or self.Settings()
 
-    def evaluation(self, guest: GuestSnapshot) -> float:
-        """Return e = (h - m) / memsize of a decidable guest; memsize is its actual size."""
+    def evaluation(self, guest: GuestSnapshot, interval_s: float) -> float:
+        """Return e = (h - m) / memsize of a decidable guest; memsize is its actual size.
+
+        h and m are counts per iteration. A guest's readings do not cover exactly the time between two decisions, so
+        that they are scaled to it: else a guest whose last reading came late would seem to have read less.
+        """
         assert guest.hits is not None
         assert guest.misses is not None
+        assert guest.interval_s is not None
         name = self.settings.memsize_unit
         unit = PAGE_BYTES if name == "page" else SIZE_UNITS[name]
-        return (guest.hits - guest.misses) / (guest.actual_bytes / unit)
+        per_iteration = (guest.hits - guest.misses) * interval_s / guest.interval_s
+        return per_iteration / (guest.actual_bytes / unit)
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Pair highest e with lowest e, the next with the next, and move one step in each pair whose gate is open."""
         ranked = sorted(
-            ((self.evaluation(guest), guest) for guest in snapshot.guests if guest.decidable),
+            ((self.evaluation(guest, snapshot.interval_s), guest) for guest in snapshot.guests if guest.decidable),
             key=lambda pair: -pair[0],
         )
         verdicts = {guest.name: _held(guest) for guest in snapshot.guests}

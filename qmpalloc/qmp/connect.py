@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import struct
 
 import trio
 
@@ -72,3 +74,11 @@ def _explain(path: str, error: OSError) -> UnreachableError:
             )
         case _:
             return UnreachableError(f"{path}: {error.strerror or error}", address=path)
+
+
+def listening_process(stream: trio.SocketStream) -> int | None:
+    """Return the id of the process that listens on a Unix socket (``SO_PEERCRED``), None if it is not told."""
+    size = struct.calcsize("3i")
+    credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid = int(struct.unpack("3i", credentials)[0])
+    return pid or None

@@ -13,7 +13,7 @@ import trio
 from qemu.qmp.models import Greeting
 
 from qmpalloc.errors import BusyError, DeadlineError, NonsenseError, QmpallocError, RefusedError
-from qmpalloc.qmp.connect import ONE_CLIENT_HINT, connect
+from qmpalloc.qmp.connect import ONE_CLIENT_HINT, connect, listening_process
 from qmpalloc.qmp.connection import Connection, running
 from qmpalloc.qmp.framing import Frame, Mark, decode, encode
 from qmpalloc.qmp.monitor_types import (
@@ -46,6 +46,7 @@ class Monitor:
     Attributes:
         address: Path of the socket.
         qemu_version: Major, minor, micro of the QEMU behind it.
+        process_id: Of the process that listens on the socket, to tell a new QEMU from the last; None if not known.
         unexpected: Messages nobody waited for (replies to cancelled commands, unknown kinds), counted and dropped.
     """
 
@@ -53,6 +54,7 @@ class Monitor:
         self.address = address
         self.qemu_version = (0, 0, 0)
         self.unexpected = 0
+        self.process_id: int | None = None
         self._connection = Connection(stream, address)
         self._pending = PendingReplies()
         self._subscriptions = Subscriptions()
@@ -243,6 +245,7 @@ async def open_monitor(path: str, *, timeout_s: float = 5.0) -> AsyncIterator[Mo
     stream = await connect(path, timeout_s=timeout_s)
     left_s = max(0.0, started + timeout_s - trio.current_time())
     async with open_monitor_on(stream, address=path, timeout_s=left_s) as monitor:
+        monitor.process_id = listening_process(stream)
         yield monitor
 
 

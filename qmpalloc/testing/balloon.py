@@ -90,7 +90,8 @@ class FakeBalloon:
         """Ask for a size, as the ``balloon`` command does; more than all memory means all."""
         self._settle()
         self._took_back = False
-        self.target_bytes = align_down(min(target_bytes, self.memory_bytes))
+        # QEMU counts whole pages of the balloon, so what is left to the guest is rounded up.
+        self.target_bytes = min(-align_down(-target_bytes), self.memory_bytes)
 
     def take_back(self, size_bytes: int) -> None:
         """Let the guest free that much of its balloon by itself (``deflate-on-oom``), above the target.

@@ -85,6 +85,11 @@ class FakeQemu:
         self._quit = trio.Event()
         self._events: trio.MemorySendChannel[bytes] | None = None
 
+    @property
+    def has_quit(self) -> bool:
+        """True once this QEMU has ended."""
+        return self._quit.is_set()
+
     async def serve_path(self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen on a Unix socket and serve one client after the other, until cancelled or told to quit."""
         async with trio.open_nursery() as nursery:

@@ -141,13 +141,13 @@ class SimulatedGuest:
 
     def _memory(self) -> Memory:
         size = self.qemu.balloon.actual_bytes
-        own = min(self.cache.own_bytes, size)
-        file = min(self.cache.cached_pages * PAGE_BYTES, size - own)
-        free = size - own - file
         # With deflate-on-oom a guest counts the balloon's pages as used; without, it does not count them at all.
-        deflate_on_oom = self.qemu.properties["deflate-on-oom"]
+        total = self.qemu.balloon.memory_bytes if self.qemu.properties["deflate-on-oom"] else size
+        own = min(self.cache.own_bytes, total)
+        file = min(self.cache.cached_pages * PAGE_BYTES, max(size - own, 0))
+        free = max(size - own - file, 0)
         return Memory(
-            total=self.qemu.balloon.memory_bytes if deflate_on_oom else size,
+            total=total,
             free=free,
             available=free + file,
             active_file=file // 2,

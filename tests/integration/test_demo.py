@@ -106,7 +106,7 @@ def check_moves(events):
             continue
         guests = {guest.name: guest for guest in event.snapshot.guests}
         e = {
-            name: (guest.hits - guest.misses) / (guest.actual_bytes / MIB)
+            name: (guest.hits - guest.misses) * (4.0 / guest.interval_s) / (guest.actual_bytes / MIB)
             for name, guest in guests.items()
             if guest.decidable
         }

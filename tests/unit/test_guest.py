@@ -6,7 +6,7 @@ import pytest
 from qmpalloc.config import ControlConfig, Duration, GuestConfig, Size
 from qmpalloc.danger import FREEZE_S, find_danger
 from qmpalloc.errors import SampleError
-from qmpalloc.guest import Facts, Guest, Link
+from qmpalloc.guest import Facts, Guest
 from qmpalloc.model import GuestState
 from qmpalloc.sample import Counters, Memory, Sample, SwapPages
 from qmpalloc.units import GIB, MIB
@@ -32,6 +32,12 @@ def sample(sequence=1, *, accesses=0, misses=0, **changes):
         monotonic_ns=sequence * 10**9, interval_ms=1000, kernel="6.12", page_size=4096,
         counters=Counters(accesses=accesses, inserts_read=misses), **changes,
     )  # fmt: skip
+
+
+def take(guest, now_s, **changes):
+    """Give the guest the two samples that make it fresh."""
+    guest.take_sample(sample(1), now_s - 1.0)
+    guest.take_sample(sample(2, **changes), now_s)
 
 
 class TestSize:
@@ -67,16 +73,39 @@ class TestSize:
 
     def test_a_guest_that_ended_is_free_and_one_that_hangs_is_not(self):
         guest = connected()
-        guest.disconnected(Link.HUNG, "no answer")
+        guest.hung("no answer")
         assert guest.charge_bytes == GIB
-        assert not guest.account().commandable
-        guest.disconnected(Link.GONE, "refused")
+        assert not guest.account(0.0).commandable
+        guest.gone("refused")
         assert guest.charge_bytes == 0
+
+    @pytest.mark.parametrize("how", ["hung", "held"])
+    def test_a_qemu_that_runs_but_was_never_measured_is_charged_with_its_most(self, how):
+        guest = make_guest()
+        assert guest.charge_bytes == 0
+        getattr(guest, how)("busy")
+        assert guest.charge_bytes == guest.cap_bytes
+
+    def test_another_qemu_on_the_same_socket_is_adopted_anew(self):
+        guest = make_guest()
+        guest.connected(msgspec.structs.replace(FACTS, process_id=7), GIB, 0.0, paused=False)
+        guest.ordered(512 * MIB)
+        guest.hung("")
+        guest.connected(msgspec.structs.replace(FACTS, process_id=8), 2 * GIB, 1.0, paused=False)
+        assert (guest.target_bytes, guest.desired_bytes, guest.commanded) == (2 * GIB, 2 * GIB, False)
+
+    def test_it_knows_whether_we_moved_it(self):
+        guest = connected()
+        guest.ordered(GIB)
+        assert not guest.commanded
+        guest.ordered(512 * MIB)
+        assert guest.commanded
 
     def test_a_connection_that_comes_back_keeps_the_target(self):
         guest = connected()
         guest.ordered(512 * MIB)
-        guest.disconnected(Link.HUNG, "")
+        guest.hung("")
+        guest.disconnected()
         guest.connected(FACTS, 700 * MIB, 9.0, paused=False)
         assert guest.target_bytes == 512 * MIB
 
@@ -93,12 +122,24 @@ class TestFloor:
         guest = connected()
         parts = {"anon": 300 * MIB, "shmem": 50 * MIB, "slab_unreclaimable": 20 * MIB, "kernel_stack": MIB}
         memory = Memory(total=2 * GIB - 48 * MIB, page_tables=MIB, **parts)
-        guest.take_sample(sample(memory_bytes=memory), 1.0)
+        take(guest, 1.0, memory_bytes=memory)
         assert guest.floor_bytes == (300 + 50 + 20 + 1 + 1 + 48 + 64) * MIB
+
+    def test_it_is_remembered_when_the_guest_tells_no_more_and_lifts_the_baseline(self):
+        guest = connected(baseline=Size(300 * MIB))
+        parts = {"anon": 400 * MIB, "shmem": 0, "slab_unreclaimable": 0, "kernel_stack": 0, "page_tables": 0}
+        take(guest, 1.0, memory_bytes=Memory(total=2 * GIB, **parts))
+        guest.disconnected()
+        assert guest.floor_bytes == guest.baseline_bytes == 464 * MIB
+
+    def test_a_guest_cannot_claim_more_memory_than_it_was_given(self):
+        guest = connected()
+        with pytest.raises(SampleError, match="more memory than"):
+            guest.take_sample(sample(memory_bytes=Memory(total=3 * GIB)), 1.0)
 
     def test_unknown_facts_do_not_count_as_zero(self):
         guest = connected()
-        guest.take_sample(sample(memory_bytes=Memory(anon=300 * MIB)), 1.0)
+        take(guest, 1.0, memory_bytes=Memory(anon=300 * MIB))
         assert guest.floor_bytes == 256 * MIB
 
 
@@ -110,32 +151,45 @@ class TestState:
         assert guest.state(19.0) is GuestState.WARMING
         assert guest.state(20.0) is GuestState.LOST
 
+    def test_one_sample_may_be_of_any_age_so_it_takes_two(self):
+        guest = connected()
+        guest.take_sample(sample(1), 1.0)
+        assert guest.state(1.0) is GuestState.WARMING
+        guest.take_sample(sample(2), 2.0)
+        assert guest.state(2.0) is GuestState.FRESH
+
+    def test_a_process_that_stood_still_did_not_let_its_guests_grow_old(self):
+        guest = connected()
+        take(guest, 1.0)
+        guest.host_was_away(100.0)
+        assert guest.state(102.0) is GuestState.FRESH
+
     def test_age_turns_fresh_into_late_into_lost(self):
         guest = connected()
-        guest.take_sample(sample(), 1.0)
+        take(guest, 1.0)
         states = [guest.state(1.0 + age) for age in (0.0, 4.9, 5.0, 19.9, 20.0)]
         assert states == ["fresh", "fresh", "late", "late", "lost"]
 
     def test_a_repeated_sample_does_not_make_a_guest_fresh(self):
         guest = connected()
-        guest.take_sample(sample(), 1.0)
+        take(guest, 1.0)
         with pytest.raises(SampleError):
-            guest.take_sample(sample(), 10.0)
+            guest.take_sample(sample(2), 10.0)
         assert guest.state(10.0) is GuestState.LATE
 
     def test_a_reset_guest_is_lost_until_it_reports(self):
         guest = connected()
-        guest.take_sample(sample(), 1.0)
+        take(guest, 1.0)
         guest.was_reset()
         assert guest.state(1.1) is GuestState.LOST
-        guest.take_sample(sample(2), 9.0)
+        take(guest, 9.0)
         assert guest.state(9.0) is GuestState.FRESH
 
     def test_paused_and_hung_and_gone(self):
         guest = connected()
         guest.paused = True
         assert guest.state(0.0) is GuestState.PAUSED
-        guest.disconnected(Link.HUNG, "")
+        guest.hung("")
         assert guest.state(0.0) is GuestState.HUNG
 
 
@@ -164,7 +218,10 @@ class TestWindow:
         restarted = msgspec.structs.replace(sample(2, accesses=5000), start_id="1" * 16)
         with pytest.raises(SampleError):
             guest.take_sample(restarted, 2.0)
-        assert guest.snapshot(2.0).hits is None
+        guest.close_window()
+        again = msgspec.structs.replace(sample(3, accesses=5007), start_id="1" * 16)
+        guest.take_sample(again, 3.0)
+        assert guest.snapshot(3.0).hits is None
 
 
 class TestDanger:
@@ -185,6 +242,22 @@ class TestDanger:
 
     def test_old_kills_are_not_news(self):
         assert find_danger(None, sample(1, oom_kills=3), GIB) is None
+
+    def test_memory_that_a_guest_takes_back_by_itself_is_a_sign(self):
+        guest = connected()
+        guest.ordered(512 * MIB)
+        guest.measured(512 * MIB, 1.0)
+        guest.confirmed()
+        guest.measured(514 * MIB, 2.0)
+        assert guest.danger(2.0) is None
+        guest.measured(600 * MIB, 3.0)
+        assert "deflate-on-oom" in guest.danger(3.0)
+
+    def test_growing_because_it_was_granted_more_is_none(self):
+        guest = connected()
+        guest.ordered(2 * GIB)
+        guest.measured(2 * GIB, 1.0)
+        assert guest.danger(1.0) is None
 
     def test_it_freezes_the_guest_for_a_while(self):
         guest = connected()

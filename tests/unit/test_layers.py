@@ -14,6 +14,7 @@ LAYERS = [
     {"qmp"},
     {"qemu", "guest"},
     {"session"},
+    {"books"},
     {"controller", "handle"},
     {"record", "summary"},
     {"testing", "experiment", "tui", "doctor"},

@@ -42,9 +42,13 @@ def targets(decision):
 
 
 def test_e_is_hits_minus_misses_by_memory_size():
-    assert paper().evaluation(guest("a", hits=9000, misses=4000, size=500)) == 10.0
-    assert paper(memsize_unit="GiB").evaluation(guest("a", hits=9000, misses=4000, size=512)) == 10_000.0
-    assert paper(memsize_unit="page").evaluation(guest("a", hits=256, misses=512, size=1)) == -1.0
+    assert paper().evaluation(guest("a", hits=9000, misses=4000, size=500), 1.0) == 10.0
+    assert paper(memsize_unit="GiB").evaluation(guest("a", hits=9000, misses=4000, size=512), 1.0) == 10_000.0
+    assert paper(memsize_unit="page").evaluation(guest("a", hits=256, misses=512, size=1), 1.0) == -1.0
+
+
+def test_counts_of_another_time_than_the_interval_are_scaled_to_it():
+    assert paper().evaluation(guest("a", hits=9000, misses=4000, size=500), 5.0) == 50.0
 
 
 def test_memory_moves_from_high_e_to_low_e_by_the_step():
