@@ -14,6 +14,8 @@ from qmpalloc import events
 from qmpalloc.errors import ConfigError, NonsenseError
 from qmpalloc.events import AnyEvent, Ended, Header
 
+NO_RECORD_HINT = "is this a qmpalloc record? 'qmpalloc run' leaves them as record.jsonl"
+
 
 class RecordWriter:
     """A sink that appends every event to a file and flushes it, so that a crash loses at most the line being written.
@@ -70,8 +72,9 @@ def read_record(path: str | os.PathLike[str]) -> Iterator[AnyEvent]:
 
     Raises:
         ConfigError: The file cannot be read.
-        NonsenseError: A line other than the last is not an event, or the first is not a header.
+        NonsenseError: A line other than the last is not an event, the first is not a header, or there is none.
     """
+    number = 0
     try:
         file = Path(path).open("rb")  # noqa: SIM115 - closed below; opening has an error of its own
     except OSError as error:
@@ -81,12 +84,15 @@ def read_record(path: str | os.PathLike[str]) -> Iterator[AnyEvent]:
             try:
                 event = events.decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and number > 1:
                     return
-                raise NonsenseError(f"{path}: line {number} is not an event: {error}") from error
+                hint = NO_RECORD_HINT if number == 1 else ""
+                raise NonsenseError(f"{path}: line {number} is not an event: {error}", hint=hint) from error
             if number == 1 and not isinstance(event, Header):
-                raise NonsenseError(f"{path}: the first line is not a header", hint="is this a qmpalloc record?")
+                raise NonsenseError(f"{path}: the first line is not a header", hint=NO_RECORD_HINT)
             yield event
+    if number == 0:
+        raise NonsenseError(f"{path}: the file is empty", hint=NO_RECORD_HINT)
 
 
 def ended(path: str | os.PathLike[str]) -> Ended | None:

@@ -18,6 +18,9 @@ SIZE_UNITS = {
 }  # fmt: skip
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
+LARGEST = 2.0**50
+"""More bytes, or seconds, than anybody means."""
+
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", re.ASCII)
 
 
@@ -30,7 +33,10 @@ def _parse(text: str, units: dict[str, float] | dict[str, int], example: str) ->
         raise ValueError(f"{text!r} has no unit; write for example {example}")
     if unit not in units:
         raise ValueError(f"{text!r} has the unknown unit {unit!r}; known are {', '.join(units)}")
-    return float(number) * units[unit]
+    value = float(number) * units[unit]
+    if not value < LARGEST:
+        raise ValueError(f"{text[:40]!r} is too large")
+    return value
 
 
 def parse_size(text: str) -> int:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from qmpalloc.config import Config
 from qmpalloc.controller import Controller
-from qmpalloc.errors import HostError
+from qmpalloc.errors import HostError, UnreachableError
 from qmpalloc.events import AnyEvent, Faulted, Mode, Sink
 from qmpalloc.policy import load as load_policy
 from qmpalloc.record import RecordWriter
@@ -69,6 +69,8 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
             console.print(f"record: {directory / 'record.jsonl'}", highlight=False, markup=False)
     if directory is not None:
         write_summary(directory / "summary.json", summarizer.summary)
+    if all(guest.facts is None for guest in controller.guests):
+        raise UnreachableError("no guest was reached", address=config.file, hint=f"qmpalloc doctor {config.file}")
     if not controller.clean:
         return EXIT_FAILED
     return EXIT_INTERRUPTED if signalled else 0

@@ -16,15 +16,13 @@ if TYPE_CHECKING:
     from qmpalloc.config import Config
     from qmpalloc.qemu.launcher import Prepared
 
-CONFIGURATION = Path("examples/demo.toml")
-
 
 @click.command()
 @click.option("--duration", type=Duration(), default="120s", show_default=True, help="Time of control.")
-@click.option("--config", "file", type=click.Path(path_type=Path), default=CONFIGURATION, show_default=True)
+@click.option("--config", "file", type=click.Path(path_type=Path), help="Instead of examples/demo.toml.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
 @click.option("--headless", is_flag=True, help="Log lines instead of the dashboard, also on a terminal.")
-def demo(duration: float, file: Path, out: Path, headless: bool) -> None:
+def demo(duration: float, file: Path | None, out: Path, headless: bool) -> None:
     """Boot the guests of a configuration with their loads, run the controller, show it, and clean up.
 
     Leaves record.jsonl and summary.json; an earlier run in the same place is kept under another name.
@@ -32,8 +30,9 @@ def demo(duration: float, file: Path, out: Path, headless: bool) -> None:
     import trio
 
     from qmpalloc.qemu.launcher import prepare
+    from qmpalloc.qemu.resources import demo_configuration
 
-    loaded = config.load(file)
+    loaded = config.load(file or demo_configuration())
     with sigterm_interrupts():
         prepared = prepare(loaded, report=_say)
     sys.exit(trio.run(_demo, loaded, prepared, duration, out, headless))

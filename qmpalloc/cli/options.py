@@ -34,10 +34,13 @@ class Duration(click.ParamType[float]):
         if isinstance(value, float):
             return value
         try:
-            return units.parse_duration(value)
+            seconds = units.parse_duration(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if seconds <= 0:
+            self.fail("must be above 0", param, ctx)
+        return seconds
 
 
 config_argument = click.argument("config", type=ConfigFile())
-duration_option = click.option("--duration", type=Duration(), help="Stop after this time of control, e.g. 2min.")
+duration_option = click.option("--duration", type=Duration(), help="Stop after this time, e.g. 2min.")

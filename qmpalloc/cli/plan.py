@@ -10,7 +10,7 @@ import msgspec
 from qmpalloc.cli.options import config_argument
 from qmpalloc.config import Config
 from qmpalloc.errors import UnreachableError
-from qmpalloc.events import AnyEvent, Decided, SampleRejected, StateChanged
+from qmpalloc.events import AnyEvent, Decided, Faulted, SampleRejected
 
 
 @click.command()
@@ -23,8 +23,14 @@ def plan(config: Config, as_json: bool) -> None:
     decided, troubles = trio.run(_first_decision, config)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(decided), indent=2).decode())
-        return
-    _show(config, decided, troubles)
+    else:
+        _show(config, decided, troubles)
+    if not any(guest.decidable for guest in decided.snapshot.guests):
+        raise UnreachableError(
+            "no guest is observed, so that nothing could be decided",
+            address=config.file,
+            hint=f"qmpalloc doctor {config.file}",
+        )
 
 
 async def _first_decision(config: Config) -> tuple[Decided, dict[str, str]]:
@@ -41,15 +47,15 @@ async def _first_decision(config: Config) -> tuple[Decided, dict[str, str]]:
                 controller.quit()
             case SampleRejected():
                 troubles[event.guest] = event.message
-            case StateChanged(detail=detail) if detail:
-                troubles[event.guest] = detail
+            case Faulted(guest=str(guest)):
+                troubles[guest] = f"{event.message} ({event.hint})" if event.hint else event.message
             case _:
                 pass
 
     controller = Controller(config, load(config.policy, config.policy_settings, file=config.file), sink, mode="dry-run")
     await controller.run()
     if not found:
-        raise UnreachableError("no decision could be made", address=config.file, hint="run 'qmpalloc doctor'")
+        raise UnreachableError("interrupted before a decision", address=config.file)
     return found[0], troubles
 
 
@@ -63,16 +69,22 @@ def _show(config: Config, decided: Decided, troubles: dict[str, str]) -> None:
     def number(value: float | None) -> str:
         return "?" if value is None else format_count(value)
 
+    def size(value: int) -> str:
+        return format_size(value) if value else "?"
+
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("guest", "state", "now", "target", "floor", "cap", "hits", "misses", "e", "why"):
         table.add_column(column, justify="left" if column in {"guest", "state", "why"} else "right")
     for guest, verdict in zip(decided.snapshot.guests, decided.decision.guests, strict=True):
         why = verdict.reason if guest.decidable or guest.name not in troubles else troubles[guest.name]
-        sizes = [format_size(size) for size in (guest.actual_bytes, verdict.target_bytes)]
-        bounds = [format_size(size) for size in (guest.floor_bytes, guest.cap_bytes)]
+        sizes = [
+            size(value) for value in (guest.actual_bytes, verdict.target_bytes, guest.floor_bytes, guest.cap_bytes)
+        ]
         counts: list[Any] = [number(guest.hits), number(guest.misses), number(verdict.terms.get("e"))]
-        table.add_row(guest.name, guest.state.value, *sizes, *bounds, *counts, Text(f"[{verdict.limiter}] {why}"))
-    console = Console(soft_wrap=True)
+        table.add_row(guest.name, guest.state.value, *sizes, *counts, Text(f"{verdict.limiter}: {why}"))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 240  # a line for each guest: there is no edge to break it at
     console.print(table)
     budget = f"{format_size(decided.committed_bytes)} of {format_size(decided.snapshot.budget_bytes)} committed"
     console.print(Text(f"policy {config.policy}: {decided.decision.summary}; {budget}; nothing was changed"))

@@ -44,15 +44,19 @@ def replay(
 
     Where standard output is not a terminal, log lines are printed.
     """
-    from qmpalloc.record import read_record
+    from qmpalloc.record import ended, read_record
     from qmpalloc.tui import is_interactive
 
+    if at_s is not None and not math.isfinite(at_s):
+        raise click.BadParameter("must be a number of seconds", param_hint="--at")
     events = read_record(record)
     if svg is not None:
         export_svg(events, svg, at_s=math.inf if at_s is None else at_s, size=size)
     elif plain or not is_interactive():
         for line in plain_lines(events, until_s=math.inf if at_s is None else at_s):
             click.echo(line)
+        if at_s is None and ended(record) is None:
+            click.echo("the record ends here without an end: its run was cut off", err=True)
     else:
         import trio
 

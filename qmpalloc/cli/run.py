@@ -18,7 +18,11 @@ from qmpalloc.config import Config
 @click.option("--dry-run", is_flag=True, help="Decide and show, but send no balloon command.")
 @click.option("--headless", is_flag=True, help="Log lines instead of the dashboard, also on a terminal.")
 @duration_option
-@click.option("--out", type=click.Path(path_type=Path), help="Directory for record.jsonl and summary.json.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Directory for record.jsonl and summary.json. [default: runs/NAME-TIME]",
+)
 @click.option("--no-record", is_flag=True, help="Write no record.")
 def run(
     config: Config, dry_run: bool, headless: bool, duration: float | None, out: Path | None, no_record: bool
@@ -32,4 +36,8 @@ def run(
 
     directory = None if no_record else out or default_directory(config)
     settings: dict[str, Any] = {"headless": headless, "directory": directory}
-    sys.exit(conduct(config, "dry-run" if dry_run else "run", duration_s=duration or math.inf, **settings))
+    sys.exit(
+        conduct(
+            config, "dry-run" if dry_run else "run", duration_s=math.inf if duration is None else duration, **settings
+        )
+    )

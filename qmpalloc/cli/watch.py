@@ -16,9 +16,15 @@ from qmpalloc.config import Config
 @config_argument
 @click.option("--headless", is_flag=True, help="Log lines instead of the dashboard, also on a terminal.")
 @duration_option
-@click.option("--out", type=click.Path(path_type=Path), help="Record into this directory.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Directory for record.jsonl and summary.json. [default: no record]"
+)
 def watch(config: Config, headless: bool, duration: float | None, out: Path | None) -> None:
     """Show what the guests of CONFIG do with their memory; change nothing."""
     from qmpalloc.cli.conduct import conduct
 
-    sys.exit(conduct(config, "watch", headless=headless, duration_s=duration or math.inf, directory=out))
+    sys.exit(
+        conduct(
+            config, "watch", headless=headless, duration_s=math.inf if duration is None else duration, directory=out
+        )
+    )

@@ -11,9 +11,9 @@ from typing import Any
 import trio
 
 from qmpalloc.config import ControlConfig, GuestConfig
-from qmpalloc.doctor.checks import Check, failed, passed, warned
+from qmpalloc.doctor.checks import Check, Verdict, failed, passed, warned
 from qmpalloc.doctor.sockets import holders
-from qmpalloc.errors import BusyError, DeadlineError, QmpallocError, RefusedError, SampleError
+from qmpalloc.errors import DeadlineError, QmpallocError, RefusedError, SampleError
 from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
 from qmpalloc.units import format_size
@@ -23,18 +23,26 @@ BALLOON_OPTIONS = "-device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free
 AGENT_TODO = "install qemu-guest-agent in the guest and start QEMU with its port (qmpalloc vm up --dry-run shows it)"
 
 
+NO_AGENT_TODO = "what answers on this socket is not the guest agent: correct the path in the configuration"
+
+
 async def check_guest(guest: GuestConfig, control: ControlConfig) -> AsyncIterator[Check]:
     """Yield the checks of a guest, as they are made. Nothing about the guest is changed."""
     timeout_s = float(control.command_timeout)
-    yield _socket(guest.name, "monitor socket", guest.monitor)
-    for check in await _check_monitor(guest, timeout_s):
-        yield check
-    yield _socket(guest.name, "agent socket", guest.agent)
-    for check in await _check_agent(guest, timeout_s, float(control.sample_interval)):
-        yield check
+    socket = _socket(guest.name, "monitor socket", guest.monitor)
+    yield socket
+    if socket.verdict is Verdict.OK:
+        for check in await _check_monitor(guest, timeout_s):
+            yield check
+    socket = _socket(guest.name, "agent socket", guest.agent)
+    yield socket
+    if socket.verdict is Verdict.OK:
+        for check in await _check_agent(guest, timeout_s, float(control.sample_interval)):
+            yield check
 
 
 def _socket(name: str, what: str, path: str) -> Check:
+    """Check that a socket can be opened and that nobody else has; only then is it worth connecting."""
     try:
         facts = Path(path).stat()
     except FileNotFoundError:
@@ -47,8 +55,8 @@ def _socket(name: str, what: str, path: str) -> Check:
         return failed(name, what, f"{path} may not be opened by this user", "run as the user who started QEMU")
     held = holders(path)
     if held:
-        todo = "close it: QEMU serves one client per socket (people should have a -qmp of their own)"
-        return warned(name, what, f"held by {', '.join(held)}", todo)
+        todo = "end it, or give it a socket of its own (a second -qmp): QEMU serves one client per socket"
+        return failed(name, what, f"{path} is held by {', '.join(held)}", todo)
     return passed(name, what, path)
 
 
@@ -65,8 +73,6 @@ async def _check_monitor(guest: GuestConfig, timeout_s: float) -> list[Check]:
                 checks += [check async for check in _disks(name, monitor)]
                 checks += [check async for check in _devices(name, monitor)]
             return checks
-    except BusyError as error:
-        return [failed(name, "monitor", error.message, error.hint)]
     except QmpallocError as error:
         return [failed(name, "monitor", error.message, error.hint or "is this the path of a -qmp socket?")]
 
@@ -82,7 +88,7 @@ async def _accelerator(name: str, monitor: Monitor) -> Check:
     kvm = await monitor.execute("query-kvm")
     if isinstance(kvm, dict) and kvm.get("enabled") is True:
         return passed(name, "accelerator", "KVM")
-    todo = "timings are not those of hardware; counts are (see docs)"
+    todo = "times are not those of hardware; counts are"
     return warned(name, "accelerator", "emulated (TCG)", todo)
 
 
@@ -152,8 +158,11 @@ async def _check_agent(guest: GuestConfig, timeout_s: float, interval_s: float) 
     name = guest.name
     try:
         async with open_agent(guest.agent, timeout_s=timeout_s) as agent:
-            with deadline(timeout_s, guest.agent, "guest-info"):
-                info = await agent.info()
+            try:
+                with deadline(timeout_s, guest.agent, "guest-info"):
+                    info = await agent.info()
+            except DeadlineError as error:
+                return [failed(name, "agent", error.message, NO_AGENT_TODO if agent.skipped else AGENT_TODO)]
             missing = [command for command in NEEDED_COMMANDS if command not in info.enabled]
             if missing:
                 todo = "allow them in /etc/qemu/qemu-ga.conf of the guest (allow-rpcs / block-rpcs)"
@@ -163,8 +172,6 @@ async def _check_agent(guest: GuestConfig, timeout_s: float, interval_s: float) 
                 todo = "block guest-exec in /etc/qemu/qemu-ga.conf if nothing needs it: qmpalloc does not"
                 checks.append(warned(name, "agent commands", "whoever holds the socket may run programs", todo))
             return checks + await _check_collector(guest, agent, timeout_s, interval_s)
-    except DeadlineError as error:
-        return [failed(name, "agent", error.message, AGENT_TODO)]
     except QmpallocError as error:
         return [failed(name, "agent", error.message, error.hint or AGENT_TODO)]
 

@@ -16,6 +16,7 @@ from typing import Literal
 from msgspec import Struct
 
 from qmpalloc.config import Size
+from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Move, Snapshot
 from qmpalloc.units import PAGE_BYTES, SIZE_UNITS, align_down, format_count, format_size
 
@@ -40,6 +41,10 @@ class PaperPolicy:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or self.Settings()
+        if self.settings.step < PAGE_BYTES:
+            raise ConfigError("must be at least a page", key="step", hint='for example "100MB"')
+        if self.settings.threshold < 0:
+            raise ConfigError("must not be negative", key="threshold")
 
     def evaluation(self, guest: GuestSnapshot, interval_s: float) -> float:
         """Return e = (h - m) / memsize of a decidable guest; memsize is its actual size.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,19 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
         )
     found = _import(target, file)
     schema = getattr(found, "Settings", None)
+    arguments = []
     if schema is not None and isinstance(found, type):
-        found = found(convert(settings, schema, file=file, key="policy"))
+        arguments = [convert(settings, schema, file=file, key="policy")]
     elif settings:
         key = f"policy.{next(iter(settings))}"
         raise ConfigError("unknown key", file=file, key=key, hint=f"policy {name} has no settings")
-    elif isinstance(found, type):
-        found = found()
+    if isinstance(found, type):
+        try:
+            found = found(*arguments)
+        except ConfigError as error:
+            raise ConfigError(error.message, file=file, key=f"policy.{error.key}", hint=error.hint) from error
+        except Exception as error:  # it is the user's code
+            raise ConfigError(f"{target} cannot be made: {_told(error)}", file=file, key="policy.name") from error
     if isinstance(found, Policy):
         return found
     if callable(found):
@@ -73,5 +80,13 @@ def _import(target: str, file: str) -> Any:
         sys.path.append(beside)
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot load {target}: {error}", file=file, key="policy.name") from error
+    except Exception as error:  # it is the user's code
+        raise ConfigError(f"cannot load {target}: {_told(error)}", file=file, key="policy.name") from error
+
+
+def _told(error: Exception) -> str:
+    """Return an error of a user's module with the place it comes from."""
+    if isinstance(error, (ImportError, AttributeError, SyntaxError)):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {error} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"

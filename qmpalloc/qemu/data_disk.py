@@ -9,8 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from qmpalloc.config import DataDiskConfig
-from qmpalloc.errors import ConfigError
+from qmpalloc.config import DISK_OVERHEAD_BYTES, DataDiskConfig
 from qmpalloc.qemu import cache
 from qmpalloc.qemu.host import require, require_namespace, require_space
 from qmpalloc.qemu.image import make_ext4
@@ -23,10 +22,6 @@ FORMAT = 2
 
 LABEL = "qmpalloc-data"
 """By which the guest finds it, and mounts it at ``/data``."""
-
-OVERHEAD_FACTOR = 1.03
-OVERHEAD_BYTES = 16 * MIB
-"""What ext4 needs besides the files: bitmaps, inode tables, extents."""
 
 CHUNK_BYTES = MIB
 
@@ -54,41 +49,17 @@ def obtain_data_disk(config: DataDiskConfig, *, report: Report = silent) -> Data
     """Return the disk that `config` describes, made now if it is not cached (some 100 MB/s).
 
     Raises:
-        ConfigError: A file name is not one, or the files do not fit.
         HostError: A program or room is missing, or mke2fs failed.
     """
-    check_fits(config)
     directory = cache.obtain(data_disk_dir(config), lambda partial: _make(partial, config, report), report=report)
     file = directory / "data.ext4"
     return DataDisk(file=file, direct=supports_direct_io(file))
 
 
 def planned_data_disk(config: DataDiskConfig) -> DataDisk:
-    """Return the disk that `config` describes, as it would be if it is not made yet.
-
-    Raises:
-        ConfigError: As `obtain_data_disk`.
-    """
-    check_fits(config)
+    """Return the disk that `config` describes, as it would be if it is not made yet."""
     file = data_disk_dir(config) / "data.ext4"
     return DataDisk(file=file, direct=not file.exists() or supports_direct_io(file))
-
-
-def check_fits(config: DataDiskConfig) -> None:
-    """Check names and sizes of the files.
-
-    Raises:
-        ConfigError: One is wrong.
-    """
-    for name in config.files:
-        if not name or "/" in name or "\0" in name or name in {".", "..", "lost+found"}:
-            raise ConfigError(f"{name!r} is not a file name", key="guest.vm.data.files")
-    needed_bytes = round(sum(config.files.values()) * OVERHEAD_FACTOR) + OVERHEAD_BYTES
-    if needed_bytes > config.size:
-        raise ConfigError(
-            f"the files need {format_size(needed_bytes)}, the disk has {format_size(config.size)}",
-            key="guest.vm.data.size",
-        )
 
 
 def supports_direct_io(file: Path) -> bool:
@@ -106,7 +77,7 @@ def _make(partial: Path, config: DataDiskConfig, report: Report) -> None:
     watch.step(f"making a data disk of {format_size(config.size)} with {format_size(total_bytes)} of files, once")
     require(["mke2fs"])
     require_namespace()
-    require_space(partial, 2 * total_bytes + OVERHEAD_BYTES)
+    require_space(partial, 2 * total_bytes + DISK_OVERHEAD_BYTES)
     tree, disk = partial / "tree", partial / "data.ext4"
     tree.mkdir()
     for name, size_bytes in sorted(config.files.items()):

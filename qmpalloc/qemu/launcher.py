@@ -23,7 +23,7 @@ from qmpalloc.config import Config, GuestConfig
 from qmpalloc.errors import ConfigError, QmpallocError
 from qmpalloc.qemu import argv, rundir
 from qmpalloc.qemu.accelerator import Accelerator, choose, expected
-from qmpalloc.qemu.data_disk import DataDisk, check_fits, obtain_data_disk, planned_data_disk
+from qmpalloc.qemu.data_disk import DataDisk, obtain_data_disk, planned_data_disk
 from qmpalloc.qemu.host import require
 from qmpalloc.qemu.image import Image, obtain_image, planned_image
 from qmpalloc.qemu.machine import Machine, RunningGuest, wait_pid
@@ -90,20 +90,12 @@ def prepare(config: Config, *, report: Report = silent) -> Prepared:
     """Build or find images and data disks, and choose accelerators. Blocks; minutes when all is new, else no time.
 
     Raises:
-        ConfigError: No guest has a ``[guest.vm]`` table, or a data disk cannot hold its files.
+        ConfigError: No guest has a ``[guest.vm]`` table.
         HostError: This host lacks a program, a privilege or room, or a build failed.
     """
     guests = startable(config)
     require([argv.PROGRAM, "setpriv"])
     images, data_disks, accelerators = {}, {}, {}
-    for guest in guests:
-        # Before minutes are spent on an image.
-        assert guest.vm is not None
-        if guest.vm.data is not None:
-            check_fits(guest.vm.data)
-        if guest.vm.load and guest.vm.profile != "lab":
-            key, hint = f"guest {guest.name}: vm.load", 'profile = "lab" has an agent that may execute programs'
-            raise ConfigError(f"the profile {guest.vm.profile} starts no loads", file=config.file, key=key, hint=hint)
     for guest in guests:
         assert guest.vm is not None
         images[guest.name] = obtain_image(Variant(guest.vm.suite, guest.vm.profile), report=report)

@@ -1,4 +1,4 @@
-"""Where the files that are data, not modules, are found: the image recipe and the collector."""
+"""Where the files that are data, not modules, are found: the image recipe, the collector, the demo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,20 @@ def resource_dir(name: str) -> Path:
     Raises:
         HostError: It is in neither place.
     """
+    return _resource(name)
+
+
+def demo_configuration() -> Path:
+    """Return the configuration that ``qmpalloc demo`` runs by default.
+
+    Raises:
+        HostError: It is missing.
+    """
+    return _resource("examples/demo.toml")
+
+
+def _resource(name: str) -> Path:
     for candidate in (PACKAGE_DIR / "_data" / name, PACKAGE_DIR.parent / name):
-        if candidate.is_dir():
+        if candidate.exists():
             return candidate
-    raise HostError(f"the directory {name} is missing from this installation", hint="install qmpalloc anew")
+    raise HostError(f"{name} is missing from this installation", hint="install qmpalloc anew")

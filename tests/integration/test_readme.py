@@ -104,5 +104,5 @@ def test_a_socket_held_by_somebody_is_named_with_its_holder(directory):
         result = qmpalloc(directory, "doctor", "lab.toml")
     assert result.returncode == 1
     assert f"(pid {os.getpid()})" in result.stdout
-    assert "second -qmp" in result.stdout
+    assert "one client per socket" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr

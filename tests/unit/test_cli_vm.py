@@ -82,14 +82,14 @@ def test_a_load_needs_the_lab_profile(config):
     config.write_text(config.read_text().replace('profile = "base"', 'profile = "base", load = ["fio"]'))
     result = invoke("vm", "up", config)
     assert result.exit_code == 2
-    assert "guest db: vm.load" in result.stderr
+    assert "guest[1].vm.load" in result.stderr
 
 
 def test_a_data_disk_that_is_too_small_is_known_before_anything_is_built(config, tmp_path):
     config.write_text(config.read_text().replace('"load.dat" = "256MiB"', '"load.dat" = "512MiB"'))
     result = invoke("vm", "up", config)
     assert result.exit_code == 2
-    assert "guest.vm.data.size: the files need" in result.stderr
+    assert "guest[0].vm.data.size: the files need" in result.stderr
     assert not (tmp_path / "cache").exists()
 
 

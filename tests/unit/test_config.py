@@ -80,7 +80,15 @@ def test_a_guest_that_we_start_has_its_sockets_in_the_run_directory():
         (("[[guest]]", "[[gest]]"), "guest", "no guest is configured"),
         (("[host]", "[control]\ninterval = '0s'\n[host]"), "control.interval", "must be above 0"),
         (("[host]", "[control]\nlate_after = '30s'\n[host]"), "control.late_after", "below control.lost_after"),
-        (("[host]", "[control]\non_exit = 'explode'\n[host]"), "control.on_exit", "Invalid enum value"),
+        (
+            ("[host]", "[control]\nsample_interval = '1h'\n[host]"),
+            "control.late_after",
+            "above control.sample_interval",
+        ),
+        (("[host]", "[control]\non_exit = 'explode'\n[host]"), "control.on_exit", "none of 'baseline', 'keep'"),
+        (('"3GiB"', '"99999999999TiB"'), "host.budget", "too large"),
+        (('name = "db"', 'name = "db"\nweight = nan'), "guest[1].weight", "no number"),
+        (('name = "db"', 'name = "db"\nweight = -1.0'), "guest[1].weight", "must be above 0"),
         (("[host]", "[policy]\nname = 3\n[host]"), "policy.name", "must be text"),
         (("[host]", "host"), "", "not valid TOML"),
     ],
@@ -97,6 +105,37 @@ def test_the_cap_must_fit_the_guest_that_we_start():
     assert "guest[0].cap" in mistake(text)
 
 
+@pytest.mark.parametrize(
+    ("vm", "key", "says"),
+    [
+        ("cpus = 0", "guest[0].vm.cpus", "at least 1"),
+        ('data = { size = "64MiB", files = { a = "60MiB" } }', "guest[0].vm.data.size", "the files need"),
+        ('data = { size = "64MiB", files = { "../a" = "1MiB" } }', "guest[0].vm.data.files", "not a file name"),
+        ('data = { size = "64MiB", files = { "lost+found" = "1MiB" } }', "guest[0].vm.data.files", "not a file name"),
+        ('data = { size = "64MiB", iops = -1 }', "guest[0].vm.data.iops", "not be negative"),
+        ('profile = "base", load = ["fio"]', "guest[0].vm.load", "starts no loads"),
+    ],
+)
+def test_what_qmpalloc_could_not_start_is_named(vm, key, says):
+    text = mistake(GOOD.replace('name = "web"\n', f'name = "web"\nvm = {{ memory = "2GiB", {vm} }}\n'))
+    assert key in text
+    assert says in text
+
+
+def test_a_key_that_was_meant_is_not_also_missing():
+    text = mistake(GOOD.replace("floor", "flor"))
+    assert "did you mean floor?" in text
+    assert "missing" not in text
+
+
+def test_what_is_no_text_file(tmp_path):
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not a text file"):
+        config.load(tmp_path / "binary.toml")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        config.load(tmp_path)
+
+
 def test_mistakes_in_nested_tables_carry_the_whole_path():
     text = GOOD.replace('name = "web"\n', 'name = "web"\nvm = { memory = "2GiB", data = { size = "x", speed = 1 } }\n')
     message = mistake(text)
@@ -106,7 +145,7 @@ def test_mistakes_in_nested_tables_carry_the_whole_path():
 
 def test_several_mistakes_are_reported_together():
     message = mistake(GOOD.replace("budget", "bugdet").replace("512MiB", "512").replace("db.qga", "x" * 120))
-    assert message.count("hint:") >= 2
+    assert message.count("lab.toml:") == 3
     assert "host.bugdet" in message
     assert "guest[1].floor" in message
 

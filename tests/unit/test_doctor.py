@@ -65,7 +65,7 @@ def a_config(directory, budget="1GiB"):
 
 
 def test_a_budget_above_the_hosts_memory_fails(tmp_path):
-    memory = next(check for check in check_host(a_config(tmp_path, "1024TiB")) if check.name == "memory")
+    memory = next(check for check in check_host(a_config(tmp_path, "500TiB")) if check.name == "memory")
     assert memory.verdict is Verdict.FAIL
     assert "lower [host] budget" in memory.todo
 

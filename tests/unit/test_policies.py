@@ -141,6 +141,9 @@ def test_static_returns_to_the_baseline():
         ("paper", {"stepp": "1MiB"}, "policy.stepp"),
         ("paper", {"step": 100}, "policy.step"),
         ("paper", {"gate": "ajar"}, "policy.gate"),
+        ("paper", {"step": "0B"}, "policy.step"),
+        ("paper", {"threshold": float("nan")}, "policy.threshold"),
+        ("paper", {"threshold": -1.0}, "policy.threshold"),
         ("static", {"step": "1MiB"}, "policy.step"),
         ("no_such_module:thing", {}, "policy.name"),
         ("os:path", {}, "policy.name"),
@@ -151,6 +154,24 @@ def test_a_wrong_policy_or_setting_is_named(name, settings, key):
         load(name, settings, file="lab.toml")
     assert caught.value.key == key
     assert "lab.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("def X(s:", "line 1"),
+        ("1/0", "ZeroDivisionError: division by zero (broken_policy"),
+        ("class X:\n    def __init__(self):\n        raise ValueError('boom')\n", "ValueError: boom"),
+        ("X = 3", "is not a policy"),
+    ],
+)
+def test_a_policy_module_that_is_broken_is_named_with_file_and_line(tmp_path, body, says):
+    name = f"broken_policy_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(body)
+    with pytest.raises(ConfigError) as caught:
+        load(f"{name}:X", {}, file=str(tmp_path / "lab.toml"))
+    assert caught.value.key == "policy.name"
+    assert says in str(caught.value)
 
 
 def test_a_policy_of_ones_own_is_found_beside_the_configuration(tmp_path):

@@ -1,9 +1,6 @@
 """The data disk is named by what it holds, its files are the same each time, and they hold no zeros."""
 
-import pytest
-
 from qmpalloc.config import DataDiskConfig, Size
-from qmpalloc.errors import ConfigError
 from qmpalloc.qemu import data_disk
 from qmpalloc.units import MIB
 
@@ -17,17 +14,6 @@ def test_the_name_follows_the_content_only():
     assert len({data_disk.data_disk_dir(each) for each in configs}) == len(configs)
     throttled = DataDiskConfig(size=Size(64 * MIB), iops=100)
     assert data_disk.data_disk_dir(throttled) == data_disk.data_disk_dir(config())
-
-
-def test_files_must_fit():
-    with pytest.raises(ConfigError, match="the files need"):
-        data_disk.check_fits(config(a=60 * MIB))
-
-
-@pytest.mark.parametrize("name", ["", "..", "a/b", "lost+found"])
-def test_a_file_needs_a_name_of_its_own(name):
-    with pytest.raises(ConfigError, match="not a file name"):
-        data_disk.check_fits(config(**{name: MIB}))
 
 
 def test_noise_is_the_same_each_time_and_no_block_is_like_another(tmp_path):

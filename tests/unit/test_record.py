@@ -117,6 +117,11 @@ def test_what_is_no_record_is_refused(tmp_path):
     path.write_bytes(encoder.encode(RUN[0]) + b"\nnonsense\n" + encoder.encode(RUN[1]) + b"\n")
     with pytest.raises(NonsenseError, match="line 2"):
         list(read_record(path))
+    for content in (b"", b"hello", b'{"a": 1}\n', encoder.encode(RUN[0])[:20]):
+        path.write_bytes(content)
+        with pytest.raises(NonsenseError) as caught:
+            list(read_record(path))
+        assert "is this a qmpalloc record?" in caught.value.hint
     with pytest.raises(ConfigError, match="cannot be read"):
         list(read_record(tmp_path / "absent"))
 

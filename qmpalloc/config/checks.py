@@ -1,0 +1,106 @@
+"""What must hold between keys and between guests."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+from qmpalloc.config.convert import Mistakes
+from qmpalloc.config.schema import DISK_OVERHEAD_BYTES, DISK_OVERHEAD_FACTOR, Config, DataDiskConfig, GuestConfig
+from qmpalloc.units import format_size
+
+MAX_SOCKET_PATH_BYTES = 107  # sun_path of a Unix socket is 108 bytes with its closing zero
+
+
+def check(config: Config, mistakes: Mistakes) -> None:
+    """Check what concerns several keys or several guests."""
+    control = config.control
+    if not control.sample_interval < control.late_after < control.lost_after:
+        mistakes.add("control.late_after", "must be above control.sample_interval and below control.lost_after")
+    for name in ("interval", "sample_interval", "command_timeout", "balloon_poll", "exit_timeout"):
+        if getattr(control, name) <= 0:
+            mistakes.add(f"control.{name}", "must be above 0", hint='for example "1s"')
+    for index, guest in enumerate(config.guests):
+        for key, message, hint in _guest_mistakes(guest):
+            mistakes.add(f"guest[{index}].{key}", message, hint=hint)
+    _check_unique(config, mistakes)
+    _check_budget(config, mistakes)
+
+
+def _guest_mistakes(guest: GuestConfig) -> Iterator[tuple[str, str, str]]:
+    if not guest.name or not all(char.isascii() and (char.isalnum() or char in "-_.") for char in guest.name):
+        yield "name", f"{guest.name!r} is not a name", "use letters, digits, '-', '_' and '.'"
+    elif guest.name in {".", ".."} or len(guest.name) > 32:
+        yield "name", f"{guest.name!r} is not a name", "use at most 32 characters"
+    for key in ("monitor", "agent"):
+        path = getattr(guest, key)
+        if not path:
+            yield key, "missing", "the path of a Unix socket; see 'qmpalloc vm up --dry-run' for QEMU's side"
+        elif len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            yield key, f"{path} is longer than a Unix socket path may be ({MAX_SOCKET_PATH_BYTES} bytes)", ""
+    if guest.floor <= 0:
+        yield "floor", "must be above 0", "a guest without memory dies"
+    if guest.floor > guest.cap:
+        yield (
+            "floor",
+            f"{format_size(guest.floor)} is above the cap of {format_size(guest.cap)}",
+            "lower floor, raise cap",
+        )
+    elif not guest.floor <= guest.baseline <= guest.cap:
+        hint = f"choose one from {format_size(guest.floor)} to {format_size(guest.cap)}"
+        yield "baseline", f"{format_size(guest.baseline)} is not between floor and cap", hint
+    if not guest.weight > 0 or not math.isfinite(guest.weight):
+        yield "weight", "must be above 0", "1.0 is the weight of a guest that has none configured"
+    if not guest.counters_file.startswith("/"):
+        yield "counters_file", "must be an absolute path inside the guest", "/run/qmpalloc/counters.json by default"
+    if guest.vm is not None:
+        if guest.cap > guest.vm.memory:
+            memory = format_size(guest.vm.memory)
+            yield "cap", f"{format_size(guest.cap)} is above the guest's memory of {memory}", "raise vm.memory"
+        if guest.vm.cpus < 1:
+            yield "vm.cpus", "must be at least 1", ""
+        if guest.vm.load and guest.vm.profile != "lab":
+            hint = 'profile = "lab" has an agent that may execute programs'
+            yield "vm.load", f"the profile {guest.vm.profile} starts no loads", hint
+        if guest.vm.data is not None:
+            yield from _disk_mistakes(guest.vm.data)
+
+
+def _disk_mistakes(disk: DataDiskConfig) -> Iterator[tuple[str, str, str]]:
+    for name in disk.files:
+        if not name or "/" in name or "\0" in name or name in {".", "..", "lost+found"}:
+            yield "vm.data.files", f"{name!r} is not a file name", "files lie directly in /data of the guest"
+    needed_bytes = round(sum(disk.files.values()) * DISK_OVERHEAD_FACTOR) + DISK_OVERHEAD_BYTES
+    if needed_bytes > disk.size:
+        found = f"the files need {format_size(needed_bytes)}, the disk has {format_size(disk.size)}"
+        yield "vm.data.size", found, "raise it"
+    if disk.iops < 0:
+        yield "vm.data.iops", "must not be negative", "0 is no limit"
+
+
+def _check_unique(config: Config, mistakes: Mistakes) -> None:
+    seen: dict[str, str] = {}
+    for index, guest in enumerate(config.guests):
+        for key in ("name", "monitor", "agent"):
+            value = getattr(guest, key)
+            identity = value if key == "name" else os.path.realpath(value)
+            where = f"guest[{index}].{key}"
+            if value and identity in seen:
+                hint = "" if key == "name" else "QEMU serves one client per socket; start it with a second -qmp"
+                mistakes.add(where, f"{value} is already {seen[identity]}", hint=hint)
+            seen.setdefault(identity, where)
+
+
+def _check_budget(config: Config, mistakes: Mistakes) -> None:
+    budget = config.host.budget
+    if any(guest.floor > guest.cap for guest in config.guests):
+        return
+    for name in ("floor", "baseline"):
+        total = sum(getattr(guest, name) for guest in config.guests)
+        if total > budget:
+            mistakes.add(
+                "host.budget",
+                f"the guests' {name}s add up to {format_size(total)}, the budget is {format_size(budget)}",
+                hint=f"lower the {name}s or raise the budget",
+            )

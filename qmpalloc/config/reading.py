@@ -1,0 +1,102 @@
+"""Read a configuration file."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from qmpalloc.config.checks import check
+from qmpalloc.config.convert import Mistakes
+from qmpalloc.config.schema import Config, ControlConfig, GuestConfig, HostConfig, default_run_dir
+from qmpalloc.errors import ConfigError
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Read and validate a configuration file.
+
+    Raises:
+        ConfigError: With file, dotted key and hint. Several mistakes are reported together, one per line.
+    """
+    file = Path(path).absolute()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError("no such file", file=str(path), hint="see examples/ for a configuration") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("not a text file", file=str(path), hint="a configuration is a TOML file") from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    return parse(text, file=file)
+
+
+def parse(text: str, *, file: Path) -> Config:
+    """Validate the text of a configuration file; `file` gives the base of relative paths.
+
+    Raises:
+        ConfigError: As `load`.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        hint = "a guest is a table [[guest]], with two brackets" if "guest" in str(error) else ""
+        raise ConfigError(f"not valid TOML: {error}", file=str(file), hint=hint) from error
+    mistakes = Mistakes(str(file))
+    for key in data.keys() - {"host", "control", "policy", "guest"}:
+        mistakes.add(key, "unknown table", hint="known are [host], [control], [policy] and [[guest]]")
+    host = mistakes.convert(data.get("host"), HostConfig, "host", missing='add [host] with budget = "3GiB"')
+    control = mistakes.convert(data.get("control", {}), ControlConfig, "control")
+    policy, settings = _policy(data.get("policy", {}), mistakes)
+    guests = _guests(data.get("guest"), mistakes)
+    mistakes.raise_if_any()
+    assert host is not None
+    assert control is not None
+    run_dir = file.parent / host.run_dir if host.run_dir else default_run_dir()
+    host = msgspec.structs.replace(host, run_dir=str(run_dir))
+    config = Config(
+        file=str(file),
+        host=host,
+        control=control,
+        policy=policy,
+        policy_settings=settings,
+        guests=tuple(_with_paths(guest, file.parent, run_dir) for guest in guests),
+    )
+    check(config, mistakes)
+    mistakes.raise_if_any()
+    return config
+
+
+def _policy(table: Any, mistakes: Mistakes) -> tuple[str, dict[str, Any]]:
+    if not isinstance(table, Mapping):
+        mistakes.add("policy", "must be a table", hint='write [policy] with name = "paper"')
+        return "", {}
+    name = table.get("name", "paper")
+    if not isinstance(name, str):
+        mistakes.add("policy.name", "must be text", hint='for example "paper" or "my_module:my_policy"')
+        return "", {}
+    return name, {key: value for key, value in table.items() if key != "name"}
+
+
+def _guests(tables: Any, mistakes: Mistakes) -> list[GuestConfig]:
+    if not isinstance(tables, list) or not tables:
+        mistakes.add("guest", "no guest is configured", hint="add a [[guest]] table for each QEMU")
+        return []
+    converted = [mistakes.convert(table, GuestConfig, f"guest[{index}]") for index, table in enumerate(tables)]
+    return [guest for guest in converted if guest is not None]
+
+
+def _with_paths(guest: GuestConfig, base: Path, run_dir: Path) -> GuestConfig:
+    """Make the socket paths absolute; a guest that we start ourselves has them in the run directory by default."""
+    monitor, agent = guest.monitor, guest.agent
+    if guest.vm is not None:
+        monitor = monitor or str(run_dir / guest.name / "monitor.sock")
+        agent = agent or str(run_dir / guest.name / "agent.sock")
+    return msgspec.structs.replace(
+        guest,
+        monitor=os.path.normpath(base / monitor) if monitor else "",
+        agent=os.path.normpath(base / agent) if agent else "",
+    )

@@ -1,0 +1,172 @@
+"""The tables of a configuration file: keys, units, defaults. Format: ``docs/configuration.md``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from qmpalloc.errors import ConfigError
+
+DEFAULT_COUNTERS_FILE = "/run/qmpalloc/counters.json"
+
+
+DISK_OVERHEAD_FACTOR = 1.03
+DISK_OVERHEAD_BYTES = 16 * 1024 * 1024
+"""What ext4 needs on a data disk besides the files: bitmaps, inode tables, extents."""
+
+
+class Size(int):
+    """Bytes; written with a unit in TOML (``"1GiB"``)."""
+
+    __slots__ = ()
+
+
+class Duration(float):
+    """Seconds; written with a unit in TOML (``"2s"``)."""
+
+    __slots__ = ()
+
+
+class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A TOML table: unknown keys are refused."""
+
+
+class HostConfig(_Table, frozen=True, kw_only=True):
+    """``[host]``: what this host gives.
+
+    Attributes:
+        budget: Bytes all guests share.
+        run_dir: Where ``qmpalloc vm up`` keeps sockets and logs; a directory of the user's by default.
+    """
+
+    budget: Size
+    run_dir: str = ""
+
+
+class ControlConfig(_Table, frozen=True, kw_only=True):
+    """``[control]``: the loop.
+
+    Attributes:
+        interval: Time between decisions.
+        sample_interval: Time between readings of a guest's counters file.
+        late_after: Age of the last sample from which a guest is held.
+        lost_after: Age from which it is returned to its baseline.
+        command_timeout: Deadline of one QMP or agent command.
+        balloon_poll: Time between ``query-balloon`` while a balloon is moving.
+        reserve: Kept free in a guest above what it cannot give up (part of the floor).
+        on_exit: ``baseline`` returns every guest to its baseline at the end, ``keep`` leaves the sizes.
+        exit_timeout: How long the return to baseline may take.
+    """
+
+    interval: Duration = Duration(5.0)
+    sample_interval: Duration = Duration(1.0)
+    late_after: Duration = Duration(5.0)
+    lost_after: Duration = Duration(20.0)
+    command_timeout: Duration = Duration(3.0)
+    balloon_poll: Duration = Duration(0.25)
+    reserve: Size = Size(64 * 1024 * 1024)
+    on_exit: Literal["baseline", "keep"] = "baseline"
+    exit_timeout: Duration = Duration(15.0)
+
+
+class DataDiskConfig(_Table, frozen=True, kw_only=True):
+    """``[guest.vm.data]``: an ext4 disk for loads, made on the host and mounted at ``/data``.
+
+    Attributes:
+        size: Of the disk.
+        files: Name to size; filled with incompressible data so that every page is really on disk.
+        iops: Throttle of the disk in I/O operations per second; 0 is none.
+    """
+
+    size: Size
+    files: dict[str, Size] = {}
+    iops: int = 0
+
+
+class VmConfig(_Table, frozen=True, kw_only=True):
+    """``[guest.vm]``: how ``qmpalloc vm up`` starts this guest. Not needed for a QEMU that already runs.
+
+    Attributes:
+        memory: RAM of the guest (``-m``); the cap cannot exceed it.
+        cpus: Virtual CPUs.
+        suite: Debian suite of the reference image: ``trixie`` or ``bookworm``.
+        profile: Image profile: ``base``, or ``lab`` with a second agent that may execute programs.
+        accelerator: ``auto`` probes whether a guest really boots under KVM.
+        data: The data disk, if any.
+        load: Program and arguments to start in the guest once it is observed (profile ``lab``).
+    """
+
+    memory: Size
+    cpus: int = 1
+    suite: Literal["trixie", "bookworm"] = "trixie"
+    profile: Literal["base", "lab"] = "lab"
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    data: DataDiskConfig | None = None
+    load: tuple[str, ...] = ()
+
+
+class GuestConfig(_Table, frozen=True, kw_only=True):
+    """``[[guest]]``: one QEMU.
+
+    Attributes:
+        name: Letters, digits, ``-``, ``_`` and ``.``.
+        monitor: Path of a QMP socket that qmpalloc may hold alone.
+        agent: Path of the guest-agent socket.
+        floor: The least this guest may be set to.
+        cap: The most.
+        baseline: Its size while qmpalloc does not control it.
+        weight: Relative importance.
+        counters_file: Path of the counters file inside the guest.
+        vm: How to start it, for ``qmpalloc vm up``.
+    """
+
+    name: str
+    monitor: str = ""
+    agent: str = ""
+    floor: Size
+    cap: Size
+    baseline: Size
+    weight: float = 1.0
+    counters_file: str = DEFAULT_COUNTERS_FILE
+    vm: VmConfig | None = None
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """A whole configuration, validated.
+
+    Attributes:
+        file: Where it came from, absolute.
+        host: ``[host]``.
+        control: ``[control]``.
+        policy: Name of the policy, or ``module:attribute``.
+        policy_settings: The rest of ``[policy]``, as written; the policy validates it.
+        guests: At least one.
+    """
+
+    file: str
+    host: HostConfig
+    control: ControlConfig
+    policy: str
+    policy_settings: dict[str, Any]
+    guests: tuple[GuestConfig, ...]
+
+    def guest(self, name: str) -> GuestConfig:
+        """Return the guest called `name`.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        for guest in self.guests:
+            if guest.name == name:
+                return guest
+        known = ", ".join(guest.name for guest in self.guests)
+        raise ConfigError(f"no guest is called {name!r}", file=self.file, key="guest", hint=f"known are {known}")
+
+
+def default_run_dir() -> Path:
+    """Return the user's own directory for sockets: ``$XDG_RUNTIME_DIR/qmpalloc``, else one in ``/tmp``."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "qmpalloc" if base else Path(f"/tmp/qmpalloc-{os.getuid()}")
