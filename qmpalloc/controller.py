@@ -125,6 +125,7 @@ class Controller:
             for guest in self.guests
         }
         self._books = Books(self.guests, self._sessions, self._journal, self.config.host.budget)
+        self._alive_s = trio.current_time()
         self._journal.pass_on(header(self.config, self.mode, self._policy))
         reason = "failed"  # what it is if no line below says otherwise
         try:
@@ -307,7 +308,6 @@ class Controller:
 
     async def _watch_time(self) -> None:
         """Report what changes by time alone."""
-        self._alive_s = trio.current_time()
         while True:
             await trio.sleep(STATE_TICK_S)
             self._was_away()

@@ -69,7 +69,7 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
             console.print(f"record: {directory / 'record.jsonl'}", highlight=False, markup=False)
     if directory is not None:
         write_summary(directory / "summary.json", summarizer.summary)
-    if all(guest.facts is None for guest in controller.guests):
+    if not signalled and all(guest.facts is None for guest in controller.guests):
         raise UnreachableError("no guest was reached", address=config.file, hint=f"qmpalloc doctor {config.file}")
     if not controller.clean:
         return EXIT_FAILED

@@ -1,0 +1,73 @@
+"""``run``, ``watch`` and ``plan`` where no guest is: said, with what to do, exit code 1, no traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+CONFIG = """
+[host]
+budget = "1GiB"
+[control]
+interval = "500ms"
+[[guest]]
+name = "web"
+monitor = "web.qmp"
+agent = "web.agent"
+floor = "256MiB"
+cap = "1GiB"
+baseline = "512MiB"
+"""
+
+
+def qmpalloc(directory, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "qmpalloc", *arguments], cwd=directory, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "lab.toml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "--duration", "1s", "--no-record"], ["watch", "--duration", "1s"], ["plan"]]
+)
+def test_no_guest_is_no_success(directory, command):
+    result = qmpalloc(directory, command[0], "lab.toml", *command[1:])
+    assert result.returncode == 1
+    assert "no such socket" in result.stdout
+    assert "hint: qmpalloc doctor" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("duration", ["0s", "10", "soon", "-1s"])
+def test_a_duration_that_is_none(directory, duration):
+    result = qmpalloc(directory, "run", "lab.toml", "--duration", duration)
+    assert result.returncode == 2
+    assert "duration" in result.stderr
+
+
+def test_a_record_that_exists_is_not_touched(directory):
+    (directory / "out").mkdir()
+    (directory / "out" / "record.jsonl").write_text("mine")
+    result = qmpalloc(directory, "run", "lab.toml", "--out", "out")
+    assert result.returncode == 2
+    assert "exists already" in result.stderr
+    assert (directory / "out" / "record.jsonl").read_text() == "mine"
+
+
+def test_lines_that_nobody_reads_end_the_run(directory):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--out", "out"],
+        cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()
+    process.wait(timeout=30)
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert "Traceback" not in errors
+    assert '"reason":"nobody reads the output"' in (directory / "out" / "record.jsonl").read_text()
