@@ -1,0 +1,96 @@
+"""Whatever a policy does, the limits hold and the record can be read."""
+
+import msgspec
+import pytest
+
+from qmpalloc.events import (
+    Decided,
+    Faulted,
+    decoder,
+    encoder,
+)  # fmt: skip
+from qmpalloc.model import Decision, GuestDecision, Limiter, hold
+from qmpalloc.units import MIB
+
+BASELINE = 500
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda snapshot: 1 / 0,
+        lambda snapshot: None,
+        lambda snapshot: Decision(guests=()),
+        lambda snapshot: Decision(guests=tuple(GuestDecision(name="x", target_bytes=1, reason="") for _ in "ab")),
+    ],
+)
+async def test_a_policy_that_fails_holds_all_guests_visibly(lab, autojump_clock, how):
+    await lab.two()
+    await lab.run(9.0, the_policy=lab.policy(how))
+    assert any(event.kind == "policy" for event in lab.of(Faulted))
+    assert lab.size("small") == BASELINE
+    assert lab.events[-1].clean
+
+
+@pytest.mark.parametrize("wanted_mib", [0, 1, 10**7])
+async def test_a_policy_that_wants_the_impossible_is_limited(lab, autojump_clock, wanted_mib):
+    await lab.two()
+
+    def greedy(snapshot):
+        decision = hold(snapshot, "greedy")
+        first = msgspec.structs.replace(decision.guests[0], target_bytes=wanted_mib * MIB)
+        return msgspec.structs.replace(decision, guests=(first, *decision.guests[1:]))
+
+    await lab.run(20.0, the_policy=lab.policy(greedy))
+    assert {event.decision.guests[0].limiter for event in lab.of(Decided)} <= {
+        Limiter.FLOOR, Limiter.STEP, Limiter.BUDGET, Limiter.CAP,
+    }  # fmt: skip
+
+
+async def test_what_a_policy_carries_comes_back(lab, autojump_clock):
+    await lab.two()
+    seen = []
+
+    def counting(snapshot):
+        seen.append(snapshot.carry)
+        return msgspec.structs.replace(hold(snapshot, ""), carry={"n": (snapshot.carry or {"n": 0})["n"] + 1})
+
+    await lab.run(9.0, the_policy=lab.policy(counting))
+    assert seen == [None, {"n": 1}, {"n": 2}, {"n": 3}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"carry": object()}, {"moves": None}, {"summary": None}, {"carry": {1: {2, 3}, "x": b"y"}},
+    ],
+)  # fmt: skip
+async def test_a_decision_that_cannot_be_recorded_is_none(lab, autojump_clock, change):
+    await lab.two()
+    await lab.run(9.0, the_policy=lab.policy(lambda snapshot: msgspec.structs.replace(hold(snapshot, ""), **change)))
+    for event in lab.events:
+        assert encoder.encode(decoder.decode(encoder.encode(event))) == encoder.encode(event)
+    assert lab.events[-1].clean
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
+async def test_terms_are_finite_numbers(lab, autojump_clock, value):
+    await lab.two()
+
+    def decide(snapshot):
+        decision = hold(snapshot, "")
+        guests = tuple(msgspec.structs.replace(guest, terms={"e": value}) for guest in decision.guests)
+        return msgspec.structs.replace(decision, guests=guests)
+
+    await lab.run(9.0, the_policy=lab.policy(decide))
+    assert any(event.kind == "policy" for event in lab.of(Faulted))
+    for event in lab.events:
+        assert encoder.encode(decoder.decode(encoder.encode(event))) == encoder.encode(event)
+
+
+async def test_the_moves_told_are_those_that_happen(lab, autojump_clock):
+    await lab.two()
+    await lab.run(5.0, the_policy=lab.toward(small=200, large=800))
+    first = lab.of(Decided)[0].decision
+    assert first.target_of("small") == (BASELINE - 128) * MIB
+    assert [(move.donor, move.receiver, move.size_bytes // MIB) for move in first.moves] == [("small", "large", 128)]
