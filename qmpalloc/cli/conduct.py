@@ -13,6 +13,7 @@ import msgspec
 import trio
 from rich.console import Console
 
+from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from qmpalloc.config import Config
 from qmpalloc.controller import Controller
 from qmpalloc.errors import HostError, UnreachableError
@@ -23,8 +24,6 @@ from qmpalloc.summary import Summarizer, Summary
 from qmpalloc.tui import Dashboard, PlainLog, closing_table, is_interactive, run_tui
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 
 def default_directory(config: Config) -> Path:

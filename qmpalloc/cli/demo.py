@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpalloc import config
-from qmpalloc.cli import sigterm_interrupts
+from qmpalloc.cli import EXIT_INTERRUPTED, sigterm_interrupts
 from qmpalloc.cli.options import Duration
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ async def _demo(loaded: Config, prepared: Prepared, duration: float, out: Path, 
     """Boot, load, control; the guests are stopped whatever happens in between."""
     import trio
 
-    from qmpalloc.cli.conduct import EXIT_INTERRUPTED, STOP_SIGNALS, conduct_run, set_aside
+    from qmpalloc.cli.conduct import STOP_SIGNALS, conduct_run, set_aside
     from qmpalloc.qemu.launcher import open_guests, start_load
 
     async def until_signal(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:

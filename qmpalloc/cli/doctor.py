@@ -7,6 +7,7 @@ import sys
 import click
 import msgspec
 
+from qmpalloc.cli import EXIT_FAILED
 from qmpalloc.cli.options import ConfigFile
 from qmpalloc.config import Config
 from qmpalloc.doctor import Check, Verdict, check_guest, check_host
@@ -27,7 +28,7 @@ def doctor(config: Config | None, as_json: bool) -> None:
     else:
         counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in Verdict}
         click.echo(f"{counts[Verdict.OK]} ok, {counts[Verdict.WARN]} warnings, {counts[Verdict.FAIL]} failed")
-    sys.exit(1 if any(check.verdict is Verdict.FAIL for check in checks) else 0)
+    sys.exit(EXIT_FAILED if any(check.verdict is Verdict.FAIL for check in checks) else 0)
 
 
 async def _all_checks(config: Config | None, show: bool) -> list[Check]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qmpalloc.cli import EXIT_INTERRUPTED
+
 if TYPE_CHECKING:
     from qmpalloc.events import AnyEvent
     from qmpalloc.tui import Dashboard
-
-EXIT_INTERRUPTED = 130
 
 
 def _screen_size(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, int]:

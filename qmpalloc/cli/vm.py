@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from qmpalloc.cli import sigterm_interrupts
+from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, sigterm_interrupts
 from qmpalloc.cli.options import ConfigFile, config_argument
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.errors import ConfigError
@@ -64,7 +64,7 @@ async def _up(config: Config, prepared: Prepared, detach: bool, loads: bool) -> 
     from qmpalloc.qemu import launcher
 
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    code = 130
+    code = EXIT_INTERRUPTED
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(*signals) as received:
             nursery.start_soon(_cancel_at_signal, received, nursery.cancel_scope)
@@ -81,7 +81,7 @@ async def _up(config: Config, prepared: Prepared, detach: bool, loads: bool) -> 
                     _report("Ctrl-C stops the guests")
                     ended = await launcher.wait_for_end(guests)
                     _report(f"{ended.name}: its QEMU has ended; stopping the others")
-                    code = 1
+                    code = EXIT_FAILED
             nursery.cancel_scope.cancel()
     return code
 
