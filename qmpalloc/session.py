@@ -39,6 +39,9 @@ CONFIRM_AFTER_S = 0.2
 """A size queried this long after QEMU took a command counts as its effect: a driver in mid-move completes the 1 MiB
 it is working on before it looks at the new target (``update_balloon_size_func`` in drivers/virtio/virtio_balloon.c)."""
 
+REREAD_SHARE = 0.15
+"""Part of the sample interval after which a reading that brought nothing new is repeated."""
+
 REPEAT_FIRST_S = 3.0
 REPEAT_MOST_S = 60.0
 """A size that stands still beside its target is asked for again: after deflate-on-oom, or when somebody else sent a
@@ -307,18 +310,22 @@ class Session:
         while True:
             try:
                 async with open_agent(guest.config.agent, timeout_s=self._timeout_s) as agent:
-                    next_s = trio.current_time()
+                    next_s, again = trio.current_time(), False
                     while True:
-                        await self._read_sample(agent)
+                        news = await self._read_sample(agent)
                         self._journal.clear_fault(name, "agent")
-                        # Monotonic schedule without drift; a late reading does not cause a burst.
-                        next_s = max(next_s + self._sample_interval_s, trio.current_time())
+                        # A reading that came just before the collector wrote is repeated once, soon: from then on
+                        # readings follow the writings closely. Else a schedule without drift, and without bursts.
+                        again = not news and not again
+                        next_s += self._sample_interval_s * (REREAD_SHARE if again else 1.0)
+                        next_s = max(next_s, trio.current_time())
                         await trio.sleep_until(next_s)
             except (UnreachableError, NonsenseError) as error:
                 self._journal.fault(name, "agent", error.message, error.hint)
                 await trio.sleep(self._sample_interval_s)
 
-    async def _read_sample(self, agent: Agent) -> None:
+    async def _read_sample(self, agent: Agent) -> bool:
+        """Read the counters file once; return False if the collector has not written since the last time."""
         guest = self.guest
         try:
             with deadline(self._timeout_s, guest.config.agent, "reading the counters file"):
@@ -326,15 +333,17 @@ class Session:
         except RefusedError as error:
             fault = SampleFault.MISSING
             self._journal.emit(SampleRejected, guest=guest.name, fault=fault, message=error.message)
-            return
+            return True
         try:
             accepted = guest.take_sample(parse(data), self._journal.now_s())
         except SampleError as error:
-            if error.fault is not SampleFault.REPEATED:
-                self._journal.emit(SampleRejected, guest=guest.name, fault=error.fault, message=error.message)
-            return
+            if error.fault is SampleFault.REPEATED:
+                return False
+            self._journal.emit(SampleRejected, guest=guest.name, fault=error.fault, message=error.message)
+            return True
         self._journal.emit(Sampled, guest=guest.name, sample=accepted.sample, delta=accepted.delta)
         self._on_change()
+        return True
 
 
 async def ask_facts(monitor: Monitor) -> Facts:
