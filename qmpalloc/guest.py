@@ -177,10 +177,12 @@ class Guest:
             self._endanger(f"danger: took {grown} back by itself (deflate-on-oom)", now_s)
         return actual_bytes != before
 
-    def follow(self) -> None:
-        """Take the actual size for the target, in a run that only observes and so has none of its own."""
-        self.target_bytes = self.desired_bytes = self.actual_bytes
+    def observed(self, actual_bytes: int) -> bool:
+        """Note the size in a run that only observes, and so has no target of its own; return whether it changed."""
+        changed = actual_bytes != self.actual_bytes
+        self.target_bytes = self.desired_bytes = self.actual_bytes = actual_bytes
         self._unconfirmed_bytes = 0
+        return changed
 
     def ordered(self, target_bytes: int) -> None:
         """Note that a ``balloon`` command is about to be sent; the old size stays charged until it is confirmed."""

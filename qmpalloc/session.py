@@ -198,10 +198,12 @@ class Session:
 
     def _take_size(self, actual_bytes: int, asked_s: float) -> None:
         guest, now_s = self.guest, self._journal.now_s()
-        changed = guest.measured(actual_bytes, now_s)
         if not self._may_command:
-            guest.follow()
-        elif changed or guest.settled:
+            if guest.observed(actual_bytes):
+                self._on_change()
+            return
+        changed = guest.measured(actual_bytes, now_s)
+        if changed or guest.settled:
             self._still_since_s = now_s
             if guest.settled:
                 self._repeat_after_s = REPEAT_FIRST_S
@@ -209,7 +211,7 @@ class Session:
             self._confirm_from_s = None
             guest.confirmed()
             changed = True
-        if self._may_command and self._should_repeat(now_s):
+        if self._should_repeat(now_s):
             self._repeat_after_s = min(self._repeat_after_s * 2, REPEAT_MOST_S)
             self._give(guest.target_bytes, "repeat")
         if changed:

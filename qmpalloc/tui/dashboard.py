@@ -182,6 +182,8 @@ class Dashboard:
             self._note(LogEntry(event.t, "fault", guest.name, f"{change} failed: {clean(event.error)}"))
         elif event.purpose == "adopt":
             self._note(LogEntry(event.t, "command", guest.name, f"adopted at {size(event.target_bytes)}"))
+        elif event.purpose == "repeat":
+            self._note(LogEntry(event.t, "command", guest.name, f"asked again for {size(event.target_bytes)}"))
 
     def _control(self, event: ControlChanged) -> None:
         self.control, self.control_t, self.control_detail = event.control, event.t, clean(event.detail)
