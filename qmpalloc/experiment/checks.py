@@ -1,0 +1,134 @@
+"""What must hold in an experiment between keys, guests and arms; refused before anything boots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from qmpalloc.config.convert import Mistakes
+from qmpalloc.errors import ConfigError
+from qmpalloc.experiment.schema import Arm, Guest, Phase, Specification
+from qmpalloc.policy import registry
+from qmpalloc.units import PAGE_BYTES, format_size
+
+Found = Iterator[tuple[str, str, str]]
+"""Key, message and hint of each mistake."""
+
+
+def check(specification: Specification, mistakes: Mistakes) -> None:
+    """Note everything in `specification` that cannot be run."""
+    for key, message, hint in _all(specification):
+        mistakes.add(key, message, hint=hint)
+
+
+def _all(spec: Specification) -> Found:
+    yield from _name("experiment.name", spec.name)
+    if spec.interval <= 0:
+        yield "experiment.interval", "must be above 0", 'for example "15s"'
+    if spec.repeats < 1:
+        yield "experiment.repeats", "must be at least 1", "3 give a confidence interval"
+    if spec.seed < 0:
+        yield "experiment.seed", "must not be negative", ""
+    if spec.disk.iops < 0:
+        yield "disk.iops", "must not be negative", 'for no limit write model = "raw"'
+    yield from _unique("guest", (guest.name for guest in spec.guests))
+    yield from _unique("arm", (arm.name for arm in spec.arms))
+    if spec.reference not in {arm.name for arm in spec.arms}:
+        yield "experiment.reference", f"no arm is called {spec.reference!r}", "all arms are compared with this one"
+    for index, guest in enumerate(spec.guests):
+        yield from _guest(f"guest[{index}]", guest, spec.disk.size)
+    floors_bytes = sum(guest.floor for guest in spec.guests)
+    if floors_bytes > spec.budget:
+        yield "experiment.budget", _above("floors", floors_bytes, spec.budget), "lower the floors or raise the budget"
+    for index, arm in enumerate(spec.arms):
+        yield from _arm(f"arm[{index}]", arm, spec)
+
+
+def _name(key: str, name: str) -> Found:
+    if not name or not all(char.isascii() and (char.isalnum() or char in "-_.") for char in name):
+        yield key, f"{name!r} is not a name", "use letters, digits, '-', '_' and '.'"
+    elif name in {".", ".."} or len(name) > 32:
+        yield key, f"{name!r} is not a name", "use at most 32 characters"
+
+
+def _unique(key: str, names: Iterable[str]) -> Found:
+    seen: dict[str, str] = {}
+    for index, name in enumerate(names):
+        where = f"{key}[{index}].name"
+        yield from _name(where, name)
+        if name in seen:
+            yield where, f"{name} is already {seen[name]}", "names tell results apart"
+        seen.setdefault(name, where)
+
+
+def _guest(key: str, guest: Guest, disk_bytes: int) -> Found:
+    if guest.floor <= 0:
+        yield f"{key}.floor", "must be above 0", "a guest without memory dies"
+    if guest.floor > guest.cap:
+        message = f"{format_size(guest.floor)} is above the cap of {format_size(guest.cap)}"
+        yield f"{key}.floor", message, "lower floor, raise cap"
+    else:
+        yield from _baseline(f"{key}.baseline", guest, guest.baseline)
+    if guest.cap > guest.memory:
+        message = f"{format_size(guest.cap)} is above the guest's memory of {format_size(guest.memory)}"
+        yield f"{key}.cap", message, "raise memory"
+    yield from _unique(f"{key}.phase", (phase.name for phase in guest.phases))
+    sizes: dict[str, int] = {}
+    for index, phase in enumerate(guest.phases):
+        where = f"{key}.phase[{index}]"
+        yield from _phase(where, phase)
+        if sizes.setdefault(phase.file_name, phase.file) != phase.file:
+            message = f"{phase.file_name} has two sizes, {format_size(sizes[phase.file_name])} and "
+            yield f"{where}.file", message + format_size(phase.file), "give one of the files another file_name"
+    if disk_bytes and guest.disk_bytes > disk_bytes:
+        largest = max(range(len(guest.phases)), key=lambda index: guest.phases[index].file)
+        message = f"the files of {guest.name} need {format_size(guest.disk_bytes)} of a disk of "
+        yield f"{key}.phase[{largest}].file", message + format_size(disk_bytes), "raise disk.size or leave it out"
+
+
+def _baseline(key: str, guest: Guest, baseline_bytes: int) -> Found:
+    if not guest.floor <= baseline_bytes <= guest.cap:
+        hint = f"choose one from {format_size(guest.floor)} to {format_size(guest.cap)}"
+        yield key, f"{format_size(baseline_bytes)} is not between floor and cap", hint
+
+
+def _phase(key: str, phase: Phase) -> Found:
+    if phase.file < PAGE_BYTES:
+        yield f"{key}.file", "must be at least a page", 'for example "2GiB"'
+    name = phase.file_name
+    if "/" in name or not name.isprintable() or name in {".", "..", "lost+found"}:
+        yield f"{key}.file_name", f"{name!r} is not a file name", "files lie directly in /data of the guest"
+    for count in ("reads", "rounds"):
+        if getattr(phase, count) < 1:
+            yield f"{key}.{count}", "must be at least 1", "a phase that reads nothing is over before it begins"
+    if phase.rate < 0:
+        yield f"{key}.rate", "must not be negative", "leave it out for no limit"
+
+
+def _arm(key: str, arm: Arm, spec: Specification) -> Found:
+    guests = {guest.name: guest for guest in spec.guests}
+    for name, size in arm.baselines.items():
+        if name in guests:
+            yield from _baseline(f"{key}.baselines.{name}", guests[name], size)
+        else:
+            yield f"{key}.baselines.{name}", "no such guest", f"known are {', '.join(guests)}"
+    total_bytes = sum(arm.baseline(guest) for guest in spec.guests)
+    if total_bytes > spec.budget:
+        hint = "lower the baselines or raise the budget"
+        yield f"{key}.baselines", _above(f"baselines of {arm.name}", total_bytes, spec.budget), hint
+    try:
+        registry.load(arm.policy, arm.settings, file=spec.file)
+    except ConfigError as error:
+        yield _moved(error, key, spec.file)
+
+
+def _moved(error: ConfigError, key: str, file: str) -> tuple[str, str, str]:
+    """Return a policy's mistake, which the registry reports at ``policy.…``, at the arm's own keys."""
+    if not error.key:  # several at once, a line each
+        return f"{key}.settings", error.message.replace(f"{file}: policy.", ""), error.hint
+    name = error.key.removeprefix("policy.")
+    message = error.message.removeprefix(f"{error.file}: {error.key}: ")
+    return f"{key}.policy" if name == "name" else f"{key}.settings.{name}", message, error.hint
+
+
+def _above(what: str, total_bytes: int, budget_bytes: int) -> str:
+    return f"the {what} add up to {format_size(total_bytes)}, the budget is {format_size(budget_bytes)}"

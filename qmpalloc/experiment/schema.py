@@ -1,0 +1,176 @@
+"""An experiment: guests, loads, arms and disk. Sizes in bytes, durations in seconds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from qmpalloc.config import DISK_OVERHEAD_BYTES, Duration, Size
+from qmpalloc.config.schema import DISK_OVERHEAD_FACTOR
+from qmpalloc.experiment.access import Access
+from qmpalloc.units import PAGE_BYTES
+
+DISK_RATIOS = {"ssd": 50.0, "hdd": 5000.0}
+"""Service time of a miss over that of a hit: about 80 µs (SATA SSD) or 8 ms (7200 rpm) over about 1.6 µs."""
+
+
+class Disk(Struct, frozen=True, kw_only=True):
+    """``[disk]``: the service of every guest's data disk, so that a miss costs what it would on hardware.
+
+    Attributes:
+        model: ``raw``: not throttled. ``ssd``, ``hdd``: throttled so that a miss takes `DISK_RATIOS` times a hit.
+        iops: Explicit operations per second instead of a model; 0 is none given.
+        size: Of each guest's data disk; 0 is as large as its files need.
+    """
+
+    model: Literal["raw", "ssd", "hdd"] = "ssd"
+    iops: int = 0
+    size: Size = Size(0)
+
+    def throttle_iops(self, hit_s: float) -> int:
+        """Return the limit in operations per second on a machine where a cached read takes `hit_s`; 0 is no limit."""
+        if self.iops or self.model == "raw":
+            return self.iops
+        return max(1, round(1 / (DISK_RATIOS[self.model] * hit_s)))
+
+
+class PhaseKeys(Struct, frozen=True, kw_only=True):
+    """What a phase has besides its access distribution.
+
+    Attributes:
+        name: Unique in its guest; by default ``phase1``, ``phase2``, …
+        file: Size of the file it reads.
+        file_name: Phases of a guest with one name read one file; by default files of one size are one file.
+        reads: Reads of one page per round.
+        rounds: How many rounds.
+        rate: Reads per second started whether or not earlier ones are done (open loop); 0 is as fast as it goes.
+    """
+
+    name: str = ""
+    file: Size
+    file_name: str = ""
+    reads: int
+    rounds: int
+    rate: float = 0.0
+
+
+class Phase(PhaseKeys, frozen=True, kw_only=True):
+    """``[[guest.phase]]``: a guest's load for a number of rounds.
+
+    Attributes:
+        access: Which pages are read.
+    """
+
+    access: Access
+
+    @property
+    def pages(self) -> int:
+        """Pages of the file."""
+        return self.file // PAGE_BYTES
+
+    @property
+    def total_reads(self) -> int:
+        """Reads of the whole phase."""
+        return self.reads * self.rounds
+
+
+class GuestKeys(Struct, frozen=True, kw_only=True):
+    """What a guest has besides its load.
+
+    Attributes:
+        name: Letters, digits, ``-``, ``_`` and ``.``.
+        memory: RAM of the guest; the cap cannot exceed it.
+        floor: The least it may be set to.
+        cap: The most.
+        baseline: Its size at the start of an arm, and all through one with the policy ``static``.
+        suite: Debian suite of the reference image.
+    """
+
+    name: str
+    memory: Size
+    floor: Size
+    cap: Size
+    baseline: Size
+    suite: Literal["trixie", "bookworm"] = "trixie"
+
+
+class Guest(GuestKeys, frozen=True, kw_only=True):
+    """``[[guest]]``: one guest with its load.
+
+    Attributes:
+        phases: Run one after the other.
+    """
+
+    phases: tuple[Phase, ...]
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Name to bytes of every file on its data disk."""
+        return {phase.file_name: phase.file for phase in self.phases}
+
+    @property
+    def disk_bytes(self) -> int:
+        """What its files need on the data disk, with the file system's own."""
+        return round(sum(self.files.values()) * DISK_OVERHEAD_FACTOR) + DISK_OVERHEAD_BYTES
+
+
+class Arm(Struct, frozen=True, kw_only=True):
+    """``[[arm]]``: one of the things compared.
+
+    Attributes:
+        name: Letters, digits, ``-``, ``_`` and ``.``.
+        policy: Name of a policy, or ``module:attribute``.
+        settings: Of the policy, as written.
+        baselines: Guest to size, where this arm's differ from the guests' own: another split.
+    """
+
+    name: str
+    policy: str
+    settings: dict[str, Any] = {}
+    baselines: dict[str, Size] = {}
+
+    def baseline(self, guest: GuestKeys) -> int:
+        """Return the baseline of `guest` in this arm, bytes."""
+        return self.baselines.get(guest.name, guest.baseline)
+
+
+class Frame(Struct, frozen=True, kw_only=True):
+    """``[experiment]``.
+
+    Attributes:
+        name: Letters, digits, ``-``, ``_`` and ``.``.
+        budget: Bytes all guests share.
+        interval: Time between decisions; one trial.
+        warm_up: Before the first trial: ``read`` each guest's first file once, in order and in large requests, or
+            ``none``: begin with a cold cache.
+        repeats: How often every arm is run.
+        seed: Of the references and of the order of arms.
+        reference: The arm all others are compared with.
+    """
+
+    name: str
+    budget: Size
+    interval: Duration = Duration(15.0)
+    warm_up: Literal["read", "none"] = "read"
+    repeats: int = 3
+    seed: int = 1
+    reference: str = "static"
+
+
+class Specification(Frame, frozen=True, kw_only=True):
+    """A whole experiment, validated.
+
+    Attributes:
+        file: Where it came from, absolute.
+        disk: ``[disk]``.
+        guests: At least one.
+        arms: At least one.
+        scale: What sizes were multiplied by since they were read, as ``"1"`` or ``"1/4"``.
+    """
+
+    file: str
+    disk: Disk
+    guests: tuple[Guest, ...]
+    arms: tuple[Arm, ...]
+    scale: str = "1"

@@ -1,0 +1,187 @@
+"""What the results say: ratios to the reference arm with a confidence interval, and a sentence.
+
+A ratio is taken within each repeat, since both arms of a repeat saw the same references on the same machine within
+minutes; ratios are averaged as logarithms, so that a over b and b over a agree (P. Fleming, J. Wallace: How not to
+lie with statistics, CACM 29(3), 1986). The interval is Student's t on the log ratios. A bootstrap was not chosen: with
+the three to five repeats that such experiments have, it has few distinct resamples, never reaches beyond the extremes
+seen, and its intervals are too narrow (T. Hesterberg: What teachers should know about the bootstrap, The American
+Statistician 69(4), 2015). The t interval assumes that log ratios are about normally distributed. One repeat has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+
+class ArmResult(Struct, frozen=True, kw_only=True):
+    """What came out of one run of one arm.
+
+    Attributes:
+        arm: Its name.
+        repeat: From 1.
+        hits: Page-cache hits of all guests together, by trial.
+        finished: Guest to the trial, counted from 1, in which each of its phases ended; None: it did not.
+        seconds: From the first read to the end of the last phase; None when a phase did not end.
+        failed: Why the run does not count; empty when it does.
+    """
+
+    arm: str
+    repeat: int
+    hits: tuple[int, ...]
+    finished: dict[str, tuple[int | None, ...]]
+    seconds: float | None
+    failed: str = ""
+
+    @property
+    def trials_to_finish(self) -> int | None:
+        """The trial in which the last phase of all guests ended; None when one did not."""
+        ends = [trial for phases in self.finished.values() for trial in phases]
+        known = [trial for trial in ends if trial is not None]
+        return max(known) if known and len(known) == len(ends) else None
+
+
+class Ratio(Struct, frozen=True, kw_only=True):
+    """A ratio to the reference arm: the geometric mean of `n` repeats.
+
+    Attributes:
+        value: Below 1 when the arm has less.
+        low: Lower end of the interval; None when one repeat gives none.
+        high: Upper end.
+        n: Repeats.
+        confidence: Of the interval.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    confidence: float
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.2f} (n = {self.n}: no interval)"
+        return f"{self.value:.2f} ({self.confidence * 100:g} % CI {self.low:.2f} to {self.high:.2f}, n = {self.n})"
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """An arm beside the reference arm, over the repeats in which both ran.
+
+    Attributes:
+        arm: Its name.
+        reference: Name of the arm it is compared with.
+        time: Ratio of seconds to finish all phases; None when no repeat has both.
+        trials: Ratio of trials to finish all phases; None when no repeat has both.
+        hits: Ratio of hits in all; None when no repeat has both, or one had no hit.
+        more_hits: By repeat: in how many trials the arm had more hits, and how many were compared.
+        repeats: In how many repeats both arms ran.
+        finished: In how many of them both finished all phases.
+    """
+
+    arm: str
+    reference: str
+    time: Ratio | None
+    trials: Ratio | None
+    hits: Ratio | None
+    more_hits: tuple[tuple[int, int], ...]
+    repeats: int
+    finished: int
+
+
+def ratio(pairs: Sequence[tuple[float, float]], *, confidence: float = 0.95) -> Ratio:
+    """Return the ratio of the first of each pair to the second, over all pairs.
+
+    Raises:
+        ValueError: There is no pair, or a value is not above 0.
+    """
+    if not pairs or any(not value > 0 for pair in pairs for value in pair):
+        raise ValueError("a ratio needs at least one pair of values above 0")
+    logs = [math.log(ours / theirs) for ours, theirs in pairs]
+    n = len(logs)
+    mean = math.fsum(logs) / n
+    if n == 1:
+        return Ratio(value=math.exp(mean), low=None, high=None, n=1, confidence=confidence)
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in logs) / (n - 1) / n)
+    reach = t_quantile((1 + confidence) / 2, n - 1) * error
+    low, high = math.exp(mean - reach), math.exp(min(mean + reach, 700))
+    return Ratio(value=math.exp(mean), low=low, high=high, n=n, confidence=confidence)
+
+
+def more_hits(ours: ArmResult, theirs: ArmResult) -> tuple[int, int]:
+    """Return in how many trials the first had more hits, and the trials compared: up to the end of the shorter run."""
+    pairs = list(zip(ours.hits, theirs.hits, strict=False))
+    return sum(mine > other for mine, other in pairs), len(pairs)
+
+
+def compare(
+    results: Iterable[ArmResult], arm: str, *, reference: str = "static", confidence: float = 0.95
+) -> Comparison:
+    """Return how `arm` did beside `reference`; failed runs are left out with the partner of their repeat."""
+    by_run = {(result.arm, result.repeat): result for result in results if not result.failed}
+    repeats = sorted(repeat for name, repeat in by_run if name == arm and (reference, repeat) in by_run)
+    pairs = [(by_run[arm, repeat], by_run[reference, repeat]) for repeat in repeats]
+    seconds = [
+        (ours.seconds, theirs.seconds)
+        for ours, theirs in pairs
+        if ours.seconds is not None and theirs.seconds is not None
+    ]
+    done = [(ours, theirs) for ours, theirs in pairs if ours.trials_to_finish and theirs.trials_to_finish]
+    trials = [(float(ours.trials_to_finish or 0), float(theirs.trials_to_finish or 0)) for ours, theirs in done]
+    hits = [(float(sum(ours.hits)), float(sum(theirs.hits))) for ours, theirs in done]
+    return Comparison(
+        arm=arm,
+        reference=reference,
+        time=ratio(seconds, confidence=confidence) if seconds else None,
+        trials=ratio(trials, confidence=confidence) if trials else None,
+        hits=ratio(hits, confidence=confidence) if hits and all(min(pair) > 0 for pair in hits) else None,
+        more_hits=tuple(more_hits(ours, theirs) for ours, theirs in pairs),
+        repeats=len(pairs),
+        finished=len(seconds),
+    )
+
+
+def verdict(comparison: Comparison) -> str:
+    """Return one plain sentence on the time an arm needed, whatever came out."""
+    arm, reference, time = comparison.arm, comparison.reference, comparison.time
+    if not comparison.repeats:
+        return f"{arm} cannot be compared: no repeat has a result of both {arm} and {reference}."
+    if time is None:
+        return f"{arm} cannot be compared: in none of {comparison.repeats} repeats did it and {reference} both finish."
+    missing = comparison.repeats - comparison.finished
+    without = f"; {missing} of {comparison.repeats} repeats did not finish and are left out" if missing else ""
+    said = f"{arm} finished in {time.value:.2f} of the {reference} time"
+    if time.low is None or time.high is None:
+        return f"{said}, n = 1, which gives no confidence interval: nothing is decided{without}."
+    said += f", {time.confidence * 100:g} % CI {time.low:.2f} to {time.high:.2f}, n = {time.n}"
+    if time.high < 1:
+        return f"{said}: faster{without}."
+    if time.low > 1:
+        return f"{said}: slower{without}."
+    return f"{said}: undecided, the interval holds both faster and slower{without}."
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """Return the `probability` quantile, from 0.5 to below 1, of Student's t with whole `degrees` of freedom."""
+    low, high = 0.0, 1.0
+    while _t_within(high, degrees) < 2 * probability - 1:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_within(middle, degrees) < 2 * probability - 1 else (low, middle)
+    return (low + high) / 2
+
+
+def _t_within(t: float, degrees: int) -> float:
+    """Return P(-t < T < t); M. Abramowitz, I. Stegun: Handbook of Mathematical Functions, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    odd = degrees % 2
+    term = total = cosine if odd else 1.0
+    for k in range(2 + odd, degrees - 1, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    if not odd:
+        return sine * total
+    return 2 / math.pi * (angle + (sine * total if degrees > 1 else 0.0))

@@ -1,0 +1,62 @@
+"""The order of the runs: complete, shuffled by the seed, and resumable at any point."""
+
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpalloc import experiment
+from qmpalloc.errors import ConfigError
+from qmpalloc.experiment.plan import ArmRun, planned, remaining
+
+SPEC = experiment.load(Path(__file__).parents[2] / "examples" / "paper-x1.toml")
+
+
+def with_(**changes):
+    return msgspec.structs.replace(SPEC, **changes)
+
+
+@given(st.integers(0, 2**64), st.integers(1, 8))
+def test_every_repeat_has_every_arm_once_and_ends_before_the_next(seed, repeats):
+    plan = planned(with_(seed=seed, repeats=repeats))
+    assert Counter(plan) == Counter(ArmRun(n, arm.name) for n in range(1, repeats + 1) for arm in SPEC.arms)
+    assert [run.repeat for run in plan] == sorted(run.repeat for run in plan)
+    assert plan == planned(with_(seed=seed, repeats=repeats))
+
+
+def test_the_seed_shuffles_each_repeat_of_its_own():
+    plan = planned(with_(repeats=600))
+    orders = Counter(tuple(run.arm for run in plan[at : at + 3]) for at in range(0, len(plan), 3))
+    assert len(orders) == 6
+    assert min(orders.values()) > 60
+
+
+def test_more_repeats_or_fewer_arms_leave_the_rest_as_it_was():
+    plan = planned(SPEC)
+    assert planned(with_(repeats=5))[: len(plan)] == plan
+    assert planned(with_(arms=SPEC.arms[::-1])) == plan
+    assert planned(SPEC, arms=["static", "literal"]) == tuple(run for run in plan if run.arm != "dead-band")
+
+
+@given(st.sets(st.sampled_from(planned(SPEC))))
+def test_what_remains_is_the_rest_in_the_order_planned(finished):
+    plan = planned(SPEC)
+    rest = remaining(plan, finished)
+    assert set(rest) | finished == set(plan)
+    assert not set(rest) & finished
+    assert list(rest) == sorted(rest, key=plan.index)
+
+
+def test_finished_runs_can_be_kept_as_json():
+    plan = planned(SPEC)
+    kept = msgspec.json.decode(msgspec.json.encode(plan[:2]), type=tuple[ArmRun, ...])
+    assert remaining(plan, kept) == plan[2:]
+    assert plan[0].name == f"repeat1-{plan[0].arm}"
+
+
+def test_an_unknown_arm_is_refused():
+    with pytest.raises(ConfigError, match="no arm is called 'fixed'"):
+        planned(SPEC, arms=["fixed"])
