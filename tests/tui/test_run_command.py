@@ -1,6 +1,7 @@
 """``qmpalloc run`` on a real pseudo-terminal with simulated guests: keys, signals, exit codes, what it leaves."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -72,7 +73,8 @@ def directory(tmp_path):
 )
 def test_however_it_ends_guests_are_back_and_the_record_is_whole(directory, end, code):
     command = ["-m", "qmpalloc", "run", "lab.toml", "--out", "out"]
-    child = pexpect.spawn(sys.executable, command, cwd=str(directory), dimensions=(24, 80), timeout=20)
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    child = pexpect.spawn(sys.executable, command, cwd=str(directory), env=environment, dimensions=(24, 80), timeout=30)
     child.expect("RUNNING")
     record = directory / "out" / "record.jsonl"
     while record.read_bytes().count(b'"type":"decision"') < 2:
