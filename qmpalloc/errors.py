@@ -45,6 +45,7 @@ class ConfigError(QmpallocError):
     Attributes:
         file: The file, or ``""`` for the command line.
         key: Dotted path of the key, for example ``guest[1].floor``; ``""`` when the whole file is meant.
+        reason: The message without file and key.
     """
 
     def __init__(self, message: str, *, file: str = "", key: str = "", hint: str = "") -> None:
@@ -52,6 +53,7 @@ class ConfigError(QmpallocError):
         super().__init__(f"{where}: {message}" if where else message, hint=hint)
         self.file = file
         self.key = key
+        self.reason = message
 
 
 class HostError(QmpallocError):

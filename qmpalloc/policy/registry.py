@@ -63,7 +63,7 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
         try:
             found = found(*arguments)
         except ConfigError as error:
-            raise ConfigError(error.message, file=file, key=f"policy.{error.key}", hint=error.hint) from error
+            raise ConfigError(error.reason, file=file, key=f"policy.{error.key}", hint=error.hint) from error
         except Exception as error:  # it is the user's code
             raise ConfigError(f"{target} cannot be made: {_told(error)}", file=file, key="policy.name") from error
     if isinstance(found, Policy):

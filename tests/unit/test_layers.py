@@ -21,7 +21,18 @@ LAYERS = [
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-PURE = ["policy", "curves", "ledger.py", "limits.py", "danger.py", "sample.py", "model.py", "guest.py", "units.py"]
+PURE = [
+    "experiment",
+    "policy",
+    "curves",
+    "ledger.py",
+    "limits.py",
+    "danger.py",
+    "sample.py",
+    "model.py",
+    "guest.py",
+    "units.py",
+]
 ROOT = Path(qmpalloc.__file__).parent
 
 
