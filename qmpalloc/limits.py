@@ -137,8 +137,8 @@ def _fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Gues
 
     def above_baseline(index: int) -> int:
         kept = max(guests[index].baseline_bytes, guests[index].floor_bytes)
-        controllable = guests[index].state not in UNCONTROLLED
-        return decisions[index].target_bytes - kept if controllable else 0
+        gives = guests[index].state not in UNCONTROLLED and decisions[index].limiter is not Limiter.DANGER
+        return decisions[index].target_bytes - kept if gives else 0
 
     stages = (
         (wished_growth, "less: the budget is used up"),

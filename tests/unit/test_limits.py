@@ -77,6 +77,12 @@ def test_danger_is_paid_by_those_above_their_baseline():
     assert result == [(1000, Limiter.DANGER), (2000, Limiter.BUDGET)]
 
 
+def test_a_guest_in_danger_pays_for_no_other():
+    guests = [guest("a", 1500), guest("b", 900), guest("c", 1100)]
+    result = limited(guests, [1500, 900, 1100], budget=3500, dangers={"a": "OOM", "b": "OOM"})
+    assert [size for size, _ in result] == [1500, 1000, 1000]
+
+
 def test_a_hung_guest_stays_charged():
     hung = guest("a", 1000, actual=1500, state=GuestState.HUNG)
     assert limited([hung, guest("b")], [1000, 2000], budget=3000)[1] == (1500, Limiter.BUDGET)
