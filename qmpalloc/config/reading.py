@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import msgspec
 from qmpalloc.config.checks import check
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.config.schema import Config, ControlConfig, GuestConfig, HostConfig, default_run_dir
-from qmpalloc.errors import ConfigError
+from qmpalloc.config.toml import read_tables, read_text
 
 
 def load(path: str | os.PathLike[str]) -> Config:
@@ -22,16 +21,8 @@ def load(path: str | os.PathLike[str]) -> Config:
     Raises:
         ConfigError: With file, dotted key and hint. Several mistakes are reported together, one per line.
     """
-    file = Path(path).absolute()
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError("no such file", file=str(path), hint="see examples/ for a configuration") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("not a text file", file=str(path), hint="a configuration is a TOML file") from error
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
-    return parse(text, file=file)
+    text = read_text(path, example="see examples/ for a configuration")
+    return parse(text, file=Path(path).absolute())
 
 
 def parse(text: str, *, file: Path) -> Config:
@@ -40,11 +31,7 @@ def parse(text: str, *, file: Path) -> Config:
     Raises:
         ConfigError: As `load`.
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        hint = "a guest is a table [[guest]], with two brackets" if "guest" in str(error) else ""
-        raise ConfigError(f"not valid TOML: {error}", file=str(file), hint=hint) from error
+    data = read_tables(text, file=file, brackets="a guest is a table with two brackets: [[guest]]")
     mistakes = Mistakes(str(file))
     for key in data.keys() - {"host", "control", "policy", "guest"}:
         mistakes.add(key, "unknown table", hint="known are [host], [control], [policy] and [[guest]]")

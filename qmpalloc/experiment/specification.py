@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from qmpalloc.config.convert import Mistakes
-from qmpalloc.errors import ConfigError
+from qmpalloc.config.toml import read_tables, read_text
 from qmpalloc.experiment import access
 from qmpalloc.experiment.checks import check
 from qmpalloc.experiment.schema import Arm, Disk, Frame, Guest, GuestKeys, Phase, PhaseKeys, Specification
@@ -44,16 +43,8 @@ def load(path: str | os.PathLike[str]) -> Specification:
     Raises:
         ConfigError: With file, dotted key and hint. Several mistakes are reported together, one per line.
     """
-    file = Path(path).absolute()
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError("no such file", file=str(path), hint="see examples/ for an experiment") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("not a text file", file=str(path), hint="a specification is a TOML file") from error
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
-    return parse(text, file=file)
+    text = read_text(path, example="see examples/ for an experiment")
+    return parse(text, file=Path(path).absolute())
 
 
 def parse(text: str, *, file: Path) -> Specification:
@@ -62,11 +53,8 @@ def parse(text: str, *, file: Path) -> Specification:
     Raises:
         ConfigError: As `load`.
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        hint = "guests, phases and arms are tables with two brackets: [[guest]], [[guest.phase]], [[arm]]"
-        raise ConfigError(f"not valid TOML: {error}", file=str(file), hint=hint) from error
+    brackets = "guests, phases and arms are tables with two brackets: [[guest]], [[guest.phase]], [[arm]]"
+    data = read_tables(text, file=file, brackets=brackets)
     mistakes = Mistakes(str(file))
     for key in sorted(data.keys() - {"experiment", "disk", "guest", "arm"}):
         mistakes.add(key, "unknown table", hint="known are [experiment], [disk], [[guest]] and [[arm]]")

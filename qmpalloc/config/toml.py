@@ -1,0 +1,38 @@
+"""TOML files, with what is wrong with the file itself told in our words."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from qmpalloc.errors import ConfigError
+
+
+def read_text(path: str | os.PathLike[str], *, example: str) -> str:
+    """Return the text of a file that a person wrote; `example` says where to see one.
+
+    Raises:
+        ConfigError: There is none, or it cannot be read as text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError("no such file", file=str(path), hint=example) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("not a text file", file=str(path), hint="it should be a TOML file") from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+
+
+def read_tables(text: str, *, file: Path, brackets: str) -> dict[str, Any]:
+    """Return the tables of a TOML text; `brackets` explains which tables have two brackets.
+
+    Raises:
+        ConfigError: It is not TOML.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}", file=str(file), hint=brackets) from error
