@@ -18,6 +18,7 @@ LAYERS = [
     {"controller", "handle"},
     {"record", "summary"},
     {"testing", "experiment", "tui", "doctor"},
+    {"lab"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -1,0 +1,227 @@
+"""The directory of an experiment, and how what is in it is written and read.
+
+::
+
+    DIR/
+      experiment.toml            the file as it was given
+      manifest.json              scale, repeats, arms, versions, host, footprints     (Manifest)
+      disk.json                  the throttle, measured once                          (DiskCalibration)
+      runs/repeat1-static/
+        record.jsonl             the controller's record
+        readings.jsonl           each guest at the end of each trial                  (Reading)
+        load-g1.json             what the generator of g1 reports in the end          (LoadProgress)
+        outcome.json             written last                                         (Outcome)
+      trials.csv summary.json report.md report.html figures/       made from the above, again at any time
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Collection
+from fractions import Fraction
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from qmpalloc.errors import ConfigError, HostError
+from qmpalloc.experiment.plan import ArmRun
+from qmpalloc.experiment.records import FORMAT, DiskCalibration, LoadProgress, Manifest, Outcome, Reading
+from qmpalloc.experiment.scaling import scale
+from qmpalloc.experiment.schema import Specification
+from qmpalloc.experiment.specification import parse
+
+T = TypeVar("T")
+RUN_NAME = re.compile(r"repeat([1-9][0-9]*)-([A-Za-z0-9._-]+)\Z")
+SET_ASIDE = ".set-aside"
+
+
+class RunDirectory:
+    """The directory of one run of one arm."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def record(self) -> Path:
+        """The controller's record."""
+        return self.path / "record.jsonl"
+
+    @property
+    def readings_file(self) -> Path:
+        """Lines of `Reading`."""
+        return self.path / "readings.jsonl"
+
+    def begin(self) -> None:
+        """Make the directory; what an interrupted or failed run left there is kept beside it under another name."""
+        if self.path.exists():
+            number = 1
+            while (aside := self.path.with_name(f"{self.path.name}{SET_ASIDE}{number}")).exists():
+                number += 1
+            self.path.rename(aside)
+        self.path.mkdir(parents=True)
+
+    def append_readings(self, readings: list[Reading]) -> None:
+        """Append the guests' readings of one trial."""
+        with self.readings_file.open("ab") as file:
+            file.write(b"".join(msgspec.json.encode(reading) + b"\n" for reading in readings))
+
+    def readings(self) -> list[Reading]:
+        """Return all readings in order; a cut-off last line is left out.
+
+        Raises:
+            ConfigError: The file cannot be read or holds something else.
+        """
+        try:
+            lines = self.readings_file.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        return [_decoded(line, Reading, self.readings_file) for line in lines[:-1]]
+
+    def write_load(self, guest: str, progress: LoadProgress) -> None:
+        """Keep what a guest's generator reports."""
+        write_json(self.path / f"load-{guest}.json", progress)
+
+    def load(self, guest: str) -> LoadProgress | None:
+        """Return what a guest's generator reported in the end; None when the run came not so far."""
+        return _read_json(self.path / f"load-{guest}.json", LoadProgress)
+
+    def write_outcome(self, outcome: Outcome) -> None:
+        """Close the run."""
+        write_json(self.path / "outcome.json", outcome)
+
+    def outcome(self) -> Outcome | None:
+        """Return how the run ended; None when it was interrupted or goes on."""
+        return _read_json(self.path / "outcome.json", Outcome)
+
+
+class ExperimentDirectory:
+    """The directory of an experiment. Make one with `create` or `open_existing`.
+
+    Attributes:
+        path: Of the directory.
+        specification: Scaled, with the repeats asked for; which of its arms are run, the manifest says.
+        manifest: What is run where.
+    """
+
+    def __init__(self, path: Path, specification: Specification, manifest: Manifest) -> None:
+        self.path = path
+        self.specification = specification
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, path: Path, specification: Specification, manifest: Manifest, text: str) -> ExperimentDirectory:
+        """Begin an experiment in a new or empty directory.
+
+        Raises:
+            ConfigError: There is something in it, or it cannot be made.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                hint = f"qmpalloc experiment resume {path}, or name another directory with --out"
+                raise ConfigError("is not empty", file=str(path), hint=hint)
+            (path / "experiment.toml").write_text(text, encoding="utf-8")
+            write_json(path / "manifest.json", manifest)
+        except OSError as error:
+            raise ConfigError(f"cannot be made: {error.strerror}", file=str(path)) from error
+        return cls(path, specification, manifest)
+
+    @classmethod
+    def open_existing(cls, path: Path) -> ExperimentDirectory:
+        """Return the experiment that was begun in a directory.
+
+        Raises:
+            ConfigError: There is none, or it is of another version.
+        """
+        manifest = _read_json(path / "manifest.json", Manifest)
+        if manifest is None:
+            raise ConfigError("holds no experiment", file=str(path), hint="it has no manifest.json; give its --out")
+        try:
+            text = (path / "experiment.toml").read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", file=str(path / "experiment.toml")) from error
+        specification = scale(parse(text, file=Path(manifest.file)), Fraction(manifest.scale))
+        specification = chosen(specification, repeats=manifest.repeats, arms=manifest.arms)
+        return cls(path, specification, manifest)
+
+    def run(self, run: ArmRun) -> RunDirectory:
+        """Return the directory of a run, which may not exist yet."""
+        return RunDirectory(self.path / "runs" / run.name)
+
+    def outcomes(self) -> dict[ArmRun, Outcome]:
+        """Return how the runs ended that have ended, in order."""
+        found = {}
+        for path in self.path.glob("runs/*/outcome.json"):
+            match = RUN_NAME.match(path.parent.name)
+            if match and SET_ASIDE not in path.parent.name and (outcome := RunDirectory(path.parent).outcome()):
+                found[ArmRun(int(match[1]), match[2])] = outcome
+        return dict(sorted(found.items()))
+
+    def write_disk(self, calibration: DiskCalibration) -> None:
+        """Keep the throttle of this experiment."""
+        write_json(self.path / "disk.json", calibration)
+
+    def disk(self) -> DiskCalibration | None:
+        """Return the throttle of this experiment; None before it was measured."""
+        return _read_json(self.path / "disk.json", DiskCalibration)
+
+    def free_bytes(self) -> int:
+        """Return the room on its file system."""
+        return shutil.disk_usage(self.path).free
+
+
+def chosen(specification: Specification, *, repeats: int, arms: Collection[str] = ()) -> Specification:
+    """Return `specification` with so many repeats, once it is certain that the named arms make an experiment.
+
+    All arms stay in it: the order of runs must not depend on which of them are run (see `planned`).
+
+    Raises:
+        ConfigError: No arm has such a name, the reference arm is missing, or `repeats` is below 1.
+    """
+    file = specification.file
+    known = [arm.name for arm in specification.arms]
+    for name in arms:
+        if name not in known:
+            raise ConfigError(f"no arm is called {name!r}", file=file, key="arm", hint=f"known are {', '.join(known)}")
+    if repeats < 1:
+        raise ConfigError("must be at least 1", file=file, key="experiment.repeats", hint="3 give an interval")
+    if arms and specification.reference not in arms:
+        hint = f"add {specification.reference} to the arms, or change experiment.reference"
+        message = f"the reference arm {specification.reference!r} is left out"
+        raise ConfigError(message, file=file, key="experiment.reference", hint=hint)
+    return msgspec.structs.replace(specification, repeats=repeats)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a file as indented JSON, whole or not at all.
+
+    Raises:
+        HostError: It cannot be written.
+    """
+    scratch = path.with_name(f".{path.name}")
+    try:
+        scratch.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        os.replace(scratch, path)  # noqa: PTH105 - the atomic rename, by its name
+    except OSError as error:
+        raise HostError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _read_json(path: Path, kind: type[T]) -> T | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    return _decoded(data, kind, path)
+
+
+def _decoded(data: bytes, kind: type[T], path: Path) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        hint = f"it is not of the format {FORMAT} 1, or was changed by hand"
+        raise ConfigError(f"cannot be used: {error}", file=str(path), hint=hint) from error
