@@ -19,6 +19,7 @@ from qmpalloc.qmp.agent_types import (
     Handle,
     InfoReply,
     ReadReply,
+    WriteReply,
     decode_base64,
 )
 from qmpalloc.qmp.connect import connect
@@ -30,6 +31,9 @@ CLOSE_FILE_LIMIT_S = 1.0
 
 READ_CHUNK_BYTES = 512 * 1024
 """Largest single read; in base64 it stays below the limit of a line."""
+
+WRITE_CHUNK_BYTES = 256 * 1024
+"""Largest single write."""
 
 EXEC_POLL_FIRST_S = 0.02
 EXEC_POLL_MAX_S = 0.5
@@ -121,8 +125,38 @@ class Agent:
         try:
             return await self._read_all(handle, max_bytes)
         finally:
-            self._channel.late_handles.append(handle)
-            await self.close_leftovers()
+            await self._close_late(handle)
+
+    async def write_file(self, path: str, data: bytes) -> None:
+        """Make a file in the guest, or replace the content of one that is there; not atomic.
+
+        Cancelling leaves a part of `data` in it; the file is closed as in `read_file`.
+
+        Args:
+            path: Absolute, in the guest.
+            data: All of the new content.
+
+        Raises:
+            RefusedError: No such directory, no permission, no room, or the agent may not write files.
+            DisconnectedError: The connection ended.
+            NonsenseError: The agent contradicts itself.
+        """
+        handle = convert(
+            await self.execute("guest-file-open", {"path": path, "mode": "w"}),
+            Handle,
+            f"{self.address}: the reply to guest-file-open",
+        )
+        try:
+            await self._write_all(handle, data)
+            # Closing flushes, and so is where a full file system may be noticed: its error is the caller's.
+            await self.execute("guest-file-close", {"handle": handle})
+        except RefusedError as error:
+            if error.command != "guest-file-close":  # else it is gone, and must not be closed a second time
+                await self._close_late(handle)
+            raise
+        except BaseException:
+            await self._close_late(handle)
+            raise
 
     async def start(self, argv: Sequence[str]) -> int:
         """Start a program in the guest, not waiting for it, its output thrown away. Return its process id there.
@@ -181,6 +215,10 @@ class Agent:
             with trio.move_on_after(CLOSE_FILE_LIMIT_S, shield=True):
                 await self._close_handles()
 
+    async def _close_late(self, handle: int) -> None:
+        self._channel.late_handles.append(handle)
+        await self.close_leftovers()
+
     async def _close_handles(self) -> None:
         with suppress(QmpallocError):  # the data, or the error of reading it, matters more to the caller
             async with self._lock:
@@ -200,6 +238,16 @@ class Agent:
             if not chunk:
                 raise NonsenseError(f"{self.address}: the agent reads nothing and yet no end of the file")
         return bytes(data)
+
+    async def _write_all(self, handle: int, data: bytes) -> None:
+        start = 0
+        while start < len(data):
+            chunk = data[start : start + WRITE_CHUNK_BYTES]
+            arguments = {"handle": handle, "buf-b64": base64.b64encode(chunk).decode("ascii")}
+            written = (await self._typed("guest-file-write", arguments, WriteReply)).count
+            if not 0 < written <= len(chunk):
+                raise NonsenseError(f"{self.address}: the agent lies about the length of what it wrote")
+            start += written
 
 
 @asynccontextmanager

@@ -73,6 +73,12 @@ class ReadReply(Struct, frozen=True, kw_only=True, rename={"buf_b64": "buf-b64"}
     eof: bool
 
 
+class WriteReply(Struct, frozen=True, kw_only=True):
+    """``guest-file-write``."""
+
+    count: Count
+
+
 class ExecReply(Struct, frozen=True, kw_only=True):
     """``guest-exec``."""
 

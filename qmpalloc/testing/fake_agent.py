@@ -26,14 +26,15 @@ FIRST_HANDLE = 1000
 
 FileContent = bytes | Callable[[], bytes]
 Program = Callable[[list[str], bytes], ExecResult]
-Lie = Literal["count", "more", "base64", "endless"]
+Lie = Literal["count", "more", "base64", "endless", "nothing"]
 
 
 class FakeAgent:
     """A guest agent with files that exist only here. Its state outlives the clients, open files included.
 
     Args:
-        files: Path to content, or to a function that makes the content whenever the file is opened.
+        files: Path to content, or to a function that makes the content whenever the file is opened; such a file cannot
+            be written to. Files that are written appear here.
         running: False is a guest that still boots: it reads nothing until `start`, and then all that was sent.
         program: Runs what ``guest-exec`` is asked to; without it that command is disabled.
         echo_ids: False is an agent older than QEMU 3.0, which sends no ids back.
@@ -41,10 +42,12 @@ class FakeAgent:
     Attributes:
         faults: What goes wrong.
         lie: How ``guest-file-read`` lies: a wrong ``count``, ``more`` bytes than asked for, data that is not
-            ``base64``, or an ``endless`` file that delivers nothing. None is the truth.
+            ``base64``, or an ``endless`` file that delivers nothing; and ``guest-file-write``: a wrong ``count``, or
+            ``nothing`` written without an error. None is the truth.
         requests: Every command received, with its arguments, in order.
         handles: Files open now, by handle.
         program_s: How long a program runs.
+        write_max_bytes: The most one ``guest-file-write`` takes; what is beyond has to be written again.
     """
 
     def __init__(
@@ -62,10 +65,12 @@ class FakeAgent:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.handles: dict[int, bytes] = {}
         self.program_s = 0.0
+        self.write_max_bytes: int | None = None
         self._program = program
         self._echo_ids = echo_ids
         self._version = version
         self._positions: dict[int, int] = {}
+        self._written: dict[int, str] = {}
         self._next_handle = FIRST_HANDLE
         self._programs: dict[int, tuple[float, ExecResult, bool]] = {}
         self._one_client = trio.Lock()
@@ -81,6 +86,7 @@ class FakeAgent:
         """Kill the agent, or reboot its guest: open files are gone, what is sent from now on waits for `start`."""
         self._running = trio.Event()
         self.handles.clear()
+        self._written.clear()
 
     async def serve_path(self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen on a Unix socket and serve one client after the other, until cancelled."""
@@ -129,6 +135,7 @@ class FakeAgent:
             "guest-info": self._info,
             "guest-file-open": self._open,
             "guest-file-read": self._read,
+            "guest-file-write": self._write,
             "guest-file-close": self._close,
         }
         if self._program is not None:
@@ -149,15 +156,37 @@ class FakeAgent:
         return {"version": self._version, "supported_commands": commands}
 
     def _open(self, arguments: dict[str, Any]) -> object:
-        path = arguments["path"]
-        if path not in self.files:
+        path, mode = arguments["path"], arguments.get("mode", "r")
+        if mode == "w":
+            self._truncate(path)
+        elif mode != "r":
+            raise Refusal(f"invalid file open mode '{mode}'")
+        elif path not in self.files:
             raise Refusal(f"failed to open file '{path}' (mode: 'r'): No such file or directory")
         content = self.files[path]
         handle = self._next_handle
         self._next_handle += 1
         self.handles[handle] = content if isinstance(content, bytes) else content()
         self._positions[handle] = 0
+        if mode == "w":
+            self._written[handle] = path
         return handle
+
+    def _truncate(self, path: str) -> None:
+        if callable(self.files.get(path)):
+            raise Refusal(f"failed to open file '{path}' (mode: 'w'): Permission denied")
+        self.files[path] = b""
+
+    def _write(self, arguments: dict[str, Any]) -> object:
+        handle, data = arguments["handle"], base64.b64decode(arguments["buf-b64"])
+        self._require(handle)
+        if handle not in self._written:
+            raise Refusal("failed to write to file: Bad file descriptor")
+        taken = data[: self.write_max_bytes]
+        path = self._written[handle]
+        self.handles[handle] += taken
+        self.files[path] = self.handles[handle]
+        return {"count": {"count": len(data) + 1, "nothing": 0}.get(self.lie or "", len(taken)), "eof": False}
 
     def _read(self, arguments: dict[str, Any]) -> object:
         handle, count = arguments["handle"], arguments.get("count", READ_DEFAULT_BYTES)
@@ -181,12 +210,13 @@ class FakeAgent:
                 return {"buf-b64": "!" * 8}
             case "endless":
                 return {"count": 0, "buf-b64": "", "eof": False}
-            case None:
+            case _:
                 return {}
 
     def _close(self, arguments: dict[str, Any]) -> object:
         self._require(arguments["handle"])
         del self.handles[arguments["handle"]]
+        self._written.pop(arguments["handle"], None)
         return {}
 
     def _require(self, handle: int) -> None:

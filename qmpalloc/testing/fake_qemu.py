@@ -24,6 +24,8 @@ STATS = (
     "stat-total-memory", "stat-available-memory", "stat-disk-caches", "stat-htlb-pgalloc", "stat-htlb-pgfail",
 )  # fmt: skip
 EVENTS_MAX = 1000
+THROTTLE_LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
+THROTTLE_MAX = 10**15
 
 Command = Callable[[dict[str, Any]], object]
 
@@ -55,6 +57,7 @@ class FakeQemu:
             raises `Refusal` to answer with an error.
         stats: ``guest-stats``; set ``stat-…`` members, and ``last_update`` beside it, to have the guest report.
         blocks: What ``query-blockstats`` returns.
+        throttles: Device to its limit in requests per second; without those that have none.
         properties: Switches of the balloon device, as ``-device virtio-balloon-pci,NAME=on`` sets them.
     """
 
@@ -78,6 +81,7 @@ class FakeQemu:
         self.stats_interval_s = 0
         self.last_update = 0
         self.blocks: list[dict[str, Any]] = []
+        self.throttles: dict[str, int] = {}
         self.properties = {"deflate-on-oom": True, "free-page-reporting": True}
         self.commands: dict[str, Command] = self._own_commands()
         self._one_client = trio.Lock()
@@ -211,6 +215,7 @@ class FakeQemu:
             "qom-get": self._qom_get,
             "qom-set": self._qom_set,
             "query-blockstats": lambda _: self.blocks,
+            "block_set_io_throttle": self._block_set_io_throttle,
             "stop": lambda _: _nothing(self.stop),
             "cont": lambda _: _nothing(self.resume),
             "system_reset": lambda _: _nothing(self.reset),
@@ -265,6 +270,22 @@ class FakeQemu:
         if type(value) is not int or value < 0:
             raise Refusal("timer value must be greater than zero")
         self.stats_interval_s = value
+        return {}
+
+    def _block_set_io_throttle(self, arguments: dict[str, Any]) -> object:
+        for name in THROTTLE_LIMITS:
+            if name not in arguments:
+                raise Refusal(f"Parameter '{name}' is missing")
+            if type(arguments[name]) is not int:
+                raise Refusal(f"Invalid parameter type for '{name}', expected: integer")
+        device, iops = str(arguments.get("device")), arguments["iops"]
+        if device not in {block.get("device") for block in self.blocks}:
+            raise Refusal(f"Device '{device}' not found", "DeviceNotFound")
+        if not 0 <= iops <= THROTTLE_MAX:
+            raise Refusal(f"bps/iops/max values must be within [0, {THROTTLE_MAX}]")
+        self.throttles.pop(device, None)
+        if iops:
+            self.throttles[device] = iops
         return {}
 
     def _require_balloon(self) -> None:

@@ -59,11 +59,23 @@ async def test_reading_an_empty_file(socket_path, tmp_path):
         assert await agent.read_file(str(tmp_path / "empty"), 100) == b""
 
 
+@pytest.mark.parametrize("size", [0, 5, 300_000])
+async def test_writing_a_file(socket_path, tmp_path, size):
+    content = (CONTENT * 30)[:size]
+    path = str(tmp_path / "written")
+    async with open_agent(socket_path) as agent:
+        await agent.write_file(path, b"of before" * 40_000)
+        await agent.write_file(path, content)
+        assert await agent.read_file(path, 1_000_000) == content
+
+
 async def test_refusals(socket_path):
     async with open_agent(socket_path) as agent:
         for command, arguments, error_class in [
             ("guest-file-open", {"path": "/nowhere/at/all", "mode": "r"}, "GenericError"),
             ("guest-file-read", {"handle": 7}, "GenericError"),
+            ("guest-file-write", {"handle": 7, "buf-b64": ""}, "GenericError"),
+            ("guest-file-open", {"path": "/nowhere", "mode": "nonsense"}, "GenericError"),
             ("guest-file-close", {"handle": 7}, "GenericError"),
             ("guest-exec-status", {"pid": 99_999_999}, "GenericError"),
             ("guest-no-such-command", None, "CommandNotFound"),

@@ -103,6 +103,7 @@ def client_class(request):
     return request.param
 
 
+NO_LIMITS = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
 BEHAVIOURS = [
     # command, arguments, result or a check of it; a text is the error class of a refusal
     ("query-status", None, lambda result: (result["status"], result["running"]) == ("running", True)),
@@ -120,6 +121,9 @@ BEHAVIOURS = [
     ("qom-list", {"path": "/machine/peripheral"}, [{"name": "type", "type": "string"}]),
     ("qom-list", {"path": "/machine/peripheral-anon"}, [{"name": "type", "type": "string"}]),
     ("qom-get", {"path": "/nowhere", "property": "guest-stats"}, "DeviceNotFound"),
+    ("block_set_io_throttle", {"device": "nowhere", **NO_LIMITS}, "DeviceNotFound"),
+    ("block_set_io_throttle", {"device": "nowhere", **NO_LIMITS, "iops": 1.5}, "GenericError"),
+    ("block_set_io_throttle", {"device": "nowhere", "iops": 1}, "GenericError"),
 ]
 
 

@@ -94,6 +94,14 @@ async def test_the_data_disk_is_throttled_and_goes_around_the_hosts_cache(monito
     assert blocks["data"]["image"]["backing-image"]["filename"].endswith("a,b/data.ext4")
 
 
+async def test_the_throttle_of_the_data_disk_can_be_changed_and_removed(monitor):
+    for iops in (7, 20_000, 0):
+        await monitor.set_io_throttle("data", iops)
+        inserted = {block["device"]: block["inserted"] for block in await monitor.execute("query-block")}["data"]
+        assert (inserted["iops"], inserted["iops_rd"], inserted["bps"]) == (iops, 0, 0)
+        assert "iops_max" not in inserted  # no burst length of our own
+
+
 async def test_both_agent_ports_are_there(monitor):
     names = {chardev["label"] for chardev in await monitor.execute("query-chardev")}
     assert {"agent", "lab", "console"} <= names

@@ -10,6 +10,7 @@ from qmpalloc.errors import DeadlineError, DisconnectedError, NonsenseError, Ref
 from qmpalloc.qmp import ExecResult, deadline, open_agent_on
 from qmpalloc.qmp.framing import Framer, decode, encode
 from qmpalloc.testing import FakeAgent
+from qmpalloc.testing.fake_qemu import Refusal
 
 PATH = "/run/qmpalloc/counters.json"
 
@@ -376,3 +377,77 @@ async def test_cancelling_at_any_moment_leaves_a_usable_channel(autojump_clock, 
             await agent.read_file(PATH, 100)
         assert await agent.read_file(PATH, 100) == b"content"
         assert not fake.handles
+
+
+@pytest.mark.parametrize("size", [0, 1, 256 * 1024, 600_000])
+async def test_file_is_written_in_pieces_and_closed(autojump_clock, size):
+    content = (bytes(range(251)) * (size // 251 + 1))[:size]
+    fake = FakeAgent(files={PATH: b"of before, and longer" * 100})
+    async with agent_of(fake) as agent:
+        await agent.write_file(PATH, content)
+        assert fake.files[PATH] == content
+        assert not fake.handles
+        assert await agent.read_file(PATH, 1_000_000) == content
+    pieces = [len(arguments["buf-b64"]) for command, arguments in fake.requests if command == "guest-file-write"]
+    assert all(piece <= 512 * 1024 for piece in pieces)
+
+
+async def test_what_the_guest_did_not_take_is_written_again(autojump_clock):
+    fake = FakeAgent()
+    fake.write_max_bytes = 7
+    async with agent_of(fake) as agent:
+        await agent.write_file(PATH, bytes(range(100)))
+    assert fake.files[PATH] == bytes(range(100))
+
+
+@pytest.mark.parametrize("lie", ["count", "nothing"])
+async def test_lying_about_what_was_written_is_nonsense_and_leaves_no_handle(autojump_clock, lie):
+    fake = FakeAgent()
+    fake.lie = lie
+    async with agent_of(fake) as agent:
+        with pytest.raises(NonsenseError, match="wrote"):
+            await agent.write_file(PATH, b"content")
+        assert not fake.handles
+
+
+async def test_a_file_that_may_not_be_written_is_refused(autojump_clock):
+    fake = FakeAgent(files={PATH: lambda: b""})
+    async with agent_of(fake) as agent:
+        with pytest.raises(RefusedError, match="Permission denied"):
+            await agent.write_file(PATH, b"content")
+
+
+@pytest.mark.parametrize("refused", ["guest-file-write", "guest-file-close"])
+async def test_no_room_is_the_callers_error_and_nothing_is_closed_twice(autojump_clock, refused):
+    class FullAgent(FakeAgent):
+        def _execute(self, command, arguments):
+            result = super()._execute(command, arguments)
+            if command == refused and self.refusing:
+                raise Refusal("No space left on device")
+            return result
+
+    fake = FullAgent()
+    fake.refusing = True
+    async with agent_of(fake) as agent:
+        with pytest.raises(RefusedError, match="No space"):
+            await agent.write_file(PATH, b"content")
+        fake.refusing = False
+        await agent.execute("guest-ping")
+    assert not fake.handles
+    assert commands(fake).count("file-close") == 1
+
+
+@pytest.mark.parametrize("hang_on", ["guest-file-open", "guest-file-write", "guest-file-close"])
+async def test_cancelling_a_write_leaks_no_handle(autojump_clock, hang_on):
+    fake = FakeAgent()
+    async with agent_of(fake) as agent:
+        await agent.sync()
+        fake.faults.drop.add(hang_on)
+        with trio.move_on_after(3):
+            await agent.write_file(PATH, b"content")
+        assert trio.current_time() <= 4
+        fake.faults.drop.clear()
+        await agent.write_file(PATH, b"other")
+        if hang_on != "guest-file-open":
+            assert not fake.handles
+    assert fake.files[PATH] == b"other"

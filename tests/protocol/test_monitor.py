@@ -114,6 +114,21 @@ async def test_block_stats_names(autojump_clock):
     assert found[0] == BlockStats(name="data", rd_bytes=4096, rd_operations=1, rd_total_time_ns=10)
 
 
+async def test_throttle_is_set_and_removed(autojump_clock):
+    fake = FakeQemu()
+    fake.blocks = [{"device": "data", "stats": {"rd_bytes": 0, "rd_operations": 0, "rd_total_time_ns": 0}}]
+    async with monitor_of(fake) as monitor:
+        await monitor.set_io_throttle("data", 500)
+        assert fake.throttles == {"data": 500}
+        await monitor.set_io_throttle("data", 0)
+        assert fake.throttles == {}
+        with pytest.raises(RefusedError) as caught:
+            await monitor.set_io_throttle("nowhere", 500)
+        assert caught.value.error_class == "DeviceNotFound"
+        with pytest.raises(RefusedError):
+            await monitor.set_io_throttle("data", -1)
+
+
 @pytest.mark.parametrize(
     ("command", "reply", "call"),
     [
