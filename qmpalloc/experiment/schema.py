@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from qmpalloc.config import DISK_OVERHEAD_BYTES, Duration, Size
 from qmpalloc.config.schema import DISK_OVERHEAD_FACTOR
-from qmpalloc.experiment.access import Access
+from qmpalloc.experiment.access import Access, Loop, Sequential
 from qmpalloc.units import PAGE_BYTES
 
 DISK_RATIOS = {"ssd": 50.0, "hdd": 5000.0}
@@ -45,6 +45,7 @@ class PhaseKeys(Struct, frozen=True, kw_only=True):
         reads: Reads of one page per round.
         rounds: How many rounds.
         rate: Reads per second started whether or not earlier ones are done (open loop); 0 is as fast as it goes.
+        readahead: Whether the guest's kernel may read ahead; None: see `Phase.reads_ahead`.
     """
 
     name: str = ""
@@ -53,6 +54,7 @@ class PhaseKeys(Struct, frozen=True, kw_only=True):
     reads: int
     rounds: int
     rate: float = 0.0
+    readahead: bool | None = None
 
 
 class Phase(PhaseKeys, frozen=True, kw_only=True):
@@ -68,6 +70,15 @@ class Phase(PhaseKeys, frozen=True, kw_only=True):
     def pages(self) -> int:
         """Pages of the file."""
         return self.file // PAGE_BYTES
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether the guest's kernel may read ahead: as written, otherwise for scans only.
+
+        A program that reads at random and does not say so gets pages it did not ask for, as many as there happen to be
+        neighbours in the cache, so that the same reads cost another number of misses in each arm.
+        """
+        return self.readahead if self.readahead is not None else isinstance(self.access, Sequential | Loop)
 
     @property
     def total_reads(self) -> int:

@@ -186,11 +186,23 @@ class Agent:
         pid = (await self._typed("guest-exec", arguments, ExecReply)).pid
         pause_s = EXEC_POLL_FIRST_S
         while True:
-            status = await self._typed("guest-exec-status", {"pid": pid}, ExecStatusReply)
-            if status.exited:
-                return status.values(self.address)
+            result = await self.poll(pid)
+            if result is not None:
+                return result
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, EXEC_POLL_MAX_S)
+
+    async def poll(self, pid: int) -> ExecResult | None:
+        """Return how a program that was started ended; None while it runs. The agent tells the end once only.
+
+        Args:
+            pid: From `start`.
+
+        Raises:
+            RefusedError: No such program was started, or its end was told before. Otherwise as `execute`.
+        """
+        status = await self._typed("guest-exec-status", {"pid": pid}, ExecStatusReply)
+        return status.values(self.address) if status.exited else None
 
     async def _typed(self, command: str, arguments: Mapping[str, object] | None, kind: type[T]) -> T:
         return typed(await self.execute(command, arguments), kind, command, self.address)

@@ -59,7 +59,7 @@ def test_a_good_file_with_its_defaults():
     assert found.arms[1].baseline(found.guests[0]) == GIB
 
 
-@pytest.mark.parametrize("name", ["paper-x1", "paper-x2"])
+@pytest.mark.parametrize("name", ["paper-x1", "paper-x2", "paper-x2-full"])
 def test_the_papers_experiments_are_as_it_describes_them(name):
     found = experiment.load(EXAMPLES / f"{name}.toml")
     assert found.name == name
@@ -113,6 +113,7 @@ ACCESS = 'distribution = "normal", deviation = 0.15'
         (('name = "try"', 'name = "try"\nreference = "fixed"'), "experiment.reference", "no arm is called 'fixed'"),
         (('name = "try"', 'name = "try"\nwarm_up = "hot"'), "experiment.warm_up", "none of 'read', 'none'"),
         (("[[guest]]", '[disk]\nmodel = "tape"\n[[guest]]'), "disk.model", "none of 'raw', 'ssd', 'hdd'"),
+        (("reads = 100", 'reads = 100\nreadahead = "yes"'), "guest[0].phase[0].readahead", "bool"),
         (("[[guest]]", "[disk]\niops = -1\n[[guest]]"), "disk.iops", "not be negative"),
         (("[[guest]]", '[disk]\nmodel = "ssd"\niops = 5\n[[guest]]'), "disk.iops", "not both"),
         (("[[guest]]", '[disk]\nsize = "1GiB"\n[[guest]]'), "guest[0].phase[0].file", "raise disk.size"),
@@ -272,7 +273,7 @@ def test_a_users_own_policy_is_scaled_if_it_has_sizes(tmp_path):
     assert [arm.settings for arm in found.arms[1:]] == [{"amount": f"{4 * MIB}B"}, {}, {}]
 
 
-@given(st.fractions(min_value=Fraction(1, 16), max_value=2, max_denominator=40))
+@given(st.fractions(min_value=Fraction(1, 4), max_value=2, max_denominator=40))
 def test_what_fits_still_fits_when_scaled(factor):
     spec = parsed(GOOD + '[disk]\nsize = "1071MiB"\n')
     found = experiment.scale(spec, factor)
@@ -298,3 +299,17 @@ def test_the_throttle_follows_the_service_time_of_a_hit():
     assert Disk(model="ssd").throttle_iops(4e-5) == 500
     assert Disk(model="hdd").throttle_iops(4e-5) == 5
     assert Disk(iops=1234).throttle_iops(4e-5) == 1234
+
+
+@pytest.mark.parametrize(
+    ("change", "reads_ahead"),
+    [
+        ((ACCESS, ACCESS), False),
+        ((ACCESS, 'distribution = "sequential"'), True),
+        ((ACCESS, 'distribution = "loop", share = 0.5'), True),
+        (("rounds = 10", "rounds = 10\nreadahead = true"), True),
+        ((f"{{ {ACCESS} }}", '{ distribution = "sequential" }\nreadahead = false'), False),
+    ],
+)
+def test_scans_read_ahead_unless_told_otherwise(change, reads_ahead):
+    assert parsed(GOOD.replace(*change, 1)).guests[0].phases[0].reads_ahead is reads_ahead

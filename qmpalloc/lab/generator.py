@@ -1,0 +1,523 @@
+"""Reads files in a guest as an experiment wants. Shipped into the guest as text; imports nothing of qmpalloc.
+
+::
+
+    python3 generator.py read-through FILE...   read files once, in order, in large requests
+    python3 generator.py service FILE           measure what a cached and an uncached read take, print JSON
+    python3 generator.py run PLAN.json          wait for the go file, then read what the traces say
+
+Every read of a load is a buffered read of one page, so that each is one access of the guest's page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from types import FrameType
+from typing import Any, NoReturn
+
+PAGE_SHIFT = 12
+PAGE_BYTES = 1 << PAGE_SHIFT
+
+SEQUENTIAL_BYTES = 1 << 20
+"""Request of ``read-through``."""
+
+TIMED_ONE_OF = 8
+"""Of a load that waits for its reads, one of so many is timed: two readings of the clock cost a tenth of a cached read
+under emulation."""
+
+CHUNK_READS = 512
+"""Reads between two looks at whether any works; a multiple of `TIMED_ONE_OF`."""
+
+BURST_S = 0.01
+"""Reads of an open loop are due in bursts this far apart: waking for each would cost a core under emulation."""
+
+WORKERS = 16
+"""Reads of an open loop that wait for the disk at the same time."""
+
+PROGRESS_S = 0.5
+GO_POLL_S = 0.02
+
+SUB_BITS = 3
+BUCKETS = 65 << SUB_BITS
+"""More than the longest latency of 64 bits needs."""
+
+OOM_SCORE_ADJ = 500
+"""Above all else in the guest: if the kernel has to kill, then the load, which the agent, still alive, reports."""
+
+HIT_PAGES = 64
+HIT_S = 3.0
+"""Long enough that measurements started in several guests at once overlap."""
+
+MISS_SETTLE_S = 0.5
+MISS_MAX_S = 3.0
+MISS_MAX = 500
+
+Clock = Callable[[], int]
+Read = Callable[[int], int]
+
+
+class GaveUpError(Exception):
+    """The load cannot go on; its text is for the host."""
+
+
+# --- latencies -------------------------------------------------------------------------------------------------------
+
+
+def bucket(latency_ns: int) -> int:
+    """Return the number of the bucket that counts a latency; as ``qmpalloc/experiment/latency.py``."""
+    octave = latency_ns.bit_length() - SUB_BITS - 1
+    return latency_ns if octave <= 0 else (octave << SUB_BITS) + (latency_ns >> octave)
+
+
+class Tally:
+    """What one thread has read.
+
+    Attributes:
+        reads: How many, failed ones included.
+        errors: How many failed or were short.
+        buckets: Timed reads by bucket.
+        last_error: Why the last one failed.
+    """
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.errors = 0
+        self.buckets = [0] * BUCKETS
+        self.last_error = ""
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+class PhaseState:
+    """How far a phase has come.
+
+    Attributes:
+        tallies: Of the threads that read.
+        done: Whether all is read.
+    """
+
+    def __init__(self, name: str, started_s: float, tallies: Sequence[Tally]) -> None:
+        self.tallies = tallies
+        self.done = False
+        self._name = name
+        self._started_s = started_s
+        self._seconds = 0.0
+
+    def finish(self) -> None:
+        """Note that all is read."""
+        self._seconds = time.monotonic() - self._started_s
+        self.done = True
+
+    def values(self) -> dict[str, Any]:
+        """Return what the host reads as ``PhaseProgress``."""
+        # A thread may be counting meanwhile: a copy is taken whole.
+        histograms = [list(tally.buckets) for tally in self.tallies]
+        latency = {str(number): count for number, count in enumerate(map(sum, zip(*histograms, strict=True))) if count}
+        return {
+            "name": self._name,
+            "reads": sum(tally.reads for tally in self.tallies),
+            "seconds": self._seconds if self.done else time.monotonic() - self._started_s,
+            "started_s": self._started_s,
+            "done": self.done,
+            "errors": sum(tally.errors for tally in self.tallies),
+            "latency": latency,
+        }
+
+
+class Progress:
+    """The file that tells the host how far the load is; replaced by rename, so that it is never seen half written."""
+
+    def __init__(self, path: str) -> None:
+        self.phases: list[PhaseState] = []
+        self._path = path
+        self._sequence = 0
+        self._writing = False
+
+    def write(self, *, finished: bool = False, error: str = "") -> None:
+        """Write the present state."""
+        if self._writing:
+            return  # interrupted by the timer's signal; what is being written is as new
+        self._writing = True
+        try:
+            state = {
+                "sequence": self._sequence,
+                "monotonic_s": time.monotonic(),
+                "phases": [phase.values() for phase in self.phases],
+                "finished": finished,
+                "error": error,
+            }
+            scratch = f"{self._path}.new"
+            Path(scratch).write_text(json.dumps(state))
+            os.replace(scratch, self._path)  # noqa: PTH105 - the atomic rename, by its name
+            self._sequence += 1
+        finally:
+            self._writing = False
+
+    def start_timer(self) -> None:
+        """Write every `PROGRESS_S` from now on, by a signal: between two reads, with no thread to share Python with."""
+
+        def on_alarm(_number: int, _frame: FrameType | None) -> None:
+            self.write()
+
+        signal.signal(signal.SIGALRM, on_alarm)
+        signal.setitimer(signal.ITIMER_REAL, PROGRESS_S, PROGRESS_S)
+
+    def stop_timer(self) -> None:
+        """Write no more by itself."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+# --- the two loops ---------------------------------------------------------------------------------------------------
+
+
+def closed_loop(read: Read, pages: array[int], tally: Tally, *, clock: Clock = time.perf_counter_ns) -> None:
+    """Read pages one after the other, each when the one before is done; one of `TIMED_ONE_OF` is timed.
+
+    Args:
+        read: Reads one page at an offset, returns how many bytes came.
+        pages: Page numbers.
+        tally: Counts.
+        clock: Nanoseconds.
+
+    Raises:
+        GaveUpError: None of the first reads works.
+    """
+    buckets = tally.buckets
+    for start in range(0, len(pages), CHUNK_READS):
+        offsets = [page << PAGE_SHIFT for page in pages[start : start + CHUNK_READS]]
+        for first in range(0, len(offsets), TIMED_ONE_OF):
+            timed, *others = offsets[first : first + TIMED_ONE_OF]
+            errors = 0
+            before = clock()
+            try:
+                errors += read(timed) != PAGE_BYTES
+            except OSError as error:
+                errors += 1
+                tally.last_error = str(error)
+            buckets[bucket(clock() - before)] += 1
+            for offset in others:
+                try:
+                    if read(offset) != PAGE_BYTES:
+                        errors += 1
+                except OSError as error:
+                    errors += 1
+                    tally.last_error = str(error)
+            tally.errors += errors
+            tally.reads += 1 + len(others)
+        if tally.errors == tally.reads:
+            raise GaveUpError(f"no read works: {tally.last_error or 'the file is too short'}")
+
+
+class Bursts:
+    """When the reads of an open loop are due.
+
+    Args:
+        rate: Reads per second.
+        start_ns: When the first are.
+    """
+
+    def __init__(self, rate: float, start_ns: int) -> None:
+        self.reads = max(1, round(rate * BURST_S))
+        self._interval_ns = self.reads / rate * 1e9
+        self._start_ns = start_ns
+
+    def due_ns(self, number: int) -> int:
+        """Return when burst `number`, from 0, is due."""
+        return self._start_ns + round(number * self._interval_ns)
+
+
+class OpenLoop:
+    """Reads that start when they are due, whether or not earlier ones are done.
+
+    Reads of what is cached are done at once, in one thread, with a read that does not wait (``RWF_NOWAIT``); those
+    that would wait for the disk go on in threads of their own. Latency counts from when a read was due: what waits
+    for its turn because others took long has waited (no "coordinated omission"). Nothing is left out.
+
+    Args:
+        read: Reads one page at an offset.
+        read_now: The same, but raises ``BlockingIOError`` rather than wait.
+        clock: Nanoseconds.
+        sleep: Seconds.
+    """
+
+    def __init__(
+        self,
+        read: Read,
+        read_now: Read,
+        *,
+        clock: Clock = time.perf_counter_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.tallies = [Tally() for _ in range(1 + WORKERS)]
+        self._read = read
+        self._read_now = read_now
+        self._clock = clock
+        self._sleep = sleep
+        self._waiting: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+
+    def run(self, pages: array[int], rate: float) -> None:
+        """Do all reads.
+
+        Raises:
+            GaveUpError: None of the first reads works.
+        """
+        workers = [threading.Thread(target=self._work, args=(tally,), daemon=True) for tally in self.tallies[1:]]
+        for worker in workers:
+            worker.start()
+        bursts = Bursts(rate, self._clock())
+        for number, start in enumerate(range(0, len(pages), bursts.reads)):
+            due_ns = bursts.due_ns(number)
+            if (early_ns := due_ns - self._clock()) > 0:
+                self._sleep(early_ns / 1e9)
+            for page in pages[start : start + bursts.reads]:
+                self._start_read(page << PAGE_SHIFT, due_ns)
+            self._look_for_success()
+        for _ in workers:
+            self._waiting.put(None)
+        for worker in workers:
+            worker.join()
+
+    def _start_read(self, offset: int, due_ns: int) -> None:
+        try:
+            size = self._read_now(offset)
+        except BlockingIOError:
+            self._waiting.put((offset, due_ns))
+        except OSError as error:
+            _count(self.tallies[0], self._clock() - due_ns, str(error) or "failed")
+        else:
+            _count(self.tallies[0], self._clock() - due_ns, "" if size == PAGE_BYTES else "short")
+
+    def _work(self, tally: Tally) -> None:
+        while (job := self._waiting.get()) is not None:
+            offset, due_ns = job
+            try:
+                failure = "" if self._read(offset) == PAGE_BYTES else "short"
+            except OSError as error:
+                failure = str(error) or "failed"
+            _count(tally, self._clock() - due_ns, failure)
+
+    def _look_for_success(self) -> None:
+        reads = sum(tally.reads for tally in self.tallies)
+        if reads >= CHUNK_READS and sum(tally.errors for tally in self.tallies) == reads:
+            raise GaveUpError(f"no read works: {next(tally.last_error for tally in self.tallies if tally.last_error)}")
+
+
+def _count(tally: Tally, latency_ns: int, failure: str) -> None:
+    tally.buckets[bucket(latency_ns)] += 1
+    tally.reads += 1
+    if failure:
+        tally.errors += 1
+        tally.last_error = failure
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+class PageFile:
+    """A file that is read by the page.
+
+    Args:
+        path: Of the file.
+        readahead: Let the kernel read ahead. Otherwise it reads what is asked for and nothing else: without that
+            advice it reads around random pages as well, whenever a few neighbours happen to be cached.
+    """
+
+    def __init__(self, path: str, *, readahead: bool = False) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.pages = os.fstat(self._fd).st_size >> PAGE_SHIFT
+        self._threads = threading.local()
+        if not readahead:
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def reader(self, flags: int = 0) -> Read:
+        """Return a function that reads the page at an offset. It has one buffer: it is for one thread.
+
+        Args:
+            flags: Of ``preadv2``.
+        """
+        buffers = [bytearray(PAGE_BYTES)]
+        if flags:
+            return lambda offset: os.preadv(self._fd, buffers, offset, flags)
+        return partial(os.preadv, self._fd, buffers)
+
+    def read(self, offset: int) -> int:
+        """Read the page at an offset, from any thread."""
+        if not hasattr(self._threads, "reader"):
+            self._threads.reader = self.reader()
+        size: int = self._threads.reader(offset)
+        return size
+
+    def now_reader(self) -> Read:
+        """Return a function that reads a page, or raises ``BlockingIOError`` when it would have to wait."""
+        read = self.reader(os.RWF_NOWAIT)
+
+        def read_now(offset: int) -> int:
+            try:
+                return read(offset)
+            except OSError as error:
+                if error.errno == errno.EOPNOTSUPP:  # the file system cannot tell
+                    raise BlockingIOError from error
+                raise
+
+        return read_now
+
+    def drop(self) -> None:
+        """Have the kernel drop what it has cached of the file."""
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def read_through(paths: Sequence[str]) -> None:
+    """Read files once, in order, in large requests."""
+    buffers = [bytearray(SEQUENTIAL_BYTES)]
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        offset = 0
+        while size := os.preadv(fd, buffers, offset):
+            offset += size
+        os.close(fd)
+
+
+def measure_service(path: str) -> dict[str, float]:
+    """Return what a cached and an uncached read of one page take; nothing of the file is cached afterwards.
+
+    A throttle of QEMU is a leaky bucket: after a pause it lets a tenth of a second's requests through at once. Reads
+    one after the other, each taking l unthrottled, use that up in 0.1 s * r / (1 - r), where r = l * limit. So the
+    reads of the first `MISS_SETTLE_S` are not counted. That is enough for r up to 0.83; above, the throttle is hardly
+    slower than the disk anyway.
+    """
+    file = PageFile(path)
+    offsets = [page << PAGE_SHIFT for page in random.Random(1).sample(range(file.pages), file.pages)]
+    read, clock = file.reader(), time.perf_counter
+    hits, hit_s = _time_hits(read, offsets[:HIT_PAGES], clock)
+    file.drop()
+    misses, miss_s = _time_misses(read, offsets, clock)
+    file.drop()
+    return {"hit_s": hit_s, "miss_s": miss_s, "hits": hits, "misses": misses}
+
+
+def _time_hits(read: Read, offsets: Sequence[int], clock: Callable[[], float]) -> tuple[int, float]:
+    hits = 0
+    for offset in offsets:
+        read(offset)
+    started_s = clock()
+    while (now_s := clock()) < started_s + HIT_S:
+        for offset in offsets:
+            read(offset)
+        hits += len(offsets)
+    return hits, (now_s - started_s) / hits
+
+
+def _time_misses(read: Read, offsets: Sequence[int], clock: Callable[[], float]) -> tuple[int, float]:
+    """Time reads of pages that are each read once; the mean and how many, 0 when the file is too small for any."""
+    begun_s = counted_s = clock()
+    misses = 0
+    for offset in offsets:
+        read(offset)
+        now_s = clock()
+        if now_s < begun_s + MISS_SETTLE_S:
+            counted_s = now_s
+            continue
+        misses += 1
+        if misses == MISS_MAX or now_s > counted_s + MISS_MAX_S:
+            break
+    return misses, (now_s - counted_s) / misses if misses else 0.0
+
+
+class Phase:
+    """A phase of the plan, with its references in memory."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.name: str = plan["name"]
+        self.rate: float = plan["rate"]
+        self.file = PageFile(plan["file"], readahead=plan["readahead"])
+        self.pages = array("I", Path(plan["trace"]).read_bytes())
+        if sys.byteorder == "big":
+            self.pages.byteswap()
+        Path(plan["trace"]).unlink()  # it was in memory twice
+
+    def run(self, progress: Progress) -> None:
+        """Do its reads."""
+        started_s = time.monotonic()
+        if self.rate:
+            loop = OpenLoop(self.file.read, self.file.now_reader())
+            progress.phases.append(state := PhaseState(self.name, started_s, loop.tallies))
+            loop.run(self.pages, self.rate)
+        else:
+            tally = Tally()
+            progress.phases.append(state := PhaseState(self.name, started_s, [tally]))
+            closed_loop(self.file.reader(), self.pages, tally)
+        state.finish()
+
+
+def run(plan: dict[str, Any]) -> int:
+    """Run the load of a plan and return the exit code."""
+    progress = Progress(plan["progress"])
+
+    def on_term(number: int, _frame: FrameType | None) -> NoReturn:
+        raise GaveUpError(f"stopped by signal {number}")
+
+    signal.signal(signal.SIGTERM, on_term)
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+        phases = [Phase(described) for described in plan["phases"]]
+        gc.freeze()
+        gc.disable()  # nothing here makes cycles
+        progress.write()
+        while not Path(plan["go"]).exists():
+            time.sleep(GO_POLL_S)
+        progress.start_timer()
+        for phase in phases:
+            phase.run(progress)
+            progress.write()
+    except (GaveUpError, OSError, MemoryError, ValueError) as error:
+        progress.stop_timer()
+        reason = str(error) or type(error).__name__
+        progress.write(error=reason)
+        sys.stderr.write(f"{reason}\n")
+        return 1
+    progress.stop_timer()
+    progress.write(finished=True)
+    return 0
+
+
+def main() -> int:
+    """Do what the command line says and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("read-through").add_argument("files", nargs="+")
+    commands.add_parser("service").add_argument("file")
+    commands.add_parser("run").add_argument("plan")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        return run(json.loads(Path(arguments.plan).read_text()))
+    try:
+        if arguments.command == "service":
+            sys.stdout.write(json.dumps(measure_service(arguments.file)))
+        else:
+            read_through(arguments.files)
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

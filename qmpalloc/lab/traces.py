@@ -1,0 +1,72 @@
+"""The references of an experiment's loads, made once and packed as the guests want them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from array import array
+
+from qmpalloc.experiment import Guest, Phase, Specification, phase_pages
+from qmpalloc.experiment.records import PhaseFootprint
+
+
+class Traces:
+    """Page numbers of every phase, made when first asked for, and what they touch. May be used from several threads.
+
+    Args:
+        specification: Of the experiment, scaled.
+    """
+
+    def __init__(self, specification: Specification) -> None:
+        self._spec = specification
+        self._made: dict[tuple[str, str], tuple[bytes, PhaseFootprint]] = {}
+        self._lock = threading.Lock()
+
+    def trace(self, guest: Guest, phase: Phase) -> bytes:
+        """Return the page numbers of a phase as little-endian 32-bit words.
+
+        Blocks when they are not made yet: about two seconds for a million.
+        """
+        return self._obtain(guest, phase)[0]
+
+    def footprints(self) -> dict[str, dict[str, PhaseFootprint]]:
+        """Return guest to phase to what its references touch. Makes all that is not made yet, and blocks meanwhile."""
+        return {
+            guest.name: {phase.name: self._obtain(guest, phase)[1] for phase in guest.phases}
+            for guest in self._spec.guests
+        }
+
+    def _obtain(self, guest: Guest, phase: Phase) -> tuple[bytes, PhaseFootprint]:
+        key = (guest.name, phase.name)
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = _make(self._spec, guest, phase)
+            return self._made[key]
+
+
+def _make(specification: Specification, guest: Guest, phase: Phase) -> tuple[bytes, PhaseFootprint]:
+    pages = array("I", phase_pages(specification, guest, phase))
+    found = footprint(pages, phase.pages)
+    if sys.byteorder == "big":
+        pages.byteswap()
+    return pages.tobytes(), found
+
+
+def footprint(pages: array[int], file_pages: int) -> PhaseFootprint:
+    """Return what references touch of a file.
+
+    Args:
+        pages: Page numbers, in order.
+        file_pages: Of the file.
+    """
+    counts = [0] * file_pages
+    for page in pages:
+        counts[page] += 1
+    tenth = max(1, file_pages // 10)
+    busiest = sum(sorted(counts, reverse=True)[:tenth])
+    return PhaseFootprint(
+        reads=len(pages),
+        file_pages=file_pages,
+        distinct_pages=file_pages - counts.count(0),
+        busiest_tenth=busiest / len(pages) if pages else 0.0,
+    )
