@@ -103,13 +103,13 @@ class Commanded(Event, frozen=True, kw_only=True, tag="command"):
     """A ``balloon`` command was answered; `error` is empty when QEMU accepted it.
 
     ``adopt`` pins a guest at the size it was found with, so that its target is known. ``repeat`` asks again for a
-    target beside which the guest stands still.
+    target beside which the guest stands still, ``accept`` sets the target of a stuck one to what it has achieved.
     """
 
     guest: str
     target_bytes: int
     previous_bytes: int
-    purpose: Literal["adopt", "shrink", "grant", "repeat"]
+    purpose: Literal["adopt", "shrink", "grant", "repeat", "accept"]
     error: str = ""
 
 

@@ -12,6 +12,7 @@ from qmpalloc.danger import FREEZE_S, find_danger
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.ledger import Account
 from qmpalloc.model import GuestSnapshot, GuestState
+from qmpalloc.obedience import Obedience
 from qmpalloc.sample import Accepted, Delta, Sample, SampleTracker, difference
 from qmpalloc.units import MIB, align_down, format_size
 
@@ -47,6 +48,9 @@ class Facts(Struct, frozen=True, kw_only=True):
 GREW_BYTES = 4 * MIB
 """A guest that is this much above its target without having been granted more has taken memory back by itself."""
 
+RESET_GRACE_S = 120.0
+"""How long a reset guest that does not report stays charged with all it may have."""
+
 
 class Guest:
     """Everything known of one guest.
@@ -55,10 +59,14 @@ class Guest:
         config: Its configuration.
         link: State of the monitor connection; `detail` says why.
         paused: QEMU has stopped the virtual CPUs.
+        migrating: Somebody migrates it, so no command may be sent.
+        obedience: Whether its balloon does what it is asked.
         facts: None until the monitor was asked.
         target_bytes: Size last asked of QEMU, or its size when we found it. 0 while it is not known.
         actual_bytes: Size QEMU reported last.
         desired_bytes: Size last decided.
+        moved_unasked: The last measurement showed a settled guest to have become smaller, which only a command that is
+            not ours, or the guest's own doing, explains.
         commanded: We have asked this QEMU for another size than it was found with.
         sample: Newest accepted sample; `received_s` is when it came.
     """
@@ -69,15 +77,20 @@ class Guest:
         self.link = Link.CONNECTING
         self.detail = ""
         self.paused = False
+        self.migrating = False
+        self.obedience = Obedience()
         self.facts: Facts | None = None
         self.target_bytes = 0
         self.actual_bytes = 0
         self.desired_bytes = 0
         self.commanded = False
+        self.moved_unasked = False
         self._unconfirmed_bytes = 0
         self._needed_bytes = 0
         self._known_since_s = 0.0
         self._reset = False
+        self._rebooting_bytes = 0
+        self._grace_until_s = -math.inf
         self._tracker = SampleTracker()
         self.sample: Sample | None = None
         self.received_s = -math.inf
@@ -128,23 +141,38 @@ class Guest:
         """Note that the monitor connection ended: counters may begin anew behind it, so the series ends here."""
         self._forget_samples()
         self._reset = False
+        self.migrating = False
 
-    def was_reset(self) -> None:
-        """Note a reset of the machine: nothing is known of the new system until it reports."""
+    def was_reset(self, now_s: float) -> None:
+        """Note a reset of the machine: nothing is known of the new system until it reports.
+
+        Until its driver works again it may use all of its RAM, while QEMU goes on reporting the size from before.
+        """
         self._forget_samples()
         self._needed_bytes = 0
         self._reset = True
+        self._rebooting_bytes = self.facts.ram_bytes if self.facts else self.cap_bytes
+        self._grace_until_s = now_s + RESET_GRACE_S
+
+    def end_grace(self, now_s: float) -> bool:
+        """End the time after a reset in which it is charged with all of its RAM, if it is over; return whether."""
+        if not self._rebooting_bytes or (self._reset and now_s < self._grace_until_s):
+            return False
+        self._rebooting_bytes = 0
+        return True
 
     def host_was_away(self, seconds: float) -> None:
         """Note that this process did not run for a while, so that nothing grew old in that time."""
         self.received_s += seconds
         self._known_since_s += seconds
         self._danger_until_s += seconds
+        self._grace_until_s += seconds
+        self.obedience.host_was_away(seconds)
 
     def _forget_size(self) -> None:
         self.target_bytes = self.actual_bytes = self.desired_bytes = 0
-        self._unconfirmed_bytes = self._needed_bytes = 0
-        self.commanded = False
+        self._unconfirmed_bytes = self._needed_bytes = self._rebooting_bytes = 0
+        self.commanded = self.migrating = False
 
     def _forget_samples(self) -> None:
         self._tracker.forget()
@@ -158,6 +186,10 @@ class Guest:
         """What the guest may occupy now, for the budget. A QEMU that runs unmeasured is charged with its most."""
         if self.target_bytes == 0:
             return self.cap_bytes if self.link in {Link.HUNG, Link.HELD} else 0
+        return max(self._granted_bytes, self._rebooting_bytes)
+
+    @property
+    def _granted_bytes(self) -> int:
         return max(self.target_bytes, self.actual_bytes, self._unconfirmed_bytes)
 
     @property
@@ -170,7 +202,8 @@ class Guest:
 
         A guest that grows above its target by itself (``deflate-on-oom``) was about to kill processes.
         """
-        before, self.actual_bytes = self.actual_bytes, actual_bytes
+        before, was_settled, self.actual_bytes = self.actual_bytes, self.settled, actual_bytes
+        self.moved_unasked = was_settled and actual_bytes < before - GREW_BYTES
         entitled_bytes = max(self.target_bytes, self._unconfirmed_bytes)
         if actual_bytes > max(before, entitled_bytes) + GREW_BYTES:
             grown = format_size(actual_bytes - self.target_bytes)
@@ -186,7 +219,7 @@ class Guest:
 
     def ordered(self, target_bytes: int) -> None:
         """Note that a ``balloon`` command is about to be sent; the old size stays charged until it is confirmed."""
-        self._unconfirmed_bytes = max(self.charge_bytes, target_bytes)
+        self._unconfirmed_bytes = max(self._granted_bytes if self.target_bytes else self.charge_bytes, target_bytes)
         self.commanded = self.commanded or target_bytes != self.target_bytes
         self.target_bytes = target_bytes
 
@@ -200,15 +233,34 @@ class Guest:
         self._unconfirmed_bytes = 0
 
     def account(self, now_s: float) -> Account:
-        """Return the guest's entry in the ledger."""
+        """Return the guest's entry in the ledger. A stuck one is left alone, unless it is in danger and may grow."""
+        in_need = self.danger(now_s) is not None
+        charge_bytes = self._granted_bytes if self.target_bytes else self.charge_bytes
+        alone = self.obedience.stuck(now_s) and not (in_need and self.desired_bytes > self.target_bytes)
         return Account(
             name=self.name,
             target_bytes=self.target_bytes,
-            charge_bytes=self.charge_bytes,
-            desired_bytes=self.desired_bytes,
-            commandable=self.link is Link.UP,
-            in_need=self.danger(now_s) is not None,
+            charge_bytes=charge_bytes,
+            reserve_bytes=self.charge_bytes - charge_bytes,
+            desired_bytes=self.target_bytes if alone else self.desired_bytes,
+            commandable=self.link is Link.UP and not self.migrating,
+            in_need=in_need,
         )
+
+    def is_stuck(self, now_s: float) -> bool:
+        """Tell whether the size measured last shows that the balloon does not do what it was asked."""
+        excused = (
+            self.link is not Link.UP
+            or self.paused
+            or self.migrating
+            or self._rebooting_bytes > 0
+            or self.danger(now_s) is not None
+        )
+        return self.obedience.see(self.actual_bytes, self.target_bytes, now_s, excused=excused)
+
+    def achieved_bytes(self) -> int:
+        """Return the target that admits what a stuck balloon has achieved; never a new one below the floor."""
+        return max(align_down(self.actual_bytes), min(self.target_bytes, self.floor_bytes))
 
     @property
     def cap_bytes(self) -> int:
@@ -299,6 +351,8 @@ class Guest:
         """Return the state at `now_s`."""
         if self.link is not Link.UP:
             return GuestState(self.link.value)
+        if self.migrating:
+            return GuestState.HELD
         if self.paused:
             return GuestState.PAUSED
         if self._reset:
@@ -330,4 +384,5 @@ class Guest:
             refaults=delta.refaults if delta else None,
             memory=self.sample.memory_bytes if self.sample else None,
             psi_some_avg10=self.sample.psi_memory.some_avg10 if self.sample else None,
+            frozen=self.danger(now_s) or self.obedience.stuck(now_s),
         )

@@ -10,9 +10,9 @@ import trio
 from qmpalloc.config import DEFAULT_COUNTERS_FILE, ControlConfig, GuestConfig, Size
 from qmpalloc.errors import ConfigError
 from qmpalloc.guest import Facts, Guest
+from qmpalloc.inspection import ask_facts
 from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Accepted, Sample, parse
-from qmpalloc.session import ask_facts
 from qmpalloc.units import align_down, format_size
 
 

@@ -26,6 +26,7 @@ class Account(Struct, frozen=True, kw_only=True):
         charge_bytes: What it may occupy now: at least max(target, actual), more while the outcome of a command is not
             known yet.
         desired_bytes: The size it is to have.
+        reserve_bytes: What it may occupy on top of that without having been granted it, as a system that boots may.
         commandable: False when no command may or can be sent to it now; its charge still counts.
         in_need: It is served before the others.
     """
@@ -34,6 +35,7 @@ class Account(Struct, frozen=True, kw_only=True):
     target_bytes: int
     charge_bytes: int
     desired_bytes: int
+    reserve_bytes: int = 0
     commandable: bool = True
     in_need: bool = False
 
@@ -48,7 +50,7 @@ class Order(Struct, frozen=True, kw_only=True):
 
 def committed_bytes(accounts: Iterable[Account]) -> int:
     """Return what all guests together may occupy now."""
-    return sum(account.charge_bytes for account in accounts)
+    return sum(account.charge_bytes + account.reserve_bytes for account in accounts)
 
 
 def next_orders(accounts: Sequence[Account], budget_bytes: int) -> list[Order]:
@@ -70,9 +72,11 @@ def next_orders(accounts: Sequence[Account], budget_bytes: int) -> list[Order]:
         if missing_bytes <= 0:
             continue
         # Raising a target up to what the guest is charged with already costs nothing: a shrink that is taken back.
-        granted_bytes = min(account.desired_bytes, align_down(account.charge_bytes + max(room_bytes, 0)))
+        # And what is reserved for the guest itself stands in the way of the others, not of it.
+        own_room_bytes = max(room_bytes + account.reserve_bytes, 0)
+        granted_bytes = min(account.desired_bytes, align_down(account.charge_bytes + own_room_bytes))
         if granted_bytes - account.target_bytes < min(missing_bytes, GRANT_CHUNK_BYTES):
             continue
         orders.append(Order(name=account.name, target_bytes=granted_bytes, purpose="grant"))
-        room_bytes -= max(granted_bytes - account.charge_bytes, 0)
+        room_bytes -= max(granted_bytes - account.charge_bytes - account.reserve_bytes, 0)
     return orders

@@ -98,6 +98,8 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     if guest.state is GuestState.LOST:
         # No longer observed: the size a person chose is the only defensible one.
         return _with(wish, guest.baseline_bytes, Limiter.STATE, "lost: back to baseline")
+    if guest.frozen and guest.state is GuestState.FRESH:
+        return _with(wish, guest.target_bytes, Limiter.STUCK, guest.frozen)
     if guest.state is not GuestState.FRESH:
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
     target = align_down(wish.target_bytes)
@@ -137,7 +139,8 @@ def _fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Gues
 
     def above_baseline(index: int) -> int:
         kept = max(guests[index].baseline_bytes, guests[index].floor_bytes)
-        gives = guests[index].state not in UNCONTROLLED and decisions[index].limiter is not Limiter.DANGER
+        limiter = decisions[index].limiter
+        gives = guests[index].state not in UNCONTROLLED and limiter not in {Limiter.DANGER, Limiter.STUCK}
         return decisions[index].target_bytes - kept if gives else 0
 
     stages = (

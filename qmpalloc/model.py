@@ -39,6 +39,8 @@ class Limiter(StrEnum):
     STEP = "step"  # no guest loses more than this at once
     DANGER = "danger"  # the guest is short of memory it cannot do without
     GATE = "gate"  # the policy's condition for moving did not hold
+    STUCK = "stuck"  # its balloon does not do what it is asked
+    HOST = "host"  # the host itself is short of memory
     STATE = "state"  # the guest is not fresh
     PAUSE = "pause"  # a person has paused control
     NONE = "none"  # nothing to change
@@ -64,6 +66,8 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         refaults: Pages that had been evicted and came back, same interval.
         memory: The guest's memory facts in its last sample.
         psi_some_avg10: Per cent of time that some task waited for memory, 10 s average.
+        frozen: Why it can give nothing now whatever a policy decides (it was in danger, or its balloon does not move);
+            empty when it can.
     """
 
     name: str
@@ -81,6 +85,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     refaults: int | None = None
     memory: Memory | None = None
     psi_some_avg10: float | None = None
+    frozen: str = ""
 
     @property
     def decidable(self) -> bool:

@@ -18,19 +18,20 @@ from qmpalloc.errors import (
     NonsenseError,
     QmpallocError,
     RefusedError,
-    SampleError,
-    SampleFault,
     UnreachableError,
 )
-from qmpalloc.events import Commanded, Sampled, SampleRejected
-from qmpalloc.guest import Facts, Guest, Link
+from qmpalloc.events import Commanded
+from qmpalloc.guest import Guest, Link
+from qmpalloc.inspection import MIGRATION_ENDED, ask_facts, ask_migrating
 from qmpalloc.journal import Journal
 from qmpalloc.ledger import Order
-from qmpalloc.qmp import Agent, Monitor, MonitorEvent, deadline, open_agent, open_monitor
-from qmpalloc.sample import FILE_MAX_BYTES, parse
-from qmpalloc.units import align_down
+from qmpalloc.qmp import Monitor, MonitorEvent, deadline, open_monitor
+from qmpalloc.sampling import run_sampling
+from qmpalloc.units import align_down, format_size
 
-Purpose = Literal["adopt", "shrink", "grant", "repeat"]
+Purpose = Literal["adopt", "shrink", "grant", "repeat", "accept"]
+
+STUCK_HINT = "is the virtio_balloon driver loaded in the guest, and can it give that much?"
 
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 5.0
@@ -39,8 +40,11 @@ CONFIRM_AFTER_S = 0.2
 """A size queried this long after QEMU took a command counts as its effect: a driver in mid-move completes the 1 MiB
 it is working on before it looks at the new target (``update_balloon_size_func`` in drivers/virtio/virtio_balloon.c)."""
 
-REREAD_SHARE = 0.15
-"""Part of the sample interval after which a reading that brought nothing new is repeated."""
+MIGRATION_POLL_S = 5.0
+"""Time between two looks whether somebody migrates the guest: QEMU sends an event for it only to who asked for one."""
+
+INTERFERENCE_HOLD_S = 60.0
+"""How long a guest is left to another controller before it is tried again."""
 
 REPEAT_FIRST_S = 3.0
 REPEAT_MOST_S = 60.0
@@ -75,6 +79,7 @@ class Session:
     ) -> None:
         self.guest = guest
         self._journal = journal
+        self._control = control
         self._timeout_s = float(control.command_timeout)
         self._sample_interval_s = float(control.sample_interval)
         self._balloon_poll_s = float(control.balloon_poll)
@@ -86,7 +91,7 @@ class Session:
         self._order_given = trio.Event()
         self._poll_now = trio.Event()
         self._confirm_from_s: float | None = None
-        self._refused_until_s = 0.0
+        self._held_until_s = 0.0
         self._still_since_s = 0.0
         self._repeat_after_s = REPEAT_FIRST_S
 
@@ -143,10 +148,11 @@ class Session:
             with deadline(self._timeout_s, monitor.address, "the questions at connection"):
                 facts = await ask_facts(monitor)
                 status = await monitor.query_status()
+                guest.migrating = await ask_migrating(monitor)
                 actual_bytes = await monitor.query_balloon()
             guest.connected(facts, actual_bytes, self._journal.now_s(), paused=not status.running)
             self._journal.clear_fault(guest.name, "monitor")
-            if self._may_command:
+            if self._may_command and not guest.migrating:
                 # QEMU cannot be asked for its target. Setting it to what we know of it makes sure, and ends a move that
                 # another controller may have left half done.
                 self._give(align_down(guest.target_bytes), "adopt")
@@ -163,6 +169,7 @@ class Session:
 
                 nursery.start_soon(guard, lambda: self._watch_balloon(monitor))
                 nursery.start_soon(guard, lambda: self._watch_events(events))
+                nursery.start_soon(guard, lambda: self._watch_migration(monitor))
                 nursery.start_soon(guard, self._read_samples)
                 if self._may_command:
                     nursery.start_soon(guard, lambda: self._send_orders(monitor))
@@ -199,7 +206,7 @@ class Session:
     def _take_size(self, actual_bytes: int, asked_s: float) -> None:
         guest, now_s = self.guest, self._journal.now_s()
         if not self._may_command:
-            if guest.observed(actual_bytes):
+            if guest.observed(actual_bytes) or guest.end_grace(now_s):
                 self._on_change()
             return
         changed = guest.measured(actual_bytes, now_s)
@@ -211,9 +218,17 @@ class Session:
             self._confirm_from_s = None
             guest.confirmed()
             changed = True
-        if self._should_repeat(now_s):
+        if guest.end_grace(now_s):
+            changed = True
+        if guest.moved_unasked:
+            self._interfered(now_s)
+        if guest.is_stuck(now_s):
+            self._accept(now_s)
+        elif self._should_repeat(now_s):
             self._repeat_after_s = min(self._repeat_after_s * 2, REPEAT_MOST_S)
             self._give(guest.target_bytes, "repeat")
+        if not guest.obedience.stuck(now_s):
+            self._journal.clear_fault(guest.name, "stuck")
         if changed:
             self._on_change()
 
@@ -222,7 +237,29 @@ class Session:
         guest = self.guest
         if guest.link is not Link.UP or guest.paused or self._order is not None or guest.danger(now_s):
             return False
+        if guest.migrating or guest.obedience.stuck(now_s):
+            return False
         return guest.actual_bytes != guest.target_bytes and now_s - self._still_since_s >= self._repeat_after_s
+
+    def _accept(self, now_s: float) -> None:
+        """Set the target of a stuck guest to what it has achieved, so that nobody waits for the rest."""
+        guest = self.guest
+        self._journal.fault(guest.name, "stuck", guest.obedience.stuck(now_s), STUCK_HINT)
+        guest.desired_bytes = guest.achieved_bytes()
+        self._give(guest.desired_bytes, "accept")
+        self._on_change()
+
+    def _interfered(self, now_s: float) -> None:
+        """Report a size that changed by somebody else's command; leave the guest to them when it is a habit."""
+        guest = self.guest
+        found = f"its size fell to {format_size(guest.actual_bytes)} without a command of this run"
+        habit = guest.obedience.interfered(now_s)
+        hint = "is another controller at work on a second monitor of this guest?"
+        self._journal.fault(guest.name, "interference", found, hint)
+        if habit and guest.link is Link.UP:
+            self._held_until_s = now_s + INTERFERENCE_HOLD_S
+            guest.held("another controller commands its balloon")
+            self._on_change()
 
     def _hung(self, error: DeadlineError) -> None:
         if self.guest.link is Link.UP:
@@ -231,14 +268,14 @@ class Session:
             self._on_change()
 
     def _refused(self, error: RefusedError) -> None:
-        self._refused_until_s = self._journal.now_s() + RETRY_MOST_S
+        self._held_until_s = self._journal.now_s() + RETRY_MOST_S
         self.guest.held(error.message)
         self._journal.fault(self.guest.name, "balloon", error.message, error.hint)
         self._on_change()
 
     def _answered(self) -> None:
         link = self.guest.link
-        if link is Link.HUNG or (link is Link.HELD and self._journal.now_s() >= self._refused_until_s):
+        if link is Link.HUNG or (link is Link.HELD and self._journal.now_s() >= self._held_until_s):
             self.guest.answered()
             self._journal.clear_fault(self.guest.name, "monitor")
             self._on_change()
@@ -299,82 +336,29 @@ class Session:
                 case "RESUME":
                     guest.paused = False
                 case "RESET":
-                    guest.was_reset()
+                    guest.was_reset(self._journal.now_s())
                     self._on_reset(guest)
+                case "MIGRATION":
+                    guest.migrating = event.data.get("status") not in MIGRATION_ENDED
                 case _:
                     continue
             self._on_change()
 
-    # --- samples ----------------------------------------------------------------------------------------------------
+    async def _watch_migration(self, monitor: Monitor) -> None:
+        """Keep hands off a guest that somebody migrates."""
+        while True:
+            await trio.sleep(MIGRATION_POLL_S)
+            try:
+                with deadline(self._timeout_s, monitor.address, "query-migrate"):
+                    migrating = await ask_migrating(monitor)
+            except DeadlineError:
+                continue  # who watches the balloon reports it
+            if migrating != self.guest.migrating:
+                self.guest.migrating = migrating
+                self._on_change()
 
     async def _read_samples(self) -> None:
-        guest, name = self.guest, self.guest.name
-        while True:
-            try:
-                async with open_agent(guest.config.agent, timeout_s=self._timeout_s) as agent:
-                    next_s, again = trio.current_time(), False
-                    while True:
-                        news = await self._read_sample(agent)
-                        self._journal.clear_fault(name, "agent")
-                        # A reading that came just before the collector wrote is repeated once, soon: from then on
-                        # readings follow the writings closely. Else a schedule without drift, and without bursts.
-                        again = not news and not again
-                        next_s += self._sample_interval_s * (REREAD_SHARE if again else 1.0)
-                        next_s = max(next_s, trio.current_time())
-                        await trio.sleep_until(next_s)
-            except (UnreachableError, NonsenseError) as error:
-                self._journal.fault(name, "agent", error.message, error.hint)
-                await trio.sleep(self._sample_interval_s)
-
-    async def _read_sample(self, agent: Agent) -> bool:
-        """Read the counters file once; return False if the collector has not written since the last time."""
-        guest = self.guest
-        try:
-            with deadline(self._timeout_s, guest.config.agent, "reading the counters file"):
-                data = await agent.read_file(guest.config.counters_file, FILE_MAX_BYTES)
-        except RefusedError as error:
-            fault = SampleFault.MISSING
-            self._journal.emit(SampleRejected, guest=guest.name, fault=fault, message=error.message)
-            return True
-        try:
-            accepted = guest.take_sample(parse(data), self._journal.now_s())
-        except SampleError as error:
-            if error.fault is SampleFault.REPEATED:
-                return False
-            self._journal.emit(SampleRejected, guest=guest.name, fault=error.fault, message=error.message)
-            return True
-        self._journal.emit(Sampled, guest=guest.name, sample=accepted.sample, delta=accepted.delta)
-        self._on_change()
-        return True
-
-
-async def ask_facts(monitor: Monitor) -> Facts:
-    """Return what a guest's QEMU was started with.
-
-    Raises:
-        RefusedError: It has no balloon device.
-        NonsenseError: It answers what QMP does not allow.
-    """
-    path = await monitor.find_balloon()
-    if path is None:
-        raise RefusedError(
-            f"{monitor.address}: this QEMU has no balloon device",
-            command="query-balloon",
-            error_class="DeviceNotActive",
-            hint="start it with -device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on",
-        )
-    memory = await monitor.execute("query-memory-size-summary")
-    sizes = [memory.get(key) for key in ("base-memory", "plugged-memory")] if isinstance(memory, dict) else [None]
-    if type(sizes[0]) is not int or sizes[0] <= 0:
-        raise NonsenseError(f"{monitor.address}: query-memory-size-summary gave no base-memory")
-    deflate = await monitor.execute("qom-get", {"path": path, "property": "deflate-on-oom"})
-    return Facts(
-        ram_bytes=sum(size for size in sizes if type(size) is int),
-        balloon_path=path,
-        deflate_on_oom=deflate is True,
-        qemu_version=".".join(str(part) for part in monitor.qemu_version),
-        process_id=monitor.process_id,
-    )
+        await run_sampling(self.guest, self._journal, self._control, self._on_change)
 
 
 async def send_once(guest: Guest, target_bytes: int, timeout_s: float) -> None:

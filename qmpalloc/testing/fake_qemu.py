@@ -52,6 +52,7 @@ class FakeQemu:
         balloon: The balloon's model.
         faults: What goes wrong.
         status: As ``query-status`` reports it.
+        migration: Status of a migration as ``query-migrate`` reports it; empty when there never was one.
         requests: Every command received, with its arguments, in order.
         commands: Commands by name; add to it, or replace one. A command gets the arguments, returns the result, and
             raises `Refusal` to answer with an error.
@@ -76,6 +77,7 @@ class FakeQemu:
         self.greet = greet
         self.faults = Faults()
         self.status = "running"
+        self.migration = ""
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.stats: dict[str, int] = dict.fromkeys(STATS, UNKNOWN_STAT)
         self.stats_interval_s = 0
@@ -214,6 +216,7 @@ class FakeQemu:
             "qom-list": self._qom_list,
             "qom-get": self._qom_get,
             "qom-set": self._qom_set,
+            "query-migrate": lambda _: {"status": self.migration} if self.migration else {},
             "query-blockstats": lambda _: self.blocks,
             "block_set_io_throttle": self._block_set_io_throttle,
             "stop": lambda _: _nothing(self.stop),

@@ -180,7 +180,7 @@ class TestState:
     def test_a_reset_guest_is_lost_until_it_reports(self):
         guest = connected()
         take(guest, 1.0)
-        guest.was_reset()
+        guest.was_reset(10.0)
         assert guest.state(1.1) is GuestState.LOST
         take(guest, 9.0)
         assert guest.state(9.0) is GuestState.FRESH

@@ -1,0 +1,97 @@
+"""What a QEMU is asked when we connect, and what makes it one that must not be controlled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qmpalloc.errors import NonsenseError, RefusedError
+from qmpalloc.guest import Facts
+from qmpalloc.qmp import Monitor
+
+MIGRATION_ENDED = frozenset({"none", "completed", "failed", "cancelled"})
+BALLOON_HINT = "start it with -device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on"
+
+
+async def ask_facts(monitor: Monitor) -> Facts:
+    """Return what a guest's QEMU was started with.
+
+    Raises:
+        RefusedError: It has no balloon device, or one that gives nothing back to the host.
+        NonsenseError: It answers what QMP does not allow.
+    """
+    path = await monitor.find_balloon()
+    if path is None:
+        raise _unfit(monitor, "this QEMU has no balloon device", BALLOON_HINT)
+    await _refuse_pinned_memory(monitor)
+    memory = await monitor.execute("query-memory-size-summary")
+    sizes = [memory.get(key) for key in ("base-memory", "plugged-memory")] if isinstance(memory, dict) else [None]
+    if type(sizes[0]) is not int or sizes[0] <= 0:
+        raise NonsenseError(f"{monitor.address}: query-memory-size-summary gave no base-memory")
+    deflate = await monitor.execute("qom-get", {"path": path, "property": "deflate-on-oom"})
+    return Facts(
+        ram_bytes=sum(size for size in sizes if type(size) is int),
+        balloon_path=path,
+        deflate_on_oom=deflate is True,
+        qemu_version=".".join(str(part) for part in monitor.qemu_version),
+        process_id=monitor.process_id,
+    )
+
+
+async def ask_migrating(monitor: Monitor) -> bool:
+    """Return whether somebody migrates this guest right now."""
+    try:
+        answer = await monitor.execute("query-migrate")
+    except RefusedError:
+        return False
+    status = answer.get("status", "none") if isinstance(answer, dict) else "none"
+    return isinstance(status, str) and status not in MIGRATION_ENDED
+
+
+async def _refuse_pinned_memory(monitor: Monitor) -> None:
+    """Refuse a guest whose balloon takes memory from it without giving it to the host.
+
+    An assigned device pins all of a guest's memory, and QEMU then ignores what the balloon hands over
+    (``ram_block_discard_disable``); a huge page only comes back when the guest happens to hand over all of it.
+    """
+    for container in ("/machine/peripheral", "/machine/peripheral-anon"):
+        if await _child(monitor, container, "vfio") is not None:
+            hint = "remove the assigned device, or take the guest out of the configuration"
+            raise _unfit(monitor, "an assigned device (vfio) pins the guest's memory", hint)
+    for kind in ("memory-backend-memfd", "memory-backend-file"):
+        name = await _child(monitor, "/objects", kind)
+        if name is None:
+            continue
+        prop = "hugetlb" if kind.endswith("memfd") else "mem-path"
+        try:
+            value = await monitor.execute("qom-get", {"path": f"/objects/{name}", "property": prop})
+        except RefusedError:
+            continue
+        if value is True or (isinstance(value, str) and on_hugetlbfs(value, Path("/proc/mounts"))):
+            hint = "use plain RAM (-m): the balloon works in 4 KiB pages"
+            raise _unfit(monitor, "the guest's memory is made of huge pages", hint)
+
+
+async def _child(monitor: Monitor, container: str, kind: str) -> str | None:
+    """Return the name of the first child of that kind of a QOM container."""
+    try:
+        listing = await monitor.execute("qom-list", {"path": container})
+    except RefusedError:
+        return None
+    for child in listing if isinstance(listing, list) else []:
+        if isinstance(child, dict) and str(child.get("type")).startswith(f"child<{kind}"):
+            return str(child.get("name"))
+    return None
+
+
+def on_hugetlbfs(path: str, mounts: Path) -> bool:
+    """Tell whether a path lies on a file system of huge pages, by the host's mounts."""
+    try:
+        table = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:
+        return False
+    places = [Path(fields[1]) for fields in table if len(fields) > 2 and fields[2] == "hugetlbfs"]
+    return any(Path(path).is_relative_to(place) for place in places)
+
+
+def _unfit(monitor: Monitor, what: str, hint: str) -> RefusedError:
+    return RefusedError(f"{monitor.address}: {what}", command="query-balloon", error_class="DeviceNotActive", hint=hint)

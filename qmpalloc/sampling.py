@@ -1,0 +1,60 @@
+"""Reading one guest's counters file through its agent, again and again, whatever the guest answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from qmpalloc.config import ControlConfig
+from qmpalloc.errors import NonsenseError, RefusedError, SampleError, SampleFault, UnreachableError
+from qmpalloc.events import Sampled, SampleRejected
+from qmpalloc.guest import Guest
+from qmpalloc.journal import Journal
+from qmpalloc.qmp import Agent, deadline, open_agent
+from qmpalloc.sample import FILE_MAX_BYTES, parse
+
+REREAD_SHARE = 0.15
+"""Part of the sample interval after which a reading that brought nothing new is repeated."""
+
+
+async def run_sampling(guest: Guest, journal: Journal, control: ControlConfig, on_change: Callable[[], None]) -> None:
+    """Read samples for ever; what goes wrong is reported, and the guest's age shows it."""
+    interval_s, timeout_s = float(control.sample_interval), float(control.command_timeout)
+    while True:
+        try:
+            async with open_agent(guest.config.agent, timeout_s=timeout_s) as agent:
+                next_s, again = trio.current_time(), False
+                while True:
+                    news = await read_sample(agent, guest, journal, timeout_s)
+                    journal.clear_fault(guest.name, "agent")
+                    if news:
+                        on_change()
+                    # A reading that came just before the collector wrote is repeated once, soon: from then on readings
+                    # follow the writings closely. Else a schedule without drift, and without bursts.
+                    again = not news and not again
+                    next_s += interval_s * (REREAD_SHARE if again else 1.0)
+                    next_s = max(next_s, trio.current_time())
+                    await trio.sleep_until(next_s)
+        except (UnreachableError, NonsenseError) as error:
+            journal.fault(guest.name, "agent", error.message, error.hint)
+            await trio.sleep(interval_s)
+
+
+async def read_sample(agent: Agent, guest: Guest, journal: Journal, timeout_s: float) -> bool:
+    """Read the counters file once; return False if the collector has not written since the last time."""
+    try:
+        with deadline(timeout_s, guest.config.agent, "reading the counters file"):
+            data = await agent.read_file(guest.config.counters_file, FILE_MAX_BYTES)
+    except RefusedError as error:
+        journal.emit(SampleRejected, guest=guest.name, fault=SampleFault.MISSING, message=error.message)
+        return True
+    try:
+        accepted = guest.take_sample(parse(data), journal.now_s())
+    except SampleError as error:
+        if error.fault is SampleFault.REPEATED:
+            return False
+        journal.emit(SampleRejected, guest=guest.name, fault=error.fault, message=error.message)
+        return True
+    journal.emit(Sampled, guest=guest.name, sample=accepted.sample, delta=accepted.delta)
+    return True

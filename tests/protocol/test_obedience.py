@@ -1,0 +1,140 @@
+"""Guests that do not do what they are asked, and guests that somebody else commands."""
+
+from functools import partial
+
+import pytest
+
+from qmpalloc.events import Commanded, Decided, Faulted
+from qmpalloc.model import Limiter
+from qmpalloc.testing import Refusal
+from qmpalloc.units import MIB
+
+BASELINE = 500
+
+
+def at(seconds, function):
+    return seconds, lambda _: function()
+
+
+async def test_a_stuck_donor_is_set_to_what_it_achieved_and_left_alone(lab, autojump_clock):
+    await lab.two()
+    lab.guests["small"].qemu.balloon.least_bytes = 440 * MIB
+    await lab.run(40.0, the_policy=lab.toward(small=380, large=620))
+    accepted = next(event for event in lab.of(Commanded, "small") if event.purpose == "accept")
+    assert accepted.target_bytes == 440 * MIB
+    after = [event.decision.guests[0] for event in lab.of(Decided) if event.t > accepted.t]
+    assert {verdict.limiter for verdict in after} == {Limiter.STUCK}
+    assert {verdict.target_bytes for verdict in after} == {440 * MIB}
+    grants = [event.target_bytes for event in lab.of(Commanded, "large") if event.purpose == "grant"]
+    assert max(grants) == 560 * MIB
+    assert any(event.kind == "stuck" and "driver" in event.hint for event in lab.of(Faulted, "small"))
+
+
+async def test_a_stuck_receiver_gives_its_claim_back(lab, autojump_clock):
+    await lab.two()
+
+    def stall():
+        lab.guests["large"].qemu.balloon.stalled = True
+
+    lab.control["on_exit"] = "keep"
+    await lab.run(40.0, the_policy=lab.toward(small=380, large=620), actions=[at(0.5, stall)])
+    assert lab.of(Commanded, "large")[-1].purpose == "accept"
+    assert lab.of(Decided)[-1].snapshot.guests[1].charge_bytes == BASELINE * MIB
+
+
+async def test_a_stuck_guest_is_asked_again_later_and_obeys(lab, autojump_clock):
+    await lab.two()
+    balloon = lab.guests["small"].qemu.balloon
+    balloon.stalled = True
+
+    def free():
+        balloon.stalled = False
+
+    lab.control["on_exit"] = "keep"
+    await lab.run(80.0, the_policy=lab.toward(small=400), actions=[at(25.0, free)])
+    assert lab.size("small") == 400
+
+
+async def test_a_stuck_guest_in_danger_gets_its_baseline_all_the_same(lab, autojump_clock):
+    await lab.two()
+    guest = lab.guests["small"]
+    guest.qemu.balloon.least_bytes = 420 * MIB
+
+    def squeeze():
+        guest.cache.own_bytes = 415 * MIB
+
+    await lab.run(50.0, the_policy=lab.toward(small=380), actions=[at(30.0, squeeze)])
+    assert any(event.decision.guests[0].limiter is Limiter.DANGER for event in lab.of(Decided))
+    assert lab.size("small") == BASELINE
+
+
+async def test_another_controller_is_noticed_and_then_left_alone(lab, autojump_clock):
+    await lab.two()
+    request = partial(lab.guests["small"].qemu.balloon.request, 300 * MIB)
+    await lab.run(60.0, "static", actions=[at(second, request) for second in (9.1, 19.1, 29.1)])
+    faults = [event for event in lab.of(Faulted, "small") if event.kind == "interference"]
+    assert faults
+    assert "second monitor" in faults[0].hint
+    assert lab.states("small")[-1] == "held"
+    assert not [event for event in lab.of(Commanded, "small") if 30 < event.t < 59]
+
+
+@pytest.mark.parametrize(
+    ("kind", "property_name", "value"),
+    [("vfio-pci", "", None), ("memory-backend-memfd", "hugetlb", True)],
+)
+async def test_memory_that_does_not_come_back_to_the_host_is_refused(lab, autojump_clock, kind, property_name, value):
+    await lab.two()
+    qemu = lab.guests["small"].qemu
+    own_list, own_get = qemu.commands["qom-list"], qemu.commands["qom-get"]
+    container = "/machine/peripheral" if kind.startswith("vfio") else "/objects"
+
+    def qom_list(arguments):
+        child = {"name": "it", "type": f"child<{kind}>"}
+        if arguments["path"] == "/objects":
+            return [child] if container == "/objects" else []
+        return own_list(arguments) + ([child] if arguments["path"] == container else [])
+
+    def qom_get(arguments):
+        return value if arguments.get("property") == property_name else own_get(arguments)
+
+    qemu.commands |= {"qom-list": qom_list, "qom-get": qom_get}
+    await lab.run(12.0, budget=1400)
+    assert lab.states("small")[-1] == "held"
+    assert not lab.of(Commanded, "small")
+    fault = lab.of(Faulted, "small")[0]
+    assert "pins" in fault.message or "huge pages" in fault.message
+    assert lab.states("large")[-1] == "fresh"
+
+
+async def test_a_guest_that_somebody_migrates_is_not_touched(lab, autojump_clock):
+    await lab.two()
+    qemu = lab.guests["small"].qemu
+
+    def migrate(status):
+        qemu.migration = status
+
+    await lab.run(50.0, actions=[at(9.1, partial(migrate, "active")), at(30.1, partial(migrate, "cancelled"))])
+    assert "held" in lab.states("small")
+    assert not [event for event in lab.of(Commanded, "small") if 15 < event.t < 30]
+    assert lab.states("small")[-1] == "fresh"
+
+
+async def test_a_qemu_without_migration_is_no_problem(lab, autojump_clock):
+    await lab.two()
+
+    def refuse(_):
+        raise Refusal("not built in", "CommandNotFound")
+
+    lab.guests["small"].qemu.commands["query-migrate"] = refuse
+    await lab.run(9.0)
+    assert lab.states("small")[-1] == "fresh"
+
+
+async def test_a_guest_that_reboots_is_charged_with_all_of_its_memory(lab, autojump_clock):
+    await lab.two()
+    lab.may_exceed = True
+    await lab.run(30.0, "static", actions=[at(9.1, lab.guests["small"].reboot)])
+    charges = [event.snapshot.guests[0].charge_bytes for event in lab.of(Decided)]
+    assert max(charges) == 800 * MIB
+    assert charges[-1] == BASELINE * MIB
