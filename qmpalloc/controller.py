@@ -284,6 +284,10 @@ class Controller:
             if guest.link is Link.UP and (guest.danger(now_s) or guest.state(now_s) is GuestState.LOST)
         )
         news, self._rescued = in_need - self._rescued, in_need
+        for guest in self.guests:
+            if guest.name in news and (danger := guest.danger(now_s)):
+                self._journal.clear_fault(guest.name, "danger")
+                self._journal.fault(guest.name, "danger", danger, "it gets its baseline and gives nothing for a minute")
         if news and self.mode == "run" and self.control in {"running", "paused"} and not self._stop.is_set():
             why = f"at once, for {', '.join(sorted(news))}"
             self._decide(lambda snapshot, dangers: apply_limits(snapshot, hold(snapshot, why), dangers))

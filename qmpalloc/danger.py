@@ -1,11 +1,14 @@
 """Signs that a guest is short of memory it cannot do without, as opposed to cache it would like. Pure.
 
-Memory pressure as PSI reports it is not among them: waiting for a cached page to come back counts as a memory stall, so
-a guest whose cache is too small shows high pressure without being in danger. What is meant here is the loss of memory
-that no policy may take: programs swapped or killed, or nothing left to allocate.
+Neither memory pressure as PSI reports it nor refaults are such a sign by themselves: waiting for a cached page to come
+back counts as a memory stall, so a guest whose cache is too small shows both without being in danger. What is meant
+here is the loss of memory that no policy may take: programs swapped, killed or waiting for an allocation, the pages
+they are mapped from thrown out and read again and again, or nothing left to allocate.
 """
 
 from __future__ import annotations
+
+import math
 
 from qmpalloc.sample import Sample
 from qmpalloc.units import MIB, format_size
@@ -14,17 +17,53 @@ AVAILABLE_MIN_BYTES = 24 * MIB
 AVAILABLE_MIN_SHARE = 0.04
 SWAP_IN_PAGES_PER_S = 50.0
 
+PRESSURE_SHARE = 0.5
+"""Part of the time for which *all* tasks waited for memory, from which twice the available memory is required."""
+
+THRASH_PAGES_PER_S = 200.0
+STALLS_PER_S = 100.0
+RISE = 8.0
+"""A rate is a sign from this many times its own recent level on, and not below the constants above."""
+
+LEVEL_S = 60.0
+"""Time constant of a recent level: what goes on for minutes is this guest's normal life."""
+
+LEARN_S = 10.0
+"""How long a rate must have been watched before a rise can be told."""
+
 FREEZE_S = 60.0
 """How long a guest that was in danger gives nothing."""
 
 
-def find_danger(earlier: Sample | None, later: Sample, actual_bytes: int) -> str | None:
+class Level:
+    """The recent level of a rate, against which a rise shows."""
+
+    def __init__(self) -> None:
+        self._rate = 0.0
+        self._known_s = 0.0
+
+    def rises(self, rate: float, seconds: float, least: float) -> bool:
+        """Take a rate, per second, that held for `seconds`; return whether it is far above its recent level."""
+        risen = self._known_s >= LEARN_S and rate > max(least, RISE * self._rate)
+        self._known_s += seconds
+        # At first the plain average, so that the level does not begin at 0.
+        self._rate += (rate - self._rate) * max(1 - math.exp(-seconds / LEVEL_S), seconds / self._known_s)
+        return risen
+
+    @property
+    def rate(self) -> float:
+        """The level, per second."""
+        return self._rate
+
+
+def find_danger(earlier: Sample | None, later: Sample, actual_bytes: int, thrash: Level | None = None) -> str | None:
     """Return why the guest is in danger, with the numbers, or None.
 
     Args:
         earlier: The accepted sample before, of the same series; None if there is none.
         later: The newest sample.
         actual_bytes: Its size as QEMU reports it.
+        thrash: Its recent level of mapped pages read again; updated.
     """
     available = later.memory_bytes.available
     least = max(AVAILABLE_MIN_BYTES, int(actual_bytes * AVAILABLE_MIN_SHARE))
@@ -34,10 +73,50 @@ def find_danger(earlier: Sample | None, later: Sample, actual_bytes: int) -> str
         return None
     if earlier.oom_kills is not None and later.oom_kills is not None and later.oom_kills > earlier.oom_kills:
         return f"danger: {later.oom_kills - earlier.oom_kills} processes killed for lack of memory"
-    swapped_in = _change(earlier.swap_pages.in_, later.swap_pages.in_)
     seconds = (later.monotonic_ns - earlier.monotonic_ns) / 1e9
-    if swapped_in is not None and seconds > 0 and swapped_in / seconds > SWAP_IN_PAGES_PER_S:
+    if seconds <= 0:
+        return None
+    swapped_in = _change(earlier.swap_pages.in_, later.swap_pages.in_)
+    if swapped_in is not None and swapped_in / seconds > SWAP_IN_PAGES_PER_S:
         return f"danger: {swapped_in / seconds:.0f} pages/s come back from swap"
+    stalled_us = _change(earlier.psi_memory.full_total_us, later.psi_memory.full_total_us)
+    stalled = 0.0 if stalled_us is None else stalled_us / 1e6 / seconds
+    if stalled > PRESSURE_SHARE and available is not None and available < 2 * least:
+        return f"danger: all tasks waited for memory {stalled:.0%} of the time, {format_size(available)} available"
+    return _find_thrashing(earlier, later, seconds, thrash) if thrash is not None else None
+
+
+def _find_thrashing(earlier: Sample, later: Sample, seconds: float, thrash: Level) -> str | None:
+    """Return why the guest reads its own programs again and again, if it does.
+
+    A page that a page fault brings in and that had been evicted belongs to a mapped file, mostly a program or a
+    library. Neither count alone says so, but no more pages can be both than the smaller one.
+    """
+    faulted = _change(earlier.counters.inserts_fault, later.counters.inserts_fault)
+    refaulted = _change(earlier.counters.refaults, later.counters.refaults)
+    if faulted is None or refaulted is None:
+        return None
+    rate, level = min(faulted, refaulted) / seconds, thrash.rate
+    if not thrash.rises(rate, seconds, THRASH_PAGES_PER_S):
+        return None
+    return f"danger: {rate:.0f} evicted pages/s of mapped files come back, {level:.0f}/s lately"
+
+
+def find_stalls(stalls: int, oom_kills: int, seconds: float, level: Level) -> str | None:
+    """Return why the balloon's statistics show danger, with the numbers, or None.
+
+    Args:
+        stalls: Allocations that had to wait for reclaim, in that time.
+        oom_kills: Processes killed for lack of memory, in that time.
+        seconds: Time between the two reports.
+        level: The recent level of `stalls`; updated.
+    """
+    usual = level.rate
+    risen = level.rises(stalls / seconds, seconds, STALLS_PER_S)
+    if oom_kills > 0:
+        return f"danger: {oom_kills} processes killed for lack of memory"
+    if risen:
+        return f"danger: {stalls / seconds:.0f} allocations/s wait for memory, {usual:.0f}/s lately"
     return None
 
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from qmpalloc.config import ControlConfig, GuestConfig
-from qmpalloc.danger import FREEZE_S, find_danger
+from qmpalloc.danger import FREEZE_S, Level, find_danger, find_stalls
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.ledger import Account
 from qmpalloc.model import GuestSnapshot, GuestState
@@ -96,6 +96,9 @@ class Guest:
         self.received_s = -math.inf
         self._counted = False
         self._base: Sample | None = None
+        self._thrash = Level()
+        self._stalls = Level()
+        self._stats: tuple[int, int, int] | None = None
         self._danger = ""
         self._danger_until_s = -math.inf
 
@@ -176,7 +179,7 @@ class Guest:
 
     def _forget_samples(self) -> None:
         self._tracker.forget()
-        self.sample = self._base = None
+        self.sample = self._base = self._stats = None
         self._counted = False
 
     # --- size -------------------------------------------------------------------------------------------------------
@@ -320,10 +323,31 @@ class Guest:
             return accepted  # the file may be of any age: only a second one shows that somebody writes it
         self.received_s, self._counted, self._reset = now_s, True, False
         self.learn_need(sample)
-        danger = find_danger(earlier, sample, self.actual_bytes)
+        danger = find_danger(earlier, sample, self.actual_bytes, self._thrash)
         if danger:
             self._endanger(danger, now_s)
         return accepted
+
+    def take_stats(self, last_update: int, alloc_stalls: int, oom_kills: int, now_s: float) -> None:
+        """Take what the balloon driver reported, as QEMU passes it on.
+
+        Counts that went back begin a new series: the guest was rebooted, or lies.
+
+        Args:
+            last_update: Host Unix time of the report, seconds.
+            alloc_stalls: Allocations that had to wait for reclaim, since the guest's boot.
+            oom_kills: Processes killed, since the guest's boot.
+            now_s: The time.
+        """
+        earlier = self._stats
+        if earlier is not None and last_update == earlier[0]:
+            return
+        self._stats = (last_update, alloc_stalls, oom_kills)
+        if earlier is None or any(new < old for new, old in zip(self._stats, earlier, strict=True)):
+            return
+        seconds, stalls, kills = (new - old for new, old in zip(self._stats, earlier, strict=True))
+        if danger := find_stalls(stalls, kills, float(seconds), self._stalls):
+            self._endanger(danger, now_s)
 
     def window(self) -> Delta | None:
         """Return what happened since `close_window`, or None when that is not known."""

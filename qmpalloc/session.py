@@ -43,6 +43,9 @@ it is working on before it looks at the new target (``update_balloon_size_func``
 MIGRATION_POLL_S = 5.0
 """Time between two looks whether somebody migrates the guest: QEMU sends an event for it only to who asked for one."""
 
+STATS_VERSION = (9, 2, 0)
+"""First QEMU whose balloon statistics tell of allocation stalls and OOM kills; older ones would tell nothing new."""
+
 INTERFERENCE_HOLD_S = 60.0
 """How long a guest is left to another controller before it is tried again."""
 
@@ -170,6 +173,8 @@ class Session:
                 nursery.start_soon(guard, lambda: self._watch_balloon(monitor))
                 nursery.start_soon(guard, lambda: self._watch_events(events))
                 nursery.start_soon(guard, lambda: self._watch_migration(monitor))
+                if monitor.qemu_version >= STATS_VERSION:
+                    nursery.start_soon(guard, lambda: self._watch_stats(monitor, facts.balloon_path))
                 nursery.start_soon(guard, self._read_samples)
                 if self._may_command:
                     nursery.start_soon(guard, lambda: self._send_orders(monitor))
@@ -356,6 +361,26 @@ class Session:
             if migrating != self.guest.migrating:
                 self.guest.migrating = migrating
                 self._on_change()
+
+    async def _watch_stats(self, monitor: Monitor, path: str) -> None:
+        """Look for danger in the balloon's statistics. The guest chooses these numbers: they can only hold it."""
+        guest = self.guest
+        while True:
+            try:
+                with deadline(self._timeout_s, monitor.address, "guest-stats"):
+                    stats = await monitor.balloon_stats(path)
+                    if stats.last_update is None and self._may_command:
+                        await monitor.set_stats_interval(path, max(1, round(self._sample_interval_s)))
+            except DeadlineError:
+                pass  # who watches the balloon reports it
+            except (NonsenseError, RefusedError) as error:
+                self._journal.fault(guest.name, "stats", error.message, error.hint)
+            else:
+                self._journal.clear_fault(guest.name, "stats")
+                if stats.last_update is not None and stats.alloc_stalls is not None and stats.oom_kills is not None:
+                    guest.take_stats(stats.last_update, stats.alloc_stalls, stats.oom_kills, self._journal.now_s())
+                    self._on_change()
+            await trio.sleep(self._sample_interval_s)
 
     async def _read_samples(self) -> None:
         await run_sampling(self.guest, self._journal, self._control, self._on_change)

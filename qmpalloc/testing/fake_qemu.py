@@ -52,6 +52,7 @@ class FakeQemu:
         balloon: The balloon's model.
         faults: What goes wrong.
         status: As ``query-status`` reports it.
+        version: As in the greeting.
         migration: Status of a migration as ``query-migrate`` reports it; empty when there never was one.
         requests: Every command received, with its arguments, in order.
         commands: Commands by name; add to it, or replace one. A command gets the arguments, returns the result, and
@@ -78,6 +79,7 @@ class FakeQemu:
         self.faults = Faults()
         self.status = "running"
         self.migration = ""
+        self.version = (7, 2, 22)
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.stats: dict[str, int] = dict.fromkeys(STATS, UNKNOWN_STAT)
         self.stats_interval_s = 0
@@ -157,7 +159,7 @@ class FakeQemu:
         self._end({"guest": True, "reason": "guest-shutdown"})
 
     async def _converse(self, stream: trio.abc.Stream, wire: Wire) -> None:
-        version = {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "fake"}
+        version = {"qemu": dict(zip(("major", "minor", "micro"), self.version, strict=True)), "package": "fake"}
         if self.greet:
             await wire.send(encode({"QMP": {"version": version, "capabilities": ["oob"]}}))
         splitter = RequestSplitter()

@@ -1,0 +1,70 @@
+"""What is danger, and what is only a cache that is too small."""
+
+import itertools
+
+from qmpalloc.danger import LEARN_S, Level, find_danger, find_stalls
+from qmpalloc.sample import Counters, Memory, Psi, Sample
+from qmpalloc.units import GIB, MIB
+
+
+def sample(second, *, refaults=0, faults=0, reads=0, full_s=0.0, available=GIB // 2):
+    return Sample(
+        format="qmpalloc-counters", version=1, boot_id="0" * 36, start_id="0" * 16, sequence=second,
+        monotonic_ns=second * 10**9, interval_ms=1000, kernel="6.12", page_size=4096,
+        counters=Counters(refaults=refaults, inserts_fault=faults, inserts_read=reads),
+        memory_bytes=Memory(total=GIB, available=available),
+        psi_memory=Psi(full_total_us=int(full_s * 1e6)),
+    )  # fmt: skip
+
+
+def dangers(samples):
+    level = Level()
+    pairs = itertools.pairwise(samples)
+    return [find_danger(earlier, later, GIB, level) for earlier, later in pairs]
+
+
+def test_programs_that_are_read_again_and_again_are_danger_and_the_numbers_are_told():
+    calm = [sample(second) for second in range(1, 20)]
+    found = dangers([*calm, sample(20, refaults=3000, faults=5000)])
+    assert set(found[:-1]) == {None}
+    assert found[-1] == "danger: 3000 evicted pages/s of mapped files come back, 0/s lately"
+
+
+def test_a_cache_that_is_too_small_is_none():
+    found = dangers([sample(second, refaults=5000 * max(second - 15, 0), reads=9000 * second) for second in range(30)])
+    assert set(found) == {None}
+
+
+def test_programs_that_start_are_none():
+    found = dangers([sample(second, faults=5000 * max(second - 15, 0)) for second in range(30)])
+    assert set(found) == {None}
+
+
+def test_what_goes_on_for_long_is_the_guests_normal_life():
+    found = dangers([sample(second, refaults=1000 * second, faults=1000 * second) for second in range(60)])
+    assert set(found) == {None}
+
+
+def test_nothing_is_told_before_a_level_is_known():
+    level = Level()
+    assert not level.rises(1e6, LEARN_S / 2, 1.0)
+
+
+def test_a_standstill_is_danger_only_when_little_is_available():
+    assert find_danger(sample(1), sample(2, full_s=0.9), GIB) is None
+    found = find_danger(sample(1), sample(2, full_s=0.9, available=60 * MIB), GIB)
+    assert found == "danger: all tasks waited for memory 90% of the time, 60M available"
+
+
+class TestStalls:
+    def test_a_kill_is_danger(self):
+        assert "2 processes killed" in find_stalls(0, 2, 1.0, Level())
+
+    def test_allocations_that_begin_to_wait_are_danger(self):
+        level = Level()
+        assert [find_stalls(1, 0, 1.0, level) for _ in range(20)] == [None] * 20
+        assert find_stalls(500, 0, 1.0, level) == "danger: 500 allocations/s wait for memory, 1/s lately"
+
+    def test_allocations_that_always_wait_are_none(self):
+        level = Level()
+        assert [find_stalls(500, 0, 1.0, level) for _ in range(20)] == [None] * 20
