@@ -118,16 +118,27 @@ class ExperimentDirectory:
         Raises:
             ConfigError: There is something in it, or it cannot be made.
         """
+        cls.check_new(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                hint = f"qmpalloc experiment resume {path}, or name another directory with --out"
-                raise ConfigError("is not empty", file=str(path), hint=hint)
             (path / "experiment.toml").write_text(text, encoding="utf-8")
             write_json(path / "manifest.json", manifest)
         except OSError as error:
             raise ConfigError(f"cannot be made: {error.strerror}", file=str(path)) from error
         return cls(path, specification, manifest)
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """Refuse a directory in which no experiment can begin.
+
+        Raises:
+            ConfigError: It is not a directory, or there is something in it.
+        """
+        if path.exists() and not path.is_dir():
+            raise ConfigError("is not a directory", file=str(path), hint="name another one with --out")
+        if path.exists() and any(path.iterdir()):
+            hint = f"qmpalloc experiment resume {path}, or name another directory with --out"
+            raise ConfigError("is not empty", file=str(path), hint=hint)
 
     @classmethod
     def open_existing(cls, path: Path) -> ExperimentDirectory:
@@ -201,9 +212,18 @@ def write_json(path: Path, value: object) -> None:
     Raises:
         HostError: It cannot be written.
     """
+    write_whole(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        HostError: It cannot be written.
+    """
     scratch = path.with_name(f".{path.name}")
     try:
-        scratch.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        scratch.write_bytes(data)
         os.replace(scratch, path)  # noqa: PTH105 - the atomic rename, by its name
     except OSError as error:
         raise HostError(f"{path} cannot be written: {error.strerror}") from error

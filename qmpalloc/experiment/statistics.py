@@ -22,18 +22,26 @@ class ArmResult(Struct, frozen=True, kw_only=True):
     Attributes:
         arm: Its name.
         repeat: From 1.
-        hits: Page-cache hits of all guests together, by trial.
+        hits: Page-cache hits of all guests together, by trial; None where a guest's are not known.
         finished: Guest to the trial, counted from 1, in which each of its phases ended; None: it did not.
         seconds: From the first read to the end of the last phase; None when a phase did not end.
         failed: Why the run does not count; empty when it does.
+        total_hits: Of the whole run, where `hits` has gaps and this is known all the same.
     """
 
     arm: str
     repeat: int
-    hits: tuple[int, ...]
+    hits: tuple[int | None, ...]
     finished: dict[str, tuple[int | None, ...]]
     seconds: float | None
     failed: str = ""
+    total_hits: int | None = None
+
+    @property
+    def hits_in_all(self) -> int | None:
+        """Hits of the whole run; None when they are not known."""
+        known = [value for value in self.hits if value is not None]
+        return sum(known) if len(known) == len(self.hits) else self.total_hits
 
     @property
     def trials_to_finish(self) -> int | None:
@@ -74,7 +82,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
         reference: Name of the arm it is compared with.
         time: Ratio of seconds to finish all phases; None when no repeat has both.
         trials: Ratio of trials to finish all phases; None when no repeat has both.
-        hits: Ratio of hits in all; None when no repeat has both, or one had no hit.
+        hits: Ratio of hits in all; None when no repeat has both, or one had no hit, or does not know its hits.
         more_hits: By repeat: in how many trials the arm had more hits, and how many were compared.
         repeats: In how many repeats both arms ran.
         finished: In how many of them both finished all phases.
@@ -110,8 +118,12 @@ def ratio(pairs: Sequence[tuple[float, float]], *, confidence: float = 0.95) -> 
 
 
 def more_hits(ours: ArmResult, theirs: ArmResult) -> tuple[int, int]:
-    """Return in how many trials the first had more hits, and the trials compared: up to the end of the shorter run."""
-    pairs = list(zip(ours.hits, theirs.hits, strict=False))
+    """Return in how many trials the first had more hits, and the trials compared: up to the end of the shorter run.
+
+    Trials of which one run does not know its hits are not compared.
+    """
+    both = zip(ours.hits, theirs.hits, strict=False)
+    pairs = [(mine, other) for mine, other in both if mine is not None and other is not None]
     return sum(mine > other for mine, other in pairs), len(pairs)
 
 
@@ -129,7 +141,7 @@ def compare(
     ]
     done = [(ours, theirs) for ours, theirs in pairs if ours.trials_to_finish and theirs.trials_to_finish]
     trials = [(float(ours.trials_to_finish or 0), float(theirs.trials_to_finish or 0)) for ours, theirs in done]
-    hits = [(float(sum(ours.hits)), float(sum(theirs.hits))) for ours, theirs in done]
+    hits = [(float(ours.hits_in_all or 0), float(theirs.hits_in_all or 0)) for ours, theirs in done]
     return Comparison(
         arm=arm,
         reference=reference,

@@ -1,0 +1,101 @@
+"""The results of an experiment as files: tables, a summary, a report as Markdown and as HTML, figures.
+
+All are made from what the runs left (see `qmpalloc.experiment.directory`) and can be made again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from qmpalloc.errors import HostError
+from qmpalloc.experiment.directory import ExperimentDirectory, write_json, write_whole
+from qmpalloc.experiment.report import arms, conditions, evidence, words
+from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Picture
+from qmpalloc.experiment.report.html import html
+from qmpalloc.experiment.report.markdown import markdown
+from qmpalloc.experiment.report.summary import summarise
+from qmpalloc.experiment.report.trials_csv import trials_csv
+from qmpalloc.experiment.results import Results, load_results
+
+FIGURES = "figures"
+NO_MATPLOTLIB = "matplotlib is not installed: pip install 'qmpalloc[analysis]'"
+
+
+def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> list[Path]:
+    """Write all results of an experiment, complete or not, over what an earlier call wrote.
+
+    Args:
+        directory: Of the experiment.
+        figures: Draw as well, which needs matplotlib; where that is missing, the report says so.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: The experiment's own files cannot be used.
+        HostError: A file cannot be written.
+    """
+    results = load_results(directory)
+    place = directory.path
+    pictures: tuple[Picture, ...] = ()
+    without = "" if figures else "They were not asked for."
+    written: list[Path] = []
+    if figures:
+        try:
+            pictures, drawn = draw(results, place)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "matplotlib":
+                raise
+            without = f"They are not drawn, because {NO_MATPLOTLIB}"
+        else:
+            written += drawn
+            without = "" if pictures else "There is nothing to draw yet."
+    blocks = tuple(_blocks(results, pictures, without))
+    title = _title(results)
+    texts = {
+        "trials.csv": trials_csv(results),
+        "report.md": markdown(blocks),
+        "report.html": html(blocks, title=title, picture=lambda file: (place / file).read_bytes()),
+    }
+    for name, text in texts.items():
+        write_whole(place / name, text.encode())
+    write_json(place / "summary.json", summarise(results))
+    return [*(place / name for name in (*texts, "summary.json")), *written]
+
+
+def draw(results: Results, place: Path) -> tuple[tuple[Picture, ...], list[Path]]:
+    """Draw all figures there is something for into a directory of `place`.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        HostError: A file cannot be written.
+    """
+    from qmpalloc.experiment.report.figures import draw_all
+
+    try:
+        return draw_all(results, place, FIGURES)
+    except OSError as error:
+        raise HostError(f"{place / FIGURES} cannot be written: {error.strerror}") from error
+
+
+def _title(results: Results) -> str:
+    return f"Experiment {results.specification.name}, scale {results.specification.scale}"
+
+
+def _blocks(results: Results, pictures: Iterable[Picture], without: str) -> Iterable[Block]:
+    yield Heading(_title(results), level=1)
+    yield from arms.verdicts(results)
+    yield from arms.explanation(results)
+    yield from arms.arms_table(results)
+    yield from arms.phases_table(results)
+    yield from evidence.footprints(results)
+    yield from evidence.disk(results)
+    yield from evidence.witness(results)
+    yield from conditions.failures(results)
+    yield from conditions.incomplete(results)
+    yield from conditions.conditions(results)
+    yield Heading(f"Figures ({words.conditions(results)})")
+    yield from pictures
+    if without:
+        yield Paragraph(without)

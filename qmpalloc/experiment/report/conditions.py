@@ -1,0 +1,108 @@
+"""The last part of a report: what went wrong, what is missing, and under which conditions all of it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from qmpalloc.experiment.access import Access
+from qmpalloc.experiment.report import words
+from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
+from qmpalloc.experiment.report.words import spread
+from qmpalloc.experiment.results import Results
+from qmpalloc.text import printable
+from qmpalloc.units import format_size
+
+WARM_UPS = {
+    "read": "every guest read its first file once, in order, before the first trial",
+    "none": "none, the caches were cold",
+}
+TEXT_LIMIT = 1000
+"""Characters of a cause or a command that are shown."""
+
+
+def failures(results: Results) -> Iterator[Block]:
+    """Yield the runs that failed, with their causes."""
+    yield Heading("Failed runs")
+    if not results.failed:
+        yield Paragraph("None.")
+        return
+    yield Bullets(
+        tuple(
+            f"{run.run.arm}, repeat {run.run.repeat}: {printable(run.result.failed, TEXT_LIMIT)}"
+            for run in results.failed
+        )
+    )
+
+
+def incomplete(results: Results) -> Iterator[Block]:
+    """Yield what is missing."""
+    yield Heading("What is incomplete")
+    items = [f"{run.arm}, repeat {run.repeat}: not run to its end" for run in results.missing]
+    for run in results.runs:
+        if run.counted:
+            items += [f"{run.run.arm}, repeat {run.run.repeat}: {printable(note, TEXT_LIMIT)}" for note in run.notes]
+    yield Bullets(tuple(items)) if items else Paragraph("Nothing: every planned run ended, and no reading is missing.")
+
+
+def conditions(results: Results) -> Iterator[Block]:
+    """Yield where, when, on what and with which settings."""
+    spec, manifest = results.specification, results.manifest
+    yield Heading("Conditions")
+    created = datetime.fromtimestamp(manifest.created_wall, UTC)
+    shares = [run.controller_cpu_share for run in results.runs if run.counted]
+    facts = [
+        f"Scale {spec.scale}, of memory, files, floors, caps and the steps of policies; seed {spec.seed}.",
+        f"{spec.repeats} repeats; interval {spec.interval:g} s; budget {format_size(spec.budget)}.",
+        f"Warm-up: {WARM_UPS[spec.warm_up]}.",
+        f"Command: {manifest.command}",
+        f"Begun {created:%Y-%m-%d %H:%M} UTC.",
+        f"Versions: {_pairs(manifest.versions)}.",
+        f"Host: {_pairs(manifest.host)}.",
+        f"Accelerator: {_pairs(manifest.accelerator)}.",
+        f"Images: {_pairs(manifest.images)}.",
+        f"CPU of the controller while the loads ran: {spread(shares, words.percent)} of one core.",
+    ]
+    yield Bullets(tuple(printable(fact, TEXT_LIMIT) for fact in facts))
+    rows = []
+    for guest in spec.guests:
+        for phase in guest.phases:
+            reads = f"{phase.rounds} of {phase.reads:,}"
+            rate = f"{phase.rate:g} per second" if phase.rate else "as fast as it goes"
+            rows.append((f"{guest.name}: {phase.name}", describe(phase.access), format_size(phase.file), reads, rate))
+    columns = ("Guest: phase", "Access", "File", "Rounds of reads", "Rate")
+    yield Table(f"The loads ({words.conditions(results)})", columns, tuple(rows), numbers=False)
+    sizes = []
+    for guest in spec.guests:
+        bytes_each = (guest.memory, guest.floor, guest.cap, guest.baseline)
+        sizes.append((guest.name, *map(format_size, bytes_each)))
+    headings = ("Guest", "RAM", "Floor", "Cap", "Baseline")
+    yield Table(f"The guests ({words.conditions(results)})", headings, tuple(sizes))
+    arms = []
+    for arm in results.arms:
+        split = ", ".join(f"{guest.name} {format_size(arm.baseline(guest))}" for guest in spec.guests)
+        arms.append((arm.name, arm.policy, _pairs(arm.settings) or words.NOTHING, split))
+    labels = ("Arm", "Policy", "Settings", "Baselines")
+    yield Table(f"The arms ({words.conditions(results)})", labels, tuple(arms), numbers=False)
+
+
+def describe(access: Access) -> str:
+    """Return an access distribution with its parameters: ``normal, deviation 0.3``."""
+    values: dict[str, Any] = msgspec.to_builtins(access)
+    name = values.pop("distribution")
+    if name == "mixture":
+        parts = (f"{part['weight']:g} parts {_parameters(part['access'])}" for part in values["parts"])
+        return "mixture of " + "; ".join(parts)
+    return _parameters({"distribution": name, **values})
+
+
+def _parameters(values: Mapping[str, Any]) -> str:
+    rest = [f"{key.replace('_', ' ')} {value:g}" for key, value in values.items() if key != "distribution"]
+    return ", ".join([str(values["distribution"]), *rest])
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())

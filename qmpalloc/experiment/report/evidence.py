@@ -1,0 +1,111 @@
+"""The second part of a report: what the loads touched, what a miss cost, and whether the counts can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qmpalloc.experiment.report import words
+from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
+from qmpalloc.experiment.report.words import spread
+from qmpalloc.experiment.results import Counts, Results, total
+from qmpalloc.units import PAGE_BYTES
+
+WITNESS_TOLERANCE = 0.03
+"""Collector and disk may differ by so much over an arm: the disk also reads what is no file's page."""
+
+
+def footprints(results: Results) -> Iterator[Block]:
+    """Yield how many distinct pages each phase touches."""
+    yield Heading("What the loads touch")
+    rows = []
+    for guest, phases in results.manifest.footprints.items():
+        for phase, touched in phases.items():
+            rows.append(
+                (
+                    f"{guest}: {phase}",
+                    words.whole(touched.reads),
+                    words.mebibytes(touched.file_pages * PAGE_BYTES),
+                    words.whole(touched.distinct_pages),
+                    words.mebibytes(touched.distinct_pages * PAGE_BYTES),
+                    words.percent(touched.distinct_pages / touched.file_pages) if touched.file_pages else words.NOTHING,
+                    words.percent(touched.busiest_tenth),
+                )
+            )
+    columns = (
+        "Guest: phase", "Reads", "File", "Distinct pages", "Footprint", "Share of the file", "Reads of busiest tenth",
+    )  # fmt: skip
+    yield Table(f"Distinct pages touched by each phase ({words.conditions(results)})", columns, tuple(rows))
+    yield Paragraph(
+        "The references are the same in every arm and repeat. Busiest tenth: the share of the reads that go to the "
+        f"most-read tenth of the file. The guests share {words.mebibytes(results.specification.budget)}, which also "
+        "holds their systems; loads contend when their footprints together are larger than what is left."
+    )
+
+
+def disk(results: Results) -> Iterator[Block]:
+    """Yield the disk model: asked, reached, and what a miss cost."""
+    yield Heading("What a miss costs")
+    calibration, asked = results.disk, results.disk_ratio_asked
+    if calibration is None:
+        yield Paragraph("The disk was not measured yet.")
+    elif not calibration.iops:
+        yield Paragraph(
+            f"Disk model {calibration.model}: the data disks are not throttled. A cached read took "
+            f"{words.latency(calibration.hit_s)} here, on all guests at once."
+        )
+    else:
+        yield Paragraph(
+            f"Disk model {calibration.model}: a miss should take {asked:,.0f} times as long as a hit. A cached read "
+            f"took {words.latency(calibration.hit_s)} here, on all guests at once, so every data disk is throttled to "
+            f"{calibration.iops:,} operations per second. The ratio reached is measured in every run before its loads; "
+            "the time of a request is what QEMU measured while the loads ran, waiting for the throttle included."
+        )
+    rows = []
+    for arm in results.arms:
+        runs = results.counted(arm.name)
+        services = [service for run in runs if run.outcome is not None for service in run.outcome.service.values()]
+        rows.append(
+            (
+                arm.name,
+                words.NOTHING if asked is None else f"{asked:,.0f}",
+                spread([run.disk_ratio for run in runs], lambda value: f"{value:,.0f}"),
+                spread([service.hit_s for service in services], words.latency),
+                spread([service.miss_s for service in services], words.latency),
+                spread([run.counts.request_s for run in runs], words.latency),
+            )
+        )
+    columns = ("Arm", "Ratio asked", "Ratio reached", "A hit", "A miss", "A disk request under load")
+    yield Table(f"Service times of hits and misses ({words.conditions(results)})", columns, tuple(rows))
+
+
+def witness(results: Results) -> Iterator[Block]:
+    """Yield the collector's misses beside the bytes that the disks say they read."""
+    yield Heading("Do the counts agree with the disk?")
+    rows, apart = [], []
+    for arm in results.arms:
+        runs = results.counted(arm.name)
+        for guest in results.specification.guests:
+            counts = total(run.guests[guest.name].counts for run in runs)
+            name = f"{arm.name}, {guest.name}"
+            rows.append(_witness_row(name, counts))
+            if counts.witness is not None and abs(counts.witness - 1) > WITNESS_TOLERANCE:
+                apart.append(name)
+    columns = ("Arm, guest", "Misses counted", "Read from the disk", "Apart", "Events lost", "")
+    caption = f"Misses of the collectors beside what QEMU's disks read, all repeats ({words.conditions(results)})"
+    yield Table(caption, columns, tuple(rows))
+    if apart:
+        names = "; ".join(apart)
+        yield Paragraph(f"More than {WITNESS_TOLERANCE:.0%} apart: {names}. Hits and misses there are doubtful.")
+    elif any(results.counted(arm.name) for arm in results.arms):
+        yield Paragraph(f"The disks are an independent witness: both agree within {WITNESS_TOLERANCE:.0%} everywhere.")
+
+
+def _witness_row(name: str, counts: Counts) -> tuple[str, ...]:
+    if counts.witness is None:
+        shown, flag = words.NOTHING, ""
+    else:
+        shown = words.signed_percent(counts.witness - 1)
+        flag = "doubtful" if abs(counts.witness - 1) > WITNESS_TOLERANCE else "agrees"
+    lost = "not known" if counts.events_lost is None else words.whole(counts.events_lost)
+    read = words.mebibytes(counts.disk_read_bytes)
+    return name, words.mebibytes(counts.misses * PAGE_BYTES), read, shown, lost, flag

@@ -1,0 +1,56 @@
+"""Each guest's memory over time, by arm."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qmpalloc.experiment.report.figures import style
+from qmpalloc.experiment.results import Results
+from qmpalloc.experiment.trials import Trial
+from qmpalloc.units import MIB
+
+LABELLED_GUESTS = 4
+"""With more guests than this, floors are drawn but not named."""
+
+
+def memory_figure(results: Results) -> Figure:
+    """Draw actual sizes as steps and targets as thin lines; a panel for each arm, the first repeat in front."""
+    arms = [arm for arm in results.arms if results.counted(arm.name)]
+    figure = style.new_figure(results, "Memory of each guest", 1.0 + 2.3 * len(arms))
+    panels = figure.subplots(len(arms), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for arm, axes in zip(arms, panels, strict=True):
+        for order, run in enumerate(results.counted(arm.name)):
+            for name, guest in run.guests.items():
+                colour = style.guest_colour(results, name)
+                _steps(axes, guest.trials.trials, colour, name, first=order == 0)
+        _limits(axes, results)
+        axes.set(title=arm.name, ylabel="MiB")
+        axes.set_ylim(bottom=0)
+    panels[-1].set_xlabel("time since the loads began (min)")
+    style.legend_below(panels[-1], 5)
+    return figure
+
+
+def _steps(axes: Axes, rows: tuple[Trial, ...], colour: str, guest: str, *, first: bool) -> None:
+    """Draw the sizes found at the ends of trials: what holds in between is not known, so they hold until the next."""
+    minutes = [row.end_s / 60 for row in rows]
+    actual = [row.actual_bytes / MIB for row in rows]
+    width, alpha = (1.8, 1.0) if first else (0.8, 0.45)
+    label = guest if first else "_"
+    axes.step(minutes, actual, where="post", color=colour, linewidth=width, alpha=alpha, label=label)
+    if first:
+        target = [row.target_bytes / MIB if row.target_bytes else float("nan") for row in rows]
+        axes.step(minutes, target, where="post", color=colour, linewidth=0.8, linestyle=":", label=f"{guest}, target")
+
+
+def _limits(axes: Axes, results: Results) -> None:
+    guests = results.specification.guests
+    axes.axhline(results.specification.budget / MIB, color="#000000", linewidth=1, linestyle="--", label="budget")
+    floors = sorted({guest.floor for guest in guests})
+    for number, floor_bytes in enumerate(floors):
+        names = ", ".join(guest.name for guest in guests if guest.floor == floor_bytes)
+        label = "floor" if len(floors) == 1 else f"floor of {names}"
+        if len(guests) > LABELLED_GUESTS and number:
+            label = "_"
+        axes.axhline(floor_bytes / MIB, color=style.REFERENCE, linewidth=1, linestyle=(0, (1, 2 + number)), label=label)

@@ -1,0 +1,109 @@
+"""How figures look, and how they are kept: the same bytes for the same results, so that they compare well in git.
+
+Colours are those of M. Okabe and K. Ito (Color Universal Design, 2008), which people with any colour vision tell apart;
+markers and dashes differ too, for print without colours.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qmpalloc.experiment.report import words
+from qmpalloc.experiment.results import Results
+
+REFERENCE = "#555555"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "D", "v", "P", "X", "*")
+
+WIDTH_IN = 8.0
+DPI = 150
+
+SETTINGS: dict[Any, Any] = {
+    "svg.hashsalt": "qmpalloc",  # else the identifiers in an SVG are random
+    "svg.fonttype": "none",  # text stays text: small, searchable, and comparable
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "text.parse_math": False,  # a name is a name
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Apply the settings for as long as the context lasts, whatever the user's own are."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(SETTINGS)
+        yield
+
+
+def arm_colour(results: Results, arm: str) -> str:
+    """Return the colour of an arm, the same in all figures."""
+    names = [each.name for each in results.adaptive_arms]
+    return COLOURS[names.index(arm) % len(COLOURS)] if arm in names else REFERENCE
+
+
+def arm_marker(results: Results, arm: str) -> str:
+    """Return the marker of an arm: triangles for the reference, circles for the others, as in the paper."""
+    return "^" if arm == results.specification.reference else "o"
+
+
+def arm_dash(results: Results, arm: str) -> str:
+    """Return the line style of an arm."""
+    names = [each.name for each in results.adaptive_arms]
+    return DASHES[names.index(arm) % len(DASHES)] if arm in names else ":"
+
+
+def guest_colour(results: Results, guest: str) -> str:
+    """Return the colour of a guest, the same in all figures."""
+    names = [each.name for each in results.specification.guests]
+    return COLOURS[names.index(guest) % len(COLOURS)]
+
+
+def new_figure(results: Results, title: str, height_in: float) -> Figure:
+    """Return an empty figure with a title and the conditions under which its numbers were measured."""
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    figure.suptitle(title, fontsize=11.5, fontweight="bold")
+    figure.supxlabel(
+        f"experiment {results.specification.name}: {words.conditions(results)}", fontsize=8.5, color="#444444"
+    )
+    return figure
+
+
+def legend_below(axes: Axes, columns: int = 4) -> None:
+    """Put the legend under the axes, where it hides nothing."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns)
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as SVG and as PNG, and return the files.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    folder.mkdir(exist_ok=True)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "qmpalloc"})
+    svg, png = folder / f"{name}.svg", folder / f"{name}.png"
+    svg.write_text(re.sub(r"[ \t]+$", "", text.getvalue(), flags=re.MULTILINE), encoding="utf-8")
+    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": "qmpalloc"})
+    return [svg, png]

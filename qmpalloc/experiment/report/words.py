@@ -1,0 +1,68 @@
+"""Numbers and conditions, in words for the report."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from qmpalloc.experiment.results import Results
+from qmpalloc.units import MIB
+
+NOTHING = "-"
+"""Stands where there is no value."""
+
+
+def conditions(results: Results) -> str:
+    """Return what belongs on every table and figure: ``scale 1/4, seed 1, n = 3``."""
+    counted = {arm.name: len(results.counted(arm.name)) for arm in results.arms}
+    numbers = set(counted.values())
+    if len(numbers) == 1:
+        n = f"n = {numbers.pop()}"
+    else:
+        n = "n = " + ", ".join(f"{number} ({arm})" for arm, number in counted.items())
+    return f"scale {results.specification.scale}, seed {results.specification.seed}, {n}"
+
+
+def spread(values: Sequence[float | None], show: Callable[[float], str]) -> str:
+    """Return the median of those values that are known and, where they differ, the range: ``9 (8 to 11)``.
+
+    A value that is missing in some repeats is said to be: ``9 (in 2 of 3)``.
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return NOTHING
+    text, low, high = show(statistics.median(known)), show(min(known)), show(max(known))
+    notes = [] if low == high else [f"{low} to {high}"]
+    if len(known) < len(values):
+        notes.append(f"in {len(known)} of {len(values)}")
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def whole(value: float) -> str:
+    """Return a count, with half a count where a median lies between two: ``1,234``, ``9.5``."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
+def seconds(value: float) -> str:
+    """Return a duration in seconds."""
+    return f"{value:,.1f} s"
+
+
+def percent(value: float) -> str:
+    """Return a share in per cent."""
+    return f"{value * 100:.1f} %"
+
+
+def signed_percent(value: float) -> str:
+    """Return a difference in per cent, with its sign."""
+    return f"{value * 100:+.1f} %"
+
+
+def latency(value_s: float) -> str:
+    """Return a latency in microseconds or milliseconds."""
+    return f"{value_s * 1e6:,.0f} µs" if value_s < 0.01 else f"{value_s * 1e3:,.1f} ms"
+
+
+def mebibytes(size_bytes: float) -> str:
+    """Return a size in MiB."""
+    return f"{size_bytes / MIB:,.0f} MiB"
