@@ -14,10 +14,11 @@ import trio
 from rich.console import Console
 
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
-from qmpalloc.config import Config
+from qmpalloc.config import Config, default_run_dir
 from qmpalloc.controller import Controller
 from qmpalloc.errors import HostError, UnreachableError
 from qmpalloc.events import AnyEvent, Faulted, Mode, Sink
+from qmpalloc.lock import hold_lock
 from qmpalloc.policy import load as load_policy
 from qmpalloc.record import RecordWriter
 from qmpalloc.summary import Summarizer, Summary
@@ -55,6 +56,7 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
     if not on_screen:
         sinks.append(lines)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(hold_lock(config.file, default_run_dir()))
         if directory is not None:
             writer = stack.enter_context(RecordWriter(directory / "record.jsonl"))
             sinks.append(_watched(writer, list(sinks)))

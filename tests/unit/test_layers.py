@@ -13,7 +13,7 @@ LAYERS = [
     {"hostfacts"},
     {"qmp"},
     {"qemu", "guest"},
-    {"inspection", "sampling"},
+    {"inspection", "sampling", "lock"},
     {"session"},
     {"books"},
     {"controller", "handle"},
