@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -66,12 +67,13 @@ class Load:
 
     Attributes:
         guest: Whose load it is.
+        pid: Of the generator, in the guest; None before it was started.
     """
 
     def __init__(self, agent: Agent, guest: Guest) -> None:
         self.guest = guest
         self._agent = agent
-        self._pid: int | None = None
+        self.pid: int | None = None
         self._end: ExecResult | None = None
 
     async def go(self) -> None:
@@ -113,20 +115,21 @@ class Load:
             HostError: It ended before: with its own reason, or the last lines of its log.
             QmpallocError: The agent does not answer.
         """
-        if self._pid is None:
+        if self.pid is None:
             raise HostError(f"guest {self.guest.name}: its load was never started")
         if self._end is None:
             with deadline(COMMAND_TIMEOUT_S, self._agent.address, "the state of the load"):
-                self._end = await self._agent.poll(self._pid)
+                self._end = await self._agent.poll(self.pid)
         if self._end is None:
             return
         progress = await self.progress()
         if progress is not None and progress.finished and not progress.error:
             return
-        reason = progress.error if progress is not None else ""
+        reason = (progress.error if progress is not None else "") or await self._log_tail()
+        out_of_memory = self._end.signal == signal.SIGKILL or "MemoryError" in reason
         raise HostError(
-            f"guest {self.guest.name}: its load {_how(self._end)}: {reason or await self._log_tail()}",
-            hint="signal 9 without a reason is most often the guest's kernel, out of memory: raise the floor",
+            f"guest {self.guest.name}: its load {_how(self._end)}: {reason}",
+            hint="the guest had no memory left: raise its floor" if out_of_memory else "",
         )
 
     async def read_through(self, file_names: Iterable[str] = ()) -> None:
@@ -181,8 +184,8 @@ class Load:
         Raises:
             QmpallocError: The agent does not answer.
         """
-        if self._pid is not None and self._end is None:
-            await self._run(["/bin/sh", "-c", f"kill {self._pid} 2>/dev/null || true"], COMMAND_TIMEOUT_S)
+        if self.pid is not None and self._end is None:
+            await self._run(["/bin/sh", "-c", f"kill {self.pid} 2>/dev/null || true"], COMMAND_TIMEOUT_S)
 
     async def arm(self, traces: Traces) -> None:
         """Ship everything and start the generator, which then waits for `go`.
@@ -198,7 +201,7 @@ class Load:
         await self._ship(PLAN_FILE, json.dumps(plan(self.guest)).encode())
         command = f"exec python3 {PROGRAM_FILE} run {PLAN_FILE} > {LOG_FILE} 2>&1"
         with deadline(COMMAND_TIMEOUT_S, self._agent.address, "starting the load"):
-            self._pid = await self._agent.start(["/bin/sh", "-c", command])
+            self.pid = await self._agent.start(["/bin/sh", "-c", command])
         with trio.move_on_after(ARM_TIMEOUT_S):
             while await self.progress() is None:
                 await self.raise_if_dead()

@@ -299,10 +299,9 @@ def test_read_through_and_service(tmp_path, file):
 
 def test_service_measures_both_kinds_of_reads(monkeypatch, file):
     monkeypatch.setattr(generator, "HIT_S", 0.01)
-    monkeypatch.setattr(generator, "MISS_SETTLE_S", 0.0)
     found = msgspec.convert(generator.measure_service(str(file)), Service)
     assert found.hits >= 64
-    assert 1 <= found.misses <= generator.MISS_MAX
+    assert 1 <= found.misses <= generator.MISS_MAX  # though the file is read before the disk can have settled
     assert found.hit_s > 0
     assert found.miss_s > 0
 
@@ -321,7 +320,7 @@ def test_misses_that_ride_on_a_burst_are_not_counted():
         disk.now_ns += round((wait_s + 400e-6) * 1e9)
         return PAGE_BYTES
 
-    misses, miss_s = generator._time_misses(read, range(0, 10_000 * 4096, 4096), lambda: disk.now_ns / 1e9)
+    misses, miss_s = generator._time_misses(read, range(0, 2_000 * 4096, 4096), lambda: disk.now_ns / 1e9)
     assert misses == generator.MISS_MAX
     assert miss_s == pytest.approx(1 / limit, rel=0.02)
 
