@@ -99,10 +99,12 @@ class Psi(Struct, frozen=True, kw_only=True):
 
 
 class CollectorUse(Struct, frozen=True, kw_only=True):
-    """What the collector itself costs: resident bytes, and CPU nanoseconds since it started."""
+    """What the collector itself costs and misses, since it started: resident bytes, CPU nanoseconds, intervals."""
 
     rss_bytes: Bytes | None = None
     cpu_ns: Count | None = None
+    intervals_missed: Count | None = None
+    """Intervals for which it wrote no file. Counters are cumulative, so only times are lost with them."""
 
 
 class Sample(Struct, frozen=True, kw_only=True):
@@ -124,6 +126,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     psi_memory: Psi = Psi()
     oom_kills: Count | None = None
     collector: CollectorUse = CollectorUse()
+    missing_hooks: Annotated[tuple[Printable, ...], Meta(max_length=32)] = ()
     error: Annotated[str, Meta(max_length=400, pattern=r"^[\x20-\x7e]*\Z")] | None = None
 
 

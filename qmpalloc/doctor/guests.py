@@ -23,6 +23,10 @@ BALLOON_OPTIONS = "-device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free
 AGENT_TODO = "install qemu-guest-agent in the guest and start QEMU with its port (qmpalloc vm up --dry-run shows it)"
 
 
+COUNTED = ("accesses", "inserts_read", "inserts_fault", "inserts_write", "inserts_other", "evictions")
+NEEDED_COUNTERS = ("accesses", "inserts_read")
+"""What hits and misses are made of."""
+
 NO_AGENT_TODO = "what answers on this socket is not the guest agent: correct the path in the configuration"
 
 
@@ -194,12 +198,33 @@ async def _check_collector(guest: GuestConfig, agent: Agent, timeout_s: float, i
     else:
         lru = {"lru_gen": "multi-generational LRU", "two_list": "two-list LRU"}.get(second.lru or "", "LRU unknown")
         checks.append(passed(name, "collector", f"kernel {second.kernel}, {lru}, writes every {first.interval_ms} ms"))
-    absent = [field for field in ("accesses", "inserts_read") if getattr(second.counters, field) is None]
-    if absent:
-        todo = "this kernel lacks a hook; the guest is observed but held"
-        checks.append(failed(name, "counters", f"not counted: {', '.join(absent)}", todo))
+    checks += counter_checks(name, second)
     if second.psi_memory.some_avg10 is None:
         checks.append(warned(name, "guest PSI", "not available", "boot the guest with psi=1"))
+    return checks
+
+
+def counter_checks(name: str, sample: Sample) -> list[Check]:
+    """Return what is wrong with the counts of a guest: which are absent, and why; what was lost on the way."""
+    absent = [field for field in COUNTED if getattr(sample.counters, field) is None]
+    kernel = f"; this kernel has no {', '.join(sample.missing_hooks)}" if sample.missing_hooks else ""
+    needed = [field for field in absent if field in NEEDED_COUNTERS]
+    checks = []
+    if needed:
+        todo = (
+            "decisions by hits hold this guest: boot a kernel that has all hooks (docs/counters-file.md), 6.1 or later"
+        )
+        checks.append(failed(name, "counters", f"not counted: {', '.join(absent)}{kernel}", todo))
+    elif absent:
+        todo = "nothing is decided by them; a newer kernel may have them"
+        checks.append(warned(name, "counters", f"not counted: {', '.join(absent)}{kernel}", todo))
+    lost, missed = sample.counters.events_lost, sample.collector.intervals_missed
+    if lost:
+        todo = "boot the guest with preempt=voluntary (docs/counters-file.md): counts are short by as many"
+        checks.append(warned(name, "losses", f"{lost} events were not counted since the collector started", todo))
+    if missed:
+        todo = "the guest has too little CPU, or cannot write its counters file: journalctl -u qmpalloc-collector"
+        checks.append(warned(name, "intervals", f"{missed} were missed since the collector started", todo))
     return checks
 
 

@@ -8,12 +8,13 @@ from qmpalloc.tui import palette, parts
 from qmpalloc.tui.facts import GuestFacts
 from qmpalloc.tui.text import UNKNOWN, clean, number, percent, size
 
+_LOSSES = ("not counted", "events lost", "intervals missed")
 _LRU = {"lru_gen": "multi-gen", "two_list": "two lists", None: UNKNOWN}
 
 
 def summary(guest: GuestFacts) -> Text:
     """Return the most telling facts as one line."""
-    facts = [*_memory(guest)[:3], *_pressure(guest)[:2], *_refused(guest)]
+    facts = [*_losses(guest), *_memory(guest)[:3], *_pressure(guest)[:2], *_refused(guest)]
     return _list(facts) if guest.sample is not None else Text("no sample yet", palette.FAINT)
 
 
@@ -23,7 +24,11 @@ def lines(guest: GuestFacts) -> list[Text]:
     if guest.sample is None:
         facts = [Text("no sample yet", palette.FAINT), _list(_refused(guest)), Text()]
     else:
-        facts = [_list(_memory(guest)), _list(_pressure(guest)), _list([*_refused(guest), *_cost(guest)])]
+        facts = [
+            _list(_memory(guest)),
+            _list(_pressure(guest)),
+            _list([*_losses(guest), *_refused(guest), *_cost(guest)]),
+        ]
     return facts[: 3 - len(trouble)] + trouble
 
 
@@ -58,16 +63,32 @@ def _pressure(guest: GuestFacts) -> list[tuple[str, str]]:
 
 
 def _cost(guest: GuestFacts) -> list[tuple[str, str]]:
-    """Return what observing the guest costs and may have missed, and what it runs."""
+    """Return what observing the guest costs, that nothing was lost, and what it runs."""
     if guest.sample is None:
         return []
-    used = guest.sample.collector
+    used, lost = guest.sample.collector, guest.sample.counters.events_lost
     return [
         ("collector", f"{size(used.rss_bytes)} {percent(guest.cpu)} cpu"),
-        ("lost", number(None if guest.delta is None else guest.delta.events_lost)),
+        *([] if lost else [("lost", number(lost))]),
         ("lru", _LRU[guest.sample.lru]),
         ("kernel", clean(guest.sample.kernel)),
     ]
+
+
+def _losses(guest: GuestFacts) -> list[tuple[str, str]]:
+    """Return what was not counted since the collector started, in events and intervals, and what it cannot count."""
+    if guest.sample is None:
+        return []
+    counters, missed = guest.sample.counters, guest.sample.collector.intervals_missed
+    absent = [
+        title for title, count in (("reads", counters.accesses), ("misses", counters.inserts_read)) if count is None
+    ]
+    facts = [("not counted", ", ".join(absent))] if absent else []
+    if counters.events_lost:
+        facts.append(("events lost", number(counters.events_lost)))
+    if missed:
+        facts.append(("intervals missed", number(missed)))
+    return facts
 
 
 def _refused(guest: GuestFacts) -> list[tuple[str, str]]:
@@ -81,6 +102,6 @@ def _list(facts: list[tuple[str, str]]) -> Text:
     text = Text()
     for label, value in facts:
         text.append("  " if text else "")
-        text.append(f"{label} ", palette.LABEL)
+        text.append(f"{label} ", palette.WARN if label in _LOSSES else palette.LABEL)
         text.append(value)
     return text

@@ -1,5 +1,6 @@
 """The dashboard as a reduction: bounded, the same from a record, and honest about what is not known."""
 
+import msgspec
 import pytest
 from drawing import draw, reduce
 from hypothesis import given, settings
@@ -161,3 +162,19 @@ def test_the_closing_table_adds_up(same_as_snapshot):
     assert sum(guest.received_bytes for guest in dashboard.guests.values()) == dashboard.moved_bytes
     assert sum(guest.moves_in for guest in dashboard.guests.values()) == summary.moves
     assert summary.max_committed_bytes <= summary.budget_bytes
+
+
+def test_what_was_not_counted_is_shown_in_every_view():
+    last = next(event for event in reversed(list(run(2, 20))) if isinstance(event, Sampled))
+    counters = msgspec.structs.replace(last.sample.counters, events_lost=1234)
+    use = msgspec.structs.replace(last.sample.collector, intervals_missed=7)
+    sample = msgspec.structs.replace(last.sample, counters=counters, collector=use)
+    lossy = msgspec.structs.replace(last, t=20.9, sample=sample, delta=None)
+    for width, height in ((80, 24), (160, 50)):
+        assert "events lost" not in draw(reduce(run(2, 20)), width, height)
+        frame = draw(reduce([*run(2, 20), lossy]), width, height)
+        assert "events lost 1.23k" in frame
+        assert "intervals missed 7" in frame
+    absent = msgspec.structs.replace(sample, counters=msgspec.structs.replace(counters, accesses=None))
+    frame = draw(reduce([*run(2, 20), msgspec.structs.replace(lossy, sample=absent)]), 160, 50)
+    assert "not counted reads" in frame

@@ -6,13 +6,15 @@ import msgspec
 import pytest
 import trio
 from click.testing import CliRunner
+from msgspec import structs
 
 from qmpalloc import config as configuration
 from qmpalloc.cli.doctor import doctor
 from qmpalloc.doctor import Verdict, check_guest
-from qmpalloc.doctor.guests import disk_caches
+from qmpalloc.doctor.guests import counter_checks, disk_caches
 from qmpalloc.doctor.host import cgroup_limit, check_host
 from qmpalloc.doctor.sockets import parse_holders
+from qmpalloc.sample import CollectorUse, Counters, Sample
 from qmpalloc.testing import Load, open_simulated_guest
 from qmpalloc.units import GIB, MIB
 
@@ -68,6 +70,37 @@ def test_a_budget_above_the_hosts_memory_fails(tmp_path):
     memory = next(check for check in check_host(a_config(tmp_path, "500TiB")) if check.name == "memory")
     assert memory.verdict is Verdict.FAIL
     assert "lower [host] budget" in memory.todo
+
+
+COUNTED = Counters(
+    accesses=1, inserts_read=1, inserts_fault=1, inserts_write=1, inserts_other=1, evictions=1, events_lost=0
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "says", "todo"),
+    [
+        ({"counters": Counters(inserts_read=1)}, Verdict.FAIL, "this kernel has no filemap_read", "hold this guest"),
+        (
+            {"counters": structs.replace(COUNTED, evictions=None)},
+            Verdict.WARN,
+            "not counted: evictions",
+            "newer kernel",
+        ),
+        ({"counters": structs.replace(COUNTED, events_lost=9)}, Verdict.WARN, "9 events", "preempt=voluntary"),
+        ({"collector": CollectorUse(intervals_missed=3)}, Verdict.WARN, "3 were missed", "journalctl"),
+    ],
+)
+def test_absent_counts_and_losses_are_explained(changes, verdict, says, todo):
+    whole = Sample(
+        format="qmpalloc-counters", version=1, boot_id="0" * 36, start_id="0" * 16, sequence=1, monotonic_ns=1,
+        interval_ms=1000, kernel="6.12", page_size=4096, counters=COUNTED, missing_hooks=("filemap_read",),
+    )  # fmt: skip
+    assert counter_checks("web", whole) == []
+    (check,) = counter_checks("web", structs.replace(whole, **changes))
+    assert check.verdict is verdict
+    assert says in check.detail
+    assert todo in check.todo
 
 
 async def checks_of(config):

@@ -3,11 +3,12 @@
 import msgspec
 import pytest
 
+from qmpalloc import load_policy
 from qmpalloc.config import ControlConfig, Duration, GuestConfig, Size
 from qmpalloc.danger import FREEZE_S, find_danger
 from qmpalloc.errors import SampleError
 from qmpalloc.guest import Facts, Guest
-from qmpalloc.model import GuestState
+from qmpalloc.model import GuestState, Limiter, Snapshot
 from qmpalloc.sample import Counters, Memory, Sample, SwapPages
 from qmpalloc.units import GIB, MIB
 
@@ -265,3 +266,23 @@ class TestDanger:
         guest.take_sample(sample(2, oom_kills=1), 2.0)
         assert "killed" in guest.danger(3.0)
         assert guest.danger(2.0 + FREEZE_S) is None
+
+
+class TestAbsentCounts:
+    @pytest.mark.parametrize("counters", [Counters(inserts_read=5), Counters(accesses=5), Counters()])
+    def test_a_guest_whose_kernel_lacks_a_hook_is_fresh_but_held(self, counters):
+        guest = connected()
+        for second in (1, 2):
+            guest.take_sample(msgspec.structs.replace(sample(second), counters=counters), float(second))
+        snapshot = guest.snapshot(2.0)
+        assert snapshot.state is GuestState.FRESH
+        assert snapshot.hits is None
+        assert not snapshot.decidable
+        others = [
+            msgspec.structs.replace(snapshot, name=name, hits=hits, misses=0) for name, hits in (("b", 9), ("c", 1))
+        ]
+        decision = load_policy("paper", {}).decide(
+            Snapshot(cycle=1, time_s=0.0, budget_bytes=GIB, interval_s=1.0, guests=(snapshot, *others))
+        )
+        held = decision.guests[0]
+        assert (held.target_bytes, held.limiter) == (snapshot.target_bytes, Limiter.STATE)

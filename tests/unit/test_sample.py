@@ -78,6 +78,9 @@ def test_a_good_file_is_read_and_what_is_absent_stays_unknown():
         (encoded().replace(b"0.5", b"NaN"), SampleFault.TORN),
         (encoded(memory_bytes={"total": 10, "anon": 11}), SampleFault.MALFORMED),
         (encoded(error="no kernel headers"), SampleFault.COLLECTOR),
+        (encoded(missing_hooks=["filemap\x1b[2J"]), SampleFault.MALFORMED),
+        (encoded(missing_hooks=["x"] * 33), SampleFault.MALFORMED),
+        (encoded(collector={"intervals_missed": -1}), SampleFault.MALFORMED),
         (encoded(error="\x1b[31m"), SampleFault.MALFORMED),
     ],
 )
@@ -143,6 +146,24 @@ class TestTracker:
     )
     def test_another_boot_or_collector_gives_no_difference(self, change):
         assert self.fault(msgspec.structs.replace(advanced(self.first), **change)) is SampleFault.RESET
+
+    def test_a_guest_restored_from_a_snapshot_gives_no_difference_across_it(self):
+        later = advanced(advanced(self.first, accesses=5000), accesses=9000)
+        self.tracker.accept(later, 102.0)
+        restored = advanced(self.first, accesses=1200)  # same boot, same collector, from the past
+        assert self.fault(restored, 103.0) is SampleFault.BACKWARDS
+        assert self.tracker.accept(advanced(restored, accesses=1300), 104.0).delta.accesses == 100
+
+    def test_two_collectors_writing_in_turn_give_no_difference(self):
+        other = msgspec.structs.replace(self.first, start_id="f" * 16)
+        for second in range(1, 5):
+            mine = advanced(self.first, seconds=second, accesses=1000 + 10 * second)
+            assert self.fault(msgspec.structs.replace(other, sequence=7 + second), 100.0 + second) is SampleFault.RESET
+            assert self.fault(mine, 100.5 + second) is SampleFault.RESET
+
+    def test_missed_intervals_lose_time_and_no_counts(self):
+        delta = self.tracker.accept(advanced(self.first, seconds=4.0, accesses=5000), 104.0).delta
+        assert (delta.accesses, delta.interval_s) == (4000, 4.0)
 
     def test_more_pages_than_a_machine_can_read(self):
         assert self.fault(advanced(self.first, accesses=2**60)) is SampleFault.ABSURD
