@@ -265,4 +265,5 @@ def _arm_result(run: ArmRun, outcome: Outcome | None, guests: dict[str, GuestRun
         seconds=outcome.load_s if outcome is not None and ended else None,
         failed="it did not end" if outcome is None else outcome.failed,
         total_hits=sum(guest.counts.hits for guest in guests.values()) if whole else None,
+        total_misses=sum(guest.counts.misses for guest in guests.values()) if whole else None,
     )

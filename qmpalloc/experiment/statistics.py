@@ -27,6 +27,7 @@ class ArmResult(Struct, frozen=True, kw_only=True):
         seconds: From the first read to the end of the last phase; None when a phase did not end.
         failed: Why the run does not count; empty when it does.
         total_hits: Of the whole run, where `hits` has gaps and this is known all the same.
+        total_misses: Page-cache misses of all guests together; None when not known.
     """
 
     arm: str
@@ -36,6 +37,7 @@ class ArmResult(Struct, frozen=True, kw_only=True):
     seconds: float | None
     failed: str = ""
     total_hits: int | None = None
+    total_misses: int | None = None
 
     @property
     def hits_in_all(self) -> int | None:
@@ -83,6 +85,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
         time: Ratio of seconds to finish all phases; None when no repeat has both.
         trials: Ratio of trials to finish all phases; None when no repeat has both.
         hits: Ratio of hits in all; None when no repeat has both, or one had no hit, or does not know its hits.
+        misses: Ratio of misses in all, in the same way.
         more_hits: By repeat: in how many trials the arm had more hits, and how many were compared.
         repeats: In how many repeats both arms ran.
         finished: In how many of them both finished all phases.
@@ -93,6 +96,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
     time: Ratio | None
     trials: Ratio | None
     hits: Ratio | None
+    misses: Ratio | None
     more_hits: tuple[tuple[int, int], ...]
     repeats: int
     finished: int
@@ -142,16 +146,22 @@ def compare(
     done = [(ours, theirs) for ours, theirs in pairs if ours.trials_to_finish and theirs.trials_to_finish]
     trials = [(float(ours.trials_to_finish or 0), float(theirs.trials_to_finish or 0)) for ours, theirs in done]
     hits = [(float(ours.hits_in_all or 0), float(theirs.hits_in_all or 0)) for ours, theirs in done]
+    misses = [(float(ours.total_misses or 0), float(theirs.total_misses or 0)) for ours, theirs in done]
     return Comparison(
         arm=arm,
         reference=reference,
         time=ratio(seconds, confidence=confidence) if seconds else None,
         trials=ratio(trials, confidence=confidence) if trials else None,
-        hits=ratio(hits, confidence=confidence) if hits and all(min(pair) > 0 for pair in hits) else None,
+        hits=_ratio_if_counted(hits, confidence),
+        misses=_ratio_if_counted(misses, confidence),
         more_hits=tuple(more_hits(ours, theirs) for ours, theirs in pairs),
         repeats=len(pairs),
         finished=len(seconds),
     )
+
+
+def _ratio_if_counted(pairs: Sequence[tuple[float, float]], confidence: float) -> Ratio | None:
+    return ratio(pairs, confidence=confidence) if pairs and all(min(pair) > 0 for pair in pairs) else None
 
 
 def verdict(comparison: Comparison) -> str:

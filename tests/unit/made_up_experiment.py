@@ -42,7 +42,7 @@ name = "first"
 file = "2GiB"
 access = {{ distribution = "normal", deviation = 0.3 }}
 reads = 8000
-rounds = 50
+rounds = 250
 [[guest.phase]]
 name = "second"
 file = "4GiB"
@@ -67,7 +67,7 @@ name = "second"
 file = "2GiB"
 access = {{ distribution = "normal", deviation = 0.3 }}
 reads = 8000
-rounds = 50
+rounds = 250
 
 {arms}
 """

@@ -3,6 +3,7 @@
 import math
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,6 +113,24 @@ def test_trials_with_more_hits_are_counted_up_to_the_end_of_the_shorter():
     ours, theirs = result("paper", 1, 3.0, hits=(5, 5, 9)), result("static", 1, 5.0, hits=(5, 4, 8, 100, 100))
     assert more_hits(ours, theirs) == (2, 3)
     assert compare([ours, theirs], "paper").more_hits == ((2, 3),)
+
+
+def test_a_trial_of_which_one_run_does_not_know_its_hits_is_not_compared():
+    ours, theirs = result("paper", 1, 3.0, hits=(5, None, 9, 9)), result("static", 1, 5.0, hits=(4, 1, None, 10))
+    assert more_hits(ours, theirs) == (1, 2)
+
+
+def test_hits_in_all_may_be_known_where_those_of_a_trial_are_not():
+    known = msgspec.structs.replace(result("paper", 1, 3.0, hits=(5, None)), total_hits=12)
+    assert (known.hits_in_all, result("paper", 1, 3.0, hits=(5, None)).hits_in_all) == (12, None)
+    assert compare([known, result("static", 1, 5.0, hits=(5, 5))], "paper").hits.value == pytest.approx(1.2)
+
+
+def test_misses_are_compared_where_they_are_known():
+    ours = msgspec.structs.replace(result("paper", 1, 3.0), total_misses=80)
+    theirs = msgspec.structs.replace(result("static", 1, 5.0), total_misses=100)
+    assert compare([ours, theirs], "paper").misses.value == pytest.approx(0.8)
+    assert compare([ours, result("static", 1, 5.0)], "paper").misses is None
 
 
 def test_hits_are_compared_over_the_whole_run():

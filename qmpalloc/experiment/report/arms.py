@@ -50,7 +50,9 @@ def explanation(results: Results) -> Iterator[Block]:
             f"Trial: an interval of {spec.interval:g} s, after which an arm may move memory.",
             "Access: a page of 4 KiB touched by a read. Miss: one that had to come from the disk. Hit: any other.",
             "Phase: a part of a guest's load, with its own file. An arm finishes with the last phase of all guests.",
-            "Where repeats differ, tables show the median and the range. CI is the confidence interval of a ratio.",
+            "All arms do the same reads: over whole runs they differ in misses and time, in hits only as misses do.",
+            "Where repeats differ, tables show the median and the range. In 2 of 3: so many repeats have a value.",
+            "n: repeats that count. CI: confidence interval of a ratio; it is undecided when 1 lies within.",
         )
     )
 
@@ -63,11 +65,11 @@ def arms_table(results: Results) -> Iterator[Block]:
     rows = [
         _row("Time to finish", results, lambda run: run.result.seconds, words.seconds),
         _row("Trials to finish", results, lambda run: run.result.trials_to_finish, words.whole),
-        _row("Hits in all", results, lambda run: run.counts.hits if run.guests else None, words.whole),
-        _row("Misses in all", results, lambda run: run.counts.misses if run.guests else None, words.whole),
-        _row("Hit ratio", results, lambda run: run.counts.hit_ratio, words.percent),
+        _row("Hits in all", results, lambda run: _finished(run, run.counts.hits), words.whole),
+        _row("Misses in all", results, lambda run: _finished(run, run.counts.misses), words.whole),
+        _row("Hit ratio", results, lambda run: _finished(run, run.counts.hit_ratio), words.percent),
     ]
-    for label, pick in (("time", _time), ("trials to finish", _trials), ("hits", _hits)):
+    for label, pick in (("time", _time), ("trials to finish", _trials), ("hits", _hits), ("misses", _misses)):
         row = (_ratio(pick(comparisons[arm.name])) if arm.name in comparisons else "1" for arm in arms)
         rows.append((f"Ratio of {label} to {reference}", *row))
     rows.append((f"Trials with more hits than {reference}", *(_more(comparisons.get(arm.name)) for arm in arms)))
@@ -120,13 +122,20 @@ def _phase_end(guest: str, number: int) -> Value:
     return lambda run: run.guests[guest].phases[number].trial if guest in run.guests else None
 
 
+def _finished(run: RunResult, value: float | None) -> float | None:
+    """Return a value of a run that finished; one of part of the work is not comparable."""
+    return value if run.result.trials_to_finish is not None else None
+
+
 def _row(label: str, results: Results, value: Value, show: Callable[[float], str]) -> tuple[str, ...]:
     return (label, *(spread([value(run) for run in results.counted(arm.name)], show) for arm in results.arms))
 
 
 def _on_hits(comparison: Comparison) -> Iterator[str]:
     if comparison.hits is not None:
-        yield f"It had {comparison.hits} of the hits of {comparison.reference} in the whole run."
+        yield f"In the whole run it had {comparison.hits} of the hits of {comparison.reference}."
+    if comparison.misses is not None:
+        yield f"Of its misses it had {comparison.misses}."
     if comparison.more_hits:
         counts = ", ".join(f"{more} of {compared}" for more, compared in comparison.more_hits)
         repeats = "" if len(comparison.more_hits) == 1 else " (by repeat)"
@@ -149,6 +158,10 @@ def _trials(comparison: Comparison) -> Ratio | None:
 
 def _hits(comparison: Comparison) -> Ratio | None:
     return comparison.hits
+
+
+def _misses(comparison: Comparison) -> Ratio | None:
+    return comparison.misses
 
 
 def _ratio(ratio: Ratio | None) -> str:

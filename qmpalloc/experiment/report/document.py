@@ -46,10 +46,12 @@ class Picture(Struct, frozen=True):
 
     Attributes:
         file: Its SVG, relative to the report.
-        caption: What it shows, and how to read it.
+        title: What it shows.
+        caption: How to read it, and under which conditions it was measured.
     """
 
     file: str
+    title: str
     caption: str
 
 

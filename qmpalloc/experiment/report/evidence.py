@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
-from qmpalloc.experiment.results import Counts, Results, total
+from qmpalloc.experiment.results import Counts, Results, RunResult, total
 from qmpalloc.units import PAGE_BYTES
 
 WITNESS_TOLERANCE = 0.03
@@ -58,7 +59,8 @@ def disk(results: Results) -> Iterator[Block]:
             f"Disk model {calibration.model}: a miss should take {asked:,.0f} times as long as a hit. A cached read "
             f"took {words.latency(calibration.hit_s)} here, on all guests at once, so every data disk is throttled to "
             f"{calibration.iops:,} operations per second. The ratio reached is measured in every run before its loads; "
-            "the time of a request is what QEMU measured while the loads ran, waiting for the throttle included."
+            "the time of a request is what QEMU measured while the loads ran, waiting for the throttle included. "
+            "The last column is how many cached reads would have taken as long."
         )
     rows = []
     for arm in results.arms:
@@ -72,10 +74,19 @@ def disk(results: Results) -> Iterator[Block]:
                 spread([service.hit_s for service in services], words.latency),
                 spread([service.miss_s for service in services], words.latency),
                 spread([run.counts.request_s for run in runs], words.latency),
+                spread([_in_hits(run) for run in runs], lambda value: f"{value:,.0f}"),
             )
         )
-    columns = ("Arm", "Ratio asked", "Ratio reached", "A hit", "A miss", "A disk request under load")
+    columns = ("Arm", "Ratio asked", "Ratio reached", "A hit", "A miss", "A disk request under load", "In hits")
     yield Table(f"Service times of hits and misses ({words.conditions(results)})", columns, tuple(rows))
+
+
+def _in_hits(run: RunResult) -> float | None:
+    """Return how many hits take as long as a disk request took under load; None if not known."""
+    services = run.outcome.service.values() if run.outcome is not None else ()
+    hit_s = [service.hit_s for service in services if service.hit_s > 0]
+    request_s = run.counts.request_s
+    return request_s / statistics.fmean(hit_s) if hit_s and request_s is not None else None
 
 
 def witness(results: Results) -> Iterator[Block]:
@@ -95,9 +106,11 @@ def witness(results: Results) -> Iterator[Block]:
     yield Table(caption, columns, tuple(rows))
     if apart:
         names = "; ".join(apart)
-        yield Paragraph(f"More than {WITNESS_TOLERANCE:.0%} apart: {names}. Hits and misses there are doubtful.")
+        yield Paragraph(f"More than {WITNESS_TOLERANCE * 100:g} % apart: {names}. Hits and misses there are doubtful.")
     elif any(results.counted(arm.name) for arm in results.arms):
-        yield Paragraph(f"The disks are an independent witness: both agree within {WITNESS_TOLERANCE:.0%} everywhere.")
+        yield Paragraph(
+            f"The disks are an independent witness: both agree within {WITNESS_TOLERANCE * 100:g} % everywhere."
+        )
 
 
 def _witness_row(name: str, counts: Counts) -> tuple[str, ...]:

@@ -57,10 +57,10 @@ def _block(block: Block, picture: Callable[[str], bytes]) -> str:
             return f'<p class="strong">{escape(text)}</p>' if strong else f"<p>{escape(text)}</p>"
         case Bullets(items=items):
             return "<ul>\n" + "\n".join(f"<li>{escape(item)}</li>" for item in items) + "\n</ul>"
-        case Picture(file=file, caption=caption):
+        case Picture(file=file, title=title, caption=caption):
             data = base64.b64encode(picture(file)).decode()
-            image = f'<img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}">'
-            return f"<figure>\n{image}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
+            image = f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}">'
+            return f"<figure>\n{image}\n<figcaption><b>{escape(title)}.</b> {escape(caption)}</figcaption>\n</figure>"
         case Table(caption=caption, columns=columns, rows=rows, numbers=numbers):
             kind = "numbers" if numbers else "text"
             head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)

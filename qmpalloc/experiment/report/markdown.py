@@ -28,8 +28,8 @@ def _block(block: Block) -> str:
             return f"**{escaped(text)}**" if strong else escaped(text)
         case Bullets(items=items):
             return "\n".join(f"- {escaped(item)}" for item in items)
-        case Picture(file=file, caption=caption):
-            return f"![{escaped(caption)}]({file})\n\n{escaped(caption)}"
+        case Picture(file=file, title=title, caption=caption):
+            return f"![{escaped(title)}]({file})\n\n{escaped(title)}. {escaped(caption)}"
         case Table(caption=caption, columns=columns, rows=rows, numbers=numbers):
             rule = "---:" if numbers else "---"
             lines = [_row(columns), _row(("---", *(rule for _ in columns[1:])), raw=True)]

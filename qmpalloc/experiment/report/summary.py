@@ -58,6 +58,7 @@ class ComparisonSummary(Struct, frozen=True, kw_only=True):
     time: Ratio | None
     trials: Ratio | None
     hits: Ratio | None
+    misses: Ratio | None
     more_hits: tuple[tuple[int, int], ...]
     repeats: int
     finished: int
@@ -166,6 +167,7 @@ def _comparison(comparison: Comparison) -> ComparisonSummary:
         time=comparison.time,
         trials=comparison.trials,
         hits=comparison.hits,
+        misses=comparison.misses,
         more_hits=comparison.more_hits,
         repeats=comparison.repeats,
         finished=comparison.finished,

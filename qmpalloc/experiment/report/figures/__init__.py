@@ -33,39 +33,42 @@ def draw_all(results: Results, place: Path, folder: str) -> tuple[tuple[Picture,
     """
     pictures, files = [], []
     with style.style():
-        for name, caption, figure in _figures(results):
+        for name, title, caption, figure in _figures(results):
+            style.describe(figure, results, title)
             files += style.save(figure, place / folder, name)
-            pictures.append(Picture(f"{folder}/{name}.svg", f"{caption} ({words.conditions(results)})"))
+            pictures.append(Picture(f"{folder}/{name}.svg", title, f"{caption} ({words.conditions(results)})"))
     return tuple(pictures), files
 
 
-def _figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
-    """Yield the file name, the caption and the drawing of each."""
+def _figures(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
+    """Yield the file name, the title, the caption and the drawing of each."""
     if not any(run.counted and run.result.hits for run in results.runs):
         return
     reference = results.specification.reference
     for arm in results.adaptive_arms:
         if results.counted(arm.name):
             caption = (
-                f"Hits of all guests together in each trial: {arm.name} (circles) and {reference} (triangles). "
-                "Median over the repeats, lines from the least to the greatest; above, where each guest ended a phase."
+                f"Hits of all guests together in each trial, {arm.name} as circles and {reference} as triangles. "
+                "Median over the repeats that still run, lines from the least to the greatest; above, the ends "
+                "of phases."
             )
-            yield f"hits-{arm.name}", caption, hits_figure(results, arm.name)
-    if results.adaptive_arms:
+            title = f"Page-cache hits per trial: {arm.name} and {reference}"
+            yield f"hits-{arm.name}", title, caption, hits_figure(results, arm.name)
+    if any(comparison.repeats for comparison in results.comparisons):
         caption = (
-            f"Hits gained over {reference} since the start, a line for each repeat (its number at the end), up to the "
-            f"end of the shorter run. Rising: more hits per trial than {reference}."
+            "Hits gained since the start, a line for each repeat, up to the end of the shorter run. Rising: more hits "
+            f"per trial than {reference}. Where both run to their ends, they have had about the same number of hits."
         )
-        yield "hits-gained", caption, difference_figure(results)
+        yield "hits-gained", f"Hits gained over {reference}, added up", caption, difference_figure(results)
     caption = (
-        "Memory of each guest in each arm: what QEMU reported at the ends of trials (steps; bold is the first repeat) "
-        "and what it was asked for (dotted)."
+        "What QEMU reported at the ends of trials, as steps, and what it was asked for, dotted; the first repeat is "
+        "bold, the others are faint. The budget is for all guests together."
     )
-    yield "memory", caption, memory_figure(results)
+    yield "memory", "Memory of each guest", caption, memory_figure(results)
     caption = (
-        "Share of the accesses that were hits, for each guest while its load had reads to do; median and range over "
-        "the repeats."
+        "Share of the accesses that were hits, while the guest's load had reads to do. Median over the repeats that "
+        "still run, area from the least to the greatest."
     )
-    yield "hit-ratio", caption, ratio_figure(results)
+    yield "hit-ratio", "Hit ratio of each guest", caption, ratio_figure(results)
     caption = "From the first read to the last of each phase, a row for each arm, guest and repeat."
-    yield "phases", caption, completion_figure(results)
+    yield "phases", "Completion of the phases", caption, completion_figure(results)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from qmpalloc.experiment.phases import PhaseResult
 from qmpalloc.experiment.report.figures import style
 from qmpalloc.experiment.results import Results
 
@@ -18,7 +17,7 @@ def completion_figure(results: Results) -> Figure:
     """Draw a bar for each phase, in a row for each arm, guest and repeat. A phase that did not end stays open."""
     guests = results.specification.guests
     rows = [(arm.name, guest, run) for arm in results.arms for guest in guests for run in results.counted(arm.name)]
-    figure = style.new_figure(results, "Completion of the phases", 1.6 + BAR_IN * (len(rows) + len(results.arms)))
+    figure = style.new_figure(1.6 + BAR_IN * (len(rows) + len(results.arms)))
     axes = figure.subplots()
     position, labels, places = 0.0, [], []
     before = rows[0][0] if rows else ""
@@ -27,11 +26,19 @@ def completion_figure(results: Results) -> Figure:
             position, before = position + 0.8, arm
         for number, phase in enumerate(run.guests[guest.name].phases):
             colour, hatch = style.COLOURS[number % len(style.COLOURS)], HATCHES[number % len(HATCHES)]
-            _bar = _extent(phase)
-            if _bar is not None:
-                axes.barh(position, _bar[1] / 60, left=_bar[0] / 60, height=0.8, hatch=hatch, linewidth=0.8,
-                          facecolor=colour if phase.end_s is not None else "white", edgecolor="white"
-                          if phase.end_s is not None else colour)  # fmt: skip
+            if phase.start_s is None or phase.seconds is None:
+                continue
+            face, edge = (colour, "white") if phase.end_s is not None else ("white", colour)
+            axes.barh(
+                position,
+                phase.seconds / 60,
+                left=phase.start_s / 60,
+                height=0.8,
+                hatch=hatch,
+                linewidth=0.8,
+                facecolor=face,
+                edgecolor=edge,
+            )
         labels.append(f"{arm}, {guest.name}, repeat {run.run.repeat}")
         places.append(position)
         position += 1
@@ -45,12 +52,6 @@ def completion_figure(results: Results) -> Figure:
         names = dict.fromkeys(guest.phases[number].name for guest in guests if number < len(guest.phases))
         colour, hatch = style.COLOURS[number % len(style.COLOURS)], HATCHES[number % len(HATCHES)]
         patches.append(Patch(facecolor=colour, edgecolor="white", hatch=hatch, label=", ".join(names)))
-    figure.legend(handles=patches, loc="outside upper right", ncols=4, title="phase (open: did not end)")
+    patches.append(Patch(facecolor="white", edgecolor="black", label="open: did not end"))
+    figure.legend(handles=patches, loc="outside right upper", title="phase", alignment="left")
     return figure
-
-
-def _extent(phase: PhaseResult) -> tuple[float, float] | None:
-    """Return where a phase's bar begins and how long it is, in seconds; None when it did not begin."""
-    if phase.start_s is None or phase.seconds is None:
-        return None
-    return phase.start_s, phase.seconds

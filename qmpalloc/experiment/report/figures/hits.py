@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from itertools import accumulate, zip_longest
@@ -25,7 +26,7 @@ def hits_figure(results: Results, arm: str) -> Figure:
     reference = results.specification.reference
     guests = [guest.name for guest in results.specification.guests]
     strip = 2 * len(guests) if len(guests) <= STRIP_GUESTS else 0
-    figure = style.new_figure(results, f"Page-cache hits per trial: {arm} and {reference}", 4.4 + 0.22 * strip)
+    figure = style.new_figure(4.4 + 0.22 * strip)
     if strip:
         ends, axes = figure.subplots(2, 1, sharex=True, height_ratios=(0.24 * strip, 4.0))
         _mark_ends(ends, results, (arm, reference), guests)
@@ -43,6 +44,8 @@ def hits_figure(results: Results, arm: str) -> Figure:
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    longest = max(len(run.result.hits) for name in (arm, reference) for run in results.counted(name))
+    axes.set_xlim(0, 1.1 * longest + 1)  # room for the names of phases
     style.legend_below(axes)
     return figure
 
@@ -50,9 +53,9 @@ def hits_figure(results: Results, arm: str) -> Figure:
 def difference_figure(results: Results) -> Figure:
     """Draw by how many hits each repeat of each arm is ahead of the reference, added up over the trials."""
     reference = results.specification.reference
-    figure = style.new_figure(results, f"Hits gained over {reference}, added up", 4.2)
+    figure = style.new_figure(4.2)
     axes = figure.subplots()
-    axes.axhline(0, color=style.REFERENCE, linewidth=1)
+    axes.axhline(0, color=style.REFERENCE, linewidth=1, label=reference)
     theirs = {run.run.repeat: run for run in results.counted(reference)}
     for arm in results.adaptive_arms:
         label = arm.name
@@ -63,11 +66,8 @@ def difference_figure(results: Results) -> Figure:
             gained = gained_hits(run, other)
             colour, dash = style.arm_colour(results, arm.name), style.arm_dash(results, arm.name)
             axes.plot(range(len(gained)), gained, color=colour, linestyle=dash, linewidth=1.4, label=label)
-            if gained:
-                axes.annotate(str(run.run.repeat), (len(gained) - 1, gained[-1]), xytext=(3, 0),
-                              textcoords="offset points", va="center", fontsize=8, color=colour)  # fmt: skip
             label = "_"  # the legend names an arm once
-    axes.set(xlabel="trial", ylabel="hits more, since the start")
+    axes.set(xlabel="trial", ylabel="hits more since the start (pages)")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style.legend_below(axes)
@@ -85,16 +85,13 @@ def gained_hits(ours: RunResult, theirs: RunResult) -> list[int]:
 
 
 def by_trial(runs: Sequence[Sequence[float | None]]) -> Points:
-    """Return trials, medians, least and greatest over runs of any length; trials of which nothing is known lack."""
-    trials, medians, lows, highs = [], [], [], []
-    for number, values in enumerate(zip_longest(*runs), start=1):
-        known = [value for value in values if value is not None]
-        if known:
-            trials.append(number)
-            medians.append(float(statistics.median(known)))
-            lows.append(float(min(known)))
-            highs.append(float(max(known)))
-    return trials, medians, lows, highs
+    """Return trials, medians, least and greatest over runs of any length; NaN, a gap, where no run knows its value."""
+    rows = []
+    for values in zip_longest(*runs):
+        known = [float(value) for value in values if value is not None] or [math.nan]
+        rows.append((statistics.median(known), min(known), max(known)))
+    medians, lows, highs = ([row[column] for row in rows] for column in range(3))
+    return list(range(1, len(rows) + 1)), medians, lows, highs
 
 
 def _mark_ends(axes: Axes, results: Results, arms: tuple[str, str], guests: list[str]) -> None:
@@ -114,8 +111,10 @@ def _mark_ends(axes: Axes, results: Results, arms: tuple[str, str], guests: list
             axes.plot(
                 trial, row, marker=style.arm_marker(results, arm), color=colour, markersize=5, markerfacecolor=face
             )
-            axes.annotate(f"{phase.name} {trial:g}", (trial, row), xytext=(-5, 0), textcoords="offset points",
-                          ha="right", va="center", fontsize=7.5)  # fmt: skip
+            left = number % 2 == 0  # the ends of two phases may lie close together
+            axes.annotate(f"{phase.name} {trial:g}", (trial, row), xytext=(-6 if left else 6, 0),
+                          textcoords="offset points", ha="right" if left else "left", va="center",
+                          fontsize=7.5)  # fmt: skip
     axes.set_yticks(range(len(rows)), [f"{arm}, {guest}" for arm, guest in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_title("trial in which each phase ended", fontsize=9, loc="left")

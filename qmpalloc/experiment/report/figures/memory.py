@@ -17,31 +17,32 @@ LABELLED_GUESTS = 4
 def memory_figure(results: Results) -> Figure:
     """Draw actual sizes as steps and targets as thin lines; a panel for each arm, the first repeat in front."""
     arms = [arm for arm in results.arms if results.counted(arm.name)]
-    figure = style.new_figure(results, "Memory of each guest", 1.0 + 2.3 * len(arms))
+    figure = style.new_figure(1.2 + 2.3 * len(arms))
     panels = figure.subplots(len(arms), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for arm, axes in zip(arms, panels, strict=True):
         for order, run in enumerate(results.counted(arm.name)):
             for name, guest in run.guests.items():
-                colour = style.guest_colour(results, name)
-                _steps(axes, guest.trials.trials, colour, name, first=order == 0)
+                _steps(axes, guest.trials.trials, style.guest_line(results, name), name, first=order == 0)
+        axes.plot([], color=style.REFERENCE, linewidth=0.8, linestyle=":", label="target")
         _limits(axes, results)
-        axes.set(title=arm.name, ylabel="MiB")
+        axes.set(title=arm.name, ylabel="memory (MiB)")
         axes.set_ylim(bottom=0)
     panels[-1].set_xlabel("time since the loads began (min)")
-    style.legend_below(panels[-1], 5)
+    style.legend_below(panels[-1], 6)
     return figure
 
 
-def _steps(axes: Axes, rows: tuple[Trial, ...], colour: str, guest: str, *, first: bool) -> None:
+def _steps(axes: Axes, rows: tuple[Trial, ...], line: tuple[str, str], guest: str, *, first: bool) -> None:
     """Draw the sizes found at the ends of trials: what holds in between is not known, so they hold until the next."""
     minutes = [row.end_s / 60 for row in rows]
     actual = [row.actual_bytes / MIB for row in rows]
     width, alpha = (1.8, 1.0) if first else (0.8, 0.45)
     label = guest if first else "_"
-    axes.step(minutes, actual, where="post", color=colour, linewidth=width, alpha=alpha, label=label)
+    colour, dash = line
+    axes.step(minutes, actual, where="post", color=colour, linestyle=dash, linewidth=width, alpha=alpha, label=label)
     if first:
         target = [row.target_bytes / MIB if row.target_bytes else float("nan") for row in rows]
-        axes.step(minutes, target, where="post", color=colour, linewidth=0.8, linestyle=":", label=f"{guest}, target")
+        axes.step(minutes, target, where="post", color=colour, linewidth=0.8, linestyle=":")
 
 
 def _limits(axes: Axes, results: Results) -> None:

@@ -13,7 +13,7 @@ from qmpalloc.experiment.results import GuestRun, Results
 def ratio_figure(results: Results) -> Figure:
     """Draw a panel for each guest and a line for each arm: median over the repeats, range as area."""
     guests = results.specification.guests
-    figure = style.new_figure(results, "Hit ratio of each guest", 1.2 + 2.1 * len(guests))
+    figure = style.new_figure(1.2 + 2.1 * len(guests))
     panels = figure.subplots(len(guests), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for guest, axes in zip(guests, panels, strict=True):
         for arm in results.arms:

@@ -72,20 +72,23 @@ def arm_dash(results: Results, arm: str) -> str:
     return DASHES[names.index(arm) % len(DASHES)] if arm in names else ":"
 
 
-def guest_colour(results: Results, guest: str) -> str:
-    """Return the colour of a guest, the same in all figures."""
+def guest_line(results: Results, guest: str) -> tuple[str, str]:
+    """Return the colour and the line style of a guest, the same in all figures."""
     names = [each.name for each in results.specification.guests]
-    return COLOURS[names.index(guest) % len(COLOURS)]
+    return COLOURS[names.index(guest) % len(COLOURS)], DASHES[names.index(guest) % len(DASHES)]
 
 
-def new_figure(results: Results, title: str, height_in: float) -> Figure:
-    """Return an empty figure with a title and the conditions under which its numbers were measured."""
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+def new_figure(height_in: float) -> Figure:
+    """Return an empty figure."""
+    return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+
+
+def describe(figure: Figure, results: Results, title: str) -> None:
+    """Add a title and the conditions under which the numbers were measured."""
     figure.suptitle(title, fontsize=11.5, fontweight="bold")
     figure.supxlabel(
         f"experiment {results.specification.name}: {words.conditions(results)}", fontsize=8.5, color="#444444"
     )
-    return figure
 
 
 def legend_below(axes: Axes, columns: int = 4) -> None:

@@ -1,0 +1,359 @@
+"""Reports: every sentence where it belongs, whatever is missing; tables that other programs read back."""
+
+import builtins
+import csv
+import io
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up_experiment import MadeUp
+
+from qmpalloc.experiment import ArmRun
+from qmpalloc.experiment.access import Mixture, Normal, Part, Zipf
+from qmpalloc.experiment.report import write_report
+from qmpalloc.experiment.report.conditions import describe
+from qmpalloc.experiment.report.document import Bullets, Heading, Paragraph, Picture, Table
+from qmpalloc.experiment.report.html import html
+from qmpalloc.experiment.report.markdown import escaped, markdown
+from qmpalloc.experiment.report.trials_csv import COLUMNS
+from qmpalloc.experiment.report.words import spread, whole
+from qmpalloc.experiment.results import load_results
+
+HOSTILE = "<script>alert('x')</script> | `code` [a](http://evil.example) \x1b[31m *bold*"
+
+
+@pytest.fixture
+def made_up(tmp_path):
+    return MadeUp(tmp_path / "out")
+
+
+def written(made_up, name="report.md"):
+    write_report(made_up.directory, figures=False)
+    return (made_up.directory.path / name).read_text()
+
+
+def summary(made_up):
+    return json.loads(written(made_up, "summary.json"))
+
+
+def section(text, title):
+    """Return the part of a Markdown report under a heading."""
+    return re.split(r"^## ", text.split(f"## {title}", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def row(text, label):
+    """Return the cells of a table's row."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+# --- what a report says -----------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_a_report(made_up):
+    titles = re.findall(r"^##? (.*?)(?: \(scale.*)?$", written(made_up.all_runs()), flags=re.MULTILINE)
+    assert titles == [
+        "Experiment made-up, scale 1/4", "Verdict", "How to read this", "The arms", "When each phase ended",
+        "What the loads touch", "What a miss costs", "Do the counts agree with the disk?", "Failed runs",
+        "What is incomplete", "Conditions", "Figures",
+    ]  # fmt: skip
+
+
+def test_the_verdict_comes_first_and_says_what_the_statistics_say(made_up):
+    verdict = section(written(made_up.all_runs()), "Verdict (scale 1/4, seed 1, n = 3)")
+    assert re.search(r"\*\*rule finished in \d\.\d\d of the static time, 95 % CI .*, n = 3: ", verdict)
+    assert re.search(r"In the whole run it had \d\.\d\d \(95 % CI .*\) of the hits of static\.", verdict)
+    assert re.search(
+        r"It had more hits than static in \d+ of \d+, \d+ of \d+, \d+ of \d+ trials \(by repeat\)", verdict
+    )
+    assert "not complete" not in verdict
+    assert "failed" not in verdict
+
+
+def test_one_repeat_decides_nothing(tmp_path):
+    verdict = section(written(MadeUp(tmp_path / "out", repeats=1).all_runs()), "Verdict (scale 1/4, seed 1, n = 1)")
+    assert "n = 1, which gives no confidence interval: nothing is decided" in verdict
+    assert re.search(r"more hits than static in \d+ of \d+ trials\.", verdict)
+
+
+def test_a_failed_repeat_is_told_with_its_cause_and_left_out(made_up):
+    for repeat in (1, 2, 3):
+        made_up.run("static", repeat).run(
+            "rule", repeat, failed="guest g1: QEMU ended" if repeat == 2 else "", until=99
+        )
+    text = written(made_up)
+    assert "1 run failed and is left out; see below." in text
+    assert "- rule, repeat 2: guest g1: QEMU ended" in section(text, "Failed runs")
+    assert row(text, "Repeats that count") == ["3 of 3", "2 of 3"]
+    assert "n = 3 (static), 2 (rule)" in text
+    assert "n = 2" in section(text, "Verdict")
+    found = summary(made_up)
+    assert found["failed"] == [{"arm": "rule", "repeat": 2, "cause": "guest g1: QEMU ended"}]
+    assert found["complete"] is False
+    assert {(line["arm"], line["repeat"]) for line in table(made_up)} == {
+        ("static", "1"), ("static", "2"), ("static", "3"), ("rule", "1"), ("rule", "3"),
+    }  # fmt: skip
+
+
+def test_runs_that_were_not_run_or_interrupted_are_missing(made_up):
+    made_up.run("static", 1).run("rule", 1, ended=False, until=3)
+    text = written(made_up)
+    assert "This is not complete: 5 of 6 planned runs are missing." in text
+    assert "rule cannot be compared: no repeat has a result of both rule and static." in text
+    assert "- rule, repeat 1: not run to its end" in section(text, "What is incomplete")
+    assert {"arm": "rule", "repeat": 1} in summary(made_up)["missing"]
+
+
+def test_a_phase_that_did_not_end_is_said_and_its_run_is_not_compared(made_up):
+    made_up.run("static", 1).run("rule", 1, until=8)
+    text = written(made_up)
+    assert "in none of 1 repeats did it and static both finish" in text
+    incomplete = section(text, "What is incomplete")
+    assert "- rule, repeat 1: phase second of g2 did not begin" in incomplete
+    assert "- rule, repeat 1: phase first of g2 did not end" in incomplete
+    assert row(text, "Time to finish")[1] == "-"
+    assert row(text, "All phases")[1] == "-"
+    assert row(text, "Hits in all")[1] == "-"
+
+
+def test_nothing_finished_at_all(made_up):
+    text = written(made_up)
+    assert "No run has ended that counts: there is nothing to compare yet." in text
+    assert row(text, "Time to finish") == ["-", "-"]
+    assert summary(made_up)["arms"][0]["repeats"] == []
+    assert table(made_up) == []
+
+
+def test_an_experiment_of_the_reference_alone_has_nothing_to_compare(tmp_path):
+    text = written(MadeUp(tmp_path / "out", arms=("static",), repeats=1).all_runs())
+    assert "Only static was run: there is nothing to compare." in text
+
+
+def test_missing_readings_are_said(made_up):
+    made_up.run("static", 1).run("rule", 1, silent=[("g1", 3)], restarted=[("g2", 5)])
+    text = section(written(made_up), "What is incomplete")
+    assert "g1 gave no reading at the end of trial 3: its row 4 covers it as well" in text
+    assert "counters of g2 began anew in trial 5, of which nothing is counted" in text
+    hits = summary(made_up)["arms"][1]["repeats"][0]["hits_by_trial"]
+    assert [number for number, value in enumerate(hits, 1) if value is None] == [3, 4, 5]
+    assert summary(made_up)["comparisons"][0]["hits"] is None
+
+
+def test_a_missing_reading_costs_no_hit_in_all(made_up):
+    made_up.run("static", 1, silent=[("g1", 3)]).run("rule", 1)
+    assert summary(made_up)["comparisons"][0]["hits"]["n"] == 1
+
+
+def test_the_phases_table_gives_the_trial_of_every_phase(made_up):
+    text = section(written(made_up.all_runs()), "When each phase ended")
+    results = load_results(made_up.directory)
+    first = sorted(run.guests["g1"].phases[0].trial for run in results.counted("static"))
+    assert row(text, "g1: first (512M file)")[0].split(" ")[0] == str(first[1])
+    assert [cell.split(" ")[0] for cell in row(text, "All phases")] == [
+        str(sorted(run.result.trials_to_finish for run in results.counted(arm))[1]) for arm in ("static", "rule")
+    ]
+    assert row(text, "Trials with more hits")[0] == "-"
+    assert row(text, "Trials with more hits")[1].count(" of ") == 3
+
+
+def test_the_disk_is_told_as_asked_and_as_reached(made_up):
+    text = section(written(made_up.all_runs()), "What a miss costs")
+    assert "a miss should take 50 times as long as a hit" in text
+    assert "throttled to 500 operations per second" in text
+    assert row(text, "static") == ["50", "50", "40 µs", "2,000 µs", "2,000 µs", "50"]
+
+
+@pytest.mark.parametrize(
+    ("lies", "flag", "said"), [(1.02, "agrees", "both agree within 3 %"), (1.1, "doubtful", "More than 3 % apart")]
+)
+def test_the_disk_is_a_witness(tmp_path, lies, flag, said):
+    made_up = MadeUp(tmp_path / "out", repeats=1).all_runs(disk_lies=lies)
+    text = section(written(made_up), "Do the counts agree with the disk?")
+    assert row(text, "static, g1")[2:] == [f"{(lies - 1) * 100:+.1f} %", "0", flag]
+    assert said in text
+
+
+def test_conditions_name_scale_seed_versions_host_images_and_command(made_up):
+    text = section(written(made_up.all_runs()), "Conditions")
+    for words in ("Scale 1/4", "seed 1", "QEMU 7.2.15", "processors 2", "g1 tcg", "6.12.48 0123abcd", "--scale 1/4"):
+        assert words in text.replace("\\", "")
+    assert "CPU of the controller while the loads ran: 2.0 % of one core" in text
+    assert row(text, "g1: first")[0] == "normal, deviation 0.3"
+
+
+def test_every_table_and_figure_says_scale_seed_and_repeats(made_up):
+    write_report(made_up.all_runs().directory)
+    text = (made_up.directory.path / "report.md").read_text()
+    captions = [part.splitlines()[0] for part in text.split("\n\n") if not part.startswith(("|", "#", "!"))]
+    of_tables = [captions[at] for at, part in enumerate(captions) if part.endswith("n = 3)")]
+    assert len(of_tables) == text.count("\n\n| ") + text.count("\n\n![") > 10
+
+
+def test_a_mixture_is_described():
+    mixture = Mixture(parts=(Part(weight=3, access=Zipf()), Part(weight=1, access=Normal(deviation=0.1))))
+    assert describe(mixture) == "mixture of 3 parts zipf, exponent 1; 1 parts normal, deviation 0.1"
+
+
+def test_a_file_that_cannot_be_read_fails_its_run_only(made_up):
+    made_up.run("static", 1).run("rule", 1)
+    place = made_up.directory.run(ArmRun(1, "rule"))
+    place.readings_file.write_text('{"trial": "x"}\n')
+    assert "rule, repeat 1: its files cannot be used" in section(written(made_up), "Failed runs").replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([], "-"), ([None], "-"), ([3], "3"), ([3, 4], "3.5 (3 to 4)"), ([3, None, 5], "4 (3 to 5; in 2 of 3)")],
+)
+def test_medians_come_with_their_range_and_what_is_missing(values, text):
+    assert spread(values, whole) == text
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+def table(made_up):
+    return list(csv.DictReader(io.StringIO(written(made_up, "trials.csv"))))
+
+
+def test_the_table_of_trials_begins_with_the_agreed_columns(made_up):
+    heading = written(made_up.all_runs(), "trials.csv").splitlines()[0]
+    assert heading.startswith("arm,repeat,trial,guest,hits,misses,target_bytes,actual_bytes,")
+    assert tuple(heading.split(",")) == COLUMNS
+
+
+def test_the_table_of_trials_reads_back_to_what_was_counted(made_up):
+    rows = table(made_up.all_runs())
+    results = load_results(made_up.directory)
+    for arm in ("static", "rule"):
+        for run in results.counted(arm):
+            own = [line for line in rows if (line["arm"], line["repeat"]) == (arm, str(run.run.repeat))]
+            assert sum(int(line["hits"]) for line in own) == run.counts.hits
+            assert sum(int(line["misses"]) for line in own) == run.counts.misses
+            assert [int(line["trial"]) for line in own] == sorted(int(line["trial"]) for line in own)
+            assert all(line["refaults"] == "" for line in own)
+
+
+def test_the_summary_holds_the_numbers_of_the_report(made_up):
+    found = summary(made_up.all_runs())
+    assert (found["format"], found["version"], found["complete"]) == ("qmpalloc-experiment-summary", 1, True)
+    assert found["disk"] == {"model": "ssd", "iops": 500, "hit_s": 4e-05, "ratio_asked": 50.0}
+    comparison = found["comparisons"][0]
+    assert f"{comparison['time']['value']:.2f} of the static time" in comparison["verdict"]
+    repeat = found["arms"][1]["repeats"][2]
+    assert repeat["finished"]["g1"]["second"] <= repeat["trials_to_finish"] == len(repeat["hits_by_trial"])
+    assert sum(repeat["hits_by_trial"]) == repeat["hits"]
+
+
+def test_writing_again_changes_nothing(made_up):
+    files = write_report(made_up.all_runs().directory)
+    before = {path: path.read_bytes() for path in files}
+    assert {path: path.read_bytes() for path in write_report(made_up.directory)} == before
+    assert not [path for path in made_up.directory.path.rglob(".*") if path.is_file()]
+
+
+def test_figures_of_everything(made_up):
+    files = {path.name for path in write_report(made_up.all_runs().directory)}
+    names = ("hits-rule", "hits-gained", "memory", "hit-ratio", "phases")
+    assert {f"{name}.{kind}" for name in names for kind in ("svg", "png")} < files
+    svg = (made_up.directory.path / "figures" / "hits-rule.svg").read_text()
+    assert "experiment made-up: scale 1/4, seed 1, n = 3" in svg
+    assert "dc:date" not in svg
+
+
+def test_figures_of_a_troubled_experiment(made_up):
+    made_up.run("static", 1, until=8).run("rule", 1, silent=[("g1", 0), ("g2", 5)]).run("rule", 2, ended=False, until=2)
+    assert any(path.name == "phases.svg" for path in write_report(made_up.directory))
+
+
+def test_no_figures_of_nothing(made_up):
+    assert [path.name for path in write_report(made_up.directory)] == [
+        "trials.csv", "report.md", "report.html", "summary.json",
+    ]  # fmt: skip
+    assert "There is nothing to draw yet." in (made_up.directory.path / "report.md").read_text()
+
+
+def test_without_matplotlib_the_report_says_how_to_get_it(made_up, monkeypatch):
+    original = builtins.__import__
+
+    def no_matplotlib(name, *args, **kwargs):
+        if name.partition(".")[0] == "matplotlib":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return original(name, *args, **kwargs)
+
+    for name in [name for name in sys.modules if "experiment.report.figures" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    write_report(made_up.all_runs().directory)
+    assert "pip install 'qmpalloc[analysis]'" in (made_up.directory.path / "report.md").read_text().replace("\\", "")
+
+
+# --- escaping ---------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Collects what a page is made of."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_needs_nothing_else_and_runs_nothing(made_up):
+    made_up.all_runs()
+    write_report(made_up.directory)
+    page = Page((made_up.directory.path / "report.html").read_text())
+    assert len(page.sources) == 5
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    assert not {"script", "link", "iframe", "object", "a"} & set(page.tags)
+    assert "url(" not in page.text
+    assert "@import" not in page.text
+
+
+def test_a_hostile_cause_and_a_hostile_host_are_only_text(tmp_path):
+    made_up = MadeUp(tmp_path / "out", host={HOSTILE: HOSTILE}, command=HOSTILE, repeats=1)
+    made_up.run("static", 1).run("rule", 1, failed=HOSTILE)
+    page = Page(written(made_up, "report.html"))
+    assert "script" not in page.tags
+    assert "<script>alert('x')</script>" in page.text
+    assert "\x1b" not in page.text
+    text = written(made_up)
+    assert "<script" not in text.replace("\\<", "")
+    assert not re.search(r"(?<!\\)\]\(http", text)
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=2))
+def test_any_text_stays_in_its_cell(cells):
+    blocks = [
+        Table(cells[0], ("a", "b"), (tuple(cells),)),
+        Heading(cells[0]),
+        Paragraph(cells[1]),
+        Bullets(tuple(cells)),
+    ]
+    lines = markdown(blocks).splitlines()
+    rows = [line for line in lines if re.match(r"\| ", line)]
+    assert all(len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 3 for line in rows)
+    page = Page(html(blocks, title=cells[0], picture=lambda file: b""))
+    assert page.tags.count("td") == 2
+    assert set(page.tags) <= {
+        "html", "head", "meta", "title", "style", "body", "main", "div", "table", "caption", "thead", "tbody", "tr",
+        "th", "td", "h2", "p", "ul", "li",
+    }  # fmt: skip
+
+
+def test_markup_is_escaped_in_markdown():
+    assert escaped("a_b|c\n# `d` <e> [f](g)") == r"a\_b\|c \# \`d\` \<e\> \[f\](g)"
+    assert markdown([Picture("figures/x.svg", "title", "text")]) == "![title](figures/x.svg)\n\ntitle. text\n"
