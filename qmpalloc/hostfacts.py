@@ -6,12 +6,13 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from qmpalloc.config import Config
+from qmpalloc.config import Config, GuestConfig
 from qmpalloc.events import GuestHeader, Header, Mode
 from qmpalloc.model import Policy
 
@@ -29,13 +30,23 @@ def header(config: Config, mode: Mode, policy: Policy) -> Header:
         policy_settings=to_plain(settings) if settings is not None else dict(config.policy_settings),
         budget_bytes=config.host.budget,
         interval_s=float(config.control.interval),
-        guests=tuple(
-            GuestHeader(name=guest.name, floor_bytes=guest.floor, cap_bytes=guest.cap, baseline_bytes=guest.baseline)
-            for guest in config.guests
-        ),
+        guests=guest_headers(config.guests),
         config=to_plain(config),
-        versions={name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        versions=versions(),
         host=host_facts(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of qmpalloc, of Python and of the libraries that results may depend on."""
+    return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+def guest_headers(guests: Iterable[GuestConfig]) -> tuple[GuestHeader, ...]:
+    """Return the fixed facts of guests."""
+    return tuple(
+        GuestHeader(name=guest.name, floor_bytes=guest.floor, cap_bytes=guest.cap, baseline_bytes=guest.baseline)
+        for guest in guests
     )
 
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "watch": Entry("qmpalloc.cli.watch:watch", "Show guests and change nothing."),
     "run": Entry("qmpalloc.cli.run:run", "Share memory among guests by a policy."),
     "plan": Entry("qmpalloc.cli.plan:plan", "Show what one decision would be."),
+    "experiment": Entry("qmpalloc.cli.experiment:experiment", "Compare policies on real guests, and report."),
     "replay": Entry("qmpalloc.cli.replay:replay", "Show a record again."),
 }
 

@@ -8,7 +8,10 @@ from qmpalloc.config.convert import Mistakes
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.schema import Arm, Guest, Phase, Specification
 from qmpalloc.policy import registry
-from qmpalloc.units import PAGE_BYTES, format_size
+from qmpalloc.units import MIB, PAGE_BYTES, format_size
+
+SMALLEST_BYTES = 128 * MIB
+"""The reference guest was seen to boot, and its collector to start, with so much memory."""
 
 Found = Iterator[tuple[str, str, str]]
 """Key, message and hint of each mistake."""
@@ -63,6 +66,9 @@ def _unique(key: str, names: Iterable[str]) -> Found:
 def _guest(key: str, guest: Guest, disk_bytes: int) -> Found:
     if guest.floor <= 0:
         yield f"{key}.floor", "must be above 0", "a guest without memory dies"
+    elif guest.floor < SMALLEST_BYTES:
+        message = f"{format_size(guest.floor)} is less than the reference guest needs"
+        yield f"{key}.floor", message, f"at least {format_size(SMALLEST_BYTES)}; mind the scale"
     if guest.floor > guest.cap:
         message = f"{format_size(guest.floor)} is above the cap of {format_size(guest.cap)}"
         yield f"{key}.floor", message, "lower floor, raise cap"

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from qmpalloc.qemu import cache
-from qmpalloc.qemu.host import find_program, last_lines
+from qmpalloc.qemu.host import find_program, last_lines, qemu_version
 from qmpalloc.qemu.image import Image
 
 KVM_DEVICE = Path("/dev/kvm")
@@ -174,12 +174,7 @@ def _describe_hang(output: bytes, elapsed_s: float) -> str:
 
 
 def _key(image: Image) -> str:
-    program = find_program("qemu-system-x86_64")
-    version = ""
-    if program is not None:
-        version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    qemu = version.splitlines()[0] if version else "no QEMU"
-    return " | ".join([_boot_id(), image.directory.name, image.manifest.rootfs_sha256, qemu])
+    return " | ".join([_boot_id(), image.directory.name, image.manifest.rootfs_sha256, qemu_version()])
 
 
 def _boot_id() -> str:

@@ -27,11 +27,21 @@ SEARCH_PATH = os.pathsep.join(
     [*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/sbin", "/sbin"]
 )
 LAST_LINES = 12
+QEMU = "qemu-system-x86_64"
 
 
 def find_program(name: str) -> str | None:
     """Return the path of a program, or None."""
     return shutil.which(name, path=SEARCH_PATH)
+
+
+def qemu_version() -> str:
+    """Return the first line of QEMU's version; ``no QEMU`` where there is none."""
+    program = find_program(QEMU)
+    if program is None:
+        return "no QEMU"
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    return output.splitlines()[0] if output else "unknown"
 
 
 def require(programs: Iterable[str]) -> None:

@@ -132,7 +132,7 @@ def test_references_stay_what_they_were():
 
 
 def test_the_reads_of_a_phase_and_their_footprint():
-    spec = experiment.load(EXAMPLES / "paper-x1.toml")
+    spec = experiment.load(EXAMPLES / "paper-x2.toml")
     guest = spec.guests[0]
     phase = guest.phases[0]
     numbers = list(phase_pages(spec, guest, phase))

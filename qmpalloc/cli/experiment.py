@@ -1,0 +1,153 @@
+"""``qmpalloc experiment``: compare policies on real guests, go on after an interruption, and report."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, sigterm_interrupts
+
+if TYPE_CHECKING:
+    from qmpalloc.experiment import Specification
+    from qmpalloc.experiment.directory import ExperimentDirectory
+    from qmpalloc.lab.traces import Traces
+    from qmpalloc.qemu.launcher import Prepared
+
+
+class Scale(click.ParamType[Fraction]):
+    """A factor, as a fraction or a decimal number."""
+
+    name = "fraction"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Fraction:
+        """Return it exactly."""
+        try:
+            return value if isinstance(value, Fraction) else Fraction(value)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is no fraction; for example 1/4", param, ctx)
+
+
+directory_argument = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+live_option = click.option("--live", is_flag=True, help="Show the dashboard of the arm that is running.")
+
+
+@click.group()
+def experiment() -> None:
+    """Compare policies on real guests, with the statistics. Format of FILE: docs/experiments.md."""
+
+
+@experiment.command()
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--scale", "factor", type=Scale(), default="1", help="Scale memory, files, floors and steps, e.g. 1/4.")
+@click.option("--repeats", type=click.IntRange(min=1), help="Instead of the file's.")
+@click.option("--arms", metavar="A,B", default="", help="Only these.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory for everything. [default: runs/NAME-TIME]")
+@click.option("--dry-run", is_flag=True, help="Check everything and show what would be run; boot nothing.")
+@live_option
+def run(
+    file: Path, factor: Fraction, repeats: int | None, arms: str, out: Path | None, dry_run: bool, live: bool
+) -> None:
+    """Run the experiment that FILE describes: every arm, every repeat, on guests booted for each.
+
+    Ends with a report in DIR. Ctrl-C stops the guests and keeps what is finished: 'qmpalloc experiment resume DIR'.
+    """
+    from qmpalloc.config.toml import read_text
+    from qmpalloc.experiment import load, planned, scale
+    from qmpalloc.experiment.directory import ExperimentDirectory, chosen
+    from qmpalloc.lab.runner import describe, prepare_experiment
+    from qmpalloc.lab.traces import Traces
+
+    given = load(file)
+    wanted = tuple(name.strip() for name in arms.split(",") if name.strip())
+    specification = chosen(scale(given, factor), repeats=repeats or given.repeats, arms=wanted)
+    runs = planned(specification, arms=wanted)
+    say(f"{specification.name} at scale {specification.scale}: {len(runs)} runs")
+    if dry_run:
+        _show_plan(specification, [found.name for found in runs])
+        return
+    directory = out or _default_directory(specification)
+    ExperimentDirectory.check_new(directory)
+    with sigterm_interrupts():
+        prepared = prepare_experiment(specification, report=say)
+    traces = Traces(specification)
+    say("making the references of the loads")
+    footprints = traces.footprints()
+    manifest = describe(specification, prepared, footprints, arms=wanted, command=_command())
+    made = ExperimentDirectory.create(directory, specification, manifest, read_text(file, example=""))
+    sys.exit(_conduct(made, prepared, traces, live))
+
+
+@experiment.command()
+@directory_argument
+@live_option
+def resume(directory: Path, live: bool) -> None:
+    """Go on with the experiment in DIR: runs that are finished are kept, interrupted and failed ones are run again."""
+    from qmpalloc.experiment.directory import ExperimentDirectory
+    from qmpalloc.lab.runner import prepare_experiment
+    from qmpalloc.lab.traces import Traces
+
+    found = ExperimentDirectory.open_existing(directory)
+    with sigterm_interrupts():
+        prepared = prepare_experiment(found.specification, report=say)
+    sys.exit(_conduct(found, prepared, Traces(found.specification), live))
+
+
+@experiment.command()
+@directory_argument
+@click.option("--no-figures", is_flag=True, help="Tables and text only.")
+def report(directory: Path, no_figures: bool) -> None:
+    """Make tables, report and figures again from the records in DIR."""
+    from qmpalloc.experiment.directory import ExperimentDirectory
+    from qmpalloc.experiment.report import write_report
+
+    for path in write_report(ExperimentDirectory.open_existing(directory), figures=not no_figures):
+        click.echo(path)
+
+
+def say(line: str) -> None:
+    """Print a line of progress at once."""
+    click.echo(line)
+    sys.stdout.flush()
+
+
+def _default_directory(specification: Specification) -> Path:
+    return Path("runs") / f"{specification.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def _command() -> str:
+    return " ".join(["qmpalloc", *sys.argv[1:]])
+
+
+def _show_plan(specification: Specification, runs: list[str]) -> None:
+    from qmpalloc.units import format_size
+
+    for guest in specification.guests:
+        sizes = f"{format_size(guest.floor)} to {format_size(guest.cap)}, baseline {format_size(guest.baseline)}"
+        click.echo(f"  guest {guest.name}: {sizes}")
+        for phase in guest.phases:
+            click.echo(f"    {phase.name}: {phase.total_reads} reads of {format_size(phase.file)}, {phase.access}")
+    click.echo("  order: " + ", ".join(runs))
+
+
+def _conduct(directory: ExperimentDirectory, prepared: Prepared, traces: Traces, live: bool) -> int:
+    """Run what is left, then report on all there is; return the exit code."""
+    import trio
+
+    from qmpalloc.cli.conduct_experiment import conduct
+    from qmpalloc.experiment.report import write_report
+
+    say(f"everything goes to {directory.path}")
+    finished = trio.run(conduct, directory, prepared, traces, live)
+    written = write_report(directory)
+    for path in written:
+        if path.name in {"report.md", "report.html"}:
+            say(f"report: {path}")
+    if finished is None:
+        say(f"interrupted; go on with: qmpalloc experiment resume {directory.path}")
+        return EXIT_INTERRUPTED
+    return 0 if finished else EXIT_FAILED

@@ -1,0 +1,320 @@
+"""One run of one arm on real guests: boot, cold caches, loads, control, readings, the end.
+
+The guests are booted anew for every run: no arm sees anything of the one before. Their data disks are the same
+read-only files each time.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from qmpalloc.config import Config
+from qmpalloc.controller import Controller
+from qmpalloc.errors import HostError, QmpallocError
+from qmpalloc.events import Sink
+from qmpalloc.experiment import Arm, Specification
+from qmpalloc.experiment.directory import RunDirectory
+from qmpalloc.experiment.plan import ArmRun
+from qmpalloc.experiment.records import DiskCalibration, Outcome, Reading, Service
+from qmpalloc.lab.configuration import arm_configuration
+from qmpalloc.lab.disk import calibrate, set_throttle
+from qmpalloc.lab.load import open_load
+from qmpalloc.lab.readings import Link, load_seconds, read_guest, reads_done
+from qmpalloc.lab.traces import Traces
+from qmpalloc.lab.trial_clock import TrialClock
+from qmpalloc.policy import load as load_policy
+from qmpalloc.qemu.launcher import Prepared, RunningGuest, open_guests, wait_for_end
+from qmpalloc.qemu.progress import Report
+from qmpalloc.qmp import open_agent, open_monitor
+from qmpalloc.record import RecordWriter
+from qmpalloc.units import format_size
+
+BALLOON_TIMEOUT_S = 120.0
+"""For the balloons to reach the baselines after boot."""
+
+BALLOON_SLACK_BYTES = 1024**2
+BALLOON_POLL_S = 0.25
+
+STANDSTILL_S = 120.0
+"""A load that reads nothing for so long, or for four trials, has hung."""
+
+Show = Callable[[Controller], Awaitable[None]]
+"""Shows a run on the screen until cancelled."""
+
+
+class Live:
+    """What follows a run while it goes on, besides the record.
+
+    Attributes:
+        report: Takes lines: what began, what went wrong.
+        status: Takes the state of the moment, many times a minute: the share of the reads done, and a few words.
+        sinks: Of the controller's events.
+        show: Started with the controller, cancelled at its end; None: nothing is shown.
+    """
+
+    def __init__(
+        self, report: Report, status: Callable[[float, str], None], sinks: Sequence[Sink] = (), show: Show | None = None
+    ) -> None:
+        self.report = report
+        self.status = status
+        self.sinks = tuple(sinks)
+        self.show = show
+
+
+class ArmRunner:
+    """Runs one arm once.
+
+    Args:
+        specification: Of the experiment.
+        run: Which arm, which repeat.
+        directory: Where its files go.
+        prepared: Images, disks and accelerators.
+        traces: The references of all loads, made once.
+        disk: The throttle; None when this is the first run, which measures it.
+        live: Who follows.
+    """
+
+    def __init__(
+        self,
+        specification: Specification,
+        run: ArmRun,
+        directory: RunDirectory,
+        *,
+        prepared: Prepared,
+        traces: Traces,
+        disk: DiskCalibration | None,
+        live: Live,
+    ) -> None:
+        self.disk = disk
+        self.service: dict[str, Service] = {}
+        self._spec = specification
+        self._run = run
+        self._arm: Arm = next(arm for arm in specification.arms if arm.name == run.arm)
+        self._directory = directory
+        self._prepared = prepared
+        self._traces = traces
+        self._live = live
+        self._started_s = time.monotonic()
+        self._started_wall = time.time()
+        self._used = (0.0, 0.0)
+        self._load_s: float | None = None
+
+    async def run(self, run_dir: Path) -> Outcome:
+        """Run the arm and return what came out, also when it failed. The outcome is not written yet.
+
+        Args:
+            run_dir: For sockets; its path must be short.
+        """
+        failed = ""
+        config = arm_configuration(self._spec, self._arm, run_dir=run_dir)
+        try:
+            async with (
+                open_guests(config, prepared=self._prepared, report=self._live.report) as guests,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(_fail_when_one_ends, guests)
+                await self._with_guests(config, guests)
+                nursery.cancel_scope.cancel()
+        except* QmpallocError as group:
+            failed = _reason(group)
+        cpu_s, wall_s = self._used
+        return Outcome(
+            arm=self._run.arm,
+            repeat=self._run.repeat,
+            started_wall=round(self._started_wall, 3),
+            total_s=round(time.monotonic() - self._started_s, 1),
+            load_s=self._load_s,
+            failed=failed,
+            disk_iops=self.disk.iops if self.disk is not None else 0,
+            service=self.service,
+            controller_cpu_s=round(cpu_s, 2),
+            controller_wall_s=round(wall_s, 2),
+        )
+
+    async def _with_guests(self, config: Config, guests: tuple[RunningGuest, ...]) -> None:
+        async with AsyncExitStack() as stack:
+            links = [await stack.enter_async_context(self._open_link(guest)) for guest in guests]
+            await self._prepare_guests(config, links)
+            await self._control(config, links)
+
+    @asynccontextmanager
+    async def _open_link(self, guest: RunningGuest) -> AsyncIterator[Link]:
+        """Connect to a guest beside the controller, and arm its load."""
+        assert guest.lab_socket is not None  # the profile is ours
+        described = next(found for found in self._spec.guests if found.name == guest.name)
+        async with (
+            open_monitor(str(guest.sockets.people)) as monitor,
+            open_agent(str(guest.lab_socket)) as agent,
+            open_load(agent, self._traces, described) as load,
+        ):
+            yield Link(guest.name, monitor, agent, load, guest.config.counters_file)
+
+    # --- before the loads -------------------------------------------------------------------------------------------
+
+    async def _prepare_guests(self, config: Config, links: list[Link]) -> None:
+        say = self._live.report
+        await _in_parallel([self._reach(link, config.guest(link.name).baseline) for link in links])
+        if self.disk is None:
+            self.disk = await calibrate(self._spec.disk, links)
+            throttle = f"{self.disk.iops} reads per second" if self.disk.iops else "none"
+            say(f"disk: a cached read takes {self.disk.hit_s * 1e6:.1f} µs here; model {self.disk.model}: {throttle}")
+        await set_throttle(links, self.disk.iops)
+
+        async def measure(link: Link) -> None:
+            self.service[link.name] = await link.load.measure_service()
+
+        await _in_parallel([measure(link) for link in links])
+        for name, service in sorted(self.service.items()):
+            hit_us, miss_us = service.hit_s * 1e6, service.miss_s * 1e6
+            say(f"{name}: a hit takes {hit_us:.1f} µs, a miss {miss_us:.0f} µs: {service.ratio:.0f} times as long")
+        await _in_parallel([link.load.drop_caches() for link in links])
+        if self._spec.warm_up == "read":
+            say("warming the caches up: every guest reads its first file once")
+            await set_throttle(links, 0)
+            await _in_parallel([link.load.read_through() for link in links])
+            await set_throttle(links, self.disk.iops)
+
+    async def _reach(self, link: Link, target_bytes: int) -> None:
+        """Wait until a guest has the size it was asked to have."""
+        with trio.move_on_after(BALLOON_TIMEOUT_S):
+            while True:
+                if abs(await link.monitor.query_balloon() - target_bytes) <= BALLOON_SLACK_BYTES:
+                    return
+                await trio.sleep(BALLOON_POLL_S)
+        actual_bytes = await link.monitor.query_balloon()
+        raise HostError(
+            f"guest {link.name}: its balloon stands at {format_size(actual_bytes)} after {BALLOON_TIMEOUT_S:.0f} s, "
+            f"not at its baseline of {format_size(target_bytes)}",
+            hint="the baseline may be less than the guest's system needs",
+        )
+
+    # --- while they run ---------------------------------------------------------------------------------------------
+
+    async def _control(self, config: Config, links: list[Link]) -> None:
+        """Run the controller for as long as the loads take."""
+        clock = TrialClock()
+        policy = load_policy(config.policy, config.policy_settings, file=config.file)
+        with RecordWriter(self._directory.record) as writer:
+            controller = Controller(config, policy, writer, clock, *self._live.sinks)
+            async with trio.open_nursery() as screen:
+                if self._live.show is not None:
+                    screen.start_soon(self._live.show, controller)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(controller.run)
+                    await self._follow_loads(links, clock)
+                    controller.quit("the loads are done")
+                screen.cancel_scope.cancel()
+            if writer.failure is not None:
+                raise HostError(f"{writer.path} cannot be written: {writer.failure.strerror}")
+
+    async def _follow_loads(self, links: list[Link], clock: TrialClock) -> None:
+        """Start the loads with the first trial, and read every guest at the end of each until all are done."""
+        await clock.begun.wait()
+        started_s, cpu_s = trio.current_time(), _cpu_s()
+        await self._read_all(links, clock, trial=0, t=0.0)
+        await _in_parallel([link.load.go() for link in links])
+        trial, moved_s, done = 0, started_s, -1
+        try:
+            while True:
+                trial = await clock.next_trial(trial)
+                now_s = trio.current_time()
+                readings = await self._read_all(links, clock, trial=trial, t=now_s - started_s)
+                if self._all_done(readings, len(links)):
+                    break
+                reads = sum(reads_done(reading.load) for reading in readings)
+                if reads != done:
+                    done, moved_s = reads, now_s
+                elif now_s - moved_s > max(STANDSTILL_S, 4 * self._spec.interval):
+                    raise HostError(f"no load has read anything for {now_s - moved_s:.0f} s")
+                self._live.status(*self._progress(readings, trial))
+        finally:
+            self._used = (_cpu_s() - cpu_s, trio.current_time() - started_s)
+        await self._keep_results(links)
+
+    def _progress(self, readings: list[Reading], trial: int) -> tuple[float, str]:
+        """Return the share of the reads done by the guest that is furthest behind, and words for people."""
+        shares, words = [], []
+        for reading in readings:
+            guest = next(found for found in self._spec.guests if found.name == reading.guest)
+            share = reads_done(reading.load) / sum(phase.total_reads for phase in guest.phases)
+            shares.append(share)
+            words.append(f"{reading.guest} {share:.0%} at {format_size(reading.actual_bytes)}")
+        return min(shares, default=0.0), f"trial {trial}: {', '.join(words)}"
+
+    def _all_done(self, readings: list[Reading], guests: int) -> bool:
+        """Return whether every load is over; the first that gave up ends the run."""
+        for reading in readings:
+            if reading.load is not None and reading.load.error:
+                raise HostError(f"guest {reading.guest}: its load gave up: {reading.load.error}")
+        finished = [reading for reading in readings if reading.load is not None and reading.load.finished]
+        return len(finished) == guests
+
+    async def _read_all(self, links: list[Link], clock: TrialClock, *, trial: int, t: float) -> list[Reading]:
+        readings: dict[str, Reading] = {}
+
+        async def read(link: Link) -> None:
+            await link.load.raise_if_dead()
+            try:
+                target_bytes = clock.targets.get(link.name, 0)
+                readings[link.name] = await read_guest(link, trial=trial, t=t, target_bytes=target_bytes)
+            except QmpallocError as error:  # the next reading covers both trials
+                self._live.report(f"{link.name}: no reading at the end of trial {trial}: {error.message}")
+
+        await _in_parallel([read(link) for link in links])
+        ordered = [readings[link.name] for link in links if link.name in readings]
+        try:
+            self._directory.append_readings(ordered)
+        except OSError as error:
+            raise HostError(f"{self._directory.readings_file} cannot be written: {error.strerror}") from error
+        return ordered
+
+    async def _keep_results(self, links: list[Link]) -> None:
+        seconds = []
+        for link in links:
+            progress = await link.load.progress()
+            assert progress is not None  # it was finished a moment ago
+            self._directory.write_load(link.name, progress)
+            seconds.append(load_seconds(progress))
+        self._load_s = round(max(seconds, default=math.nan), 3)
+
+
+async def _fail_when_one_ends(guests: tuple[RunningGuest, ...]) -> None:
+    guest = await wait_for_end(guests)
+    raise HostError(f"guest {guest.name}: its QEMU (process {guest.pid}) ended during the run")
+
+
+async def _in_parallel(jobs: Sequence[Awaitable[None]]) -> None:
+    """Run jobs at the same time until all are done."""
+
+    async def run(job: Awaitable[None]) -> None:
+        await job
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            nursery.start_soon(run, job)
+
+
+def _cpu_s() -> float:
+    """Return the CPU seconds this process has used."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _reason(group: BaseExceptionGroup[QmpallocError]) -> str:
+    """Return why a run failed. A guest that ends also breaks connections; those errors only follow from it."""
+    leaves: list[QmpallocError] = []
+
+    def collect(inner: BaseExceptionGroup[QmpallocError]) -> None:
+        for error in inner.exceptions:
+            collect(error) if isinstance(error, BaseExceptionGroup) else leaves.append(error)
+
+    collect(group)
+    leaves.sort(key=lambda error: not isinstance(error, HostError))
+    return leaves[0].message

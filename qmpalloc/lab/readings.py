@@ -1,0 +1,90 @@
+"""One guest at the end of a trial, read around the controller: its sockets are its own, so these are the others.
+
+The balloon's size and the disk's statistics come from the monitor for people, the counters file and the progress of
+the load from the lab agent. So the numbers of a report depend on nothing the controller believes.
+"""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import Struct
+
+from qmpalloc.errors import NonsenseError
+from qmpalloc.experiment.records import LoadProgress, Reading
+from qmpalloc.lab.load import Load
+from qmpalloc.qmp import Agent, Monitor, deadline
+from qmpalloc.sample import FILE_MAX_BYTES, parse
+
+DATA_DISK = "data"
+"""The ``-drive`` id of a guest's data disk, see `qmpalloc.qemu.argv`."""
+
+READING_TIMEOUT_S = 10.0
+
+
+class Link(Struct, frozen=True):
+    """The connections to one guest that an experiment uses beside the controller's.
+
+    Attributes:
+        name: Of the guest.
+        monitor: QMP, the socket for people.
+        agent: The agent that may execute programs.
+        load: Its load.
+        counters_file: Path of the counters file in the guest.
+    """
+
+    name: str
+    monitor: Monitor
+    agent: Agent
+    load: Load
+    counters_file: str
+
+
+async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> Reading:
+    """Return a guest's reading.
+
+    Raises:
+        QmpallocError: The guest, its collector or its QEMU does not answer in time, or answers nonsense.
+    """
+    with deadline(READING_TIMEOUT_S, link.agent.address, f"the reading of {link.name}"):
+        counters = await link.agent.read_file(link.counters_file, FILE_MAX_BYTES)
+        progress: LoadProgress | None = await link.load.progress()
+        actual_bytes = await link.monitor.query_balloon()
+        disks = {disk.name: disk for disk in await link.monitor.block_stats()}
+    sample = parse(counters)
+    accesses, misses = sample.counters.accesses, sample.counters.inserts_read
+    if accesses is None or misses is None:
+        raise NonsenseError(f"{link.name}: its collector counts no {'accesses' if accesses is None else 'misses'}")
+    disk = disks.get(DATA_DISK)
+    if disk is None:
+        raise NonsenseError(f"{link.name}: its QEMU has no drive with the id {DATA_DISK}")
+    return Reading(
+        trial=trial,
+        t=round(t, 3),
+        guest=link.name,
+        monotonic_ns=sample.monotonic_ns,
+        accesses=accesses,
+        misses=misses,
+        refaults=sample.counters.refaults,
+        evictions=sample.counters.evictions,
+        events_lost=sample.counters.events_lost,
+        target_bytes=target_bytes,
+        actual_bytes=actual_bytes,
+        disk_read_bytes=disk.rd_bytes,
+        disk_reads=disk.rd_operations,
+        disk_read_ns=disk.rd_total_time_ns,
+        load=progress,
+    )
+
+
+def reads_done(progress: LoadProgress | None) -> int:
+    """Return how many reads of all phases are done."""
+    return sum(phase.reads for phase in progress.phases) if progress is not None else 0
+
+
+def load_seconds(progress: LoadProgress) -> float:
+    """Return guest seconds from the first read of the first phase to the last of the last; NaN when none began."""
+    if not progress.phases:
+        return math.nan
+    last = progress.phases[-1]
+    return last.started_s + last.seconds - progress.phases[0].started_s

@@ -1,0 +1,131 @@
+"""The directory of an experiment: what is written is found again, and nothing is overwritten."""
+
+from pathlib import Path
+
+import pytest
+
+from qmpalloc import experiment
+from qmpalloc.errors import ConfigError
+from qmpalloc.experiment import ArmRun
+from qmpalloc.experiment.directory import ExperimentDirectory, chosen
+from qmpalloc.experiment.records import DiskCalibration, Manifest, Outcome, Reading
+
+SMOKE = Path(__file__).parents[2] / "examples" / "smoke.toml"
+
+
+def manifest(**changes):
+    fields = {
+        "name": "smoke", "file": str(SMOKE), "scale": "1/2", "arms": ("static", "rule"), "repeats": 2, "command": "",
+        "created_wall": 0.0, "accelerator": {}, "images": {}, "versions": {}, "host": {}, "footprints": {},
+    }  # fmt: skip
+    return Manifest(**fields | changes)
+
+
+def reading(trial, guest="g1"):
+    return Reading(
+        trial=trial, t=3.0 * trial, guest=guest, monotonic_ns=trial, accesses=10 * trial, misses=trial, refaults=None,
+        evictions=None, events_lost=0, target_bytes=1, actual_bytes=1, disk_read_bytes=0, disk_reads=0, disk_read_ns=0,
+        load=None,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return ExperimentDirectory.create(tmp_path / "out", experiment.load(SMOKE), manifest(), SMOKE.read_text())
+
+
+def outcome(arm, repeat, **fields):
+    return Outcome(arm=arm, repeat=repeat, started_wall=0.0, total_s=60.0, load_s=30.0, **fields)
+
+
+def test_an_experiment_is_found_again_scaled_and_with_its_repeats(directory):
+    found = ExperimentDirectory.open_existing(directory.path)
+    assert found.manifest == directory.manifest
+    assert (found.specification.scale, found.specification.repeats) == ("1/2", 2)
+    assert found.specification.budget == experiment.load(SMOKE).budget // 2
+
+
+def test_a_directory_with_something_in_it_is_refused(directory):
+    with pytest.raises(ConfigError, match="is not empty") as caught:
+        ExperimentDirectory.check_new(directory.path)
+    assert "experiment resume" in caught.value.hint
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ConfigError, match="not a directory"):
+        ExperimentDirectory.check_new(tmp_path / "out")
+
+
+def test_a_directory_without_an_experiment_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no experiment"):
+        ExperimentDirectory.open_existing(tmp_path)
+
+
+def test_a_manifest_of_another_kind_is_refused(directory):
+    (directory.path / "manifest.json").write_text('{"format": "else"}')
+    with pytest.raises(ConfigError, match=r"manifest\.json: cannot be used"):
+        ExperimentDirectory.open_existing(directory.path)
+
+
+def test_only_runs_with_an_outcome_have_ended(directory):
+    for arm in ("static", "rule"):
+        directory.run(ArmRun(1, arm)).begin()
+    directory.run(ArmRun(1, "rule")).write_outcome(outcome("rule", 1, failed="it died"))
+    assert {run.name: found.failed for run, found in directory.outcomes().items()} == {"repeat1-rule": "it died"}
+
+
+def test_what_an_interrupted_run_left_is_kept_beside_the_next_try(directory):
+    run = directory.run(ArmRun(1, "static"))
+    for attempt in range(3):
+        run.begin()
+        run.append_readings([reading(attempt)])
+    assert [found.trial for found in run.readings()] == [2]
+    names = sorted(path.name for path in run.path.parent.iterdir())
+    assert names == ["repeat1-static", "repeat1-static.set-aside1", "repeat1-static.set-aside2"]
+
+
+def test_a_failed_run_that_was_set_aside_is_no_outcome(directory):
+    run = directory.run(ArmRun(1, "static"))
+    run.begin()
+    run.write_outcome(outcome("static", 1, failed="it died"))
+    run.begin()
+    assert directory.outcomes() == {}
+
+
+def test_readings_come_back_and_a_cut_off_last_line_is_left_out(directory):
+    run = directory.run(ArmRun(1, "static"))
+    run.begin()
+    run.append_readings([reading(0), reading(0, "g2")])
+    run.append_readings([reading(1), reading(1, "g2")])
+    with run.readings_file.open("ab") as file:
+        file.write(b'{"trial": 2, "t')
+    assert [(found.trial, found.guest) for found in run.readings()] == [(0, "g1"), (0, "g2"), (1, "g1"), (1, "g2")]
+
+
+def test_a_line_that_is_no_reading_is_named(directory):
+    run = directory.run(ArmRun(1, "static"))
+    run.begin()
+    run.readings_file.write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"readings\.jsonl: cannot be used"):
+        run.readings()
+
+
+def test_the_throttle_is_measured_once(directory):
+    assert directory.disk() is None
+    calibration = DiskCalibration(model="ssd", hit_s=2e-5, iops=1000)
+    directory.write_disk(calibration)
+    assert ExperimentDirectory.open_existing(directory.path).disk() == calibration
+
+
+@pytest.mark.parametrize(
+    ("repeats", "arms", "message"),
+    [
+        (1, ("rule", "none"), "no arm is called 'none'"),
+        (1, ("rule",), "the reference arm 'static' is left out"),
+        (0, (), "must be at least 1"),
+    ],
+)
+def test_a_choice_that_is_no_experiment_is_refused(repeats, arms, message):
+    with pytest.raises(ConfigError, match=message):
+        chosen(experiment.load(SMOKE), repeats=repeats, arms=arms)
