@@ -72,8 +72,11 @@ def conditions(results: Results) -> Iterator[Block]:
         for phase in guest.phases:
             reads = f"{phase.rounds} of {phase.reads:,}"
             rate = f"{phase.rate:g} per second" if phase.rate else "as fast as it goes"
-            rows.append((f"{guest.name}: {phase.name}", describe(phase.access), format_size(phase.file), reads, rate))
-    columns = ("Guest: phase", "Access", "File", "Rounds of reads", "Rate")
+            ahead = "yes" if phase.reads_ahead else "no"
+            rows.append(
+                (f"{guest.name}: {phase.name}", describe(phase.access), format_size(phase.file), reads, rate, ahead)
+            )
+    columns = ("Guest: phase", "Access", "File", "Rounds of reads", "Rate", "Read-ahead")
     yield Table(f"The loads ({words.conditions(results)})", columns, tuple(rows), numbers=False)
     sizes = []
     for guest in spec.guests:
