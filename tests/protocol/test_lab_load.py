@@ -1,0 +1,322 @@
+"""The host side of a load, against the fake agent: what is shipped, what is believed, and what an end means."""
+
+import json
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+from trio.testing import memory_stream_pair
+
+from qmpalloc import experiment
+from qmpalloc.errors import DeadlineError, HostError, NonsenseError
+from qmpalloc.experiment.records import DiskCalibration, LoadProgress, PhaseProgress, Service
+from qmpalloc.experiment.schema import Disk
+from qmpalloc.lab import generator
+from qmpalloc.lab.disk import calibrate, set_throttle
+from qmpalloc.lab.load import DIRECTORY, GO_FILE, LOG_FILE, PLAN_FILE, PROGRAM_FILE, PROGRESS_FILE, open_load
+from qmpalloc.lab.readings import Link
+from qmpalloc.lab.traces import Traces
+from qmpalloc.qmp import ExecResult, open_agent_on, open_monitor_on
+from qmpalloc.testing import FakeAgent, FakeQemu
+
+TEXT = """
+[experiment]
+name = "try"
+budget = "256MiB"
+[[guest]]
+name = "g1"
+memory = "256MiB"
+floor = "128MiB"
+cap = "256MiB"
+baseline = "128MiB"
+[[guest.phase]]
+file = "1MiB"
+access = { distribution = "uniform" }
+reads = 1000
+rounds = 10
+[[guest.phase]]
+file = "2MiB"
+access = { distribution = "sequential" }
+reads = 10
+rounds = 1
+rate = 50
+[[arm]]
+name = "static"
+policy = "static"
+"""
+SPECIFICATION = experiment.parse(TEXT, file=Path("/try.toml"))
+GUEST = SPECIFICATION.guests[0]
+PROGRAM = Path(generator.__file__).read_bytes()
+TRACES = Traces(SPECIFICATION)
+SERVICE = Service(hit_s=40e-6, miss_s=400e-6, hits=1000, misses=100)
+ARMED = LoadProgress(sequence=0, monotonic_s=100.0)
+FIRST = PhaseProgress(name="phase1", reads=10_000, seconds=2.0, started_s=101.0, done=True, latency={50: 1_250})
+SECOND = PhaseProgress(name="phase2", reads=10, seconds=0.2, started_s=103.0, done=True, latency={50: 10})
+FINISHED = LoadProgress(sequence=9, monotonic_s=104.0, phases=(FIRST, SECOND), finished=True)
+
+
+class FakeGuest:
+    """A guest whose Python is this class: it does what the generator would, as seen from outside."""
+
+    def __init__(self):
+        self.agent = FakeAgent(program=self.program)
+        self.programs = []
+        self.armed = ARMED
+        self.ends = None
+        self.fails = None
+        self.service = SERVICE
+
+    def program(self, argv, _data):
+        self.programs.append(argv)
+        line = " ".join(argv)
+        if f"{PROGRAM_FILE} run" in line:
+            self.agent.program_s = 1e9 if self.ends is None else 0.0
+            if self.armed is not None:
+                self.say(self.armed)
+            return self.ends or result()
+        self.agent.program_s = 0.0
+        if self.fails is not None:
+            return self.fails
+        return result(msgspec.json.encode(self.service)) if f"{PROGRAM_FILE} service" in line else result()
+
+    def say(self, progress):
+        self.agent.files[PROGRESS_FILE] = progress if isinstance(progress, bytes) else msgspec.json.encode(progress)
+
+    @asynccontextmanager
+    async def connected(self):
+        client, server = memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.agent.serve, server)
+            async with open_agent_on(client, address="lab") as agent:
+                yield agent
+            nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def loaded(self):
+        async with self.connected() as agent, open_load(agent, TRACES, GUEST) as load:
+            yield load
+
+
+def result(out=b"", *, code=0, signal=None, err=b""):
+    return ExecResult(exit_code=code if signal is None else None, signal=signal, out=out, err=err)
+
+
+@pytest.fixture
+def guest():
+    return FakeGuest()
+
+
+async def test_everything_is_shipped_before_the_load_waits_for_go(autojump_clock, guest):
+    async with guest.loaded() as load:
+        files = guest.agent.files
+        assert files[PROGRAM_FILE] == PROGRAM
+        plan = json.loads(files[PLAN_FILE])
+        assert (plan["progress"], plan["go"]) == (PROGRESS_FILE, GO_FILE)
+        first, second = plan["phases"]
+        assert (first["name"], first["file"], first["trace"]) == ("phase1", "/data/file1.dat", f"{DIRECTORY}/trace0")
+        assert (first["readahead"], first["rate"]) == (False, 0.0)
+        assert (second["file"], second["readahead"], second["rate"]) == ("/data/file2.dat", True, 50.0)
+        for described, phase in zip(plan["phases"], GUEST.phases, strict=True):
+            assert files[described["trace"]] == TRACES.trace(GUEST, phase)
+        assert await load.progress() == ARMED
+        assert GO_FILE not in files
+        await load.go()
+        assert GO_FILE in files
+        await load.raise_if_dead()
+    # At the end of the block it is ended.
+    assert guest.programs[-1][-1].startswith("kill ")
+
+
+async def test_progress_is_what_the_generator_wrote(autojump_clock, guest):
+    async with guest.loaded() as load:
+        guest.say(FINISHED)
+        assert await load.progress() == FINISHED
+        del guest.agent.files[PROGRESS_FILE]
+        assert await load.progress() is None
+
+
+def changed(first):
+    return msgspec.structs.replace(FINISHED, phases=(first, SECOND))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 10_000,
+        b"null",
+        b'{"sequence": 1}',
+        b'{"sequence": true, "monotonic_s": 1}',
+        b" " * 1_000_000,
+        msgspec.structs.replace(ARMED, sequence=-1),
+        msgspec.structs.replace(ARMED, monotonic_s=-1.0),
+        msgspec.structs.replace(ARMED, finished=True),
+        msgspec.structs.replace(FINISHED, phases=(FIRST, SECOND, SECOND)),
+        msgspec.structs.replace(FINISHED, phases=(SECOND,)),
+        changed(msgspec.structs.replace(FIRST, reads=-1)),
+        changed(msgspec.structs.replace(FIRST, reads=10_001)),
+        changed(msgspec.structs.replace(FIRST, reads=9_999)),
+        changed(msgspec.structs.replace(FIRST, errors=10_001)),
+        changed(msgspec.structs.replace(FIRST, seconds=-1.0)),
+        changed(msgspec.structs.replace(FIRST, seconds=1e300)),
+        changed(msgspec.structs.replace(FIRST, started_s=-1.0)),
+        changed(msgspec.structs.replace(FIRST, latency={50: -1})),
+        changed(msgspec.structs.replace(FIRST, latency={50: 10**7})),
+        changed(msgspec.structs.replace(FIRST, latency={10**9: 1})),
+        changed(msgspec.structs.replace(FIRST, name="\x1b[31m" + "x" * 5000)),
+    ],
+)
+async def test_progress_that_no_generator_writes_is_nonsense(autojump_clock, guest, said):
+    async with guest.loaded() as load:
+        guest.say(said)
+        with pytest.raises(NonsenseError, match="guest g1") as caught:
+            await load.progress()
+        assert caught.value.message.isprintable()
+        assert len(caught.value.message) < 400
+
+
+async def test_the_generators_complaint_is_printable(autojump_clock, guest):
+    async with guest.loaded() as load:
+        guest.say(msgspec.structs.replace(ARMED, error="\x1b[2Jno " + "x" * 5000))
+        error = (await load.progress()).error
+    assert error.startswith("?[2Jno x")
+    assert len(error) == 200
+
+
+async def until_dead(agent):
+    async with open_load(agent, TRACES, GUEST) as load:
+        await load.raise_if_dead()
+
+
+@pytest.mark.parametrize(
+    ("end", "progress", "log", "says"),
+    [
+        (result(signal=9), ARMED, b"", "was killed by signal 9: no output"),
+        (result(code=1), ARMED, b"Traceback\n  ...\n    x = y\nMemoryError\n", "ended with 1: .*MemoryError"),
+        (result(code=1), msgspec.structs.replace(ARMED, error="no read works"), b"", "ended with 1: no read works"),
+        (result(code=0), ARMED, b"", "ended with 0"),
+        (result(code=127), None, b"sh: python3: not found\n", "ended with 127: sh: python3: not found"),
+        (result(code=1), None, None, "ended with 1: its log cannot be read"),
+    ],
+)
+async def test_a_load_that_ends_before_it_has_finished_is_an_error(autojump_clock, guest, end, progress, log, says):
+    guest.ends = end
+    guest.armed = progress
+    if log is not None:
+        guest.agent.files[LOG_FILE] = log
+    async with guest.connected() as agent:
+        with pytest.raises(HostError, match=f"guest g1: its load {says}"):
+            await until_dead(agent)
+
+
+async def test_a_load_that_has_finished_may_end(autojump_clock, guest):
+    guest.ends = result()
+    async with guest.loaded() as load:
+        guest.say(FINISHED)
+        for _ in range(3):  # the agent tells the end once
+            await load.raise_if_dead()
+    assert not any("kill" in argv[-1] for argv in guest.programs)
+
+
+async def test_a_load_that_is_never_ready_is_an_error(autojump_clock, guest):
+    guest.armed = None
+    async with guest.connected() as agent:
+        with pytest.raises(HostError, match="not ready"):
+            await until_dead(agent)
+
+
+async def test_a_hung_agent_is_a_deadline_that_names_what_was_done(autojump_clock, guest):
+    async with guest.loaded() as load:
+        guest.agent.faults.hang = True
+        with pytest.raises(DeadlineError, match="progress of the load"):
+            await load.progress()
+        with pytest.raises(DeadlineError, match="start of the load"):
+            await load.go()
+        started = trio.current_time()
+    assert trio.current_time() - started <= 10
+
+
+async def test_warm_up_caches_and_service(autojump_clock, guest):
+    async with guest.loaded() as load:
+        await load.read_through()
+        assert guest.programs[-1] == ["python3", PROGRAM_FILE, "read-through", "/data/file1.dat"]
+        await load.read_through(["file2.dat", "file1.dat"])
+        assert guest.programs[-1][-2:] == ["/data/file2.dat", "/data/file1.dat"]
+        await load.drop_caches()
+        assert "drop_caches" in guest.programs[-1][-1]
+        assert await load.measure_service() == SERVICE
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"hit_s": 0.0}, NonsenseError),
+        ({"miss_s": 1e300}, NonsenseError),
+        ({"hit_s": -1.0}, NonsenseError),
+        ({"hits": 0}, HostError),
+        ({"misses": 0}, HostError),
+    ],
+)
+async def test_service_times_that_make_no_sense(autojump_clock, guest, change, kind):
+    guest.service = msgspec.structs.replace(SERVICE, **change)
+    async with guest.loaded() as load:
+        with pytest.raises(kind, match="guest g1"):
+            await load.measure_service()
+
+
+async def test_a_program_that_fails_in_the_guest_is_quoted(autojump_clock, guest):
+    async with guest.loaded() as load:
+        guest.fails = result(code=1, err=b"\x1b[31mNo such file: '/data/x'\n")
+        with pytest.raises(HostError, match="No such file") as caught:
+            await load.read_through(["x"])
+        assert caught.value.message.isprintable()
+
+
+# --- the disk model -------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def link_to(guest, qemu):
+    client, server = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(qemu.serve, server)
+        async with (
+            guest.connected() as agent,
+            open_load(agent, TRACES, GUEST) as load,
+            open_monitor_on(client, address="people") as monitor,
+        ):
+            yield Link("g1", monitor, agent, load, "/run/qmpalloc/counters.json")
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def qemu():
+    fake = FakeQemu()
+    fake.blocks = [{"device": "data", "stats": {"rd_bytes": 0, "rd_operations": 0, "rd_total_time_ns": 0}}]
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("disk", "expected"),
+    [
+        (Disk(), DiskCalibration(model="ssd", hit_s=30e-6, iops=667)),
+        (Disk(model="hdd"), DiskCalibration(model="hdd", hit_s=30e-6, iops=7)),
+        (Disk(model="raw"), DiskCalibration(model="raw", hit_s=30e-6, iops=0)),
+        (Disk(iops=123), DiskCalibration(model="iops", hit_s=30e-6, iops=123)),
+    ],
+)
+async def test_the_throttle_follows_from_cached_reads_in_all_guests(autojump_clock, qemu, disk, expected):
+    quick, slow, other = FakeGuest(), FakeGuest(), FakeQemu()
+    other.blocks = qemu.blocks
+    quick.service = msgspec.structs.replace(SERVICE, hit_s=20e-6)
+    qemu.throttles["data"] = 5  # of before: the measurement must not see it
+    async with link_to(quick, qemu) as first, link_to(slow, other) as second:
+        found = await calibrate(disk, [first, second])
+        assert found == msgspec.structs.replace(expected, hit_s=pytest.approx(30e-6))
+        assert qemu.throttles == {}
+        await set_throttle([first, second], found.iops)
+        assert qemu.throttles == other.throttles == ({"data": found.iops} if found.iops else {})
