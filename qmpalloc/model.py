@@ -46,6 +46,28 @@ class Limiter(StrEnum):
     NONE = "none"  # nothing to change
 
 
+class Curve(msgspec.Struct, frozen=True, kw_only=True):
+    """A guest's miss-ratio curve as it is thought to be now.
+
+    Attributes:
+        sizes_bytes: Memory sizes of the guest, rising.
+        miss_ratio: Misses by accesses at each size, 0 to 1, never rising; one entry per size.
+        weak: Why the curve must not be acted on; empty when it may.
+        noise: What sampling makes uncertain: a share p of the accesses has the standard deviation noise * sqrt(p).
+        cached_bytes: Page cache the guest has now, where `measured` holds.
+        measured: Miss ratio measured at the present size; None when not known.
+        estimator: How the curve was made, for example ``lru_gen``.
+    """
+
+    sizes_bytes: tuple[int, ...]
+    miss_ratio: tuple[float, ...]
+    weak: tuple[str, ...] = ()
+    noise: float = 0.0
+    cached_bytes: int | None = None
+    measured: float | None = None
+    estimator: str = ""
+
+
 class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One guest at the moment of a decision. Sizes in bytes; counts in pages since the last decision.
 
@@ -68,6 +90,14 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         psi_some_avg10: Per cent of time that some task waited for memory, 10 s average.
         frozen: Why it can give nothing now whatever a policy decides (it was in danger, or its balloon does not move);
             empty when it can.
+        curve: Its miss-ratio curve; None where it is not sampled.
+        ghost_gain: Hits per second that one more MiB would bring, from pages evicted not long ago; None if not known.
+        ghost_loss: Hits per second that one MiB less would cost; None if not known.
+        hit_s: Time of a hit as the load sees it, seconds by access; None if not known.
+        miss_s: Additional time of a miss, the same; None if not known.
+        waits: Whether the load waits for its reads, so that it goes faster when it misses less: 1 for a load that does,
+            0 for reads that come at a rate of their own, between for a mixture; None if not known.
+        disk_read_pages: Pages that QEMU itself has seen being read from the guest's disks, same interval as `hits`.
     """
 
     name: str
@@ -86,6 +116,13 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory | None = None
     psi_some_avg10: float | None = None
     frozen: str = ""
+    curve: Curve | None = None
+    ghost_gain: float | None = None
+    ghost_loss: float | None = None
+    hit_s: float | None = None
+    miss_s: float | None = None
+    waits: float | None = None
+    disk_read_pages: int | None = None
 
     @property
     def decidable(self) -> bool:

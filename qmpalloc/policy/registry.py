@@ -16,6 +16,9 @@ from qmpalloc.model import Decision, Policy, Snapshot
 _MODULES = {
     "static": "qmpalloc.policy.static:StaticPolicy",
     "paper": "qmpalloc.policy.paper:PaperPolicy",
+    "hill": "qmpalloc.policy.hill:HillPolicy",
+    "curve": "qmpalloc.policy.curve:CurvePolicy",
+    "oracle": "qmpalloc.policy.oracle:OraclePolicy",
 }
 NAMES = tuple(_MODULES)
 

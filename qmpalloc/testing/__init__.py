@@ -9,6 +9,7 @@ from qmpalloc.testing.fake_agent import FakeAgent
 from qmpalloc.testing.fake_qemu import FakeQemu, Refusal
 from qmpalloc.testing.faults import Faults
 from qmpalloc.testing.load import CacheModel, HitRatio, Load, uniform
+from qmpalloc.testing.replay import ReplayGuest, ReplayHost
 from qmpalloc.testing.simulated_guest import SimulatedGuest, open_simulated_guest
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "HitRatio",
     "Load",
     "Refusal",
+    "ReplayGuest",
+    "ReplayHost",
     "SimulatedGuest",
     "open_simulated_guest",
     "uniform",

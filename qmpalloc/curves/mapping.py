@@ -1,0 +1,69 @@
+"""From a guest's memory size to the page cache it leaves, learnt for each guest."""
+
+from __future__ import annotations
+
+from qmpalloc.sample import Memory
+from qmpalloc.units import MIB, PAGE_BYTES
+
+SYSTEM_PAGES = 7_000
+"""File pages of a small Linux system itself (programs, libraries): in the cache, but no room for the load. Measured in
+the reference guest; a guest with more of them is corrected by anchoring (`qmpalloc.curves.anchor`)."""
+
+FREE_BYTES = 32 * MIB
+"""Memory that a guest keeps free when nothing of it was seen yet: near the kernel's high watermark."""
+
+_KEEP = 0.9
+
+
+class SizeMapping:
+    """How much page cache a guest of a given size has: its size, less what is not cache.
+
+    What is not cache is learnt while the guest evicts pages: then its free memory is what the kernel keeps free.
+    Before, free memory above `FREE_BYTES` is counted as cache to come.
+
+    Attributes:
+        overhead_bytes: Memory that is not cache; None before anything was seen.
+    """
+
+    def __init__(self, *, system_pages: int = SYSTEM_PAGES) -> None:
+        """Make a mapping.
+
+        Args:
+            system_pages: File pages that belong to the guest's system rather than to its load.
+        """
+        self._system_bytes = system_pages * PAGE_BYTES
+        self.overhead_bytes: int | None = None
+        self._free_bytes: float | None = None
+
+    def observe(self, actual_bytes: int, memory: Memory, *, evicting: bool) -> None:
+        """Learn from a sample.
+
+        Args:
+            actual_bytes: The guest's size.
+            memory: Its memory facts of about the same time.
+            evicting: Whether pages are being evicted, so that the cache is as large as it can be.
+        """
+        file_bytes, free = memory.file_bytes, memory.free
+        if file_bytes is None or free is None:
+            return
+        if evicting:
+            self._free_bytes = free if self._free_bytes is None else _KEEP * self._free_bytes + (1 - _KEEP) * free
+        kept_free = FREE_BYTES if self._free_bytes is None else self._free_bytes
+        spare = max(0, free - int(kept_free))
+        seen = max(0, actual_bytes - file_bytes - spare)
+        if self.overhead_bytes is None:
+            self.overhead_bytes = seen
+        else:
+            self.overhead_bytes = round(_KEEP * self.overhead_bytes + (1 - _KEEP) * seen)
+
+    def cache_pages(self, size_bytes: float) -> float:
+        """Return the pages of cache for the load that a guest of `size_bytes` has; 0 before anything was seen."""
+        if self.overhead_bytes is None:
+            return 0.0
+        return max(0.0, size_bytes - self.overhead_bytes - self._system_bytes) / PAGE_BYTES
+
+    def cached_pages(self, memory: Memory) -> float | None:
+        """Return the pages of the load that are cached now, which may be fewer than would fit."""
+        if memory.file_bytes is None:
+            return None
+        return max(0.0, memory.file_bytes - self._system_bytes) / PAGE_BYTES

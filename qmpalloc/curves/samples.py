@@ -1,0 +1,211 @@
+"""The samples file: which sampled pages a guest accessed. What the collector ships and the host takes apart.
+
+The sample is spatial: of every aligned block of 64 pages of a file, one page is watched, its slot chosen by a hash, and
+all accesses to it are shipped. (One page per block instead of hashing every page costs one hash per 64 pages and, where
+popularity is smooth over the file, gives a quarter of the curve's error.) At a lower rate half of the blocks are left
+out, then half of the rest: what was collected before stays a valid sample once the others are thrown away.
+
+A batch is little-endian:
+
+======  ====  =====================================================================================================
+offset  size  field
+======  ====  =====================================================================================================
+0       8     ``QMPSAMP1``
+8       16    boot id, binary
+24      8     start id of the collector, binary
+32      8     first: number of the first event of this batch. The first event since the collector's start has 0; events
+              that are lost have numbers too, so that a gap shows every loss, of whatever cause
+40      8     accesses: exact count of page accesses since the collector's start, at the end of the batch
+48      8     lost: events since the collector's start that found no room in the ring, for people
+56      1     shift: the rate is 2 ** -shift; 6 for one page of every block
+57      3     zero
+60      4     count of events
+64      8n    events: key << 4 | fresh << 3 | kind
+======  ====  =====================================================================================================
+
+*key*: the low 60 bits of a hash of salt, device, inode, **inode generation** (so that an inode number used again is
+another file) and block number. A block is in the sample at shift s when the low s - 6 bits of its key are zero. The
+slot, the page of the block that is watched, comes from other bits of the hash and does not appear. *kind*: 0 read,
+1 page fault, 2 write, 3 insert, 4 removed. *fresh*: an access to a page that had not been accessed since its insert,
+i.e. a miss.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from qmpalloc.errors import SampleError, SampleFault
+
+MAGIC = b"QMPSAMP1"
+BLOCK_SHIFT = 6
+"""One page of every 2 ** 6; no higher rate exists."""
+
+SHIFT_MAX = 16
+EVENTS_MAX = 65_536
+"""Events a batch may hold; the collector lowers its rate before it needs more."""
+
+_HEADER = struct.Struct("<8s16s8sQQQB3xI")
+
+READ, FAULT, WRITE, INSERT, REMOVED = range(5)
+
+Keys = NDArray[np.uint64]
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """One batch of sampled events.
+
+    Attributes:
+        boot_id: Of the guest's kernel, 16 bytes; changes at every boot.
+        start_id: Of the collector, 8 bytes; changes at every start.
+        first: Number of the first event.
+        accesses: Exact page accesses since the collector's start, at the end of the batch.
+        lost: Events lost since the collector's start.
+        shift: The sampling rate is 2 ** -shift.
+        events: As they are in the file: key << 4 | fresh << 3 | kind.
+    """
+
+    boot_id: bytes
+    start_id: bytes
+    first: int
+    accesses: int
+    lost: int
+    shift: Annotated[int, Meta(ge=BLOCK_SHIFT, le=SHIFT_MAX)]
+    events: Keys
+
+    @property
+    def kinds(self) -> NDArray[np.uint64]:
+        """Kind of every event."""
+        return self.events & np.uint64(7)
+
+    def accessed(self) -> Keys:
+        """Return the keys of the accesses (read, fault), in order; inserts and removals are left out."""
+        return self.events[self.kinds <= FAULT] >> np.uint64(4)
+
+
+def pack(batch: Batch) -> bytes:
+    """Return the bytes of a batch, as the collector writes them."""
+    header = _HEADER.pack(
+        MAGIC, batch.boot_id, batch.start_id, batch.first, batch.accesses, batch.lost, batch.shift, len(batch.events)
+    )
+    return header + batch.events.astype("<u8").tobytes()
+
+
+def unpack(data: bytes) -> Batch:
+    """Return the batch that `data`, untrusted, holds.
+
+    Raises:
+        SampleError: VERSION, HUGE, TORN or MALFORMED.
+    """
+    if len(data) > _HEADER.size + 8 * EVENTS_MAX:
+        raise SampleError(SampleFault.HUGE, f"the samples file holds more than {EVENTS_MAX} events")
+    if len(data) < _HEADER.size:
+        raise SampleError(SampleFault.TORN, "the samples file is shorter than its header")
+    magic, boot_id, start_id, first, accesses, lost, shift, count = _HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise SampleError(
+            SampleFault.VERSION,
+            "the samples file does not begin with QMPSAMP1",
+            hint="install the guest_agent directory that belongs to this qmpalloc in the guest",
+        )
+    if len(data) != _HEADER.size + 8 * count:
+        raise SampleError(SampleFault.TORN, "the samples file does not have as many events as it says")
+    if not BLOCK_SHIFT <= shift <= SHIFT_MAX or max(first, accesses, lost) >= 2**63:
+        raise SampleError(SampleFault.MALFORMED, "a field of the samples file is out of range")
+    events = np.frombuffer(data, dtype="<u8", offset=_HEADER.size).astype(np.uint64)
+    batch = Batch(
+        boot_id=boot_id, start_id=start_id, first=first, accesses=accesses, lost=lost, shift=shift, events=events
+    )
+    if (batch.kinds > REMOVED).any():
+        raise SampleError(SampleFault.MALFORMED, "the samples file has events of an unknown kind")
+    return batch
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """What a batch adds: accesses to sampled pages since the one before.
+
+    Attributes:
+        keys: Of the accesses, in order.
+        accesses: Exact page accesses in that time, of all pages.
+        events: Events in the batch, of all kinds.
+        lost: Events that did not arrive in that time: the ring was full, or a batch was never read.
+        shift: The sampling rate was 2 ** -shift.
+        restarted: The guest or its collector has restarted since: what was known before is void.
+    """
+
+    keys: Keys
+    accesses: int
+    events: int
+    lost: int
+    shift: int
+    restarted: bool = False
+
+    @property
+    def expected(self) -> float:
+        """How many accesses a sample of this rate holds on average, for SHARDS's adjustment."""
+        arrived = self.events / (self.events + self.lost) if self.lost else 1.0
+        return self.accesses * 2.0**-self.shift * arrived
+
+
+class SampleIntake:
+    """Checks the order and the plausibility of one guest's batches.
+
+    Attributes:
+        dropped: Batches refused so far, by fault, to be shown.
+    """
+
+    def __init__(self) -> None:
+        self._last: Batch | None = None
+        self.dropped: dict[SampleFault, int] = {}
+
+    def accept(self, batch: Batch) -> Window | None:
+        """Return what `batch` adds, or None for the first of a series, whose exact count has no beginning.
+
+        Raises:
+            SampleError: REPEATED (seen already; the series goes on), BACKWARDS (older than what was seen), ABSURD
+                (more sampled accesses than accesses, or a key that the rate excludes).
+        """
+        try:
+            return self._accept(batch)
+        except SampleError as error:
+            self.dropped[error.fault] = self.dropped.get(error.fault, 0) + 1
+            raise
+
+    def _accept(self, batch: Batch) -> Window | None:
+        last = self._last
+        accessed = batch.accessed()
+        excluded = np.uint64((1 << (batch.shift - BLOCK_SHIFT)) - 1)
+        if (accessed & excluded).any():
+            raise SampleError(SampleFault.ABSURD, "the samples file has pages that its rate leaves out")
+        if last is None:
+            self._last = batch
+            return None
+        if (last.boot_id, last.start_id) != (batch.boot_id, batch.start_id):
+            # Its accesses since the start are those of this batch: it is the first of its series if `first` is 0.
+            self._last = batch
+            exact = batch.accesses if batch.first == 0 else 0
+            keys = accessed if 0 < len(accessed) <= exact else accessed[:0]
+            return Window(
+                keys=keys, accesses=exact, events=len(batch.events), lost=0, shift=batch.shift, restarted=True
+            )
+        if batch.first == last.first:
+            raise SampleError(SampleFault.REPEATED, "the collector has not written new samples")
+        if batch.first < last.first or batch.accesses < last.accesses or batch.lost < last.lost:
+            raise SampleError(SampleFault.BACKWARDS, "the samples are older than those before")
+        exact = batch.accesses - last.accesses
+        if len(accessed) > exact:
+            raise SampleError(SampleFault.ABSURD, "more sampled accesses than accesses")
+        gap = batch.first - (last.first + len(last.events))
+        if gap < 0:
+            raise SampleError(SampleFault.BACKWARDS, "the samples overlap those before")
+        self._last = batch
+        return Window(keys=accessed, accesses=exact, events=len(batch.events), lost=gap, shift=batch.shift)
+
+    def forget(self) -> None:
+        """Start a new series, because the guest was reset or the connection lost."""
+        self._last = None

@@ -1,0 +1,123 @@
+"""Curves of a guest's actual replacement policy: scaled-down simulations of it at a set of sizes.
+
+C. Waldspurger et al., Cache Modeling and Optimization using Miniature Simulations, USENIX ATC 2017: a cache of R times
+the size, fed with the accesses to a spatial sample of rate R, misses as the whole does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from qmpalloc.curves.estimator import Ratios, Sizes, falling
+from qmpalloc.curves.keys import Ids
+from qmpalloc.curves.multigen import MultiGenerational
+from qmpalloc.curves.plain import Fifo, Lru
+from qmpalloc.curves.reuse import ReuseDistances
+from qmpalloc.curves.two_list import TwoList
+
+
+class Replacement(Protocol):
+    """A simulated page cache."""
+
+    name: str
+    capacity: int
+
+    @property
+    def resident(self) -> int:
+        """Pages it holds now."""
+        ...
+
+    def read(self, pages: Sequence[int]) -> int:
+        """Read pages in order and return how many missed."""
+        ...
+
+    def resize(self, capacity: int) -> None:
+        """Set the capacity; what does not fit is evicted."""
+        ...
+
+    def grow(self, ids: int) -> None:
+        """Make room for more page numbers."""
+        ...
+
+    def renumber(self, new: Sequence[int], ids: int) -> None:
+        """Give pages new numbers; negative for pages to be forgotten."""
+        ...
+
+
+POLICIES: dict[str, type[TwoList | MultiGenerational | Lru]] = {
+    "two_list": TwoList,
+    "lru_gen": MultiGenerational,
+    "lru": Lru,
+    "fifo": Fifo,
+}
+"""Replacement policies by the name that the counters file has for the guest's."""
+
+
+class Simulations:
+    """The curve of a replacement policy, from one simulated cache per size.
+
+    Between the sizes, the difference to the LRU curve of the same accesses is interpolated, so that the curve keeps the
+    shape, and the cliffs, that LRU shows in fine steps.
+    """
+
+    def __init__(self, policy: str, sizes: Sizes, lru: ReuseDistances, *, scale: float) -> None:
+        """Make an estimator.
+
+        Args:
+            policy: One of `POLICIES`.
+            sizes: Pages of the caches to simulate, rising, in pages of the sample.
+            lru: The LRU curve of the same accesses. Its owner feeds it.
+            scale: Real pages for each page of the sample.
+        """
+        self.name = policy
+        self.sizes = np.asarray(sizes, dtype=float)
+        self._lru = lru
+        self._caches: list[Replacement] = [POLICIES[policy](max(1, round(size)), 0, scale=scale) for size in self.sizes]
+        self._misses = np.zeros(len(self.sizes))
+        self._expected = 0.0
+
+    def observe(self, ids: Ids, expected: float) -> None:
+        """Learn from accesses, as `Estimator.observe`."""
+        pages = ids.tolist()
+        if pages:
+            count = max(pages) + 1
+            for index, cache in enumerate(self._caches):
+                cache.grow(count)
+                self._misses[index] += cache.read(pages)
+        self._expected += expected
+
+    def forget(self, factor: float) -> None:
+        """Multiply the weight of all that was learnt by `factor`; what the caches hold stays."""
+        self._misses *= factor
+        self._expected *= factor
+
+    def renumber(self, new: Ids) -> None:
+        """Give pages new numbers; -1 for those to be dropped."""
+        numbers, ids = new.tolist(), int((new >= 0).sum())
+        for cache in self._caches:
+            cache.renumber(numbers, ids)
+
+    def coarsen(self, halvings: int) -> None:
+        """Go on at a lower rate, as `Estimator.coarsen`. The caches keep what belongs to the smaller sample."""
+        self.sizes = self.sizes * 2.0**-halvings
+        for cache, size in zip(self._caches, self.sizes, strict=True):
+            cache.resize(max(1, round(size)))
+        self.forget(2.0**-halvings)
+
+    def miss_ratios(self, sizes: Sizes) -> Ratios:
+        """Return the policy's miss ratio at each size; 1 before anything was learnt."""
+        if self._expected <= 0:
+            return np.ones(len(sizes))
+        known = falling(self._misses / self._expected)
+        difference = known - self._lru.miss_ratios(self.sizes)
+        # Below the smallest simulated size the policies meet: without a cache, all miss.
+        spread = np.interp(sizes, np.concatenate([[0.0], self.sizes]), np.concatenate([[0.0], difference]))
+        between = self._lru.miss_ratios(sizes) + spread
+        # The curve passes between the simulated sizes it lies between, whatever LRU does there.
+        index = np.searchsorted(self.sizes, sizes, side="right")
+        highest = np.concatenate([[1.0], known])[index]
+        lowest = np.append(known, 0.0)[np.searchsorted(self.sizes, sizes, side="left")]
+        return falling(np.clip(between, np.minimum(lowest, highest), highest))

@@ -1,0 +1,274 @@
+"""One guest's miss-ratio curve over time: samples in, a curve with its confidence out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmpalloc.curves.anchor import anchored
+from qmpalloc.curves.estimator import Estimator, Ratios, Sizes
+from qmpalloc.curves.keys import Ids, KeyTable, in_sample
+from qmpalloc.curves.mapping import SizeMapping
+from qmpalloc.curves.reuse import ReuseDistances
+from qmpalloc.curves.samples import BLOCK_SHIFT, SHIFT_MAX, Window
+from qmpalloc.curves.simulation import Simulations
+from qmpalloc.curves.usual import Usual
+from qmpalloc.model import Curve
+
+SAMPLED_PAGES_MAX = 8_192
+"""Pages of the largest simulated cache; the rate is lowered until it fits. At twice that, and 2,000 accesses a second,
+16 guests cost 11 % of a core."""
+
+SIMULATED_SIZES = 20
+POINTS = 32
+"""Half of the sizes in a `Curve`: enough for linear interpolation, small in a record."""
+
+_FINE = 1_024
+
+HALF_LIFE_LEAST = 2_048
+"""Sampled accesses after which what was learnt counts half, at least; else as many as there are known pages."""
+
+_FEW = 1_000
+_LOST_SHARE = 0.001
+_WINDOWS = 4  # by half-life, to look for changes
+_CHANGE_GAP = 0.05
+_CHANGE_NEW = 0.10
+_CONTRADICTION = 0.10
+_LEFT_AFTER_CHANGE = 0.2
+
+
+class CurveTracker:
+    """The curve of one guest.
+
+    Attributes:
+        shift: The rate in use is 2 ** -shift; the guest may sample more, which is thrown away.
+        estimator: Simulations of the guest's own policy, or LRU when that is not known.
+        changes: Changes of the load noticed so far.
+    """
+
+    def __init__(self, policy: str | None, smallest_pages: float, largest_pages: float) -> None:
+        """Make a tracker.
+
+        Args:
+            policy: The guest's replacement policy, a name of `qmpalloc.curves.simulation.POLICIES`; None: LRU.
+            smallest_pages: Page cache at the guest's floor.
+            largest_pages: Page cache at its cap; sizes beyond are not told apart.
+        """
+        self._policy = policy
+        self._range = max(1.0, smallest_pages), max(2.0, largest_pages)
+        self.shift = BLOCK_SHIFT
+        while largest_pages / 2**self.shift > SAMPLED_PAGES_MAX and self.shift < SHIFT_MAX:
+            self.shift += 1
+        self.changes = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        scale = 2.0**self.shift
+        smallest, largest = (pages / scale for pages in self._range)
+        reach = math.ceil(largest)
+        self._keys = KeyTable(max(1024, 2 * reach))
+        self.lru = ReuseDistances(max(64, math.ceil(1.1 * reach)))
+        self.estimator: Estimator = self.lru
+        if self._policy is not None:
+            sizes = np.linspace(math.sqrt(min(smallest, largest / 2)), math.sqrt(largest), SIMULATED_SIZES) ** 2
+            self.estimator = Simulations(self._policy, sizes, self.lru, scale=scale)
+        self._estimators = (self.lru,) if self.estimator is self.lru else (self.lru, self.estimator)
+        self._seen = 0
+        self._events = self._lost = 0.0
+        self._since_change = math.inf
+        self._accesses = self._misses = 0.0
+        self._cached = 0.0
+        self._forget_usual()
+
+    # --- input ------------------------------------------------------------------------------------------------------
+
+    def observe(self, window: Window) -> None:
+        """Learn from the sampled accesses of a window."""
+        if window.restarted:
+            self._reset()
+        if window.shift > self.shift:
+            # The guest samples less: what it leaves out from now on must be left out of what was learnt, too.
+            self._lower_rate(window.shift)
+        keys = window.keys[in_sample(window.keys, self.shift)] if window.shift < self.shift else window.keys
+        expected = window.expected * 2.0 ** (window.shift - self.shift)
+        known = len(self._keys)
+        ids = self._keys.number(keys)
+        self._window_new += len(self._keys) - known
+        self._window_sampled += len(ids)
+        self._learn(ids, expected)
+        self._events = self._events * self._forgotten(len(ids)) + window.events
+        self._lost = self._lost * self._forgotten(len(ids)) + window.lost
+        if self._keys.full:
+            self._renumber(self._keys.trim(self.lru.stack.last))
+
+    def measure(self, accesses: int, misses: int, cached_pages: float) -> None:
+        """Learn what was measured by the exact counters.
+
+        Args:
+            accesses: Pages accessed.
+            misses: Pages brought in for them.
+            cached_pages: Pages of the load in the cache at the time.
+        """
+        if accesses <= 0:
+            return
+        if abs(cached_pages - self._cached) > 0.02 * max(cached_pages, self._cached):
+            self._accesses = self._misses = 0.0
+            self._cached = cached_pages
+            self._restart_window()
+            self._gap = Usual(_CHANGE_GAP)
+        kept = 0.5 ** (accesses / (self.half_life * 2.0**self.shift / 2))
+        self._accesses = self._accesses * kept + accesses
+        self._misses = self._misses * kept + min(max(misses, 0), accesses)
+        self._cached += 0.2 * (cached_pages - self._cached)
+        self._watch(accesses, misses)
+
+    # --- output -----------------------------------------------------------------------------------------------------
+
+    @property
+    def half_life(self) -> float:
+        """Sampled accesses after which what was learnt counts half: about one working set."""
+        return float(max(HALF_LIFE_LEAST, min(self.lru.stack.pages, SAMPLED_PAGES_MAX)))
+
+    @property
+    def measured(self) -> float | None:
+        """Miss ratio measured lately at the present size; None with too few accesses."""
+        return self._misses / self._accesses if self._accesses >= _FEW else None
+
+    def miss_ratios(self, cache_pages: Sizes) -> Ratios:
+        """Return the miss ratio for each number of real pages of cache, as estimated, not anchored."""
+        return self.estimator.miss_ratios(np.asarray(cache_pages, dtype=float) / 2.0**self.shift)
+
+    def curve(self, mapping: SizeMapping, floor_bytes: int, cap_bytes: int) -> Curve:
+        """Return the curve over memory sizes from floor to cap, anchored at what was measured."""
+        sizes_bytes = np.linspace(floor_bytes, max(cap_bytes, floor_bytes + _FINE), _FINE).astype(np.int64)
+        cache = np.array([mapping.cache_pages(float(size)) for size in sizes_bytes])
+        measured, weak = self.measured, list(self._weaknesses())
+        if measured is None:
+            ratios = self.miss_ratios(cache)
+            weak.append("no miss ratio measured at this size yet")
+        else:
+            grid = np.concatenate([cache, [self._cached]])
+            order = np.argsort(grid, kind="stable")
+            ratios = np.empty(len(grid))
+            ratios[order], _ = anchored(self.miss_ratios(grid[order]), grid[order], self._cached, measured)
+            left = self._contradiction(measured)
+            if abs(left) > _CONTRADICTION:
+                weak.append(f"the curve says {measured - left:.2f} misses here, measured are {measured:.2f}")
+            ratios = ratios[:-1]
+        if mapping.overhead_bytes is None:
+            weak.append("the size of the cache is not known")
+        ratios = np.minimum.accumulate(ratios)
+        points = _telling(sizes_bytes, ratios)
+        return Curve(
+            sizes_bytes=tuple(sizes_bytes[points].tolist()),
+            miss_ratio=tuple(np.round(ratios[points], 5).tolist()),
+            weak=tuple(weak),
+            noise=round(1.0 / math.sqrt(max(1.0, self.lru.sampled)), 5),
+            cached_bytes=round(self._cached * 4096),
+            measured=None if measured is None else round(measured, 5),
+            estimator=self.estimator.name,
+        )
+
+    def ghosts(self, mib: float = 16.0) -> tuple[float, float]:
+        """Return the hits by access that a MiB more would bring, and that a MiB less would cost, at the present size.
+
+        Taken from the LRU curve over `mib` on each side: misses on pages that were evicted not long ago.
+        """
+        step = mib * 256.0
+        less, here, more = self.lru.miss_ratios(
+            np.array([self._cached - step, self._cached, self._cached + step]) / 2.0**self.shift
+        )
+        return float(here - more) / mib, float(less - here) / mib
+
+    def _weaknesses(self) -> Sequence[str]:
+        weak, pages = [], self.lru.stack.pages
+        if self.lru.sampled < _FEW:
+            weak.append(f"only {self.lru.sampled:.0f} sampled accesses")
+        elif not self._warm:
+            weak.append(f"{self._seen / pages:.1f} working sets seen, 2 are needed")
+        if self._lost > _LOST_SHARE * (self._events + self._lost):
+            weak.append(f"{self._lost / (self._events + self._lost):.1%} of the samples were lost")
+        if self._since_change < self.half_life:
+            weak.append("the load has changed")
+        return weak
+
+    def _contradiction(self, measured: float) -> float:
+        """Return how far the measured miss ratio is from the curve anywhere near the present size."""
+        low, high = self.miss_ratios(np.array([1.06, 0.94]) * self._cached)
+        return measured - min(max(measured, float(low)), float(high))
+
+    # --- upkeep -----------------------------------------------------------------------------------------------------
+
+    def _learn(self, ids: Ids, expected: float) -> None:
+        factor = self._forgotten(len(ids))
+        for estimator in self._estimators:
+            estimator.forget(factor)
+            estimator.observe(ids, expected)
+        self._seen += len(ids)
+        self._since_change += len(ids)
+
+    def _forgotten(self, accesses: int) -> float:
+        return float(0.5 ** (accesses / self.half_life))
+
+    def _renumber(self, new: Ids) -> None:
+        for estimator in self._estimators:
+            estimator.renumber(new)
+
+    def _lower_rate(self, shift: int) -> None:
+        halvings = shift - self.shift
+        self.shift = shift
+        self._renumber(self._keys.thin(shift))
+        for estimator in self._estimators:
+            estimator.coarsen(halvings)
+        self._seen >>= halvings
+
+    def _watch(self, accesses: int, misses: int) -> None:
+        """Notice a changed load: misses leave the curve for long, or pages come that were never seen before."""
+        needed = max(HALF_LIFE_LEAST, self.half_life) / _WINDOWS * 2.0**self.shift
+        here = float(self.miss_ratios(np.array([self._cached]))[0])
+        self._window_accesses += accesses
+        self._window_excess += misses - here * accesses
+        if self._window_accesses < needed:
+            return
+        gap = self._window_excess / self._window_accesses
+        new = self._window_new / max(1.0, self._window_sampled)
+        self._restart_window()
+        if not self._warm:
+            return
+        # Both are looked at in every window: each keeps its own idea of what is usual.
+        if any([self._gap.unusual(gap), self._newcomers.unusual(new, rising_only=True)]):
+            self._changed()
+
+    def _forget_usual(self) -> None:
+        self._gap, self._newcomers = Usual(_CHANGE_GAP), Usual(_CHANGE_NEW)
+        self._restart_window()
+
+    def _restart_window(self) -> None:
+        self._window_accesses = self._window_excess = self._window_sampled = self._window_new = 0.0
+
+    @property
+    def _warm(self) -> bool:
+        """True when the largest size has been filled, or all there is has been seen twice."""
+        pages = self.lru.stack.pages
+        return self._seen >= 2 * pages or pages >= self._keys.limit
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self._since_change = 0.0
+        self._seen = 0
+        self._accesses = self._misses = 0.0
+        self._forget_usual()
+        for estimator in self._estimators:
+            estimator.forget(_LEFT_AFTER_CHANGE)
+
+
+def _telling(sizes: NDArray[np.int64], ratios: Ratios) -> NDArray[np.int64]:
+    """Return the indices of `POINTS` points of a curve, as close as it is steep: a cliff is not to be smeared."""
+    along = (sizes - sizes[0]) / (sizes[-1] - sizes[0]) + (ratios[0] - ratios) / max(1e-9, ratios[0] - ratios[-1])
+    wanted = np.linspace(0.0, along[-1], POINTS)
+    points = np.searchsorted(along, wanted - 1e-12)
+    # Both ends of a jump, so that the line between two points is never across it.
+    return np.unique(np.clip(np.concatenate([[0], points, points[1:] - 1, [len(sizes) - 1]]), 0, len(sizes) - 1))

@@ -1,0 +1,69 @@
+"""What memory is worth to a guest: the objective as a function of the miss ratio.
+
+A load that waits for its reads goes slower because it misses. Its present rate understates what it would do with more
+memory, so rates are predicted from the time of a hit and the additional time of a miss. For one access the load takes
+
+    T(m) = T(m0) + waits * (m - m0) * miss_s
+
+at miss ratio m, where m0 is the present one: the time of hits and any pauses are in T(m0) = 1 / rate.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+Objective = Literal["hits", "misses", "fair"]
+
+Values = NDArray[np.float64]
+
+_FASTER_MOST = 20.0
+"""No prediction makes a load more than this many times as fast as it was seen to be."""
+
+
+class Load(Struct, frozen=True, kw_only=True):
+    """A guest's load at its present size.
+
+    Attributes:
+        accesses_per_s: Pages accessed per second.
+        miss_ratio: Misses by accesses.
+        miss_s: Additional time of a miss, seconds by access; None if not known.
+        waits: 1 for a load that waits for its reads, 0 for one whose reads come at a rate of their own.
+        weight: Relative importance.
+    """
+
+    accesses_per_s: float
+    miss_ratio: float
+    miss_s: float | None = None
+    waits: float = 0.0
+    weight: float = 1.0
+
+    def rates(self, miss_ratios: Values) -> Values:
+        """Return accesses per second at each miss ratio."""
+        if self.accesses_per_s <= 0:
+            return np.zeros(len(miss_ratios))
+        now_s = 1.0 / self.accesses_per_s
+        slower_s = self.waits * (self.miss_s or 0.0) * (miss_ratios - self.miss_ratio)
+        return np.asarray(1.0 / np.maximum(now_s + slower_s, now_s / _FASTER_MOST))
+
+    def values(self, miss_ratios: Values, objective: Objective) -> Values:
+        """Return the objective, to be maximised, at each miss ratio.
+
+        ``hits``: weighted hits per second, the paper's measure. ``misses``: minus the weighted misses per second.
+        ``fair``: weight times the logarithm of the speed, so that no guest is left to starve for another's sake. The
+        speed of a load that does not wait is 1 / (1 + m): its rate says nothing about how long its reads take.
+        """
+        rates = self.rates(miss_ratios)
+        match objective:
+            case "hits":
+                return np.asarray(self.weight * rates * (1.0 - miss_ratios))
+            case "misses":
+                return np.asarray(-self.weight * rates * miss_ratios)
+            case "fair":
+                if self.accesses_per_s <= 0:
+                    return np.zeros(len(miss_ratios))
+                waiting = np.log(rates / self.accesses_per_s)
+                return np.asarray(self.weight * (self.waits * waiting - (1.0 - self.waits) * np.log1p(miss_ratios)))

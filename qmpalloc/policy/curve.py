@@ -1,0 +1,199 @@
+"""``curve``: the best split that the guests' miss-ratio curves allow, and no move that does not repay itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from msgspec import Struct, structs
+
+from qmpalloc.config import Duration, Size
+from qmpalloc.curves.value import Load, Objective
+from qmpalloc.errors import ConfigError
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
+from qmpalloc.policy.hill import HillPolicy
+from qmpalloc.policy.moves import moves_between, moves_text
+from qmpalloc.units import MIB, PAGE_BYTES, format_count, format_size
+
+_DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
+
+
+class CurvePolicy:
+    """Dynamic programming over the curves of all guests that have a good one; the others are held as they are."""
+
+    class Settings(Struct, frozen=True, kw_only=True):
+        """Settings of ``[policy]`` with ``name = "curve"``.
+
+        Attributes:
+            objective: ``hits``: most hits per second. ``misses``: fewest misses per second. ``fair``: largest sum of
+                weight times the logarithm of each guest's speed.
+            margin: Memory given to a guest but not credited: a curve's cliffs are not known to the page.
+            least_gain: A move must improve the objective by this share of all accesses (``fair``: of all weights).
+            horizon: A move must win back within this time the misses that it takes to fill the memory moved.
+        """
+
+        objective: Objective = "hits"
+        margin: Size = Size(16 * MIB)
+        least_gain: float = 0.005
+        horizon: Duration = Duration(120.0)
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or self.Settings()
+        if not 0 <= self.settings.least_gain <= 1:
+            raise ConfigError("is not from 0 to 1", key="least_gain", hint="0.005 is half a per cent of all accesses")
+        self._hill = HillPolicy()
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Return the best split, or hold with the reason."""
+        doubts = {guest.name: _doubt(guest) for guest in snapshot.guests}
+        candidates = [self._candidate(guest) for guest in snapshot.guests if not doubts[guest.name]]
+        if not candidates:
+            return self._without_curves(snapshot, doubts)
+        room = room_bytes(snapshot, [candidate.guest.name for candidate in candidates])
+        wanted = divide(candidates, room, self.settings.objective)
+        if wanted is None:
+            return self._stay(snapshot, candidates, doubts, "the budget does not hold all floors", Limiter.BUDGET)
+        present = sum(candidate.guest.target_bytes for candidate in candidates)
+        against = "" if present > room else self._not_worth_it(candidates, wanted)
+        if against:
+            return self._stay(snapshot, candidates, doubts, against, Limiter.GATE)
+        targets = take_slowly(candidates, wanted, room)
+        guests = tuple(self._verdict(guest, candidates, targets, wanted, doubts) for guest in snapshot.guests)
+        moves = moves_between(snapshot, guests)
+        return Decision(guests=guests, moves=moves, summary=moves_text(moves), carry=snapshot.carry)
+
+    # --- what counts as a candidate -----------------------------------------------------------------------------------
+
+    def _candidate(self, guest: GuestSnapshot) -> Candidate:
+        assert guest.curve is not None
+        assert guest.hits is not None
+        assert guest.misses is not None
+        accesses = max(0, guest.hits + guest.misses)
+        here = float(np.interp(guest.actual_bytes, guest.curve.sizes_bytes, guest.curve.miss_ratio))
+        measured = guest.curve.measured
+        return Candidate(
+            guest=guest,
+            curve=guest.curve,
+            load=Load(
+                accesses_per_s=accesses / guest.interval_s if guest.interval_s else 0.0,
+                miss_ratio=here if measured is None else measured,
+                miss_s=guest.miss_s,
+                waits=guest.waits or 0.0,
+                weight=guest.weight,
+            ),
+            margin_bytes=min(int(self.settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8)),
+        )
+
+    def _without_curves(self, snapshot: Snapshot, doubts: Mapping[str, str]) -> Decision:
+        """Climb on ghost hits where they are known, else hold."""
+        if any(guest.decidable and guest.ghost_gain is not None for guest in snapshot.guests):
+            return self._hill.decide(snapshot)
+        return self._stay(snapshot, [], doubts, "no guest has a curve to act on", Limiter.STATE)
+
+    # --- is it worth it -----------------------------------------------------------------------------------------------
+
+    def _not_worth_it(self, candidates: Sequence[Candidate], wanted: Mapping[str, int]) -> str:
+        """Return why the move to `wanted` is not made; empty when it is worth it."""
+        objective, gain, noise, moved = self.settings.objective, 0.0, 0.0, 0
+        for candidate in candidates:
+            guest, load = candidate.guest, candidate.load
+            pair = [guest.target_bytes, wanted[guest.name]]
+            now, then = candidate.values(pair, objective)
+            gain += then - now
+            moved += max(0, pair[1] - pair[0])
+            ratios = candidate.miss_ratios(pair)
+            scale = 1.0 if objective == "fair" else load.accesses_per_s
+            # A difference of two points of one curve is a share of its accesses, and as uncertain as such a share is.
+            noise += (load.weight * scale * candidate.curve.noise) ** 2 * abs(float(ratios[0] - ratios[1]))
+        if all(wanted[candidate.guest.name] == candidate.guest.target_bytes for candidate in candidates):
+            return "the split is the best"
+        total = sum(c.load.weight * (1.0 if objective == "fair" else c.load.accesses_per_s) for c in candidates)
+        needed = max(self.settings.least_gain * total, 2.0 * noise**0.5)
+        unit = "" if objective == "fair" else f" {objective}/s"
+        if gain < needed or gain <= 0:
+            return f"gains {format_count(gain)}{unit}, below {format_count(needed)}"
+        if objective != "fair" and gain * self.settings.horizon < moved / PAGE_BYTES:
+            return f"gains {format_count(gain)}{unit}, too few to refill {format_size(moved)}"
+        return ""
+
+    # --- words --------------------------------------------------------------------------------------------------------
+
+    def _stay(
+        self,
+        snapshot: Snapshot,
+        candidates: Sequence[Candidate],
+        doubts: Mapping[str, str],
+        reason: str,
+        limiter: Limiter,
+    ) -> Decision:
+        targets = {guest.name: guest.target_bytes for guest in snapshot.guests}
+        guests = []
+        for guest in snapshot.guests:
+            verdict = self._verdict(guest, candidates, targets, targets, doubts)
+            if not doubts[guest.name]:
+                verdict = GuestDecision(
+                    name=guest.name,
+                    target_bytes=guest.target_bytes,
+                    reason=reason,
+                    limiter=limiter,
+                    terms=verdict.terms,
+                )
+            guests.append(verdict)
+        return Decision(guests=tuple(guests), summary=reason, carry=snapshot.carry)
+
+    def _verdict(
+        self,
+        guest: GuestSnapshot,
+        candidates: Sequence[Candidate],
+        targets: Mapping[str, int],
+        wanted: Mapping[str, int],
+        doubts: Mapping[str, str],
+    ) -> GuestDecision:
+        candidate = next((one for one in candidates if one.guest.name == guest.name), None)
+        if candidate is None:
+            return GuestDecision(
+                name=guest.name, target_bytes=guest.target_bytes, reason=doubts[guest.name], limiter=Limiter.STATE
+            )
+        target, goal = targets[guest.name], wanted[guest.name]
+        # What is to be expected, where decisions are made with a margin.
+        ratios = structs.replace(candidate, margin_bytes=0).miss_ratios([guest.target_bytes, target])
+        rates = candidate.load.rates(ratios)
+        before, after = (float(value) for value in rates * ratios)
+        hits = float(rates[1] * (1 - ratios[1]) - rates[0] * (1 - ratios[0]))
+        if target == guest.target_bytes:
+            reason = "its memory is worth most where it is"
+        elif target < guest.target_bytes:
+            reason = f"loses {format_count(-hits)} hits/s, {format_count(after - before)} misses/s more"
+        else:
+            reason = f"gains {format_count(hits)} hits/s, {format_count(before - after)} misses/s fewer"
+        limited = target != goal and target < guest.target_bytes
+        return GuestDecision(
+            name=guest.name,
+            target_bytes=target,
+            reason=reason + (f", on the way to {format_size(goal)}" if target != goal else ""),
+            limiter=Limiter.STEP if limited else Limiter.POLICY,
+            terms={"misses_s": round(before, 2), "misses_s_then": round(after, 2), "hits_s_gained": round(hits, 2)},
+        )
+
+
+def _doubt(guest: GuestSnapshot) -> str:
+    """Return why the guest is held as it is; empty when its curve may be acted on."""
+    if guest.state is not GuestState.FRESH:
+        return f"not fresh but {guest.state}"
+    if not guest.decidable or not guest.interval_s:
+        return "counts not known yet"
+    if guest.frozen:
+        return guest.frozen
+    if guest.curve is None:
+        return "no curve: accesses are not sampled"
+    if guest.curve.weak:
+        return f"weak curve: {guest.curve.weak[0]}"
+    assert guest.misses is not None
+    if guest.disk_read_pages is not None:
+        # Its memory is worth at most the misses it has, and those must have come from the disk that QEMU serves.
+        most = guest.disk_read_pages * _DISK_TOLERANCE + _DISK_SLACK_PAGES
+        if guest.misses > most:
+            read = format_count(guest.disk_read_pages)
+            return f"reports {format_count(guest.misses)} misses, but its disks read {read} pages"
+    return ""

@@ -1,0 +1,107 @@
+"""How policies that know curves divide a budget: values on a grid, the best split, and whether to move at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from qmpalloc.curves.split import best_split
+from qmpalloc.curves.value import Load, Objective, Values
+from qmpalloc.limits import TAKE_MIN_BYTES, TAKE_SHARE
+from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
+from qmpalloc.units import MIB, align_down
+
+UNITS_MAX = 512
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    """A guest whose size may be chosen.
+
+    Attributes:
+        guest: Its snapshot.
+        curve: Its miss-ratio curve.
+        load: Its load at the present size.
+        margin_bytes: The curve is read this much to the left: memory that the guest is given but not credited with.
+    """
+
+    guest: GuestSnapshot
+    curve: Curve
+    load: Load
+    margin_bytes: int = 0
+
+    def miss_ratios(self, sizes_bytes: Sequence[float] | NDArray[Any]) -> Values:
+        """Return the miss ratio to plan with at each size."""
+        left = np.asarray(sizes_bytes, dtype=float) - self.margin_bytes
+        return np.asarray(np.interp(left, self.curve.sizes_bytes, self.curve.miss_ratio))
+
+    def values(self, sizes_bytes: Sequence[float] | NDArray[Any], objective: Objective) -> Values:
+        """Return the objective at each size."""
+        return self.load.values(self.miss_ratios(sizes_bytes), objective)
+
+
+def room_bytes(snapshot: Snapshot, chosen: Sequence[str]) -> int:
+    """Return what is left of the budget for the guests named in `chosen`."""
+    held = [guest for guest in snapshot.guests if guest.name not in chosen and guest.state is not GuestState.GONE]
+    return snapshot.budget_bytes - sum(max(guest.charge_bytes, guest.target_bytes) for guest in held)
+
+
+def divide(candidates: Sequence[Candidate], room: int, objective: Objective) -> dict[str, int] | None:
+    """Return the best size in bytes for each candidate; None when the room does not hold all floors.
+
+    Sizes are whole steps above the floors, a step being at least 1 MiB and at least 1/512 of what is to be divided.
+    Of equal splits, the one nearest to the present sizes is taken. Memory that improves nothing stays where it is.
+    """
+    free = room - sum(candidate.guest.floor_bytes for candidate in candidates)
+    if free < 0:
+        return None
+    step = max(MIB, -align_down(-(free // UNITS_MAX), MIB))
+    units = free // step
+    grids, values = [], []
+    for candidate in candidates:
+        guest = candidate.guest
+        most = min(units, max(0, guest.cap_bytes - guest.floor_bytes) // step)
+        sizes = guest.floor_bytes + float(step) * np.arange(most + 1)
+        own = candidate.values(sizes, objective)
+        # A tie-break far below any gain that counts: per unit moved, a billionth of what there is to gain.
+        scale = float(np.ptp(own)) + 1e-9
+        grids.append(sizes)
+        values.append(own - 1e-6 * scale * np.abs(sizes - guest.target_bytes) / max(free, step))
+    given = best_split(values, units)
+    chosen = {
+        candidate.guest.name: int(grid[count]) for candidate, grid, count in zip(candidates, grids, given, strict=True)
+    }
+    return _settled(candidates, chosen, room, step)
+
+
+def _settled(candidates: Sequence[Candidate], sizes: dict[str, int], room: int, step: int) -> dict[str, int]:
+    """Undo what is only the grid's: changes below a step, where there is room for it."""
+    for candidate in candidates:
+        guest = candidate.guest
+        if 0 < abs(sizes[guest.name] - guest.target_bytes) < step:
+            kept = sizes | {guest.name: guest.target_bytes}
+            if sum(kept.values()) <= room:
+                sizes = kept
+    return sizes
+
+
+def take_slowly(candidates: Sequence[Candidate], wanted: Mapping[str, int], room: int) -> dict[str, int]:
+    """Return the sizes after one step towards `wanted`: no guest loses more than the limit, receivers share the rest.
+
+    The limit is that of `qmpalloc.limits`, applied here so that the growth fits what is really given up.
+    """
+    sizes, growth = {}, {}
+    for candidate in candidates:
+        guest = candidate.guest
+        now = max(guest.target_bytes, guest.actual_bytes)
+        least = now - max(TAKE_MIN_BYTES, int(now * TAKE_SHARE))
+        size = max(wanted[guest.name], least) if wanted[guest.name] < guest.target_bytes else guest.target_bytes
+        sizes[guest.name] = -align_down(-size)
+        growth[guest.name] = max(0, wanted[guest.name] - guest.target_bytes)
+    left = max(0, room - sum(sizes.values()))
+    needed = sum(growth.values())
+    share = min(1.0, left / needed) if needed else 0.0
+    return {name: align_down(size + int(growth[name] * share)) for name, size in sizes.items()}

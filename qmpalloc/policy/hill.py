@@ -1,0 +1,109 @@
+"""``hill``: hill climbing on ghost hits: a step at a time to the guest that would gain most by it.
+
+A ghost is a page that was evicted; an access to one that left not long ago would have been a hit with a little more
+memory. Climbing needs no curve beyond the present size. It finds the best split of convex curves and is stopped by
+cliffs. (A. Cidon et al., Cliffhanger, NSDI 2016.)
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from qmpalloc.config import Size
+from qmpalloc.errors import ConfigError
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.policy.moves import moves_between, moves_text
+from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
+
+
+class HillPolicy:
+    """One step per decision, from the guest that loses least to the one that gains most."""
+
+    class Settings(Struct, frozen=True, kw_only=True):
+        """Settings of ``[policy]`` with ``name = "hill"``.
+
+        Attributes:
+            step: Bytes moved in a decision.
+            ratio: The gain must be this many times the loss, so that the climb comes to rest.
+            least_gain: What a step gains, less what it costs, must be this share of all accesses.
+        """
+
+        step: Size = Size(16 * MIB)
+        ratio: float = 1.25
+        least_gain: float = 0.0005
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or self.Settings()
+        if self.settings.step < PAGE_BYTES:
+            raise ConfigError("must be at least a page", key="step", hint='for example "16MiB"')
+        if self.settings.ratio < 1:
+            raise ConfigError("must be at least 1", key="ratio", hint="1.25: a gain a quarter above the loss")
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Move a step between the two guests where it gains most, if it gains enough."""
+        known = [
+            guest
+            for guest in snapshot.guests
+            if guest.decidable and guest.ghost_gain is not None and guest.ghost_loss is not None
+        ]
+        step = align_down(int(self.settings.step))
+        donors = [guest for guest in known if guest.target_bytes - guest.floor_bytes >= step]
+        receivers = [guest for guest in known if guest.cap_bytes - guest.target_bytes >= step]
+        best = max(
+            (
+                (_gain(receiver) - _loss(donor), donor, receiver)
+                for donor in donors
+                for receiver in receivers
+                if donor is not receiver
+            ),
+            key=lambda option: option[0],
+            default=None,
+        )
+        targets = {guest.name: guest.target_bytes for guest in snapshot.guests}
+        reason = "no two guests to move between"
+        if best is not None:
+            difference, donor, receiver = best
+            rate = sum(_rate(guest) for guest in known)
+            if _gain(receiver) <= self.settings.ratio * _loss(donor):
+                reason = "no step gains more than it costs"
+            elif difference * step / MIB < self.settings.least_gain * rate:
+                reason = f"the best step gains {format_count(difference * step / MIB)} hits/s: too little"
+            else:
+                reason = ""
+                targets[donor.name] -= step
+                targets[receiver.name] += step
+        guests = tuple(_verdict(guest, targets[guest.name], reason) for guest in snapshot.guests)
+        moves = moves_between(snapshot, guests)
+        return Decision(guests=guests, moves=moves, summary=reason or moves_text(moves), carry=snapshot.carry)
+
+
+def _gain(guest: GuestSnapshot) -> float:
+    return guest.weight * (guest.ghost_gain or 0.0)
+
+
+def _loss(guest: GuestSnapshot) -> float:
+    return guest.weight * (guest.ghost_loss or 0.0)
+
+
+def _rate(guest: GuestSnapshot) -> float:
+    assert guest.hits is not None
+    assert guest.misses is not None
+    return guest.weight * (guest.hits + guest.misses) / guest.interval_s if guest.interval_s else 0.0
+
+
+def _verdict(guest: GuestSnapshot, target: int, reason: str) -> GuestDecision:
+    terms = {}
+    if guest.ghost_gain is not None and guest.ghost_loss is not None:
+        terms = {"gain_mib": round(guest.ghost_gain, 3), "loss_mib": round(guest.ghost_loss, 3)}
+    if not guest.decidable:
+        fresh = guest.state is GuestState.FRESH
+        reason, limiter = "counts not known yet" if fresh else f"not fresh but {guest.state}", Limiter.STATE
+    elif guest.ghost_gain is None:
+        reason, limiter = "its ghost hits are not known", Limiter.STATE
+    elif target > guest.target_bytes:
+        reason, limiter = f"gains {format_count(guest.ghost_gain)} hits/s for each MiB", Limiter.POLICY
+    elif target < guest.target_bytes:
+        reason, limiter = f"loses {format_count(guest.ghost_loss or 0.0)} hits/s for each MiB", Limiter.POLICY
+    else:
+        reason, limiter = reason or "another pair gains more", Limiter.GATE
+    return GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter, terms=terms)

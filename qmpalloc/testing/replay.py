@@ -1,0 +1,246 @@
+"""Guests without guests: seeded references through a model of Linux's page replacement, at whatever size is given.
+
+A `ReplayGuest` yields what a real one does: exact counts, sampled accesses, and (with its `CurveTracker`) a curve. A
+`ReplayHost` lets a policy split a budget among several, as fast as the machine can, with no clock and no I/O::
+
+    zipf = ReplayGuest("a", Zipf(exponent=0.99), file_bytes=GIB, accesses_per_s=20_000, size_bytes=700 * MIB)
+    loop = ReplayGuest("b", Sequential(), file_bytes=512 * MIB, accesses_per_s=20_000, size_bytes=700 * MIB)
+    host = ReplayHost([zipf, loop], budget_bytes=1400 * MIB)
+    policy = load("curve", {})
+    for _ in range(60):
+        host.step(policy)
+    print(host.last_hits, zipf.size_bytes)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmpalloc.curves.mapping import SizeMapping
+from qmpalloc.curves.samples import BLOCK_SHIFT, Window
+from qmpalloc.curves.service import ServiceTimes
+from qmpalloc.curves.simulation import POLICIES, Replacement
+from qmpalloc.curves.tracker import CurveTracker
+from qmpalloc.experiment.access import Access
+from qmpalloc.experiment.offsets import page_numbers
+from qmpalloc.limits import apply_limits
+from qmpalloc.model import Decision, GuestSnapshot, GuestState, Policy, Snapshot
+from qmpalloc.sample import Memory
+from qmpalloc.units import MIB, PAGE_BYTES, align_down
+
+_CHUNK = 1_000
+
+
+class ReplayGuest:
+    """A guest with a load that reads a file, and the page cache that serves it.
+
+    To be fast, one page in the model stands for `scale` pages of the guest; all that is seen from outside is in pages
+    and bytes of the guest.
+
+    Attributes:
+        name: Of the guest.
+        size_bytes: What the balloon leaves it; set it with `resize`.
+        floor_bytes: The least it may be set to.
+        cap_bytes: The most.
+        baseline_bytes: Its size under a static split; its size at first.
+        accesses_per_s: Pages read per second; by a load that waits, if all of them hit.
+        miss_s: Additional time of a miss; 0 for a load that does not wait.
+        weight: Relative importance.
+        tracker: Its curve.
+        mapping: From its size to its cache.
+        service: What a miss costs it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        access: Access,
+        *,
+        file_bytes: int,
+        accesses_per_s: float,
+        size_bytes: int,
+        lru: str = "lru_gen",
+        own_bytes: int = 160 * MIB,
+        floor_bytes: int = 224 * MIB,
+        cap_bytes: int = 4096 * MIB,
+        miss_s: float = 0.0,
+        weight: float = 1.0,
+        scale: int = 8,
+        seed: int = 1,
+    ) -> None:
+        self.name = name
+        self.size_bytes = self.baseline_bytes = size_bytes
+        self.floor_bytes, self.cap_bytes = floor_bytes, cap_bytes
+        self.accesses_per_s, self.miss_s, self.weight = accesses_per_s, miss_s, weight
+        self._lru, self._own_bytes, self._scale, self._seed = lru, own_bytes, scale, seed
+        self._generation = 0
+        self._salt = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
+        self.tracker = CurveTracker(
+            lru, self._room_pages(floor_bytes) * scale, min(self._room_pages(cap_bytes) * scale, 2**20)
+        )
+        self.mapping, self.service = SizeMapping(system_pages=0), ServiceTimes()
+        self.load(access, file_bytes)
+        self.cache: Replacement = POLICIES[lru](self._room_pages(size_bytes), self._pages, scale=scale)
+        self.hits = self.misses = self.interval_s = 0.0
+
+    def load(self, access: Access, file_bytes: int) -> None:
+        """Read another file from now on; the pages of the one before stay cached until they are evicted."""
+        self._generation += 1
+        self._pages = max(1, file_bytes // PAGE_BYTES // self._scale)
+        self._stream = page_numbers(access, self._pages, seed=self._seed, guest=self.name, phase=str(self._generation))
+
+    def resize(self, size_bytes: int) -> None:
+        """Set the size, as a balloon does at once; what no longer fits is evicted."""
+        self.size_bytes = size_bytes
+        self.cache.resize(self._room_pages(size_bytes))
+
+    def advance(self, seconds: float) -> None:
+        """Let the load run, and observe it."""
+        left_s, accesses, misses = seconds, 0, 0
+        parts: list[NDArray[np.int64]] = []
+        each_s = self._scale / self.accesses_per_s if self.accesses_per_s > 0 else float("inf")
+        while left_s >= each_s:
+            count = min(_CHUNK, int(left_s / each_s))
+            pages = list(islice(self._stream, count))
+            numbers = np.array(pages, dtype=np.int64) + self._base
+            self.cache.grow(self._base + self._pages)
+            missed = self.cache.read(numbers.tolist())
+            left_s -= count * each_s + missed * self.miss_s * self._scale
+            accesses += count
+            misses += missed
+            parts.append(numbers)
+        scale = self._scale
+        self.hits, self.misses = float((accesses - misses) * scale), float(misses * scale)
+        self.interval_s = seconds - left_s
+        numbers = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        self._observe(numbers, accesses * scale, misses * scale)
+
+    def snapshot(self) -> GuestSnapshot:
+        """Return what a policy sees."""
+        rate = (self.hits + self.misses) / self.interval_s if self.interval_s else 0.0
+        gain, loss = self.tracker.ghosts()
+        return GuestSnapshot(
+            name=self.name,
+            state=GuestState.FRESH,
+            target_bytes=self.size_bytes,
+            actual_bytes=self.size_bytes,
+            charge_bytes=self.size_bytes,
+            floor_bytes=self.floor_bytes,
+            cap_bytes=self.cap_bytes,
+            baseline_bytes=self.baseline_bytes,
+            weight=self.weight,
+            hits=round(self.hits),
+            misses=round(self.misses),
+            interval_s=self.interval_s or None,
+            curve=self.tracker.curve(self.mapping, self.floor_bytes, self.cap_bytes),
+            ghost_gain=gain * rate,
+            ghost_loss=loss * rate,
+            hit_s=self.service.hit_s,
+            miss_s=self.service.miss_s,
+            waits=self.service.waits,
+        )
+
+    @property
+    def _base(self) -> int:
+        """Number of the first page of the present file: every file has pages of its own."""
+        return (self._generation - 1) * 2**21 // self._scale
+
+    def _room_pages(self, size_bytes: int) -> int:
+        return max(1, (size_bytes - self._own_bytes) // PAGE_BYTES // self._scale)
+
+    def _observe(self, numbers: NDArray[np.int64], accesses: int, misses: int) -> None:
+        file_bytes = self.cache.resident * self._scale * PAGE_BYTES
+        free = max(0, self.size_bytes - self._own_bytes - file_bytes)
+        memory = Memory(total=self.size_bytes, free=free, active_file=0, inactive_file=file_bytes)
+        self.mapping.observe(self.size_bytes, memory, evicting=self.cache.resident >= self.cache.capacity)
+        if not accesses:
+            return
+        keys = self._sampled(numbers)
+        self.tracker.observe(Window(keys=keys, accesses=accesses, events=len(keys), lost=0, shift=BLOCK_SHIFT))
+        cached = self.mapping.cached_pages(memory)
+        assert cached is not None
+        self.tracker.measure(accesses, misses, cached)
+        self.service.observe(accesses, misses, self.interval_s)
+
+    def _sampled(self, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return the keys of the accesses that a collector would ship: one page of every 64, or 64 / scale here."""
+        slots = np.uint64(2**BLOCK_SHIFT // self._scale)
+        blocks = numbers.astype(np.uint64) // slots
+        keys = mixed(blocks + self._salt)
+        watched = blocks * slots + (keys >> np.uint64(40)) % slots
+        return np.asarray(keys[watched == numbers.astype(np.uint64)] >> np.uint64(4))
+
+
+def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return a hash of each number (the finaliser of MurmurHash3)."""
+    with np.errstate(over="ignore"):
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            numbers = (numbers ^ (numbers >> np.uint64(33))) * np.uint64(factor)
+    return np.asarray(numbers ^ (numbers >> np.uint64(33)))
+
+
+class ReplayHost:
+    """A host that splits its memory among replay guests by a policy.
+
+    Attributes:
+        guests: In the order of the configuration.
+        budget_bytes: What they have together.
+        interval_s: Time between decisions.
+        time_s: Time that has passed.
+        decision: The last one, after limits; None before the first.
+        moved_bytes: Memory given to guests so far.
+        moves: Decisions so far that changed a size.
+    """
+
+    def __init__(self, guests: Sequence[ReplayGuest], *, budget_bytes: int, interval_s: float = 5.0) -> None:
+        self.guests = tuple(guests)
+        self.budget_bytes, self.interval_s = budget_bytes, interval_s
+        self.time_s = 0.0
+        self.decision: Decision | None = None
+        self.moved_bytes = self.moves = 0
+        self._cycle = 0
+
+    @property
+    def last_hits(self) -> float:
+        """Hits of all guests in the last interval."""
+        return sum(guest.hits for guest in self.guests)
+
+    @property
+    def last_accesses(self) -> float:
+        """Accesses of all guests in the last interval."""
+        return sum(guest.hits + guest.misses for guest in self.guests)
+
+    def step(self, policy: Policy | None = None) -> None:
+        """Let all guests run for an interval, then ask the policy; None leaves the sizes as they are."""
+        for guest in self.guests:
+            guest.advance(self.interval_s)
+        self.time_s += self.interval_s
+        if policy is not None:
+            self._decide(policy)
+
+    def snapshot(self) -> Snapshot:
+        """Return what a policy sees."""
+        return Snapshot(
+            cycle=self._cycle,
+            time_s=self.time_s,
+            budget_bytes=self.budget_bytes,
+            interval_s=self.interval_s,
+            guests=tuple(guest.snapshot() for guest in self.guests),
+            carry=None if self.decision is None else self.decision.carry,
+        )
+
+    def _decide(self, policy: Policy) -> None:
+        self._cycle += 1
+        snapshot = self.snapshot()
+        self.decision = apply_limits(snapshot, policy.decide(snapshot), {})
+        changed = 0
+        for guest, verdict in zip(self.guests, self.decision.guests, strict=True):
+            changed += max(0, verdict.target_bytes - guest.size_bytes)
+            if verdict.target_bytes != guest.size_bytes:
+                guest.resize(align_down(verdict.target_bytes))
+        self.moved_bytes += changed
+        self.moves += changed > 0
