@@ -163,7 +163,7 @@ def open_mapped_files(maps: str) -> list[int]:
     return descriptors
 
 
-def become_reader(module: Any, directory: Path, series: Series, counted: set[str]) -> NoReturn:
+def become_reader(module: Any, directory: Path, series: Series, counted: set[str], missing: list[str]) -> NoReturn:
     """Replace this process by the reader. What keeps the programs attached are the descriptors it inherits."""
     attachments = [
         *module.kfunc_entry_fds.values(),
@@ -179,7 +179,7 @@ def become_reader(module: Any, directory: Path, series: Series, counted: set[str
     compiler = open_mapped_files(Path("/proc/self/maps").read_text())
     for fd in compiler:
         os.set_inheritable(fd, True)
-    lists = [",".join(map(str, programs)), ",".join(sorted(counted)), ",".join(map(str, compiler))]
+    lists = [",".join(map(str, words)) for words in (programs, sorted(counted), missing, compiler)]
     # A signal that comes before the reader looks for one waits for it, instead of leaving the file behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     # -I and -S: nothing of the environment or of site-packages; -B: it may not write beside its sources.
@@ -205,7 +205,7 @@ def start(directory: Path, series: Series) -> NoReturn:
     absent = f"; not in this kernel: {', '.join(probes.missing)}" if probes.missing else ""
     log(f"counting {', '.join(sorted(counted))}{absent}")
     tell_service_manager("READY=1")
-    become_reader(module, directory, series, counted)
+    become_reader(module, directory, series, counted, probes.missing)
 
 
 def _stop(_number: int, _frame: object) -> NoReturn:

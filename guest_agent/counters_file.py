@@ -35,6 +35,8 @@ def to_json(value: object) -> str:
     """
     if isinstance(value, dict):
         return "{" + ",".join(f'"{key}":{to_json(item)}' for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(to_json, value)) + "]"
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return repr(value)
@@ -47,12 +49,18 @@ class Series:
         start_id: 16 hexadecimal digits, new for every start of a collector.
         interval_ms: How often the file is replaced.
         sequence: Number of the next file.
+        missing_hooks: Kernel functions and tracepoints that program.c uses and this kernel does not have.
+        intervals_missed: Intervals for which no file was written: this process did not run, or could not write.
     """
 
-    def __init__(self, start_id: str, interval_ms: int, sequence: int = 0) -> None:
+    def __init__(
+        self, start_id: str, interval_ms: int, sequence: int = 0, missing_hooks: list[str] | None = None
+    ) -> None:
         self.start_id = start_id
         self.interval_ms = interval_ms
         self.sequence = sequence
+        self.missing_hooks = missing_hooks or []
+        self.intervals_missed = 0
         self._boot_id = (procfs.read("/proc/sys/kernel/random/boot_id") or "").strip()
         self._kernel = printable(os.uname().release, _KERNEL_MAX_CHARS)
         self._page_size = os.sysconf("SC_PAGE_SIZE")
@@ -68,7 +76,10 @@ class Series:
         if counters is not None and "workingset_refault_file" in vmstat:
             counters = {**counters, "refaults": vmstat["workingset_refault_file"]}
         swap = {name: vmstat[key] for name, key in (("in", "pswpin"), ("out", "pswpout")) if key in vmstat}
+        collector = {"cpu_ns": time.process_time_ns(), "intervals_missed": self.intervals_missed}
         rss_bytes = procfs.resident_bytes(procfs.read("/proc/self/statm"))
+        if rss_bytes is not None:
+            collector["rss_bytes"] = rss_bytes
         content: dict[str, object] = {
             "format": FORMAT,
             "version": VERSION,
@@ -84,8 +95,10 @@ class Series:
             "memory_bytes": procfs.memory_bytes(procfs.read("/proc/meminfo")),
             "swap_pages": swap,
             "psi_memory": procfs.psi_memory(procfs.read("/proc/pressure/memory")),
-            "collector": {"cpu_ns": time.process_time_ns()} | ({} if rss_bytes is None else {"rss_bytes": rss_bytes}),
+            "collector": collector,
         }
+        if self.missing_hooks:
+            content["missing_hooks"] = self.missing_hooks
         if "oom_kill" in vmstat:
             content["oom_kills"] = vmstat["oom_kill"]
         if error is not None:
@@ -165,5 +178,6 @@ def publish(file: CountersFile, series: Series, counters: dict[str, int] | None,
     try:
         file.overwrite(series.render(counters, error or problem))
     except OSError:
+        series.intervals_missed += 1
         return f"{problem}; nor can it be written over"
     return problem

@@ -52,6 +52,11 @@ def next_tick_ns(tick_ns: int, now_ns: int, interval_ns: int) -> int:
     return tick_ns + interval_ns * max(1, (now_ns - tick_ns) // interval_ns + 1)
 
 
+def missed_ticks(earlier_ns: int, later_ns: int, interval_ns: int) -> int:
+    """Return how many ticks of the grid lie between two of them: for those no file was written."""
+    return (later_ns - earlier_ns) // interval_ns - 1
+
+
 def run(file: CountersFile, series: Series, counters_fd: int, program_fds: list[int], counted: set[str]) -> None:
     """Write the file every interval until a signal says stop, then remove it.
 
@@ -71,7 +76,8 @@ def run(file: CountersFile, series: Series, counters_fd: int, program_fds: list[
         earlier, problem = problem, publish(file, series, counters)
         if problem != earlier:
             log(problem or f"{file.path} is written again")
-        tick_ns = next_tick_ns(tick_ns, time.monotonic_ns(), interval_ns)
+        last_ns, tick_ns = tick_ns, next_tick_ns(tick_ns, time.monotonic_ns(), interval_ns)
+        series.intervals_missed += missed_ticks(last_ns, tick_ns, interval_ns)
         if signal.sigtimedwait(STOP_SIGNALS, max(0, tick_ns - time.monotonic_ns()) / 1e9) is not None:
             file.remove()
             return
@@ -88,15 +94,19 @@ def forget_compiler(descriptors: list[int]) -> None:
         os.close(fd)
 
 
+def _names(words: str) -> list[str]:
+    return [word for word in words.split(",") if word]
+
+
 def main(arguments: list[str]) -> int:
     """Run stage two. The arguments are those `collector` passes; people start `collector`."""
-    directory, start_id, sequence, interval_ms, counters_fd, program_fds, counted, compiler_fds = arguments
+    directory, start_id, sequence, interval_ms, counters_fd, program_fds, counted, missing, compiler_fds = arguments
     file = CountersFile(directory)
-    series = Series(start_id, int(interval_ms), int(sequence))
+    series = Series(start_id, int(interval_ms), int(sequence), _names(missing))
     forget_compiler([int(fd) for fd in compiler_fds.split(",") if fd])
     bpf.keep_resident()
     try:
-        run(file, series, int(counters_fd), [int(fd) for fd in program_fds.split(",")], set(counted.split(",")))
+        run(file, series, int(counters_fd), [int(fd) for fd in program_fds.split(",")], set(_names(counted)))
     except OSError as error:
         message = f"cannot read the counters: {error}"
         log(message)

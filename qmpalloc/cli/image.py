@@ -15,7 +15,7 @@ suite_option = click.option(
     "--suite", type=click.Choice(["trixie", "bookworm"]), default="trixie", show_default=True, help="Debian suite."
 )
 profile_option = click.option(
-    "--profile", type=click.Choice(["base", "lab"]), default="lab", show_default=True,
+    "--profile", type=click.Choice(["base", "lab", "bench"]), default="lab", show_default=True,
     help="lab has a second agent that may execute programs.",
 )  # fmt: skip
 

@@ -60,7 +60,7 @@ def _guest_mistakes(guest: GuestConfig) -> Iterator[tuple[str, str, str]]:
             yield "cap", f"{format_size(guest.cap)} is above the guest's memory of {memory}", "raise vm.memory"
         if guest.vm.cpus < 1:
             yield "vm.cpus", "must be at least 1", ""
-        if guest.vm.load and guest.vm.profile != "lab":
+        if guest.vm.load and guest.vm.profile == "base":
             hint = 'profile = "lab" has an agent that may execute programs'
             yield "vm.load", f"the profile {guest.vm.profile} starts no loads", hint
         if guest.vm.data is not None:

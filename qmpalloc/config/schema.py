@@ -93,7 +93,8 @@ class VmConfig(_Table, frozen=True, kw_only=True):
         memory: RAM of the guest (``-m``); the cap cannot exceed it.
         cpus: Virtual CPUs.
         suite: Debian suite of the reference image: ``trixie`` or ``bookworm``.
-        profile: Image profile: ``base``, or ``lab`` with a second agent that may execute programs.
+        profile: Image profile: ``base``; ``lab`` with a second agent that may execute programs; ``bench`` with tools
+            to compare with as well.
         accelerator: ``auto`` probes whether a guest really boots under KVM.
         data: The data disk, if any.
         load: Program and arguments to start in the guest once it is observed (profile ``lab``).
@@ -102,7 +103,7 @@ class VmConfig(_Table, frozen=True, kw_only=True):
     memory: Size
     cpus: int = 1
     suite: Literal["trixie", "bookworm"] = "trixie"
-    profile: Literal["base", "lab"] = "lab"
+    profile: Literal["base", "lab", "bench"] = "lab"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     data: DataDiskConfig | None = None
     load: tuple[str, ...] = ()

@@ -76,7 +76,7 @@ class Image(Struct, frozen=True, kw_only=True):
     @property
     def has_lab_agent(self) -> bool:
         """True when a second agent may execute programs."""
-        return self.manifest.profile == "lab"
+        return self.manifest.profile != "base"
 
 
 def images_dir() -> Path:

@@ -25,6 +25,9 @@ BUILDER_FORMAT = 2
 INPUTS_DIR = "tmp/qmpalloc-image"
 """Where the build's inputs are inside the system while it is built, relative to its root; mmdebstrap empties /tmp."""
 
+PROFILE_OVERLAYS = {"bench": ("lab", "bench")}
+"""Directories below ``profiles/`` whose files a profile has, where it is not just its own."""
+
 DIGEST_CHARS = 12
 """Of the inputs' digest, in the name of an image."""
 
@@ -53,9 +56,10 @@ class AgentRecipe(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ProfileRecipe(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[profile.NAME]``: the commands of the second agent; none means that there is no second agent."""
+    """``[profile.NAME]``: commands of the second agent (none: there is no second agent), and further packages."""
 
     allow_lab: tuple[str, ...]
+    packages: tuple[str, ...] = ()
 
 
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,7 +109,8 @@ def input_files(
     files = {file.place: file for file in _tree(collector_dir, f"{INPUTS_DIR}/guest_agent/")}
     for name in ("customize.sh", "recipe.toml"):
         files[f"{INPUTS_DIR}/{name}"] = _input_file(recipe_dir / name, f"{INPUTS_DIR}/{name}")
-    for overlay in (recipe_dir / "overlay", recipe_dir / "profiles" / variant.profile):
+    profiles = PROFILE_OVERLAYS.get(variant.profile, (variant.profile,))
+    for overlay in (recipe_dir / "overlay", *(recipe_dir / "profiles" / name for name in profiles)):
         files |= {file.place: file for file in _tree(overlay, "")}
     return sorted(files.values())
 

@@ -61,7 +61,8 @@ def mmdebstrap_argv(
         as_root: False builds in a user namespace.
     """
     inputs_dir = f"/{INPUTS_DIR}"
-    rpcs = [",".join(recipe.agent.allow), ",".join(recipe.profile[variant.profile].allow_lab)]
+    profile = recipe.profile[variant.profile]
+    rpcs = [",".join(recipe.agent.allow), ",".join(profile.allow_lab)]
     customize = shlex.join(["sh", f"{inputs_dir}/customize.sh", inputs_dir, *rpcs])
     return [
         "mmdebstrap",
@@ -69,7 +70,7 @@ def mmdebstrap_argv(
         "--variant=minbase",
         "--format=tar",
         "--architectures=amd64",
-        f"--include={','.join(recipe.packages)}",
+        f"--include={','.join((*recipe.packages, *profile.packages))}",
         *(f"--dpkgopt=path-exclude={path}" for path in recipe.exclude_paths),
         *(f"--dpkgopt=path-include={path}" for path in recipe.include_paths),
         *(f"--aptopt={option}" for option in apt_options),

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guest_agent import counters_file, procfs
+from guest_agent import counters_file, probes, procfs
 from guest_agent.counters_file import CountersFile, Series, printable, publish, to_json
-from guest_agent.reader import COUNTERS, SLOTS, combine, next_tick_ns
+from guest_agent.reader import COUNTERS, SLOTS, combine, missed_ticks, next_tick_ns
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.sample import FILE_MAX_BYTES, FORMAT, VERSION, Counters, parse
 
@@ -117,6 +117,24 @@ def test_ticks_stay_on_their_grid(now, expected):
     assert next_tick_ns(100, now, 10) == expected
 
 
+@pytest.mark.parametrize(("later", "missed"), [(110, 0), (120, 1), (150, 4)])
+def test_what_is_left_out_is_counted(later, missed):
+    assert missed_ticks(100, later, 10) == missed
+
+
+def test_the_hooks_that_a_kernel_lacks_are_named(kernel_files):
+    assert parse(Series("00112233aabbccdd", 1000).render(COUNTS)).missing_hooks == ()
+    series = Series("00112233aabbccdd", 1000, 0, ["filemap_splice_read", "filemap_fault"])
+    assert parse(series.render(COUNTS)).missing_hooks == ("filemap_splice_read", "filemap_fault")
+
+
+def test_a_file_with_every_hook_missing_is_still_small(kernel_files):
+    names = [*probes._FUNCTIONS, *probes._TRACEPOINTS]
+    content = Series("00112233aabbccdd", 1000, 0, names).render(COUNTS, "x" * 1000)
+    assert len(content) < FILE_MAX_BYTES / 2
+    assert len(names) <= 32  # what the host accepts
+
+
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
@@ -175,6 +193,36 @@ def test_a_tmpfs_full_from_the_start_leaves_nothing_behind(tmp_path, series, fil
     problem = publish(CountersFile(str(tmp_path)), series, COUNTS)
     assert "No space left on device; nor can it be written over" in problem
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EDQUOT, errno.EIO])
+def test_a_directory_that_cannot_be_written_is_said_and_the_interval_counted(tmp_path, series, monkeypatch, code):
+    file = CountersFile(str(tmp_path))
+    publish(file, series, COUNTS)
+    before = (tmp_path / "counters.json").read_bytes()
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        problem = publish(file, series, COUNTS)
+    assert f"{os.strerror(code)}; nor can it be written over" in problem
+    assert (tmp_path / "counters.json").read_bytes() == before  # old, and the host sees that it is
+    assert publish(file, series, COUNTS) == ""
+    sample = parse((tmp_path / "counters.json").read_bytes())
+    assert sample.collector.intervals_missed == 1
+    assert sample.sequence > parse(before).sequence
+
+
+def test_a_directory_that_is_gone(tmp_path, series):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    file = CountersFile(str(directory))
+    directory.rmdir()
+    assert "No such file or directory" in publish(file, series, COUNTS)
+    directory.mkdir()
+    assert publish(file, series, COUNTS) == ""
 
 
 def test_does_not_follow_a_planted_link(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guest_agent import collector, procfs
+from guest_agent import bpf, collector, procfs, reader
 from guest_agent.collector import (
     AlreadyRunningError,
     CannotCountError,
@@ -20,6 +20,7 @@ from guest_agent.collector import (
     lock,
     open_mapped_files,
 )
+from guest_agent.counters_file import CountersFile, Series
 from guest_agent.reader import SLOTS, STOP_SIGNALS, forget_compiler
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.sample import parse
@@ -227,3 +228,85 @@ def test_the_compilers_files_are_handed_over_and_forgotten(tmp_path):
     forget_compiler(descriptors)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptors[0])
+
+
+# -------------------------------------------------------------------------------------------------------------- reader
+
+
+class Kernel:
+    """Counters and a monotonic clock, and a wait that passes time and may oversleep."""
+
+    def __init__(self, monkeypatch, directory, waits):
+        self.now_ns, self.waits, self.samples = 7_000_000_000, iter(waits), []
+        self.file = directory / "counters.json"
+        monkeypatch.setattr(bpf, "PerCpuCounters", lambda *_: self)
+        monkeypatch.setattr(bpf, "recursion_misses", lambda fd: fd)
+        monkeypatch.setattr("time.monotonic_ns", lambda: self.now_ns)
+        monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
+        monkeypatch.setattr(signal, "sigtimedwait", self.wait)
+
+    def read(self):
+        return [1] * len(SLOTS)
+
+    def wait(self, _, seconds):
+        self.samples.append(parse(self.file.read_bytes()))
+        late_s = next(self.waits, None)
+        if late_s is None:
+            return object()
+        self.now_ns += round((seconds + late_s) * 1e9)
+        return None
+
+
+def test_the_reader_counts_what_it_misses_and_leaves_nothing(tmp_path, monkeypatch):
+    """A reader that did not run for a while goes on at its ticks, and the next file tells what is missing."""
+    kernel = Kernel(monkeypatch, tmp_path, [0.0, 3.2, 0.0])
+    everything = {"accesses", "inserts_read"}
+    reader.run(CountersFile(str(tmp_path)), Series("00112233aabbccdd", 1000), 3, [2, 3], everything)
+    assert [sample.monotonic_ns for sample in kernel.samples] == [
+        7_000_000_000,
+        8_000_000_000,
+        12_200_000_000,
+        13_000_000_000,
+    ]
+    assert [sample.collector.intervals_missed for sample in kernel.samples] == [0, 0, 0, 3]
+    assert [sample.sequence for sample in kernel.samples] == [0, 1, 2, 3]
+    assert kernel.samples[0].counters.events_lost == 1 + 2 + 3  # no room, and runs that were left out
+    assert kernel.samples[0].counters.evictions is None
+    assert tree(tmp_path) == []
+
+
+def test_what_stage_one_passes_on_stage_two_understands(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(bpf, "keep_resident", lambda: None)
+    monkeypatch.setattr(reader, "run", lambda *arguments: seen.append(arguments))
+
+    def execv(_, argv):
+        assert reader.main(argv[argv.index("-c") + 3 :]) == 0
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(os, "set_inheritable", lambda *_: None)
+    monkeypatch.setattr(collector, "open_mapped_files", lambda _: [])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    class Module:
+        kfunc_entry_fds, kfunc_exit_fds, raw_tracepoint_fds = {}, {"a": 5}, {}
+        funcs = {"a": types.SimpleNamespace(fd=6), "b": types.SimpleNamespace(fd=7)}  # noqa: RUF012
+
+        def __getitem__(self, name):
+            return types.SimpleNamespace(map_fd=8)
+
+    series = Series("00112233aabbccdd", 500, 4)
+    for missing in ([], ["filemap_splice_read", "filemap_fault"]):
+        with pytest.raises(SystemExit):
+            collector.become_reader(Module(), tmp_path, series, {"accesses", "evictions"}, missing)
+        file, passed, counters_fd, program_fds, counted = seen.pop()
+        assert file.path == str(tmp_path / "counters.json")
+        assert (passed.start_id, passed.interval_ms, passed.sequence) == ("00112233aabbccdd", 500, 4)
+        assert (passed.missing_hooks, counters_fd, program_fds, counted) == (
+            missing,
+            8,
+            [6, 7],
+            {"accesses", "evictions"},
+        )
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)

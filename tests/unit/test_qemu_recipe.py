@@ -101,6 +101,17 @@ def test_the_standard_agent_only_hands_out_files():
     assert "guest-exec" in loaded.profile["lab"].allow_lab
 
 
+def test_the_bench_profile_is_lab_with_more_packages():
+    files = {file.place for file in recipe.input_files(Variant("trixie", "bench"))}
+    assert files == {file.place for file in recipe.input_files(Variant())}
+    loaded = recipe.load_recipe()
+    assert loaded.profile["bench"].allow_lab == loaded.profile["lab"].allow_lab
+    arguments = {"inputs": Path("/i"), "tar": Path("/t"), "mirror": None, "as_root": True}
+    lab, bench = (rootfs.mmdebstrap_argv(loaded, Variant("trixie", name), **arguments) for name in ("lab", "bench"))
+    assert any("bpfcc-tools" in word for word in bench)
+    assert not any("bpfcc-tools" in word for word in lab)
+
+
 def test_a_broken_recipe_is_named(tmp_path):
     (tmp_path / "recipe.toml").write_text("packages = 3")
     with pytest.raises(HostError, match=r"recipe\.toml: not a usable image recipe"):
