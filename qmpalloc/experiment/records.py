@@ -59,7 +59,7 @@ class Service(Struct, frozen=True, kw_only=True):
     """Service times of reads of one page, measured in a guest with its disk as it is in the experiment.
 
     Attributes:
-        hit_s: Mean of reads from the cache.
+        hit_s: Of reads from the cache: the median of rounds of 64.
         miss_s: Mean of reads from the disk, one after the other.
         hits: How many of the first were measured.
         misses: How many of the second.
@@ -199,7 +199,7 @@ class DiskCalibration(Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: ``raw``, ``ssd``, ``hdd`` or ``iops`` (given explicitly).
-        hit_s: Mean service time of a cached read on this machine, over all guests at once.
+        hit_s: Service time of a cached read on this machine, over all guests at once.
         iops: The throttle that follows; 0 is none.
     """
 
