@@ -13,7 +13,11 @@ from qmpalloc.session import Session
 
 
 class Books:
-    """Keeps guests, ledger and journal in step. No waiting: the controller calls it when something changed."""
+    """Keeps guests, ledger and journal in step. No waiting: the controller calls it when something changed.
+
+    Attributes:
+        budget_bytes: The budget in force.
+    """
 
     def __init__(
         self, guests: Sequence[Guest], sessions: Mapping[str, Session], journal: Journal, budget_bytes: int
@@ -21,9 +25,14 @@ class Books:
         self._guests = guests
         self._sessions = sessions
         self._journal = journal
-        self._budget_bytes = budget_bytes
+        self.budget_bytes = budget_bytes
         self._shown_states: dict[str, GuestState] = {}
         self._shown_sizes: dict[str, tuple[int, int, int]] = {}
+
+    def forget(self, name: str) -> None:
+        """Forget what was reported of a guest that has left."""
+        self._shown_states.pop(name, None)
+        self._shown_sizes.pop(name, None)
 
     @property
     def committed_bytes(self) -> int:
@@ -35,7 +44,7 @@ class Books:
         now_s = self._journal.now_s()
         accounts = [guest.account(now_s) for guest in self._guests]
         assert committed_bytes(accounts) == self.committed_bytes
-        orders = next_orders(accounts, self._budget_bytes)
+        orders = next_orders(accounts, self.budget_bytes)
         for order in orders:
             self._sessions[order.name].give(order)
         if orders:

@@ -8,22 +8,24 @@ observes is *watching* from beginning to end.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import trio
 
 from qmpalloc.books import Books
 from qmpalloc.config import Config
+from qmpalloc.decider import Decider, ReadHost
 from qmpalloc.errors import QmpallocError
-from qmpalloc.events import ControlChanged, Decided, Ended, Mode, Sink
+from qmpalloc.events import ControlChanged, Ended, Mode, Reloaded, Sink
+from qmpalloc.fleet import Fleet
 from qmpalloc.guest import Guest, Link
-from qmpalloc.hostfacts import header
+from qmpalloc.homecoming import go_home, is_home, want_baseline
+from qmpalloc.hostfacts import guest_headers, header
 from qmpalloc.journal import Journal
-from qmpalloc.limits import apply_limits
-from qmpalloc.model import Decision, GuestState, Limiter, Policy, Snapshot, hold
-from qmpalloc.session import Session, send_once
+from qmpalloc.model import Decision, Policy, Snapshot
+from qmpalloc.roster import compare, with_budget
+from qmpalloc.session import Session
 
 STATE_TICK_S = 0.5
 """How often ages are looked at: a state that depends on time changes at most this late."""
@@ -43,8 +45,15 @@ Control = Literal["settling", "running", "paused", "returning", "watching", "sto
 class Controller:
     """A run: its guests, its policy and what people ask of it while it goes on.
 
-    Start it with `run`, once. `quit`, `hurry`, `toggle_pause` and `return_to_baseline` may be called at any time from
-    the same trio loop; they return at once.
+    Start it with `run`, once. `quit`, `hurry`, `toggle_pause`, `return_to_baseline` and `reload` may be called at any
+    time from the same trio loop; they return at once.
+
+    Args:
+        config: The configuration.
+        policy: Decides.
+        sinks: Take the events.
+        mode: ``run`` sends balloon commands, the others none.
+        read_host: Tells how the host's own memory is, see `qmpalloc.hostmemory`; without it nobody watches the host.
 
     Attributes:
         guests: In the order of the configuration.
@@ -53,23 +62,31 @@ class Controller:
         clean: Whether every guest was left where it was meant to be; only meaningful at the end.
     """
 
-    def __init__(self, config: Config, policy: Policy, *sinks: Sink, mode: Mode = "run") -> None:
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        *sinks: Sink,
+        mode: Mode = "run",
+        read_host: ReadHost | None = None,
+    ) -> None:
         self.config = config
         self.mode: Mode = mode
-        self.guests = [Guest(guest, config.control) for guest in config.guests]
+        self._fleet = Fleet(config)
+        self.guests = self._fleet.guests
         self.control: Control = "settling" if mode == "run" else "watching"
         self.reason = ""
         self.clean = True
         self._policy = policy
         self._sinks = sinks
+        self._read_host = read_host
         self._changed = trio.Event()
         self._stop = trio.Event()
         self._ending = trio.CancelScope()
         self._serving = True
-        self._cycle = 0
-        self._carry: Any = None
-        self._rescued: frozenset[str] = frozenset()
         self._alive_s = 0.0
+        self._ready = False
+        self._told_room: set[str] = set()
 
     # --- what people may ask ----------------------------------------------------------------------------------------
 
@@ -98,9 +115,45 @@ class Controller:
     def return_to_baseline(self) -> None:
         """Return all guests to their baselines and pause there."""
         if self.control in {"running", "paused"} and not self._stop.is_set():
-            self._want_baseline()
+            want_baseline(self.guests)
             self._set_control("paused", "all guests go back to baseline")
             self._note_change()
+
+    def reload(self, load: Callable[[], Config]) -> None:
+        """Read the configuration again: guests come and go, limits and budget change. A mistake changes nothing.
+
+        Guests that were removed return to their baselines first. For a guest that was added and does not run yet, the
+        others make room. Before the run has begun, and after it ends, nothing is done.
+
+        Args:
+            load: Returns the new configuration, or raises a `QmpallocError`.
+        """
+        if not self._ready or self._stop.is_set():
+            return
+        try:
+            new = load()
+            changes = compare(self.config, new)
+            names = {guest.name for guest in self.guests if guest.leaving}
+            if back := names & {guest.name for guest in changes.added}:
+                raise QmpallocError(f"{', '.join(sorted(back))} is still on its way out", hint="try again in a moment")
+        except QmpallocError as error:
+            self._journal.clear_fault(None, "reload")
+            hint = f"{error.hint}; nothing was changed" if error.hint else "nothing was changed"
+            self._journal.fault(None, "reload", error.message, hint)
+            return
+        self.config = self._decider.config = with_budget(self.config, new)
+        self._books.budget_bytes = new.host.budget
+        now_s = self._journal.now_s()
+        for guest in changes.changed:
+            self._fleet.change(guest)
+        for name in changes.removed:
+            self._fleet.leave(name, now_s)
+        for guest in changes.added:
+            self._fleet.add(guest, new.control, now_s)
+        self._fleet.sort([guest.name for guest in new.guests])
+        self._tell_guests()
+        self._drop_left()
+        self._note_change()
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -113,18 +166,10 @@ class Controller:
         live until that is done.
         """
         self._journal = Journal(self._sinks, on_deaf=lambda: self.quit("no output is left"))
-        self._sessions = {
-            guest.name: Session(
-                guest,
-                self._journal,
-                self.config.control,
-                may_command=self.mode == "run",
-                on_change=self._note_change,
-                on_reset=self._guest_reset,
-            )
-            for guest in self.guests
-        }
-        self._books = Books(self.guests, self._sessions, self._journal, self.config.host.budget)
+        self._fleet.open_sessions(self._make_session)
+        self._books = Books(self.guests, self._fleet.sessions, self._journal, self.config.host.budget)
+        self._decider = Decider(self.guests, self.config, self._policy, self._journal, self._books, self._read_host)
+        self._ready = True
         self._alive_s = trio.current_time()
         self._journal.pass_on(header(self.config, self.mode, self._policy))
         reason = "failed"  # what it is if no line below says otherwise
@@ -152,13 +197,22 @@ class Controller:
             self._set_control("stopped", reason)
             self._journal.emit(Ended, reason=reason, clean=self.clean)
 
+    def _make_session(self, guest: Guest) -> Session:
+        return Session(
+            guest,
+            self._journal,
+            self.config.control,
+            may_command=self.mode == "run",
+            on_change=self._note_change,
+            on_reset=self._guest_reset,
+        )
+
     async def _serve(self, service: trio.CancelScope) -> None:
         """Keep sessions and books going; shielded, so that they outlive a cancelled controller."""
         try:
             with service:
                 async with trio.open_nursery() as nursery:
-                    for session in self._sessions.values():
-                        nursery.start_soon(session.run)
+                    nursery.start_soon(self._fleet.run)
                     nursery.start_soon(self._keep_books)
                     nursery.start_soon(self._watch_time)
         finally:
@@ -188,8 +242,8 @@ class Controller:
             if self._stop.is_set() or next_s >= end_s:
                 return
             if not self._was_away() and self.mode != "watch":
-                self._cycle += 1
-                self._decide(self._ask_policy)
+                self._decider.paused = self.control == "paused"
+                self._carry_out(self._decider.decide())
                 self._close_windows()
 
     async def _wait_for_contact(self) -> None:
@@ -209,18 +263,13 @@ class Controller:
         self._set_control("settling", "the guests found exceed the budget: all go to baseline")
         with trio.move_on_after(SETTLE_MOST_S):
             while self._books.committed_bytes > budget_bytes and not self._stop.is_set():
-                self._want_baseline()  # every time, as guests may appear meanwhile
+                want_baseline(self.guests)  # every time, as guests may appear meanwhile
                 self._note_change()
-                if all(_is_home(guest) for guest in self.guests):
+                if all(is_home(guest) for guest in self.guests):
                     break  # what is left belongs to guests that cannot be measured
                 with trio.move_on_after(STATE_TICK_S):
                     await self._stop.wait()
         self._check_budget()
-
-    def _want_baseline(self) -> None:
-        for guest in self.guests:
-            if guest.target_bytes:
-                guest.desired_bytes = guest.baseline_bytes
 
     def _guest_reset(self, guest: Guest) -> None:
         if self.mode == "run" and not self._stop.is_set():
@@ -230,67 +279,26 @@ class Controller:
         for guest in self.guests:
             guest.close_window()
 
-    # --- decisions --------------------------------------------------------------------------------------------------
-
     def snapshot(self) -> Snapshot:
-        """Return what a policy would see now."""
-        now_s = self._journal.now_s()
-        return Snapshot(
-            cycle=self._cycle,
-            time_s=now_s,
-            budget_bytes=self.config.host.budget,
-            interval_s=float(self.config.control.interval),
-            guests=tuple(guest.snapshot(now_s) for guest in self.guests),
-            carry=self._carry,
-        )
+        """Return what a policy would see now. Only while the run goes on."""
+        return self._decider.snapshot()
 
-    def _decide(self, ask: Callable[[Snapshot, dict[str, str]], Decision]) -> None:
-        """Take a decision within all limits, report it, and want what it says."""
-        now_s = self._journal.now_s()
-        dangers = {guest.name: why for guest in self.guests if (why := guest.danger(now_s))}
-        snapshot = self.snapshot()
-        started_s = time.perf_counter()
-        decision = ask(snapshot, dangers)
-        duration_s = round(time.perf_counter() - started_s, 6)
-        self._carry = decision.carry
-        committed = self._books.committed_bytes
-        self._journal.emit(
-            Decided, snapshot=snapshot, decision=decision, committed_bytes=committed, duration_s=duration_s
-        )
-        if self.mode == "run" and self.control in {"running", "paused"}:
-            for guest, verdict in zip(self.guests, decision.guests, strict=True):
-                guest.desired_bytes = verdict.target_bytes
-            self._note_change()
+    @property
+    def _in_control(self) -> bool:
+        return self.mode == "run" and self.control in {"running", "paused"} and not self._stop.is_set()
 
-    def _ask_policy(self, snapshot: Snapshot, dangers: dict[str, str]) -> Decision:
-        """Return the policy's decision within limits; a policy that fails changes nothing, visibly."""
-        if self.control == "paused":
-            return apply_limits(snapshot, hold(snapshot, "paused", Limiter.PAUSE), dangers)
-        try:
-            decision = apply_limits(snapshot, self._policy.decide(snapshot), dangers)
-        except Exception as error:  # whatever a user's policy raises must not end the run
-            text = error.message if isinstance(error, QmpallocError) else f"{type(error).__name__}: {error}"
-            self._journal.fault(None, "policy", f"policy {self.config.policy} failed: {text}", "all guests are held")
-            return apply_limits(snapshot, hold(snapshot, "policy failed"), dangers)
-        self._journal.clear_fault(None, "policy")
-        return decision
+    def _carry_out(self, decision: Decision | None) -> None:
+        """Want what was decided."""
+        if decision is None or self.mode != "run" or self.control not in {"running", "paused"}:
+            return
+        for guest, verdict in zip(self.guests, decision.guests, strict=True):
+            guest.desired_bytes = verdict.target_bytes
+        self._note_change()
 
     def _rescue(self) -> None:
-        """Answer danger and loss at once, not at the next interval: a decision that holds all others."""
-        now_s = self._journal.now_s()
-        in_need = frozenset(
-            guest.name
-            for guest in self.guests
-            if guest.link is Link.UP and (guest.danger(now_s) or guest.state(now_s) is GuestState.LOST)
-        )
-        news, self._rescued = in_need - self._rescued, in_need
-        for guest in self.guests:
-            if guest.name in news and (danger := guest.danger(now_s)):
-                self._journal.clear_fault(guest.name, "danger")
-                self._journal.fault(guest.name, "danger", danger, "it gets its baseline and gives nothing for a minute")
-        if news and self.mode == "run" and self.control in {"running", "paused"} and not self._stop.is_set():
-            why = f"at once, for {', '.join(sorted(news))}"
-            self._decide(lambda snapshot, dangers: apply_limits(snapshot, hold(snapshot, why), dangers))
+        """Answer danger and loss at once, not at the next interval."""
+        if self._in_control:
+            self._carry_out(self._decider.rescue())
 
     # --- books and time ---------------------------------------------------------------------------------------------
 
@@ -316,7 +324,52 @@ class Controller:
             await trio.sleep(STATE_TICK_S)
             self._was_away()
             self._rescue()
+            if self._in_control:
+                self._decider.paused = self.control == "paused"
+                self._carry_out(self._decider.look_at_host())
+            self._keep_roster()
             self._books.show_states()
+
+    def _keep_roster(self) -> None:
+        """Part with guests that have left, and see to those that are to come."""
+        now_s = self._journal.now_s()
+        self._drop_left()
+        for guest in self.guests:
+            if guest.end_expectation(now_s):
+                message = "was added and has not started; the room kept for it is given back"
+                self._journal.fault(guest.name, "room", message, "reload again when it is about to start")
+                self._note_change()
+            elif self._has_new_room(guest):
+                self._told_room.add(guest.name)
+                self._set_control(self.control, f"there is room for {guest.name}: it can be started")
+
+    def _has_new_room(self, guest: Guest) -> bool:
+        fits = self._books.committed_bytes <= self.config.host.budget
+        return guest.expected and fits and guest.name not in self._told_room
+
+    def _drop_left(self) -> None:
+        if self.mode != "run" or self.config.control.on_exit == "keep":
+            left = self._fleet.drop_left(lambda _: True, self._journal.now_s(), 0.0)
+        else:
+            want_baseline([guest for guest in self.guests if guest.leaving])
+            limit_s = float(self.config.control.exit_timeout)
+            left = self._fleet.drop_left(is_home, self._journal.now_s(), limit_s)
+        for guest in left:
+            self._books.forget(guest.name)
+            self._told_room.discard(guest.name)
+            if not is_home(guest) and self.mode == "run" and self.config.control.on_exit == "baseline":
+                self._journal.fault(guest.name, "exit", "left the run and is not back at its baseline")
+        if left:
+            self._tell_guests()
+            self._note_change()
+
+    def _tell_guests(self) -> None:
+        self._journal.emit(
+            Reloaded,
+            budget_bytes=self.config.host.budget,
+            guests=guest_headers(guest.config for guest in self.guests),
+            leaving=tuple(guest.name for guest in self.guests if guest.leaving),
+        )
 
     def _was_away(self) -> bool:
         """Tell whether this process stood still just now, and let nothing have grown old by that."""
@@ -351,35 +404,15 @@ class Controller:
             return
         self._set_control("returning", "to baseline")
         with self._ending, trio.move_on_after(float(self.config.control.exit_timeout)):
-            while self._serving and not all(_is_home(guest) for guest in self.guests):
-                self._want_baseline()
-                self._note_change()
-                await trio.sleep(float(self.config.control.balloon_poll))
-            if not self._serving:
-                await self._return_without_sessions()
-        away = [guest.name for guest in self.guests if not _is_home(guest)]
+            await go_home(
+                self.guests,
+                self.config.control,
+                self._journal,
+                serving=lambda: self._serving,
+                on_change=self._note_change,
+            )
+        away = [guest.name for guest in self.guests if not is_home(guest)]
         self.clean = not away
         if away:
             hint = "run again, or use QEMU's balloon command"
             self._journal.fault(None, "exit", f"not back at baseline: {', '.join(away)}", hint)
-
-    async def _return_without_sessions(self) -> None:
-        """Send the baselines although the sessions have failed: those that shrink first."""
-        timeout_s = float(self.config.control.command_timeout)
-        for guest in sorted(self.guests, key=lambda guest: guest.baseline_bytes - guest.actual_bytes):
-            if not guest.commanded or guest.link is Link.GONE:
-                continue
-            try:
-                await send_once(guest, guest.baseline_bytes, timeout_s)
-            except QmpallocError as error:
-                self._journal.fault(guest.name, "exit", error.message, error.hint)
-            else:
-                guest.target_bytes = guest.actual_bytes = guest.baseline_bytes
-
-
-def _is_home(guest: Guest) -> bool:
-    """Tell whether nothing is left to do for a guest at the end."""
-    if guest.link is Link.UP:
-        return guest.settled and guest.actual_bytes == guest.baseline_bytes
-    # What cannot be reached cannot be moved; it is a mess left behind only if we moved it.
-    return not guest.commanded or guest.target_bytes == guest.baseline_bytes

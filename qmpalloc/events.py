@@ -129,6 +129,14 @@ class ControlChanged(Event, frozen=True, kw_only=True, tag="control"):
     detail: str = ""
 
 
+class Reloaded(Event, frozen=True, kw_only=True, tag="reload"):
+    """The guests or the budget have changed: all guests as they are from now on, those that leave included."""
+
+    budget_bytes: int
+    guests: tuple[GuestHeader, ...]
+    leaving: tuple[str, ...] = ()
+
+
 class Ended(Event, frozen=True, kw_only=True, tag="end"):
     """Last line of a record. `clean` is True when every guest is where it was meant to be left."""
 
@@ -146,6 +154,7 @@ AnyEvent = (
     | Commanded
     | Faulted
     | ControlChanged
+    | Reloaded
     | Ended
 )
 

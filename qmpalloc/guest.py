@@ -60,6 +60,8 @@ class Guest:
         link: State of the monitor connection; `detail` says why.
         paused: QEMU has stopped the virtual CPUs.
         migrating: Somebody migrates it, so no command may be sent.
+        leaving: It was taken out of the configuration: it takes part in nothing.
+        expected: It was added and is about to start, so that its memory is charged already.
         obedience: Whether its balloon does what it is asked.
         facts: None until the monitor was asked.
         target_bytes: Size last asked of QEMU, or its size when we found it. 0 while it is not known.
@@ -78,6 +80,10 @@ class Guest:
         self.detail = ""
         self.paused = False
         self.migrating = False
+        self.leaving = False
+        self.expected = False
+        self._expected_bytes = 0
+        self._expected_until_s = -math.inf
         self.obedience = Obedience()
         self.facts: Facts | None = None
         self.target_bytes = 0
@@ -116,6 +122,7 @@ class Guest:
             self._forget_size()
             self.target_bytes = self.desired_bytes = actual_bytes
         self.facts = facts
+        self.expected = False
         self.actual_bytes = actual_bytes
         self.link, self.detail = Link.UP, ""
         self.paused = paused
@@ -139,6 +146,17 @@ class Guest:
             self.link = Link.GONE
         self.detail = detail
         self._forget_size()
+
+    def expect(self, boot_bytes: int, until_s: float) -> None:
+        """Charge a guest that is about to start with what it will occupy at first, until it is there or time is up."""
+        self.expected, self._expected_bytes, self._expected_until_s = True, boot_bytes, until_s
+
+    def end_expectation(self, now_s: float) -> bool:
+        """End the waiting for a guest that does not start, if time is up; return whether."""
+        if not self.expected or now_s < self._expected_until_s:
+            return False
+        self.expected = False
+        return True
 
     def disconnected(self) -> None:
         """Note that the monitor connection ended: counters may begin anew behind it, so the series ends here."""
@@ -188,7 +206,8 @@ class Guest:
     def charge_bytes(self) -> int:
         """What the guest may occupy now, for the budget. A QEMU that runs unmeasured is charged with its most."""
         if self.target_bytes == 0:
-            return self.cap_bytes if self.link in {Link.HUNG, Link.HELD} else 0
+            unmeasured = self.cap_bytes if self.link in {Link.HUNG, Link.HELD} else 0
+            return max(unmeasured, self._expected_bytes if self.expected else 0)
         return max(self._granted_bytes, self._rebooting_bytes)
 
     @property
@@ -375,7 +394,7 @@ class Guest:
         """Return the state at `now_s`."""
         if self.link is not Link.UP:
             return GuestState(self.link.value)
-        if self.migrating:
+        if self.migrating or self.leaving:
             return GuestState.HELD
         if self.paused:
             return GuestState.PAUSED

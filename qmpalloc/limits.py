@@ -160,7 +160,7 @@ def _charge(guest: GuestSnapshot, decision: GuestDecision) -> int:
     if guest.state is GuestState.GONE:
         return 0
     if guest.state in UNCONTROLLED:
-        return guest.charge_bytes
+        return max(guest.charge_bytes, guest.target_bytes)  # what it was promised before, as well
     return decision.target_bytes
 
 

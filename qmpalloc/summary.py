@@ -12,7 +12,9 @@ from qmpalloc.events import (
     ControlChanged,
     Decided,
     Ended,
+    GuestHeader,
     Header,
+    Reloaded,
     Sampled,
     SampleRejected,
     SizeChanged,
@@ -103,6 +105,9 @@ class Summarizer:
                 summary.moves += len(event.decision.moves)
             case Commanded():
                 summary.commands += 1
+            case Reloaded():
+                summary.budget_bytes = event.budget_bytes
+                self._add(event.guests)
             case Ended():
                 summary.reason, summary.clean = event.reason, event.clean
             case _:
@@ -114,11 +119,18 @@ class Summarizer:
         summary.budget_bytes = header.budget_bytes
         # Watching moves nothing, so that all of it counts.
         self._in_force = header.mode != "run"
-        summary.guests = [
-            GuestSummary(name=g.name, start_bytes=0, end_bytes=0, floor_bytes=g.floor_bytes, cap_bytes=g.cap_bytes)
-            for g in header.guests
-        ]
-        self._guests = {guest.name: guest for guest in summary.guests}
+        summary.guests, self._guests = [], {}
+        self._add(header.guests)
+
+    def _add(self, guests: tuple[GuestHeader, ...]) -> None:
+        """Take guests in; one that was there keeps its figures, one that has left stays."""
+        for guest in guests:
+            known = self._guests.get(guest.name)
+            if known is None:
+                known = GuestSummary(name=guest.name, start_bytes=0, end_bytes=0, floor_bytes=0, cap_bytes=0)
+                self._guests[guest.name] = known
+                self.summary.guests.append(known)
+            known.floor_bytes, known.cap_bytes = guest.floor_bytes, guest.cap_bytes
 
     def _size(self, event: SizeChanged) -> None:
         summary, guest = self.summary, self._guests[event.guest]

@@ -13,11 +13,13 @@ import msgspec
 import trio
 from rich.console import Console
 
+from qmpalloc import config as configuration
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.controller import Controller
 from qmpalloc.errors import HostError, UnreachableError
 from qmpalloc.events import AnyEvent, Faulted, Mode, Sink
+from qmpalloc.hostmemory import read_host_memory
 from qmpalloc.lock import hold_lock
 from qmpalloc.policy import load as load_policy
 from qmpalloc.record import RecordWriter
@@ -25,6 +27,7 @@ from qmpalloc.summary import Summarizer, Summary
 from qmpalloc.tui import Dashboard, PlainLog, closing_table, is_interactive, run_tui
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RELOAD_SIGNAL = signal.SIGUSR1
 
 
 def default_directory(config: Config) -> Path:
@@ -60,7 +63,7 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
         if directory is not None:
             writer = stack.enter_context(RecordWriter(directory / "record.jsonl"))
             sinks.append(_watched(writer, list(sinks)))
-        controller = Controller(config, policy, *sinks, mode=mode)
+        controller = Controller(config, policy, *sinks, mode=mode, read_host=read_host_memory)
         # Whoever reads the lines is gone: to go on controlling unseen would not be what they asked for.
         lines.on_closed = lambda: controller.quit("nobody reads the output")
         signalled = await _run(controller, dashboard, console if on_screen else None, duration_s)
@@ -80,12 +83,16 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
 async def _run(controller: Controller, dashboard: Dashboard, console: Console | None, duration_s: float) -> bool:
     """Run `controller` with its screen; return whether a signal ended it."""
     signalled = False
+    keys = Keys(controller)
 
     async def heed_signals(task_status: trio.TaskStatus[None]) -> None:
         nonlocal signalled
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        with trio.open_signal_receiver(*STOP_SIGNALS, RELOAD_SIGNAL) as signals:
             task_status.started()
             async for number in signals:
+                if number == RELOAD_SIGNAL:
+                    keys.reload()
+                    continue
                 if signalled:  # a second one does not wait for the guests
                     controller.hurry()
                 signalled = True
@@ -94,16 +101,31 @@ async def _run(controller: Controller, dashboard: Dashboard, console: Console | 
     async with trio.open_nursery() as nursery:
         await nursery.start(heed_signals)
         if console is not None:
-            await nursery.start(_run_screen, dashboard, controller, console)
+            await nursery.start(_run_screen, dashboard, keys, console)
         await controller.run(duration_s=duration_s)
         nursery.cancel_scope.cancel()
     return signalled
 
 
 async def _run_screen(
-    dashboard: Dashboard, controller: Controller, console: Console, *, task_status: trio.TaskStatus[None]
+    dashboard: Dashboard, keys: Keys, console: Console, *, task_status: trio.TaskStatus[None]
 ) -> None:
-    await run_tui(dashboard, controls=controller, console=console, task_status=task_status)
+    await run_tui(dashboard, controls=keys, console=console, task_status=task_status)
+
+
+class Keys:
+    """What the keys and signals of the terminal do to a run."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.quit = controller.quit
+        self.toggle_pause = controller.toggle_pause
+        self.return_to_baseline = controller.return_to_baseline
+
+    def reload(self) -> None:
+        """Read the configuration file again."""
+        file = self._controller.config.file
+        self._controller.reload(lambda: configuration.load(file))
 
 
 class PlainLines:

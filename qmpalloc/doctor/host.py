@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qmpalloc.config import Config
 from qmpalloc.doctor.checks import Check, failed, passed, warned
+from qmpalloc.hostmemory import group_limit, groups, meminfo
 from qmpalloc.units import format_size
 
 QEMU = "qemu-system-x86_64"
@@ -22,7 +23,7 @@ def check_host(config: Config | None) -> Iterator[Check]:
     yield _pressure(Path("/proc/pressure/memory"))
     yield _swap(Path("/proc/meminfo"))
     if config is not None:
-        yield _memory(config, _meminfo(Path("/proc/meminfo")))
+        yield _memory(config, meminfo(Path("/proc/meminfo")))
         limit = cgroup_limit(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
         if limit is not None:
             yield _cgroup(config, limit)
@@ -58,13 +59,8 @@ def _pressure(path: Path) -> Check:
     return passed("host", "PSI", f"memory pressure {average:.1f} %")
 
 
-def _meminfo(path: Path) -> dict[str, int]:
-    lines = (line.split() for line in path.read_text().splitlines())
-    return {fields[0].rstrip(":"): int(fields[1]) * 1024 for fields in lines if len(fields) >= 2}
-
-
 def _swap(path: Path) -> Check:
-    facts = _meminfo(path)
+    facts = meminfo(path)
     used = facts.get("SwapTotal", 0) - facts.get("SwapFree", 0)
     if used > 64 * 1024 * 1024:
         todo = "lower the budget: guest memory on the host's swap is slower than no cache"
@@ -84,20 +80,8 @@ def _memory(config: Config, facts: dict[str, int]) -> Check:
 
 def cgroup_limit(root: Path, membership: Path) -> int | None:
     """Return the tightest memory limit of the cgroups (v2) that this process is in, bytes; None if there is none."""
-    try:
-        line = next(line for line in membership.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return None
-    place = root / line[3:].lstrip("/")
-    limits = []
-    for directory in (place, *place.parents):
-        if not directory.is_relative_to(root):
-            break
-        try:
-            limits.append(int((directory / "memory.max").read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(limits, default=None)
+    limits = [group_limit(directory) for directory in groups(root, membership)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _cgroup(config: Config, limit: int) -> Check:

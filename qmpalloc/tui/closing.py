@@ -6,8 +6,8 @@ from rich import box
 from rich.table import Table
 
 from qmpalloc.tui.dashboard import Dashboard
-from qmpalloc.tui.facts import hit_ratio
-from qmpalloc.tui.text import number, percent, run_time, size
+from qmpalloc.tui.facts import GuestFacts, hit_ratio
+from qmpalloc.tui.text import clean, number, percent, run_time, size
 
 
 def closing_table(dashboard: Dashboard) -> Table:
@@ -21,7 +21,7 @@ def closing_table(dashboard: Dashboard) -> Table:
     for heading in ("guest", "start", "end", "floor", "cap", "hits", "misses", "ratio", "got", "gave"):
         table.add_column(heading, justify="left" if heading == "guest" else "right", no_wrap=True)
     for guest in summary.guests:
-        facts = dashboard.guests[guest.name]
+        facts = dashboard.guests.get(guest.name) or GuestFacts(clean(guest.name), 0, 0, 0)
         table.add_row(
             facts.name,
             size(guest.start_bytes or None),

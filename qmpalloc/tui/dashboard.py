@@ -9,6 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from msgspec import structs
+
 from qmpalloc.events import (
     AnyEvent,
     Commanded,
@@ -17,6 +19,7 @@ from qmpalloc.events import (
     Ended,
     Faulted,
     Header,
+    Reloaded,
     Sampled,
     SampleRejected,
     SizeChanged,
@@ -91,6 +94,8 @@ class Dashboard:
                 self._fault(event)
             case ControlChanged():
                 self._control(event)
+            case Reloaded():
+                self._reload(event)
             case Ended():
                 self.ended = event
                 outcome = "ended clean" if event.clean else "ended, NOT CLEAN"
@@ -99,6 +104,16 @@ class Dashboard:
     def _begin(self, header: Header) -> None:
         self.header = header
         self.guests = {guest.name: GuestFacts.of(guest) for guest in header.guests}
+
+    def _reload(self, event: Reloaded) -> None:
+        if self.header is not None:
+            self.header = structs.replace(self.header, budget_bytes=event.budget_bytes, guests=event.guests)
+        self.guests = {guest.name: self.guests.get(guest.name) or GuestFacts.of(guest) for guest in event.guests}
+        self._note(
+            LogEntry(
+                event.t, "control", None, f"reloaded: {len(event.guests)} guests, budget {size(event.budget_bytes)}"
+            )
+        )
 
     def _guest(self, name: str) -> GuestFacts:
         """Return the guest called `name`; a record cut at its beginning may name guests that no header announced."""

@@ -148,6 +148,8 @@ def footer(dashboard: Dashboard, ui: Ui, width: int, *, scrolls: bool) -> Text:
     elif dashboard.header is not None and dashboard.header.mode == "run" and not dashboard.ended:
         keys.append(("p", "resume control" if dashboard.control == "paused" else "pause control"))
         keys.append(("b", "return all to baseline"))
+        if ui.reloads:
+            keys.append(("r", "reload"))
     keys.append(("↑↓", "scroll" if scrolls else "select"))
     text = Text(" ")
     for key, meaning in keys:

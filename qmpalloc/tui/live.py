@@ -17,7 +17,7 @@ from rich.live import Live
 from qmpalloc.tui.dashboard import Dashboard
 from qmpalloc.tui.keys import Decoder, key_mode
 from qmpalloc.tui.terminal import Terminal
-from qmpalloc.tui.ui import Controls, Ui, press
+from qmpalloc.tui.ui import Controls, Reloads, Ui, press
 from qmpalloc.tui.view import View
 
 SUSPENDED = "qmpalloc is suspended: no memory is moved, guests keep their sizes. Bring it back with fg.\n"
@@ -115,7 +115,7 @@ async def run_tui(
         task_status: For ``nursery.start``.
     """
     keyboard = sys.stdin.isatty()
-    ui = Ui(keyboard=keyboard, replay=replay() if replay else "")
+    ui = Ui(keyboard=keyboard, reloads=isinstance(controls, Reloads), replay=replay() if replay else "")
     screen = _Screen(dashboard, ui, controls, console or Console(), now or EventClock(dashboard), replay)
     started = contextlib.ExitStack()
     started.callback(task_status.started)

@@ -13,6 +13,7 @@ from qmpalloc.events import (
     Ended,
     Faulted,
     Header,
+    Reloaded,
     Sampled,
     SampleRejected,
     StateChanged,
@@ -123,6 +124,12 @@ def _control(event: ControlChanged) -> str:
     return f"control {event.control}" + (f": {clean(event.detail)}" if event.detail else "")
 
 
+def _reloaded(event: Reloaded) -> str:
+    names = ", ".join(clean(guest.name) for guest in event.guests)
+    leaving = f", leaving {', '.join(clean(name) for name in event.leaving)}" if event.leaving else ""
+    return f"reloaded: budget {size(event.budget_bytes)}, guests {names}{leaving}"
+
+
 def _ended(event: Ended) -> str:
     return f"ended {'clean' if event.clean else 'NOT CLEAN'}: {clean(event.reason)}"
 
@@ -135,5 +142,6 @@ _TEXTS: dict[type, Callable[..., str | None]] = {
     Commanded: _commanded,
     Faulted: _faulted,
     ControlChanged: _control,
+    Reloaded: _reloaded,
     Ended: _ended,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 PAGE_ROWS = 8
 
@@ -24,6 +24,15 @@ class Controls(Protocol):
         ...
 
 
+@runtime_checkable
+class Reloads(Protocol):
+    """Controls of a run whose configuration is a file that can be read again."""
+
+    def reload(self) -> None:
+        """Read the configuration again."""
+        ...
+
+
 @dataclass(slots=True)
 class Ui:
     """State of the view.
@@ -32,6 +41,7 @@ class Ui:
         selected: Index of the selected guest.
         confirming: The return to baseline waits for its second key.
         quitting: ``q`` was pressed.
+        reloads: The configuration can be read again.
         keyboard: False when there is no terminal to read keys from.
         replay: What is replayed, for example ``replay x4``; empty when live.
     """
@@ -39,6 +49,7 @@ class Ui:
     selected: int = 0
     confirming: bool = False
     quitting: bool = False
+    reloads: bool = False
     keyboard: bool = True
     replay: str = ""
 
@@ -72,5 +83,7 @@ def press(key: str, ui: Ui, controls: Controls, *, guests: int, may_control: boo
         controls.quit()
     elif key == "p" and (may_control or ui.replay):
         controls.toggle_pause()
+    elif key == "r" and may_control and isinstance(controls, Reloads):
+        controls.reload()
     elif key == "b" and may_control and not ui.replay:
         ui.confirming = True

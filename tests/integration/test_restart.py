@@ -116,6 +116,11 @@ async def test_a_controller_killed_in_mid_move_and_started_again(config, tmp_pat
         adopted = [event for event in events(tmp_path / "second", "command") if event["purpose"] == "adopt"]
         assert {event["guest"] for event in adopted} == {"small", "large"}
         assert all(left["small"] - MIB <= event["target_bytes"] <= 800 * MIB for event in adopted)
+        config.write_text(config.read_text().replace('cap = "800MiB"', 'cap = "790MiB"', 1))
+        second.send_signal(signal.SIGUSR1)
+        await until(lambda: events(tmp_path / "second", "reload"))
+        assert events(tmp_path / "second", "reload")[0]["guests"][0]["cap_bytes"] == 790 * MIB
+
         second.send_signal(signal.SIGTERM)
         _, message = await wait_for(second)
         assert second.returncode == 130, message

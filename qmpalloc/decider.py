@@ -1,0 +1,133 @@
+"""Decisions: what the policy wants, what the limits leave of it, and what neither may wait for: danger and the host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qmpalloc.books import Books
+from qmpalloc.config import Config
+from qmpalloc.errors import QmpallocError
+from qmpalloc.events import Decided
+from qmpalloc.guest import Guest, Link
+from qmpalloc.hostguard import Emergency, HostGuard, HostMemory, relieve
+from qmpalloc.journal import Journal
+from qmpalloc.limits import apply_limits
+from qmpalloc.model import Decision, GuestState, Limiter, Policy, Snapshot, hold
+
+ReadHost = Callable[[], HostMemory | None]
+DANGER_HINT = "it gets its baseline and gives nothing for a minute"
+HOST_HINT = "every guest gives; end what else uses the host's memory, or lower the budget"
+
+
+class Decider:
+    """Takes decisions and reports them; carrying them out is the controller's business.
+
+    Attributes:
+        config: The configuration in force.
+        cycle: Number of the last decision of the loop.
+        paused: A person has paused control: nothing but danger and the host are answered.
+    """
+
+    def __init__(
+        self,
+        guests: Sequence[Guest],
+        config: Config,
+        policy: Policy,
+        journal: Journal,
+        books: Books,
+        read_host: ReadHost | None,
+    ) -> None:
+        self.config = config
+        self.cycle = 0
+        self.paused = False
+        self._guests = guests
+        self._policy = policy
+        self._journal = journal
+        self._books = books
+        self._read_host = read_host
+        self._guard = HostGuard()
+        self._emergency: Emergency | None = None
+        self._carry: Any = None
+        self._rescued: frozenset[str] = frozenset()
+
+    def snapshot(self) -> Snapshot:
+        """Return what a policy would see now."""
+        now_s = self._journal.now_s()
+        return Snapshot(
+            cycle=self.cycle,
+            time_s=now_s,
+            budget_bytes=self.config.host.budget,
+            interval_s=float(self.config.control.interval),
+            guests=tuple(guest.snapshot(now_s) for guest in self._guests),
+            carry=self._carry,
+        )
+
+    def decide(self) -> Decision:
+        """Take the decision of a cycle, within all limits."""
+        self.cycle += 1
+        return self._take(self._ask_policy)
+
+    def rescue(self) -> Decision | None:
+        """Answer danger and loss that are new, at once: a decision that holds all others. None when there is none."""
+        now_s = self._journal.now_s()
+        dangers = self._dangers()
+        lost = {guest.name for guest in self._guests if guest.state(now_s) is GuestState.LOST}
+        in_need = frozenset(
+            guest.name for guest in self._guests if guest.link is Link.UP and guest.name in dangers.keys() | lost
+        )
+        news, self._rescued = in_need - self._rescued, in_need
+        for name in sorted(news & dangers.keys()):
+            self._journal.clear_fault(name, "danger")
+            self._journal.fault(name, "danger", dangers[name], DANGER_HINT)
+        if not news:
+            return None
+        why = f"at once, for {', '.join(sorted(news))}"
+        return self._take(lambda snapshot, dangers: apply_limits(snapshot, hold(snapshot, why), dangers))
+
+    def look_at_host(self) -> Decision | None:
+        """Read the host's memory; return the decision that answers an emergency when it begins."""
+        memory = self._read_host() if self._read_host is not None else None
+        if memory is None:
+            return None
+        before, self._emergency = self._emergency, self._guard.look(memory, self._journal.now_s())
+        if self._emergency is None:
+            self._journal.clear_fault(None, "host")
+            return None
+        if before is not None:
+            return None
+        self._journal.fault(None, "host", self._emergency.reason, HOST_HINT)
+        return self._take(self._ask_policy)
+
+    def _take(self, ask: Callable[[Snapshot, dict[str, str]], Decision]) -> Decision:
+        dangers = self._dangers()
+        snapshot = self.snapshot()
+        started_s = time.perf_counter()
+        decision = ask(snapshot, dangers)
+        duration_s = round(time.perf_counter() - started_s, 6)
+        self._carry = decision.carry
+        committed = self._books.committed_bytes
+        self._journal.emit(
+            Decided, snapshot=snapshot, decision=decision, committed_bytes=committed, duration_s=duration_s
+        )
+        return decision
+
+    def _dangers(self) -> dict[str, str]:
+        now_s = self._journal.now_s()
+        return {guest.name: why for guest in self._guests if (why := guest.danger(now_s))}
+
+    def _ask_policy(self, snapshot: Snapshot, dangers: dict[str, str]) -> Decision:
+        """Return the policy's decision within limits; a policy that fails changes nothing, visibly."""
+        if self._emergency is not None:
+            return apply_limits(snapshot, relieve(snapshot, self._emergency), dangers)
+        if self.paused:
+            return apply_limits(snapshot, hold(snapshot, "paused", Limiter.PAUSE), dangers)
+        try:
+            decision = apply_limits(snapshot, self._policy.decide(snapshot), dangers)
+        except Exception as error:  # whatever a user's policy raises must not end the run
+            text = error.message if isinstance(error, QmpallocError) else f"{type(error).__name__}: {error}"
+            self._journal.fault(None, "policy", f"policy {self.config.policy} failed: {text}", "all guests are held")
+            return apply_limits(snapshot, hold(snapshot, "policy failed"), dangers)
+        self._journal.clear_fault(None, "policy")
+        return decision

@@ -1,0 +1,99 @@
+"""The guests of a run and their sessions: served until the end, added and removed while the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from qmpalloc.config import Config, ControlConfig, GuestConfig
+from qmpalloc.guest import Guest
+from qmpalloc.roster import boot_bytes
+from qmpalloc.session import Session
+
+EXPECTED_S = 300.0
+"""How long room is kept for a guest that was added and does not start."""
+
+
+class Fleet:
+    """All guests.
+
+    Attributes:
+        guests: In the order of the configuration; those that leave are last.
+        sessions: By name of the guest; filled by `open_sessions`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.guests = [Guest(guest, config.control) for guest in config.guests]
+        self.sessions: dict[str, Session] = {}
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None
+        self._leaving_since_s: dict[str, float] = {}
+
+    def open_sessions(self, make: Callable[[Guest], Session]) -> None:
+        """Make a session for every guest; `run` serves them."""
+        self._make = make
+        self.sessions |= {guest.name: make(guest) for guest in self.guests}
+
+    async def run(self) -> None:
+        """Serve all sessions for ever."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                for name in self.sessions:
+                    self._start(name)
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def _start(self, name: str) -> None:
+        scope, session = trio.CancelScope(), self.sessions[name]
+        self._scopes[name] = scope
+
+        async def serve() -> None:
+            with scope:
+                await session.run()
+
+        if self._nursery is not None:
+            self._nursery.start_soon(serve)
+
+    def add(self, config: GuestConfig, control: ControlConfig, now_s: float) -> Guest:
+        """Add a guest. If no QEMU is there yet, room is kept for it for some minutes."""
+        guest = Guest(config, control)
+        guest.expect(boot_bytes(config), now_s + EXPECTED_S)
+        self.guests.append(guest)
+        self.sessions[guest.name] = self._make(guest)
+        self._start(guest.name)
+        return guest
+
+    def change(self, config: GuestConfig) -> None:
+        """Give a guest new limits."""
+        for guest in self.guests:
+            if guest.name == config.name:
+                guest.config = config
+
+    def leave(self, name: str, now_s: float) -> None:
+        """Begin to part with a guest: it goes to its baseline and takes part in nothing."""
+        for guest in self.guests:
+            if guest.name == name:
+                guest.leaving = True
+                self._leaving_since_s[name] = now_s
+
+    def sort(self, names: list[str]) -> None:
+        """Put the guests into that order, those not named last."""
+        rank = {name: index for index, name in enumerate(names)}
+        self.guests.sort(key=lambda guest: rank.get(guest.name, len(rank)))
+
+    def drop_left(self, is_home: Callable[[Guest], bool], now_s: float, limit_s: float) -> list[Guest]:
+        """Drop the guests that have arrived at their baseline, or have had `limit_s` for it; return them."""
+        left = [
+            guest
+            for guest in self.guests
+            if guest.leaving and (is_home(guest) or now_s - self._leaving_since_s[guest.name] >= limit_s)
+        ]
+        for guest in left:
+            self.guests.remove(guest)
+            if guest.name in self._scopes:
+                self._scopes.pop(guest.name).cancel()
+            del self.sessions[guest.name], self._leaving_since_s[guest.name]
+        return left

@@ -1,0 +1,68 @@
+"""The end of a run: guests go back to their baselines, with their sessions or, should those have failed, without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from qmpalloc.config import ControlConfig
+from qmpalloc.errors import QmpallocError
+from qmpalloc.guest import Guest, Link
+from qmpalloc.journal import Journal
+from qmpalloc.session import send_once
+
+
+def is_home(guest: Guest) -> bool:
+    """Tell whether nothing is left to do for a guest at the end."""
+    if guest.link is Link.UP and not guest.migrating:
+        return guest.settled and guest.actual_bytes == guest.baseline_bytes
+    # What cannot be reached cannot be moved; it is a mess left behind only if we moved it.
+    return not guest.commanded or guest.target_bytes == guest.baseline_bytes
+
+
+def want_baseline(guests: Sequence[Guest]) -> None:
+    """Want every guest whose size is known at its baseline."""
+    for guest in guests:
+        if guest.target_bytes:
+            guest.desired_bytes = guest.baseline_bytes
+
+
+async def go_home(
+    guests: Sequence[Guest],
+    control: ControlConfig,
+    journal: Journal,
+    *,
+    serving: Callable[[], bool],
+    on_change: Callable[[], None],
+) -> None:
+    """Bring guests to their baselines; returns when all are there. Give it a time limit.
+
+    Args:
+        guests: To bring home.
+        control: For its times.
+        journal: For what goes wrong.
+        serving: Whether the sessions still run.
+        on_change: Called when something is to be sent.
+    """
+    for guest in guests:
+        guest.obedience.forgive()
+    while serving() and not all(is_home(guest) for guest in guests):
+        want_baseline(guests)
+        on_change()
+        await trio.sleep(float(control.balloon_poll))
+    if not serving():
+        await _without_sessions(guests, journal, float(control.command_timeout))
+
+
+async def _without_sessions(guests: Sequence[Guest], journal: Journal, timeout_s: float) -> None:
+    """Send the baselines although the sessions have failed: those that shrink first."""
+    for guest in sorted(guests, key=lambda guest: guest.baseline_bytes - guest.actual_bytes):
+        if not guest.commanded or guest.link is Link.GONE:
+            continue
+        try:
+            await send_once(guest, guest.baseline_bytes, timeout_s)
+        except QmpallocError as error:
+            journal.fault(guest.name, "exit", error.message, error.hint)
+        else:
+            guest.target_bytes = guest.actual_bytes = guest.baseline_bytes

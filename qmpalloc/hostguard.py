@@ -1,0 +1,130 @@
+"""When the host itself runs out of memory, and what every guest then gives. Pure.
+
+A budget is a promise of a person, and the host may have been used for something else since. Guests of a host that
+swaps, or whose kernel begins to kill processes, are all lost together; so this rule overrides every policy: it only
+ever shrinks, in proportion to what each guest has above its floor, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import Struct
+
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.units import MIB, align_down, format_size
+
+LEAST_BYTES = 256 * MIB
+LEAST_SHARE = 0.02
+"""The emergency begins when less than the larger of both is left, and ends at twice that."""
+
+SWAP_IN_PAGES_PER_S = 200.0
+STALLED_SHARE = 0.1
+"""Swapping is an emergency only when it also stalls every task for this part of the time: a host may well have pages on
+swap that nobody needs."""
+
+CALM_S = 30.0
+"""How long all must have been well before the emergency ends."""
+
+
+class HostMemory(Struct, frozen=True, kw_only=True):
+    """What the host's kernel tells. None is unknown.
+
+    Attributes:
+        total_bytes: RAM.
+        available_bytes: What can be had without swapping (``MemAvailable``).
+        swapped_in_pages: Since boot.
+        stalled_us: Microseconds since boot for which all tasks waited for memory (PSI, ``full``).
+        group_left_bytes: What the control groups of this process still allow, cache that can be dropped counted as
+            free; None without a limit. The guests are in the same groups only if they were started from here.
+    """
+
+    total_bytes: int
+    available_bytes: int
+    swapped_in_pages: int | None = None
+    stalled_us: int | None = None
+    group_left_bytes: int | None = None
+
+
+class Emergency(Struct, frozen=True, kw_only=True):
+    """The host is short of memory.
+
+    Attributes:
+        reason: With the numbers, for people.
+        deficit_bytes: What the guests together are to give.
+    """
+
+    reason: str
+    deficit_bytes: int
+
+
+class HostGuard:
+    """Watches the host."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, HostMemory] | None = None
+        self._bad_until_s = -math.inf
+        self._reason = ""
+
+    def look(self, memory: HostMemory, now_s: float) -> Emergency | None:
+        """Take a reading; return the emergency while it lasts."""
+        least_bytes = max(LEAST_BYTES, int(memory.total_bytes * LEAST_SHARE))
+        left_bytes, whose = memory.available_bytes, "the host has"
+        if memory.group_left_bytes is not None and memory.group_left_bytes < left_bytes:
+            left_bytes, whose = memory.group_left_bytes, "the control group has"
+        swapping = self._swapping(memory, now_s)
+        if left_bytes < least_bytes:
+            self._reason = f"{whose} {format_size(left_bytes)} left, below {format_size(least_bytes)}"
+            self._bad_until_s = now_s + CALM_S
+        elif swapping:
+            self._reason = swapping
+            self._bad_until_s = now_s + CALM_S
+        elif left_bytes < 2 * least_bytes and now_s < self._bad_until_s:
+            self._bad_until_s = now_s + CALM_S
+        if now_s >= self._bad_until_s:
+            return None
+        deficit_bytes = max(2 * least_bytes - left_bytes, least_bytes if swapping else 0)
+        return Emergency(reason=self._reason, deficit_bytes=deficit_bytes)
+
+    def _swapping(self, memory: HostMemory, now_s: float) -> str:
+        """Return why the host's swapping is an emergency; empty when it is none."""
+        (then_s, then), self._last = self._last or (now_s, memory), (now_s, memory)
+        seconds = now_s - then_s
+        counts = (then.swapped_in_pages, memory.swapped_in_pages, then.stalled_us, memory.stalled_us)
+        if seconds <= 0 or None in counts:
+            return ""
+        swapped_then, swapped, stalled_then, stalled = (count or 0 for count in counts)
+        rate, share = (swapped - swapped_then) / seconds, (stalled - stalled_then) / 1e6 / seconds
+        if rate <= SWAP_IN_PAGES_PER_S or share <= STALLED_SHARE:
+            return ""
+        return f"the host reads {rate:.0f} pages/s back from swap and stands still {share:.0%} of the time"
+
+
+def relieve(snapshot: Snapshot, emergency: Emergency) -> Decision:
+    """Return the decision that gives the host memory back.
+
+    Nobody grows, and who has most above its floor gives most. What is on its way already is not asked for twice.
+    """
+    coming_bytes = sum(max(guest.charge_bytes - guest.target_bytes, 0) for guest in snapshot.guests)
+    wanted_bytes = max(emergency.deficit_bytes - coming_bytes, 0)
+    spare = {guest.name: _spare_bytes(guest) for guest in snapshot.guests}
+    share = min(wanted_bytes / max(sum(spare.values()), 1), 1.0)
+    reason = f"host emergency: {emergency.reason}"
+    return Decision(
+        guests=tuple(
+            GuestDecision(
+                name=guest.name,
+                target_bytes=align_down(guest.target_bytes - int(spare[guest.name] * share)),
+                reason=reason,
+                limiter=Limiter.HOST,
+            )
+            for guest in snapshot.guests
+        ),
+        summary=reason,
+        carry=snapshot.carry,
+    )
+
+
+def _spare_bytes(guest: GuestSnapshot) -> int:
+    gives = guest.state is GuestState.FRESH and not guest.frozen
+    return max(guest.target_bytes - guest.floor_bytes, 0) if gives else 0

@@ -1,0 +1,171 @@
+"""Guests that come and go while a run goes on, and a host that runs out of memory under it."""
+
+from contextlib import asynccontextmanager
+from functools import partial
+
+import msgspec
+import pytest
+import trio
+
+from qmpalloc.controller import Controller
+from qmpalloc.errors import ConfigError
+from qmpalloc.events import Commanded, ControlChanged, Decided, Faulted, Reloaded, SizeChanged
+from qmpalloc.hostguard import HostMemory
+from qmpalloc.model import Limiter
+from qmpalloc.policy import load
+from qmpalloc.units import GIB, MIB
+
+BASELINE = 500
+
+
+def reloading(lab, *names, budget=1000):
+    """An action that reloads a configuration with these guests."""
+
+    def act(controller):
+        guests = tuple(guest for guest in lab.config(budget=9999).guests if guest.name in names)
+        host = msgspec.structs.replace(controller.config.host, budget=budget * MIB)
+        controller.reload(lambda: msgspec.structs.replace(controller.config, host=host, guests=guests))
+
+    return act
+
+
+async def test_a_removed_guest_goes_home_and_is_then_forgotten(lab, autojump_clock):
+    await lab.two()
+    lab.control["on_exit"] = "baseline"
+    controller = await lab.run(30.0, actions=[(9.1, reloading(lab, "large"))])
+    assert [guest.name for guest in controller.guests] == ["large"]
+    assert lab.size("small") == BASELINE
+    reloaded = lab.of(Reloaded)
+    assert (reloaded[0].leaving, reloaded[-1].leaving) == (("small",), ())
+    assert [guest.name for guest in reloaded[-1].guests] == ["large"]
+    assert [len(event.decision.guests) for event in lab.of(Decided)][-1] == 1
+    assert not [event for event in lab.of(SizeChanged, "small") if event.t > reloaded[-1].t]
+
+
+async def test_an_added_guest_that_runs_takes_part(lab, autojump_clock):
+    await lab.two()
+    await lab.add("third", size_mib=400)
+    del lab.guests["third"]  # not configured at first
+    third = partial(lab.guests.__setitem__, "third")
+    await lab.run(
+        30.0,
+        "paper",
+        budget=1500,
+        actions=[(9.0, lambda _: third(None)), (9.1, reloading(lab, "small", "large", "third", budget=1500))],
+    )
+    assert lab.states("third")[-1] == "fresh"
+    assert len(lab.of(Decided)[-1].decision.guests) == 3
+    assert lab.of(Commanded, "third")
+
+
+async def test_room_is_made_before_an_added_guest_starts(lab, autojump_clock):
+    await lab.two()
+    lab.may_exceed = True
+    lab.guests["third"] = None
+    actions = [(0.0, reloading(lab, "small", "large", budget=1900)), (15.1, reloading(lab, *lab.guests, budget=1900))]
+    wanted = lab.toward(small=700, large=700)
+    await lab.run(40.0, the_policy=wanted, budget=1900, actions=actions)
+    told = next(event for event in lab.of(ControlChanged) if "room for third" in event.detail)
+    charged = [event.committed_bytes for event in lab.of(Decided) if event.t > told.t]
+    assert max(charged) <= 1900 * MIB
+    assert lab.of(Decided)[-1].snapshot.guests[2].charge_bytes == 800 * MIB
+
+
+async def test_room_for_a_guest_that_never_starts_is_given_back(lab, autojump_clock):
+    await lab.two()
+    lab.may_exceed = True
+    lab.guests["third"] = None
+    everyone = reloading(lab, "small", "large", "third", budget=1600)
+    actions = [(0.0, reloading(lab, "small", "large", budget=1600)), (5.1, everyone)]
+    await lab.run(330.0, the_policy=lab.toward(small=700, large=700), budget=1600, actions=actions)
+    assert any(event.kind == "room" for event in lab.of(Faulted, "third"))
+    assert lab.of(Decided)[-1].snapshot.guests[2].charge_bytes == 0
+
+
+async def test_new_limits_hold_at_once(lab, autojump_clock):
+    await lab.two()
+
+    def change(controller):
+        guests = tuple(msgspec.structs.replace(guest, cap=550 * MIB) for guest in controller.config.guests)
+        controller.reload(lambda: msgspec.structs.replace(controller.config, guests=guests))
+
+    await lab.run(30.0, the_policy=lab.toward(small=300, large=700), actions=[(4.1, change)])
+    assert lab.of(Decided)[-1].decision.target_of("large") == 550 * MIB
+
+
+async def test_a_smaller_budget_is_kept(lab, autojump_clock):
+    await lab.two()
+    lab.may_exceed = True
+    loaded = reloading(lab, "small", "large", budget=1000)
+    await lab.run(30.0, the_policy=lab.toward(small=600, large=600), budget=1200, actions=[(9.1, loaded)])
+    assert lab.of(Decided)[-1].committed_bytes <= 1000 * MIB
+
+
+async def test_a_mistake_changes_nothing_and_is_told(lab, autojump_clock):
+    await lab.two()
+
+    def wrong(controller):
+        def fail():
+            raise ConfigError("unknown key", file="lab.toml", key="host.bugdet", hint="did you mean budget?")
+
+        controller.reload(fail)
+
+    controller = await lab.run(20.0, actions=[(9.1, wrong)])
+    fault = next(event for event in lab.of(Faulted) if event.kind == "reload")
+    assert "bugdet" in fault.message
+    assert "nothing was changed" in fault.hint
+    assert len(controller.guests) == 2
+    assert not lab.of(Reloaded)
+
+
+async def test_a_guest_removed_while_its_qemu_hangs_does_not_stay_for_ever(lab, autojump_clock):
+    await lab.two()
+
+    def hang(_):
+        lab.guests["small"].qemu.faults.hang = True
+
+    controller = await lab.run(60.0, actions=[(9.1, hang), (15.1, reloading(lab, "large", budget=600))])
+    assert [guest.name for guest in controller.guests] == ["large"]
+    assert any(event.kind == "exit" for event in lab.of(Faulted, "small"))
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_host_without_memory_gets_some_from_every_guest_whatever_the_policy_wants(lab, autojump_clock, paused):
+    await lab.two()
+    lab.control["on_exit"] = "keep"
+    host = {"available": 8 * GIB}
+    loaded = lab.config()
+    policy = lab.toward(small=500, large=500)
+
+    def read_host():
+        return HostMemory(total_bytes=16 * GIB, available_bytes=host["available"])
+
+    controller = Controller(loaded, policy, lab.events.append, read_host=read_host)
+    async with lab_running(controller, 40.0) as after:
+        await after(9.0)
+        if paused:
+            controller.toggle_pause()
+        host["available"] = 200 * MIB
+        await after(5.0)
+        assert lab.size("small") < BASELINE
+        assert lab.size("large") < BASELINE
+        host["available"] = 8 * GIB
+    fault = next(event for event in lab.of(Faulted) if event.kind == "host")
+    assert "200M left" in fault.message
+    during = [event.decision.guests[0].limiter for event in lab.of(Decided)]
+    assert Limiter.HOST in during
+
+
+@asynccontextmanager
+async def lab_running(controller, seconds):
+    """Run a controller in the background of a block; the block gets a way to wait."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(controller.run, duration_s=seconds))
+        yield trio.sleep
+
+
+async def test_the_host_is_read_again_and_again_and_may_say_nothing(lab, autojump_clock):
+    await lab.two()
+    controller = Controller(lab.config(), load("static", {}), lab.events.append, read_host=lambda: None)
+    await controller.run(duration_s=9.0)
+    assert lab.events[-1].clean
