@@ -137,6 +137,11 @@ class Results(Struct, frozen=True, kw_only=True):
         return tuple(arm for arm in self.specification.arms if arm.name in (self.manifest.arms or {arm.name}))
 
     @property
+    def arms_counted(self) -> tuple[Arm, ...]:
+        """Those of which a run counts."""
+        return tuple(arm for arm in self.arms if self.counted(arm.name))
+
+    @property
     def adaptive_arms(self) -> tuple[Arm, ...]:
         """All of them but the reference."""
         return tuple(arm for arm in self.arms if arm.name != self.specification.reference)

@@ -103,7 +103,7 @@ def test_a_failed_repeat_is_told_with_its_cause_and_left_out(made_up):
 def test_runs_that_were_not_run_or_interrupted_are_missing(made_up):
     made_up.run("static", 1).run("rule", 1, ended=False, until=3)
     text = written(made_up)
-    assert "This is not complete: 5 of 6 planned runs are missing." in text
+    assert "This is not complete: of 6 planned runs, 5 are missing." in text
     assert "rule cannot be compared: no repeat has a result of both rule and static." in text
     assert "- rule, repeat 1: not run to its end" in section(text, "What is incomplete")
     assert {"arm": "rule", "repeat": 1} in summary(made_up)["missing"]
@@ -176,6 +176,15 @@ def test_the_disk_is_a_witness(tmp_path, lies, flag, said):
     text = section(written(made_up), "Do the counts agree with the disk?")
     assert row(text, "static, g1")[2:] == [f"{(lies - 1) * 100:+.1f} %", "0", flag]
     assert said in text
+
+
+def test_a_disk_that_read_next_to_nothing_is_no_witness(made_up):
+    made_up.run("static", 1).run("rule", 1, until=1, disk_lies=50.0)
+    readings = made_up.directory.run(ArmRun(1, "rule")).readings()
+    assert (readings[-2].guest, readings[-2].misses) == ("g1", 500)  # the warm one
+    text = section(written(made_up), "Do the counts agree with the disk?")
+    assert row(text, "rule, g1")[-1] == "too little to tell"
+    assert row(text, "rule, g2")[-1] == "doubtful"
 
 
 def test_conditions_name_scale_seed_versions_host_images_and_command(made_up):

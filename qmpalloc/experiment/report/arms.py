@@ -28,8 +28,9 @@ def verdicts(results: Results) -> Iterator[Block]:
             if said := " ".join(_on_hits(comparison)):
                 yield Paragraph(said)
     if results.missing:
-        planned = len(results.missing) + sum(run.outcome is not None for run in results.runs)
-        yield Paragraph(f"This is not complete: {len(results.missing)} of {planned} planned runs are missing.")
+        number = len(results.missing)
+        planned = number + sum(run.outcome is not None for run in results.runs)
+        yield Paragraph(f"This is not complete: of {planned} planned runs, {number} {_are(number)} missing.")
     if results.failed:
         number = len(results.failed)
         yield Paragraph(f"{number} {'run' if number == 1 else 'runs'} failed and {_are(number)} left out; see below.")
@@ -97,7 +98,7 @@ def phases_table(results: Results) -> Iterator[Block]:
 
 def _reads(results: Results, conditions: str) -> Iterator[Block]:
     rows = []
-    for arm in results.arms:
+    for arm in results.arms_counted:
         runs = results.counted(arm.name)
         for guest in results.specification.guests:
             for number, phase in enumerate(guest.phases):

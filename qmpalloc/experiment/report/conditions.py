@@ -56,7 +56,7 @@ def conditions(results: Results) -> Iterator[Block]:
     shares = [run.controller_cpu_share for run in results.runs if run.counted]
     facts = [
         f"Scale {spec.scale}, of memory, files, floors, caps and the steps of policies; seed {spec.seed}.",
-        f"{spec.repeats} repeats; interval {spec.interval:g} s; budget {format_size(spec.budget)}.",
+        f"Repeats: {spec.repeats}; interval {spec.interval:g} s; budget {format_size(spec.budget)}.",
         f"Warm-up: {WARM_UPS[spec.warm_up]}.",
         f"Command: {manifest.command}",
         f"Begun {created:%Y-%m-%d %H:%M} UTC.",

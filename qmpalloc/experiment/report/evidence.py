@@ -11,6 +11,11 @@ from qmpalloc.experiment.report.words import spread
 from qmpalloc.experiment.results import Counts, Results, RunResult, total
 from qmpalloc.units import PAGE_BYTES
 
+LITTLE_BYTES = 2**20
+"""Collector and disk are not compared below this: a few pages of metadata would decide."""
+
+DOUBTFUL = "doubtful"
+
 WITNESS_TOLERANCE = 0.03
 """Collector and disk may differ by so much over an arm: the disk also reads what is no file's page."""
 
@@ -63,7 +68,7 @@ def disk(results: Results) -> Iterator[Block]:
             "The last column is how many cached reads would have taken as long."
         )
     rows = []
-    for arm in results.arms:
+    for arm in results.arms_counted:
         runs = results.counted(arm.name)
         services = [service for run in runs if run.outcome is not None for service in run.outcome.service.values()]
         rows.append(
@@ -93,13 +98,13 @@ def witness(results: Results) -> Iterator[Block]:
     """Yield the collector's misses beside the bytes that the disks say they read."""
     yield Heading("Do the counts agree with the disk?")
     rows, apart = [], []
-    for arm in results.arms:
+    for arm in results.arms_counted:
         runs = results.counted(arm.name)
         for guest in results.specification.guests:
             counts = total(run.guests[guest.name].counts for run in runs)
             name = f"{arm.name}, {guest.name}"
             rows.append(_witness_row(name, counts))
-            if counts.witness is not None and abs(counts.witness - 1) > WITNESS_TOLERANCE:
+            if _agreement(counts) == DOUBTFUL:
                 apart.append(name)
     columns = ("Arm, guest", "Misses counted", "Read from the disk", "Apart", "Events lost", "")
     caption = f"Misses of the collectors beside what QEMU's disks read, all repeats ({words.conditions(results)})"
@@ -107,18 +112,21 @@ def witness(results: Results) -> Iterator[Block]:
     if apart:
         names = "; ".join(apart)
         yield Paragraph(f"More than {WITNESS_TOLERANCE * 100:g} % apart: {names}. Hits and misses there are doubtful.")
-    elif any(results.counted(arm.name) for arm in results.arms):
+    elif rows:
         yield Paragraph(
             f"The disks are an independent witness: both agree within {WITNESS_TOLERANCE * 100:g} % everywhere."
         )
 
 
+def _agreement(counts: Counts) -> str:
+    """Return whether collector and disk agree, in a word or a few."""
+    if max(counts.misses * PAGE_BYTES, counts.disk_read_bytes) < LITTLE_BYTES:
+        return "too little to tell"
+    return "agrees" if counts.witness is not None and abs(counts.witness - 1) <= WITNESS_TOLERANCE else DOUBTFUL
+
+
 def _witness_row(name: str, counts: Counts) -> tuple[str, ...]:
-    if counts.witness is None:
-        shown, flag = words.NOTHING, ""
-    else:
-        shown = words.signed_percent(counts.witness - 1)
-        flag = "doubtful" if abs(counts.witness - 1) > WITNESS_TOLERANCE else "agrees"
+    shown = words.NOTHING if counts.witness is None else words.signed_percent(counts.witness - 1)
     lost = "not known" if counts.events_lost is None else words.whole(counts.events_lost)
-    read = words.mebibytes(counts.disk_read_bytes)
-    return name, words.mebibytes(counts.misses * PAGE_BYTES), read, shown, lost, flag
+    missed, read = words.mebibytes(counts.misses * PAGE_BYTES), words.mebibytes(counts.disk_read_bytes)
+    return name, missed, read, shown, lost, _agreement(counts)

@@ -16,7 +16,7 @@ LABELLED_GUESTS = 4
 
 def memory_figure(results: Results) -> Figure:
     """Draw actual sizes as steps and targets as thin lines; a panel for each arm, the first repeat in front."""
-    arms = [arm for arm in results.arms if results.counted(arm.name)]
+    arms = results.arms_counted
     figure = style.new_figure(1.2 + 2.3 * len(arms))
     panels = figure.subplots(len(arms), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for arm, axes in zip(arms, panels, strict=True):
