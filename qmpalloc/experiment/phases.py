@@ -17,7 +17,8 @@ class PhaseResult(Struct, frozen=True, kw_only=True):
     Attributes:
         name: Of the phase.
         trial: In which it ended, from 1; None when it did not, or that is not known.
-        start_s: Host seconds from the beginning of the loads to its first read; None if not known.
+        start_s: Host seconds from the beginning of the loads to its first read, to about one second, since it comes
+            from the guest's clock; None if not known.
         end_s: The same to its end; None when it did not end, or that is not known.
         reads: Done.
         seconds: From its first read to its end, or to the last report; None when it did not begin.

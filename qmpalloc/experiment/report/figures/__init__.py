@@ -62,7 +62,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
         yield "hits-gained", f"Hits gained over {reference}, added up", caption, difference_figure(results)
     caption = (
         "What QEMU reported at the ends of trials, as steps, and what it was asked for, dotted; the first repeat is "
-        "bold, the others are faint. The budget is for all guests together."
+        "bold, the others are faint. The budget of all guests together and their floors, where there is room."
     )
     yield "memory", "Memory of each guest", caption, memory_figure(results)
     caption = (

@@ -19,6 +19,7 @@ def completion_figure(results: Results) -> Figure:
     rows = [(arm.name, guest, run) for arm in results.arms for guest in guests for run in results.counted(arm.name)]
     figure = style.new_figure(1.6 + BAR_IN * (len(rows) + len(results.arms)))
     axes = figure.subplots()
+    unit_s, unit = style.time_unit(results)
     position, labels, places = 0.0, [], []
     before = rows[0][0] if rows else ""
     for arm, guest, run in rows:
@@ -31,8 +32,8 @@ def completion_figure(results: Results) -> Figure:
             face, edge = (colour, "white") if phase.end_s is not None else ("white", colour)
             axes.barh(
                 position,
-                phase.seconds / 60,
-                left=phase.start_s / 60,
+                phase.seconds / unit_s,
+                left=phase.start_s / unit_s,
                 height=0.8,
                 hatch=hatch,
                 linewidth=0.8,
@@ -44,7 +45,8 @@ def completion_figure(results: Results) -> Figure:
         position += 1
     axes.set_yticks(places, labels, fontsize=7.5)
     axes.set_ylim(position - 0.4, -0.6)
-    axes.set(xlabel="time since the loads began (min)")
+    axes.set(xlabel=f"time since the loads began ({unit})")
+    axes.set_xlim(left=0)
     axes.grid(visible=False, axis="y")
     most = max(len(guest.phases) for guest in guests)
     patches = []

@@ -10,8 +10,11 @@ from qmpalloc.experiment.results import Results
 from qmpalloc.experiment.trials import Trial
 from qmpalloc.units import MIB
 
-LABELLED_GUESTS = 4
-"""With more guests than this, floors are drawn but not named."""
+FLOORS = 4
+"""With more guests than this, their floors are not drawn."""
+
+BUDGET_CAPS = 4.0
+"""A budget of more than so many of the largest cap is not drawn: the guests would be lines at the bottom."""
 
 
 def memory_figure(results: Results) -> Figure:
@@ -19,39 +22,42 @@ def memory_figure(results: Results) -> Figure:
     arms = results.arms_counted
     figure = style.new_figure(1.2 + 2.3 * len(arms))
     panels = figure.subplots(len(arms), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    unit_s, unit = style.time_unit(results)
     for arm, axes in zip(arms, panels, strict=True):
         for order, run in enumerate(results.counted(arm.name)):
             for name, guest in run.guests.items():
-                _steps(axes, guest.trials.trials, style.guest_line(results, name), name, first=order == 0)
+                _steps(axes, guest.trials.trials, style.guest_line(results, name), name, unit_s, first=order == 0)
         axes.plot([], color=style.REFERENCE, linewidth=0.8, linestyle=":", label="target")
         _limits(axes, results)
         axes.set(title=arm.name, ylabel="memory (MiB)")
         axes.set_ylim(bottom=0)
-    panels[-1].set_xlabel("time since the loads began (min)")
+        axes.set_xlim(left=0)
+    panels[-1].set_xlabel(f"time since the loads began ({unit})")
     style.legend_below(panels[-1], 6)
     return figure
 
 
-def _steps(axes: Axes, rows: tuple[Trial, ...], line: tuple[str, str], guest: str, *, first: bool) -> None:
+def _steps(
+    axes: Axes, rows: tuple[Trial, ...], line: tuple[str, str], guest: str, unit_s: float, *, first: bool
+) -> None:
     """Draw the sizes found at the ends of trials: what holds in between is not known, so they hold until the next."""
-    minutes = [row.end_s / 60 for row in rows]
+    times = [row.end_s / unit_s for row in rows]
     actual = [row.actual_bytes / MIB for row in rows]
     width, alpha = (1.8, 1.0) if first else (0.8, 0.45)
     label = guest if first else "_"
     colour, dash = line
-    axes.step(minutes, actual, where="post", color=colour, linestyle=dash, linewidth=width, alpha=alpha, label=label)
+    axes.step(times, actual, where="post", color=colour, linestyle=dash, linewidth=width, alpha=alpha, label=label)
     if first:
         target = [row.target_bytes / MIB if row.target_bytes else float("nan") for row in rows]
-        axes.step(minutes, target, where="post", color=colour, linewidth=0.8, linestyle=":")
+        axes.step(times, target, where="post", color=colour, linewidth=0.8, linestyle=":")
 
 
 def _limits(axes: Axes, results: Results) -> None:
-    guests = results.specification.guests
-    axes.axhline(results.specification.budget / MIB, color="#000000", linewidth=1, linestyle="--", label="budget")
-    floors = sorted({guest.floor for guest in guests})
+    guests, budget_bytes = results.specification.guests, results.specification.budget
+    if budget_bytes <= BUDGET_CAPS * max(guest.cap for guest in guests):
+        axes.axhline(budget_bytes / MIB, color="#000000", linewidth=1, linestyle="--", label="budget")
+    floors = sorted({guest.floor for guest in guests}) if len(guests) <= FLOORS else []
     for number, floor_bytes in enumerate(floors):
         names = ", ".join(guest.name for guest in guests if guest.floor == floor_bytes)
         label = "floor" if len(floors) == 1 else f"floor of {names}"
-        if len(guests) > LABELLED_GUESTS and number:
-            label = "_"
         axes.axhline(floor_bytes / MIB, color=style.REFERENCE, linewidth=1, linestyle=(0, (1, 2 + number)), label=label)

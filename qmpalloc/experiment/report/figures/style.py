@@ -25,6 +25,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "D", "v", "P", "X", "*")
 
+SHORT_S = 240.0
+"""Runs up to this long are drawn in seconds."""
+
 WIDTH_IN = 8.0
 DPI = 150
 
@@ -89,6 +92,12 @@ def describe(figure: Figure, results: Results, title: str) -> None:
     figure.supxlabel(
         f"experiment {results.specification.name}: {words.conditions(results)}", fontsize=8.5, color="#444444"
     )
+
+
+def time_unit(results: Results) -> tuple[float, str]:
+    """Return the seconds in the unit that suits the runs' lengths, and its name."""
+    rows = [row for run in results.runs for guest in run.guests.values() for row in guest.trials.trials]
+    return (60.0, "min") if max((row.end_s for row in rows), default=0.0) > SHORT_S else (1.0, "s")
 
 
 def legend_below(axes: Axes, columns: int = 4) -> None:
