@@ -26,6 +26,9 @@ ROOM_BYTES = 64 * 1024**2
 FAILURES_IN_A_ROW = 3
 """Runs that failed one after the other before their loads began: the next one would fail as well."""
 
+MEASURABLE_SHARE = 0.02
+"""Of a run's reads: progress from which its pace can be told."""
+
 Footprints = dict[str, dict[str, PhaseFootprint]]
 """Guest to phase to what its references touch."""
 
@@ -34,18 +37,32 @@ MakeLive = Callable[[ArmRun, "Remaining"], Live]
 
 
 class Remaining:
-    """What is left to do, for people. Time is estimated from the runs that are over, in the first from itself."""
+    """What is left to do, for people. Time is estimated from the runs that are over, in the first from itself.
 
-    def __init__(self, runs: tuple[ArmRun, ...], outcomes: dict[ArmRun, Outcome]) -> None:
+    Args:
+        runs: To be run, in order.
+        outcomes: Of those that have been run before.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        runs: tuple[ArmRun, ...],
+        outcomes: dict[ArmRun, Outcome],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.runs = runs
         self.number = 0
+        self._clock = clock
         self._total_s = [outcome.total_s for outcome in outcomes.values() if not outcome.failed]
         self._began_s = 0.0
+        self._first: tuple[float, float] | None = None
 
     def begin(self) -> None:
         """Note that the next run begins."""
         self.number += 1
-        self._began_s = time.monotonic()
+        self._began_s = self._clock()
+        self._first = None
 
     def note(self, outcome: Outcome) -> None:
         """Note how it ended."""
@@ -56,14 +73,18 @@ class Remaining:
         """Return the estimated time to the end of all runs; None as long as nothing is known.
 
         Args:
-            share: Of the present run's reads that are done.
+            share: Of the present run's reads that are done. Two values far enough apart give its pace; what came
+                before the first, booting, says nothing of it.
         """
-        spent_s = time.monotonic() - self._began_s
-        if self._total_s:
-            each_s = sum(self._total_s) / len(self._total_s)
-        elif share > 0.05:
-            each_s = spent_s / share
-        else:
+        now_s = self._clock()
+        spent_s = now_s - self._began_s
+        if self._first is None and share > 0:
+            self._first = (now_s, share)
+        each_s = sum(self._total_s) / len(self._total_s) if self._total_s else None
+        if each_s is None and self._first is not None and share > self._first[1] + MEASURABLE_SHARE:
+            first_s, first_share = self._first
+            each_s = spent_s + (1 - share) * (now_s - first_s) / (share - first_share)
+        if each_s is None:
             return None
         return max(each_s - spent_s, 0.0) + each_s * (len(self.runs) - self.number)
 
