@@ -70,7 +70,8 @@ class Follower:
             self._bar.start()
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:  # elsewhere it would print an empty line
+            self._bar.stop()
 
     def say(self, line: str) -> None:
         """Print a line that stays; behind the dashboard it waits for its end."""
