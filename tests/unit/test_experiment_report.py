@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_experiment import MadeUp
 
+from qmpalloc.errors import HostError
 from qmpalloc.experiment import ArmRun
 from qmpalloc.experiment.access import Mixture, Normal, Part, Zipf
+from qmpalloc.experiment.records import DiskCalibration
 from qmpalloc.experiment.report import write_report
 from qmpalloc.experiment.report.conditions import describe
 from qmpalloc.experiment.report.document import Bullets, Heading, Paragraph, Picture, Table
@@ -178,6 +180,15 @@ def test_the_disk_is_a_witness(tmp_path, lies, flag, said):
     assert said in text
 
 
+def test_a_disk_without_a_throttle_or_not_yet_measured_is_said(made_up):
+    made_up.directory.write_disk(DiskCalibration(model="raw", hit_s=4e-5, iops=0))
+    assert "Disk model raw: the data disks are not throttled." in written(made_up)
+    assert summary(made_up)["disk"]["ratio_asked"] is None
+    (made_up.directory.path / "disk.json").unlink()
+    assert "The disk was not measured yet." in written(made_up)
+    assert summary(made_up)["disk"] is None
+
+
 def test_a_disk_that_read_next_to_nothing_is_no_witness(made_up):
     made_up.run("static", 1).run("rule", 1, until=1, disk_lies=50.0)
     readings = made_up.directory.run(ArmRun(1, "rule")).readings()
@@ -278,6 +289,12 @@ def test_figures_of_everything(made_up):
 def test_figures_of_a_troubled_experiment(made_up):
     made_up.run("static", 1, until=8).run("rule", 1, silent=[("g1", 0), ("g2", 5)]).run("rule", 2, ended=False, until=2)
     assert any(path.name == "phases.svg" for path in write_report(made_up.directory))
+
+
+def test_a_place_that_cannot_be_written_is_named(made_up):
+    (made_up.all_runs().directory.path / "figures").write_text("")
+    with pytest.raises(HostError, match="figures cannot be written"):
+        write_report(made_up.directory)
 
 
 def test_no_figures_of_nothing(made_up):
