@@ -199,7 +199,7 @@ class ArmRunner:
 
     async def _control(self, config: Config, links: list[Link]) -> None:
         """Run the controller for as long as the loads take."""
-        clock = TrialClock()
+        clock = TrialClock({guest.name: guest.baseline for guest in config.guests})
         policy = load_policy(config.policy, config.policy_settings, file=config.file)
         with RecordWriter(self._directory.record) as writer:
             controller = Controller(config, policy, writer, clock, *self._live.sinks)
@@ -262,7 +262,7 @@ class ArmRunner:
         async def read(link: Link) -> None:
             await link.load.raise_if_dead()
             try:
-                target_bytes = clock.targets.get(link.name, 0)
+                target_bytes = clock.targets[link.name]
                 readings[link.name] = await read_guest(link, trial=trial, t=t, target_bytes=target_bytes)
             except QmpallocError as error:  # the next reading covers both trials
                 self._live.report(f"{link.name}: no reading at the end of trial {trial}: {error.message}")

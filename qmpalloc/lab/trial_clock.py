@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import trio
 
 from qmpalloc.events import AnyEvent, ControlChanged, Decided, SizeChanged
@@ -10,16 +12,19 @@ from qmpalloc.events import AnyEvent, ControlChanged, Decided, SizeChanged
 class TrialClock:
     """A sink that follows a controller: when it begins to decide, when each of its intervals is over, and its targets.
 
+    Args:
+        targets: The targets before the first event.
+
     Attributes:
         begun: Set when the controller has taken control.
         trials: Intervals over so far. A decision out of turn, for a guest in danger, ends none.
         targets: Guest to the size last asked of QEMU, bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, targets: Mapping[str, int]) -> None:
         self.begun = trio.Event()
         self.trials = 0
-        self.targets: dict[str, int] = {}
+        self.targets = dict(targets)
         self._over = trio.Event()
 
     def __call__(self, event: AnyEvent) -> None:

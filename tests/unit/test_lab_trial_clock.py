@@ -14,7 +14,7 @@ def decided(cycle):
 
 
 async def test_it_begins_when_control_does():
-    clock = TrialClock()
+    clock = TrialClock({})
     clock(ControlChanged(t=0.0, wall=0.0, control="settling"))
     assert not clock.begun.is_set()
     clock(ControlChanged(t=0.0, wall=0.0, control="running"))
@@ -22,7 +22,7 @@ async def test_it_begins_when_control_does():
 
 
 async def test_a_decision_out_of_turn_ends_no_trial(autojump_clock):
-    clock = TrialClock()
+    clock = TrialClock({})
     clock(decided(1))
     assert await clock.next_trial(0) == 1
     clock(decided(1))  # a guest in danger, in the same cycle
@@ -34,7 +34,7 @@ async def test_a_decision_out_of_turn_ends_no_trial(autojump_clock):
 
 
 async def test_who_waits_is_woken_and_who_is_late_misses_none(autojump_clock):
-    clock = TrialClock()
+    clock = TrialClock({})
     async with trio.open_nursery() as nursery:
         nursery.start_soon(clock.next_trial, 0)
         await trio.testing.wait_all_tasks_blocked()
@@ -45,7 +45,7 @@ async def test_who_waits_is_woken_and_who_is_late_misses_none(autojump_clock):
 
 
 def test_targets_are_the_latest():
-    clock = TrialClock()
+    clock = TrialClock({"g": 3, "h": 4})
     for target in (5, 7):
         clock(SizeChanged(t=0.0, wall=0.0, guest="g", target_bytes=target, actual_bytes=1, committed_bytes=1))
-    assert clock.targets == {"g": 7}
+    assert clock.targets == {"g": 7, "h": 4}
