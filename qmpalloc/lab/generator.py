@@ -44,7 +44,7 @@ CHUNK_READS = 512
 """Reads between two looks at whether any works; a multiple of `TIMED_ONE_OF`."""
 
 BURST_S = 0.01
-"""Reads of an open loop are due in bursts this far apart: waking for each would cost a core under emulation."""
+"""Reads of an open loop are due in bursts this far apart, so that it need not wake up for each."""
 
 WORKERS = 16
 """Reads of an open loop that wait for the disk at the same time."""
