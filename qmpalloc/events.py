@@ -161,5 +161,18 @@ AnyEvent = (
 Sink = Callable[[AnyEvent], None]
 """Takes events in order. Must return at once. One that raises is not called again (see `qmpalloc.journal`)."""
 
-encoder = msgspec.json.Encoder()
+
+def plain(value: Any) -> Any:
+    """Return a configuration's quantity (`Size`, `Duration`) as the plain number it is; msgspec asks for what it lacks.
+
+    Raises:
+        NotImplementedError: It is something else.
+    """
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise NotImplementedError(type(value))
+
+
+encoder = msgspec.json.Encoder(enc_hook=plain)
 decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from qmpalloc.config import Config, GuestConfig
-from qmpalloc.events import GuestHeader, Header, Mode
+from qmpalloc.events import GuestHeader, Header, Mode, plain
 from qmpalloc.model import Policy
 
 PACKAGES = ("qmpalloc", "trio", "qemu.qmp", "msgspec")
@@ -52,15 +52,7 @@ def guest_headers(guests: Iterable[GuestConfig]) -> tuple[GuestHeader, ...]:
 
 def to_plain(value: Any) -> Any:
     """Return a configuration value as plain JSON types; sizes are bytes, durations seconds."""
-    return msgspec.to_builtins(value, enc_hook=_plain_quantity)
-
-
-def _plain_quantity(value: Any) -> Any:
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value)
-    raise NotImplementedError(type(value))
+    return msgspec.to_builtins(value, enc_hook=plain)
 
 
 def _version(package: str) -> str:

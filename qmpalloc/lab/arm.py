@@ -18,7 +18,7 @@ import trio
 from qmpalloc.config import Config
 from qmpalloc.controller import Controller
 from qmpalloc.errors import HostError, QmpallocError
-from qmpalloc.events import Sink
+from qmpalloc.events import AnyEvent, Faulted, Sink
 from qmpalloc.experiment import Arm, Specification
 from qmpalloc.experiment.directory import RunDirectory
 from qmpalloc.experiment.plan import ArmRun
@@ -105,6 +105,7 @@ class ArmRunner:
         self._started_wall = time.time()
         self._used = (0.0, 0.0)
         self._load_s: float | None = None
+        self._lost_output = ""
 
     async def run(self, run_dir: Path) -> Outcome:
         """Run the arm and return what came out, also when it failed. The outcome is not written yet.
@@ -202,7 +203,7 @@ class ArmRunner:
         clock = TrialClock({guest.name: guest.baseline for guest in config.guests})
         policy = load_policy(config.policy, config.policy_settings, file=config.file)
         with RecordWriter(self._directory.record) as writer:
-            controller = Controller(config, policy, writer, clock, *self._live.sinks)
+            controller = Controller(config, policy, writer, clock, self._note_faults, *self._live.sinks)
             async with trio.open_nursery() as screen:
                 if self._live.show is not None:
                     screen.start_soon(self._live.show, controller)
@@ -211,8 +212,16 @@ class ArmRunner:
                     await self._follow_loads(links, clock)
                     controller.quit("the loads are done")
                 screen.cancel_scope.cancel()
-            if writer.failure is not None:
-                raise HostError(f"{writer.path} cannot be written: {writer.failure.strerror}")
+            failure = self._lost_output or (writer.failure and f"{writer.path} cannot be written: {writer.failure}")
+            if failure:
+                raise HostError(failure)
+
+    def _note_faults(self, event: AnyEvent) -> None:
+        """Pass the controller's faults on; without a complete record a run does not count."""
+        if isinstance(event, Faulted):
+            self._live.report(f"{event.guest or 'controller'}: {event.message}")
+            if event.kind == "output":
+                self._lost_output = event.message
 
     async def _follow_loads(self, links: list[Link], clock: TrialClock) -> None:
         """Start the loads with the first trial, and read every guest at the end of each until all are done."""

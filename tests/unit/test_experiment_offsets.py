@@ -136,7 +136,7 @@ def test_the_reads_of_a_phase_and_their_footprint():
     guest = spec.guests[0]
     phase = guest.phases[0]
     numbers = list(phase_pages(spec, guest, phase))
-    assert len(numbers) == 400_000
+    assert len(numbers) == 800_000
     touched = distinct_pages(numbers, phase.pages)
     # The footprint that independent draws of this distribution have: the sum of 1 - (1 - p) ** reads.
     bell = NormalDist()

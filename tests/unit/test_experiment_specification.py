@@ -241,7 +241,7 @@ def test_a_quarter_of_the_papers_experiment():
     assert [phase.file for phase in found.guests[0].phases] == [512 * MIB, GIB]
     assert found.arms[1].settings["step"] == f"{25_000_000 // PAGE_BYTES * PAGE_BYTES}B"
     assert found.arms[1].settings["threshold"] == 500
-    assert found.guests[0].phases[0].reads == 8000
+    assert found.guests[0].phases[0].reads == 16000
 
 
 def test_a_specification_can_be_kept_with_its_results():

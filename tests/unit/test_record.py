@@ -3,7 +3,9 @@
 import errno
 
 import pytest
+from msgspec import structs
 
+from qmpalloc.config import Duration, Size
 from qmpalloc.errors import ConfigError, NonsenseError
 from qmpalloc.events import ControlChanged, Decided, Ended, Faulted, GuestHeader, Header, Sampled, SizeChanged, encoder
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Move, Snapshot
@@ -146,6 +148,14 @@ def test_a_full_disk_is_told_once_and_stops_nothing(tmp_path):
         writer(event)
     writer.close()
     assert [error.errno for error in told] == [errno.ENOSPC]
+
+
+def test_sizes_of_a_configuration_made_by_a_program_are_recorded_as_numbers(tmp_path):
+    guest = GuestHeader(name="g", floor_bytes=Size(1), cap_bytes=Size(2), baseline_bytes=Size(2))
+    event = structs.replace(header("run"), guests=(guest,), interval_s=Duration(2.0))
+    with RecordWriter(tmp_path / "r.jsonl") as writer:
+        writer(event)
+    assert list(read_record(tmp_path / "r.jsonl")) == [event]
 
 
 def test_the_summary_of_a_run():
