@@ -51,7 +51,7 @@ $(VENV)/.demo: pyproject.toml
 	@echo "creating $(VENV)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install -q -U 'pip>=25.1'
-	@$(VENV)/bin/pip install -q -e .
+	@$(VENV)/bin/pip install -q -e '.[analysis]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
