@@ -56,6 +56,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         noise: What sampling makes uncertain: a share p of the accesses has the standard deviation noise * sqrt(p).
         cached_bytes: Page cache the guest has now, where `measured` holds.
         measured: Miss ratio measured at the present size; None when not known.
+        steady_accesses: Accesses since the load was last seen to change, or since it was first seen.
         estimator: How the curve was made, for example ``lru_gen``.
     """
 
@@ -65,6 +66,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     noise: float = 0.0
     cached_bytes: int | None = None
     measured: float | None = None
+    steady_accesses: int = 0
     estimator: str = ""
 
 

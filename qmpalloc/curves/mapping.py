@@ -25,15 +25,17 @@ class SizeMapping:
         overhead_bytes: Memory that is not cache; None before anything was seen.
     """
 
-    def __init__(self, *, system_pages: int = SYSTEM_PAGES) -> None:
+    def __init__(self, *, system_pages: int = SYSTEM_PAGES, free_bytes: int = FREE_BYTES) -> None:
         """Make a mapping.
 
         Args:
             system_pages: File pages that belong to the guest's system rather than to its load.
+            free_bytes: Memory the guest keeps free, until that is seen.
         """
         self._system_bytes = system_pages * PAGE_BYTES
         self.overhead_bytes: int | None = None
-        self._free_bytes: float | None = None
+        self._free_bytes: float = free_bytes
+        self._free_seen = False
 
     def observe(self, actual_bytes: int, memory: Memory, *, evicting: bool) -> None:
         """Learn from a sample.
@@ -47,9 +49,9 @@ class SizeMapping:
         if file_bytes is None or free is None:
             return
         if evicting:
-            self._free_bytes = free if self._free_bytes is None else _KEEP * self._free_bytes + (1 - _KEEP) * free
-        kept_free = FREE_BYTES if self._free_bytes is None else self._free_bytes
-        spare = max(0, free - int(kept_free))
+            self._free_bytes = _KEEP * self._free_bytes + (1 - _KEEP) * free if self._free_seen else free
+            self._free_seen = True
+        spare = max(0, free - int(self._free_bytes))
         seen = max(0, actual_bytes - file_bytes - spare)
         if self.overhead_bytes is None:
             self.overhead_bytes = seen

@@ -35,7 +35,7 @@ _FEW = 1_000
 _LOST_SHARE = 0.001
 _WINDOWS = 4  # by half-life, to look for changes
 _CHANGE_GAP = 0.05
-_CHANGE_NEW = 0.10
+_CHANGE_NEW = 0.15
 _CONTRADICTION = 0.10
 _LEFT_AFTER_CHANGE = 0.2
 
@@ -79,6 +79,7 @@ class CurveTracker:
         self._seen = 0
         self._events = self._lost = 0.0
         self._since_change = math.inf
+        self._steady_accesses = 0.0
         self._accesses = self._misses = 0.0
         self._cached = 0.0
         self._forget_usual()
@@ -119,6 +120,7 @@ class CurveTracker:
             self._cached = cached_pages
             self._restart_window()
             self._gap = Usual(_CHANGE_GAP)
+        self._steady_accesses += accesses
         kept = 0.5 ** (accesses / (self.half_life * 2.0**self.shift / 2))
         self._accesses = self._accesses * kept + accesses
         self._misses = self._misses * kept + min(max(misses, 0), accesses)
@@ -169,6 +171,7 @@ class CurveTracker:
             noise=round(1.0 / math.sqrt(max(1.0, self.lru.sampled)), 5),
             cached_bytes=round(self._cached * 4096),
             measured=None if measured is None else round(measured, 5),
+            steady_accesses=round(self._steady_accesses),
             estimator=self.estimator.name,
         )
 
@@ -243,7 +246,7 @@ class CurveTracker:
             self._changed()
 
     def _forget_usual(self) -> None:
-        self._gap, self._newcomers = Usual(_CHANGE_GAP), Usual(_CHANGE_NEW)
+        self._gap, self._newcomers = Usual(_CHANGE_GAP), Usual(_CHANGE_NEW, strikes=1)
         self._restart_window()
 
     def _restart_window(self) -> None:
@@ -257,7 +260,7 @@ class CurveTracker:
 
     def _changed(self) -> None:
         self.changes += 1
-        self._since_change = 0.0
+        self._since_change = self._steady_accesses = 0.0
         self._seen = 0
         self._accesses = self._misses = 0.0
         self._forget_usual()

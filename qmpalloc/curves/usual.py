@@ -6,7 +6,6 @@ import math
 
 _KEEP = 0.8
 _DEVIATIONS = 4.0
-_STRIKES = 2
 
 
 class Usual:
@@ -16,19 +15,21 @@ class Usual:
     not suspect change what is usual, so that a real change does not become usual while it is being noticed.
     """
 
-    def __init__(self, least: float) -> None:
+    def __init__(self, least: float, *, strikes: int = 2) -> None:
         """Make one that knows nothing.
 
         Args:
             least: No difference below this is unusual.
+            strikes: So many unusual values in a row are needed.
         """
+        self._needed = strikes
         self._least = least
         self._values = 0
         self._mean = self._variance = 0.0
         self._strikes = 0
 
     def unusual(self, value: float, *, rising_only: bool = False) -> bool:
-        """Learn from a value; return True when it is the second in a row that is far from what is usual."""
+        """Learn from a value; return True when it, and enough before it, are far from what is usual."""
         away = value - self._mean
         bound = max(self._least, _DEVIATIONS * math.sqrt(self._variance))
         far = away > bound or (away < -bound and not rising_only)
@@ -40,4 +41,4 @@ class Usual:
             self._strikes = 0
             return False
         self._strikes += 1
-        return self._strikes >= _STRIKES
+        return self._strikes >= self._needed

@@ -20,6 +20,10 @@ Objective = Literal["hits", "misses", "fair"]
 
 Values = NDArray[np.float64]
 
+_IDLE_PER_S = 0.001
+_HITS_LEAST = 0.01
+"""Below this share of hits ``fair`` sees no difference: the logarithm of nothing would outweigh all else."""
+
 _FASTER_MOST = 20.0
 """No prediction makes a load more than this many times as fast as it was seen to be."""
 
@@ -43,7 +47,7 @@ class Load(Struct, frozen=True, kw_only=True):
 
     def rates(self, miss_ratios: Values) -> Values:
         """Return accesses per second at each miss ratio."""
-        if self.accesses_per_s <= 0:
+        if self.accesses_per_s < _IDLE_PER_S:
             return np.zeros(len(miss_ratios))
         now_s = 1.0 / self.accesses_per_s
         slower_s = self.waits * (self.miss_s or 0.0) * (miss_ratios - self.miss_ratio)
@@ -53,8 +57,8 @@ class Load(Struct, frozen=True, kw_only=True):
         """Return the objective, to be maximised, at each miss ratio.
 
         ``hits``: weighted hits per second, the paper's measure. ``misses``: minus the weighted misses per second.
-        ``fair``: weight times the logarithm of the speed, so that no guest is left to starve for another's sake. The
-        speed of a load that does not wait is 1 / (1 + m): its rate says nothing about how long its reads take.
+        ``fair``: weight times the logarithm of the hits per second: a tenth more is worth the same to every guest, so
+        that none is left to starve for the sake of a faster one.
         """
         rates = self.rates(miss_ratios)
         match objective:
@@ -63,7 +67,7 @@ class Load(Struct, frozen=True, kw_only=True):
             case "misses":
                 return np.asarray(-self.weight * rates * miss_ratios)
             case "fair":
-                if self.accesses_per_s <= 0:
+                if self.accesses_per_s < _IDLE_PER_S:
                     return np.zeros(len(miss_ratios))
-                waiting = np.log(rates / self.accesses_per_s)
-                return np.asarray(self.weight * (self.waits * waiting - (1.0 - self.waits) * np.log1p(miss_ratios)))
+                share = np.maximum(1.0 - miss_ratios, _HITS_LEAST)
+                return np.asarray(self.weight * np.log(rates / self.accesses_per_s * share))

@@ -14,7 +14,7 @@ from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, L
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.moves import moves_between, moves_text
-from qmpalloc.units import MIB, PAGE_BYTES, format_count, format_size
+from qmpalloc.units import MIB, format_count, format_size
 
 _DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
 
@@ -30,18 +30,20 @@ class CurvePolicy:
                 weight times the logarithm of each guest's speed.
             margin: Memory given to a guest but not credited: a curve's cliffs are not known to the page.
             least_gain: A move must improve the objective by this share of all accesses (``fair``: of all weights).
-            horizon: A move must win back within this time the misses that it takes to fill the memory moved.
+            horizon: How long a split is thought to last at least; a load that has been the same for longer is thought
+                to stay so for as long again. Growth pays only from when the memory has been filled, by the misses of
+                the guest that got it.
         """
 
         objective: Objective = "hits"
         margin: Size = Size(16 * MIB)
-        least_gain: float = 0.005
+        least_gain: float = 0.003
         horizon: Duration = Duration(120.0)
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or self.Settings()
         if not 0 <= self.settings.least_gain <= 1:
-            raise ConfigError("is not from 0 to 1", key="least_gain", hint="0.005 is half a per cent of all accesses")
+            raise ConfigError("is not from 0 to 1", key="least_gain", hint="0.003 is 3 in 1,000 of all accesses")
         self._hill = HillPolicy()
 
     def decide(self, snapshot: Snapshot) -> Decision:
@@ -72,16 +74,19 @@ class CurvePolicy:
         accesses = max(0, guest.hits + guest.misses)
         here = float(np.interp(guest.actual_bytes, guest.curve.sizes_bytes, guest.curve.miss_ratio))
         measured = guest.curve.measured
+        rate = accesses / guest.interval_s if guest.interval_s else 0.0
+        steady_s = guest.curve.steady_accesses / rate if rate else 0.0
         return Candidate(
             guest=guest,
             curve=guest.curve,
             load=Load(
-                accesses_per_s=accesses / guest.interval_s if guest.interval_s else 0.0,
+                accesses_per_s=rate,
                 miss_ratio=here if measured is None else measured,
                 miss_s=guest.miss_s,
                 waits=guest.waits or 0.0,
                 weight=guest.weight,
             ),
+            horizon_s=max(float(self.settings.horizon), steady_s),
             margin_bytes=min(int(self.settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8)),
         )
 
@@ -95,13 +100,12 @@ class CurvePolicy:
 
     def _not_worth_it(self, candidates: Sequence[Candidate], wanted: Mapping[str, int]) -> str:
         """Return why the move to `wanted` is not made; empty when it is worth it."""
-        objective, gain, noise, moved = self.settings.objective, 0.0, 0.0, 0
+        objective, gain, noise = self.settings.objective, 0.0, 0.0
         for candidate in candidates:
             guest, load = candidate.guest, candidate.load
             pair = [guest.target_bytes, wanted[guest.name]]
             now, then = candidate.values(pair, objective)
             gain += then - now
-            moved += max(0, pair[1] - pair[0])
             ratios = candidate.miss_ratios(pair)
             scale = 1.0 if objective == "fair" else load.accesses_per_s
             # A difference of two points of one curve is a share of its accesses, and as uncertain as such a share is.
@@ -113,8 +117,6 @@ class CurvePolicy:
         unit = "" if objective == "fair" else f" {objective}/s"
         if gain < needed or gain <= 0:
             return f"gains {format_count(gain)}{unit}, below {format_count(needed)}"
-        if objective != "fair" and gain * self.settings.horizon < moved / PAGE_BYTES:
-            return f"gains {format_count(gain)}{unit}, too few to refill {format_size(moved)}"
         return ""
 
     # --- words --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from qmpalloc.curves.split import best_split
 from qmpalloc.curves.value import Load, Objective, Values
 from qmpalloc.limits import TAKE_MIN_BYTES, TAKE_SHARE
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
-from qmpalloc.units import MIB, align_down
+from qmpalloc.units import MIB, PAGE_BYTES, align_down
 
 UNITS_MAX = 512
 
@@ -26,12 +26,15 @@ class Candidate(Struct, frozen=True, kw_only=True):
         curve: Its miss-ratio curve.
         load: Its load at the present size.
         margin_bytes: The curve is read this much to the left: memory that the guest is given but not credited with.
+        horizon_s: How long a size is thought to last. What a guest gains from growing begins only when the memory has
+            been filled, by its misses, so that only the rest of the horizon counts. None: for ever.
     """
 
     guest: GuestSnapshot
     curve: Curve
     load: Load
     margin_bytes: int = 0
+    horizon_s: float | None = None
 
     def miss_ratios(self, sizes_bytes: Sequence[float] | NDArray[Any]) -> Values:
         """Return the miss ratio to plan with at each size."""
@@ -39,8 +42,15 @@ class Candidate(Struct, frozen=True, kw_only=True):
         return np.asarray(np.interp(left, self.curve.sizes_bytes, self.curve.miss_ratio))
 
     def values(self, sizes_bytes: Sequence[float] | NDArray[Any], objective: Objective) -> Values:
-        """Return the objective at each size."""
-        return self.load.values(self.miss_ratios(sizes_bytes), objective)
+        """Return the objective at each size, on average over the horizon."""
+        values = self.load.values(self.miss_ratios(sizes_bytes), objective)
+        if self.horizon_s is None:
+            return values
+        now = self.load.values(self.miss_ratios([self.guest.target_bytes]), objective)[0]
+        growth = np.maximum(0.0, np.asarray(sizes_bytes, dtype=float) - self.guest.target_bytes) / PAGE_BYTES
+        misses_per_s = max(1e-9, self.load.accesses_per_s * self.load.miss_ratio)
+        lasting = 1.0 - np.minimum(1.0, growth / misses_per_s / self.horizon_s)
+        return np.asarray(np.where(growth > 0, now + (values - now) * lasting, values))
 
 
 def room_bytes(snapshot: Snapshot, chosen: Sequence[str]) -> int:
@@ -64,12 +74,12 @@ def divide(candidates: Sequence[Candidate], room: int, objective: Objective) -> 
     for candidate in candidates:
         guest = candidate.guest
         most = min(units, max(0, guest.cap_bytes - guest.floor_bytes) // step)
-        sizes = guest.floor_bytes + float(step) * np.arange(most + 1)
-        own = candidate.values(sizes, objective)
-        # A tie-break far below any gain that counts: per unit moved, a billionth of what there is to gain.
-        scale = float(np.ptp(own)) + 1e-9
-        grids.append(sizes)
-        values.append(own - 1e-6 * scale * np.abs(sizes - guest.target_bytes) / max(free, step))
+        grids.append(guest.floor_bytes + float(step) * np.arange(most + 1))
+        values.append(candidate.values(grids[-1], objective))
+    # A tie-break far below any gain that counts: what changes nothing stays where it is.
+    scale = 1e-6 * (max(float(np.ptp(own)) for own in values) + 1e-9) / max(free, step)
+    for candidate, sizes, own in zip(candidates, grids, values, strict=True):
+        own -= scale * np.abs(sizes - candidate.guest.target_bytes)
     given = best_split(values, units)
     chosen = {
         candidate.guest.name: int(grid[count]) for candidate, grid, count in zip(candidates, grids, given, strict=True)

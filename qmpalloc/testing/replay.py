@@ -14,7 +14,7 @@ A `ReplayGuest` yields what a real one does: exact counts, sampled accesses, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -50,6 +50,7 @@ class ReplayGuest:
         accesses_per_s: Pages read per second; by a load that waits, if all of them hit.
         miss_s: Additional time of a miss; 0 for a load that does not wait.
         weight: Relative importance.
+        references: The pages of the model's file that are read next, without end; may be replaced by the same, cached.
         tracker: Its curve.
         mapping: From its size to its cache.
         service: What a miss costs it.
@@ -71,18 +72,38 @@ class ReplayGuest:
         weight: float = 1.0,
         scale: int = 8,
         seed: int = 1,
+        observed: bool = True,
     ) -> None:
+        """Make a guest with an empty cache.
+
+        Args:
+            name: Of the guest.
+            access: How its load reads.
+            file_bytes: What it reads.
+            accesses_per_s: How fast, if all hit.
+            size_bytes: Its memory at first, and under a static split.
+            lru: Its page replacement, a name of `qmpalloc.curves.simulation.POLICIES`.
+            own_bytes: Memory that is never cache.
+            floor_bytes: The least it may be set to.
+            cap_bytes: The most.
+            miss_s: Additional time of a miss; 0 for a load that does not wait for its reads.
+            weight: Relative importance.
+            scale: Pages of the guest that one page of the model stands for, a power of two up to 64.
+            seed: Of its references.
+            observed: False spares the work of sampling and of its curve.
+        """
         self.name = name
         self.size_bytes = self.baseline_bytes = size_bytes
         self.floor_bytes, self.cap_bytes = floor_bytes, cap_bytes
         self.accesses_per_s, self.miss_s, self.weight = accesses_per_s, miss_s, weight
         self._lru, self._own_bytes, self._scale, self._seed = lru, own_bytes, scale, seed
         self._generation = 0
+        self._observed = observed
         self._salt = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
         self.tracker = CurveTracker(
             lru, self._room_pages(floor_bytes) * scale, min(self._room_pages(cap_bytes) * scale, 2**20)
         )
-        self.mapping, self.service = SizeMapping(system_pages=0), ServiceTimes()
+        self.mapping, self.service = SizeMapping(system_pages=0, free_bytes=0), ServiceTimes()
         self.load(access, file_bytes)
         self.cache: Replacement = POLICIES[lru](self._room_pages(size_bytes), self._pages, scale=scale)
         self.hits = self.misses = self.interval_s = 0.0
@@ -91,7 +112,10 @@ class ReplayGuest:
         """Read another file from now on; the pages of the one before stay cached until they are evicted."""
         self._generation += 1
         self._pages = max(1, file_bytes // PAGE_BYTES // self._scale)
-        self._stream = page_numbers(access, self._pages, seed=self._seed, guest=self.name, phase=str(self._generation))
+        phase = str(self._generation)
+        self.references: Iterator[int] = page_numbers(
+            access, self._pages, seed=self._seed, guest=self.name, phase=phase
+        )
 
     def resize(self, size_bytes: int) -> None:
         """Set the size, as a balloon does at once; what no longer fits is evicted."""
@@ -105,7 +129,7 @@ class ReplayGuest:
         each_s = self._scale / self.accesses_per_s if self.accesses_per_s > 0 else float("inf")
         while left_s >= each_s:
             count = min(_CHUNK, int(left_s / each_s))
-            pages = list(islice(self._stream, count))
+            pages = list(islice(self.references, count))
             numbers = np.array(pages, dtype=np.int64) + self._base
             self.cache.grow(self._base + self._pages)
             missed = self.cache.read(numbers.tolist())
@@ -122,7 +146,7 @@ class ReplayGuest:
     def snapshot(self) -> GuestSnapshot:
         """Return what a policy sees."""
         rate = (self.hits + self.misses) / self.interval_s if self.interval_s else 0.0
-        gain, loss = self.tracker.ghosts()
+        gain, loss = self.tracker.ghosts() if self._observed else (0.0, 0.0)
         return GuestSnapshot(
             name=self.name,
             state=GuestState.FRESH,
@@ -136,9 +160,9 @@ class ReplayGuest:
             hits=round(self.hits),
             misses=round(self.misses),
             interval_s=self.interval_s or None,
-            curve=self.tracker.curve(self.mapping, self.floor_bytes, self.cap_bytes),
-            ghost_gain=gain * rate,
-            ghost_loss=loss * rate,
+            curve=self.tracker.curve(self.mapping, self.floor_bytes, self.cap_bytes) if self._observed else None,
+            ghost_gain=gain * rate if self._observed else None,
+            ghost_loss=loss * rate if self._observed else None,
             hit_s=self.service.hit_s,
             miss_s=self.service.miss_s,
             waits=self.service.waits,
@@ -157,7 +181,7 @@ class ReplayGuest:
         free = max(0, self.size_bytes - self._own_bytes - file_bytes)
         memory = Memory(total=self.size_bytes, free=free, active_file=0, inactive_file=file_bytes)
         self.mapping.observe(self.size_bytes, memory, evicting=self.cache.resident >= self.cache.capacity)
-        if not accesses:
+        if not accesses or not self._observed:
             return
         keys = self._sampled(numbers)
         self.tracker.observe(Window(keys=keys, accesses=accesses, events=len(keys), lost=0, shift=BLOCK_SHIFT))

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -33,6 +33,7 @@ def brute_distances(numbers):
     return distances
 
 
+@settings(deadline=None)
 @given(pages, st.integers(1, 50))
 def test_reuse_distances_are_those_of_a_stack_however_the_accesses_are_cut_into_batches(numbers, size):
     stack = ReuseStack()
@@ -47,6 +48,7 @@ def test_reuse_distances_beyond_a_chunk():
     assert ReuseStack().access(numbers)[0].tolist() == brute_distances(numbers.tolist())
 
 
+@settings(deadline=None)
 @given(pages)
 def test_the_lru_curve_is_what_lru_caches_miss(numbers):
     estimator = ReuseDistances(64)
@@ -56,6 +58,7 @@ def test_the_lru_curve_is_what_lru_caches_miss(numbers):
         assert estimator.miss_ratios(np.array([float(size)]))[0] == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(pages, st.floats(0.5, 2.0), st.sampled_from(["shards", "aet", *POLICIES]))
 def test_curves_fall_and_stay_between_0_and_1_whatever_was_observed(numbers, surplus, name):
     lru = ReuseDistances(64)
@@ -74,6 +77,7 @@ def test_curves_fall_and_stay_between_0_and_1_whatever_was_observed(numbers, sur
 
 
 @pytest.mark.parametrize("kind", [Lru, Fifo, TwoList, MultiGenerational])
+@settings(deadline=None)
 @given(numbers=pages, capacity=st.integers(1, 40))
 def test_a_simulated_cache_holds_no_more_than_it_may_and_misses_each_page_once_when_all_fit(kind, numbers, capacity):
     cache = kind(capacity, 31)
@@ -87,6 +91,7 @@ def test_a_simulated_cache_holds_no_more_than_it_may_and_misses_each_page_once_w
 
 
 @pytest.mark.parametrize("kind", [Lru, Fifo, TwoList, MultiGenerational])
+@settings(deadline=None)
 @given(numbers=pages, more=pages, capacity=st.integers(2, 20))
 def test_renumbering_all_pages_changes_nothing(kind, numbers, more, capacity):
     one, other = kind(capacity, 31), kind(capacity, 31)
@@ -135,6 +140,7 @@ def test_the_key_table_keeps_the_pages_accessed_last():
     assert table.number(np.array([15, 12], dtype=np.uint64)).tolist() == [1, 3]
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(float, 20, elements=st.floats(0, 1)).map(lambda values: np.sort(values)[::-1]),
     st.floats(0, 19),
@@ -156,6 +162,7 @@ def test_a_guest_that_misses_nothing_is_still_known_to_miss_with_less():
     assert ratios[2] == 0.0
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=6), min_size=1, max_size=3),
     st.integers(0, 8),

@@ -1,0 +1,184 @@
+"""One guest's curve over time: confidence, change, restart, lower rates, anchoring; mapping and service times."""
+
+import numpy as np
+import pytest
+
+from qmpalloc.curves.mapping import SYSTEM_PAGES, SizeMapping
+from qmpalloc.curves.samples import Window
+from qmpalloc.curves.service import ServiceTimes
+from qmpalloc.curves.tracker import POINTS, CurveTracker
+from qmpalloc.curves.usual import Usual
+from qmpalloc.sample import Memory
+from qmpalloc.testing.replay import mixed
+from qmpalloc.units import GIB, MIB, PAGE_BYTES
+
+PAGES = 1_000  # sampled pages of a load, so 64,000 of the guest
+FIT = PAGES * 64
+
+
+def window(numbers, *, shift=6, lost=0, restarted=False, surplus=1.0):
+    keys = mixed(np.asarray(numbers, dtype=np.uint64)) >> np.uint64(4)
+    if shift > 6:
+        keys = keys[keys & np.uint64((1 << (shift - 6)) - 1) == 0]
+    accesses = round(len(numbers) * 64 * surplus)
+    return Window(keys=keys, accesses=accesses, events=len(keys), lost=lost, shift=shift, restarted=restarted)
+
+
+def uniform(count, seed=1, first=0):
+    return np.random.default_rng(seed).integers(first, first + PAGES, count)
+
+
+def fed(tracker, batches=8, *, cached=FIT // 2, misses=0.5, first=0, seed=1, **options):
+    for index in range(batches):
+        tracker.observe(window(uniform(2_000, seed + index, first), **options))
+        tracker.measure(128_000, round(128_000 * misses), cached)
+    return tracker
+
+
+def mapping():
+    one = SizeMapping(system_pages=0, free_bytes=0)
+    one.observe(500 * MIB, Memory(free=0, active_file=200 * MIB, inactive_file=200 * MIB), evicting=True)
+    return one
+
+
+def curve(tracker):
+    return tracker.curve(mapping(), 150 * MIB, GIB)
+
+
+@pytest.mark.parametrize("policy", [None, "two_list", "lru_gen"])
+def test_a_uniform_load_has_a_straight_curve(policy):
+    found = curve(fed(CurveTracker(policy, 10_000, 200_000)))
+    assert found.weak == ()
+    assert len(found.sizes_bytes) <= 2 * POINTS + 2
+    sizes = np.array([200, 250, 300, 350]) * MIB
+    expected = 1 - (sizes - 100 * MIB) / PAGE_BYTES / FIT
+    assert np.interp(sizes, found.sizes_bytes, found.miss_ratio) == pytest.approx(expected, abs=0.03)
+    assert found.measured == pytest.approx(0.5, abs=0.001)
+
+
+def test_a_curve_of_few_accesses_or_less_than_two_working_sets_is_weak():
+    tracker = CurveTracker("lru_gen", 10_000, 200_000)
+    tracker.observe(window(uniform(500)))
+    assert "only 500 sampled accesses" in curve(tracker).weak[0]
+    tracker.observe(window(uniform(1_000, 2)))
+    assert "working sets seen" in curve(tracker).weak[0]
+
+
+def test_lost_samples_make_a_curve_weak_until_they_are_long_ago():
+    tracker = fed(CurveTracker("lru_gen", 10_000, 200_000))
+    tracker.observe(window(uniform(2_000), lost=200))
+    assert "lost" in curve(tracker).weak[0]
+    assert curve(fed(tracker, 20)).weak == ()
+
+
+def test_a_restart_forgets_all():
+    tracker = fed(CurveTracker("lru_gen", 10_000, 200_000))
+    tracker.observe(window(uniform(100), restarted=True))
+    assert "only 100" in curve(tracker).weak[0]
+    assert tracker.measured is None
+
+
+def test_a_curve_that_contradicts_the_measurement_is_weak():
+    (reason,) = curve(fed(CurveTracker("lru_gen", 10_000, 200_000), misses=0.1)).weak
+    assert reason.startswith("the curve says 0.4")
+    assert reason.endswith("misses here, measured are 0.10")
+
+
+def test_a_model_that_is_a_little_wrong_is_corrected_where_the_guest_is():
+    tracker = fed(CurveTracker("lru_gen", 10_000, 200_000), misses=0.45)
+    found = curve(tracker)
+    size = 100 * MIB + FIT // 2 * PAGE_BYTES
+    assert np.interp(size, found.sizes_bytes, found.miss_ratio) == pytest.approx(0.45, abs=0.005)
+
+
+def test_another_file_is_noticed_by_its_new_pages_and_the_curve_is_weak_until_they_are_known():
+    tracker = fed(CurveTracker("two_list", 10_000, 200_000), 12)
+    assert tracker.changes == 0
+    weak = []
+    for index in range(10):
+        fed(tracker, 1, first=50_000, seed=100 + index)
+        weak.append(bool(curve(tracker).weak))
+    assert tracker.changes == 1
+    assert weak[1]
+    assert not weak[-1]
+
+
+def test_a_load_that_misses_more_with_the_same_pages_is_noticed():
+    tracker = fed(CurveTracker("lru_gen", 10_000, 200_000), 12)
+    fed(tracker, 4, misses=0.8)
+    assert tracker.changes == 1
+
+
+def test_a_steady_load_is_never_taken_for_a_changed_one():
+    tracker = CurveTracker("lru_gen", 10_000, 200_000)
+    for index in range(60):
+        fed(tracker, 1, seed=index)
+    assert tracker.changes == 0
+
+
+def test_a_lower_rate_in_mid_run_keeps_what_was_learnt():
+    tracker = fed(CurveTracker("lru_gen", 10_000, 200_000), 12)
+    before = tracker.miss_ratios(np.array([16_000.0, 32_000.0, 48_000.0]))
+    tracker.observe(window(uniform(2_000), shift=7))
+    assert tracker.shift == 7
+    after = tracker.miss_ratios(np.array([16_000.0, 32_000.0, 48_000.0]))
+    assert after == pytest.approx(before, abs=0.05)
+    # A guest that samples more again is cut down to the same rate.
+    fed(tracker, 12)
+    assert tracker.shift == 7
+    assert tracker.miss_ratios(np.array([32_000.0]))[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_large_guest_is_sampled_at_a_lower_rate_and_memory_stays_bounded():
+    tracker = CurveTracker("two_list", 10_000, 8 * GIB // PAGE_BYTES)
+    assert tracker.shift == 8
+    for index in range(12):
+        tracker.observe(window(np.arange(index * 8_000, (index + 1) * 8_000)))
+    assert tracker.lru.stack.pages <= 4 * 8_192
+    assert tracker.miss_ratios(np.array([1e6]))[0] == pytest.approx(1.0, abs=0.01)
+
+
+def test_ghosts_are_hits_by_access_for_a_mib():
+    gain, loss = fed(CurveTracker("lru_gen", 10_000, 200_000)).ghosts()
+    assert gain == pytest.approx(256 / FIT, rel=0.3)
+    assert loss == pytest.approx(256 / FIT, rel=0.3)
+
+
+def test_the_mapping_learns_what_is_not_cache():
+    one = SizeMapping()
+    assert one.cache_pages(GIB) == 0.0
+    memory = Memory(free=40 * MIB, active_file=300 * MIB, inactive_file=100 * MIB)
+    for _ in range(60):
+        one.observe(600 * MIB, memory, evicting=True)
+    assert one.overhead_bytes == pytest.approx(200 * MIB, rel=0.01)
+    assert one.cache_pages(700 * MIB) == pytest.approx(500 * 256 - SYSTEM_PAGES, rel=0.01)
+    # Free memory beyond what the kernel keeps is cache to come.
+    one.observe(800 * MIB, Memory(free=240 * MIB, active_file=300 * MIB, inactive_file=100 * MIB), evicting=False)
+    assert one.overhead_bytes == pytest.approx(200 * MIB, rel=0.01)
+
+
+def test_a_load_that_waits_is_told_from_one_that_does_not():
+    waiting, paced = ServiceTimes(), ServiceTimes()
+    for m in np.linspace(0.1, 0.5, 20):
+        accesses = int(1.0 / (25e-6 + m * 400e-6))
+        waiting.observe(accesses, int(m * accesses), 1.0)
+        paced.observe(5_000, int(m * 5_000), 1.0)
+    assert waiting.waits == 1.0
+    assert waiting.miss_s == pytest.approx(400e-6, rel=0.05)
+    assert waiting.hit_s == pytest.approx(25e-6, rel=0.2)
+    assert paced.waits == pytest.approx(0.0, abs=0.05)
+
+
+def test_without_variation_the_disk_speaks():
+    times = ServiceTimes()
+    times.observe(5_000, 2_500, 1.0, disk_miss_s=380e-6)
+    assert (times.waits, times.miss_s) == (1.0, 380e-6)
+    times = ServiceTimes()
+    times.observe(1_000, 500, 1.0, disk_miss_s=380e-6)
+    assert times.waits is None
+
+
+def test_usual_needs_two_in_a_row():
+    usual = Usual(0.05)
+    assert not any(usual.unusual(value) for value in [0.1, 0.1, 0.1, 0.1, 0.3, 0.1, 0.3])
+    assert usual.unusual(0.3)

@@ -1,0 +1,301 @@
+"""Policies that know more than counts: curve, hill, oracle; and what value they put on memory."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+
+from qmpalloc.curves.value import Load
+from qmpalloc.errors import ConfigError
+from qmpalloc.limits import apply_limits
+from qmpalloc.model import Curve, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.policy import load
+from qmpalloc.units import MIB
+
+
+def line(*points, weak=(), measured=None, steady=10**9):
+    """A curve through points of MiB and miss ratio."""
+    return Curve(
+        sizes_bytes=tuple(mib * MIB for mib, _ in points),
+        miss_ratio=tuple(ratio for _, ratio in points),
+        weak=weak,
+        measured=measured,
+        steady_accesses=steady,
+    )
+
+
+STRAIGHT = line((100, 1.0), (2000, 0.0))
+FLAT = line((100, 1.0), (2000, 1.0))
+CLIFF = line((100, 1.0), (599, 1.0), (600, 0.0), (2000, 0.0))
+
+
+def guest(name, curve=None, *, size=500, rate=10_000, misses=None, state=GuestState.FRESH, floor=200, cap=2000, **more):
+    ratio = 0.5
+    if misses is not None:
+        ratio = misses / rate
+    elif curve is not None:
+        ratio = float(np.interp(size * MIB, curve.sizes_bytes, curve.miss_ratio))
+    return GuestSnapshot(
+        name=name,
+        state=state,
+        target_bytes=size * MIB,
+        actual_bytes=size * MIB,
+        charge_bytes=size * MIB,
+        floor_bytes=floor * MIB,
+        cap_bytes=cap * MIB,
+        baseline_bytes=size * MIB,
+        hits=round(rate * (1 - ratio)),
+        misses=round(rate * ratio),
+        interval_s=1.0,
+        curve=curve,
+        **more,
+    )
+
+
+def snapshot(*guests, budget=None):
+    budget = budget or sum(one.target_bytes for one in guests) // MIB
+    return Snapshot(cycle=1, time_s=1.0, budget_bytes=budget * MIB, interval_s=1.0, guests=guests)
+
+
+def targets(decision):
+    return [one.target_bytes // MIB for one in decision.guests]
+
+
+def settled(policy, *guests, rounds=30, budget=None):
+    """Carry decisions out until nothing moves; return the sizes and how many decisions moved."""
+    now, moves = snapshot(*guests, budget=budget), 0
+    for _ in range(rounds):
+        decision = apply_limits(now, policy.decide(now), {})
+        moved = False
+        after = []
+        for one, verdict in zip(now.guests, decision.guests, strict=True):
+            size = verdict.target_bytes
+            moved |= size != one.target_bytes
+            changed = guest(
+                one.name, one.curve, size=size // MIB, rate=one.hits + one.misses, floor=one.floor_bytes // MIB
+            )
+            after.append(structs.replace(changed, weight=one.weight))
+        moves += moved
+        now = structs.replace(now, guests=tuple(after))
+    return [one.target_bytes // MIB for one in now.guests], moves
+
+
+def test_memory_goes_from_where_it_is_worth_nothing_to_where_it_saves_misses():
+    sizes, moves = settled(load("curve", {}), guest("a", STRAIGHT), guest("b", FLAT))
+    assert sizes == [800, 200]
+    assert moves < 6
+
+
+def test_the_losing_side_gives_no_more_than_a_step_and_the_reason_says_where_it_goes():
+    decision = load("curve", {}).decide(snapshot(guest("a", STRAIGHT), guest("b", FLAT)))
+    assert targets(decision) == [628, 372]
+    assert decision.guests[1].limiter is Limiter.STEP
+    assert decision.guests[1].reason.endswith("on the way to 200M")
+    assert decision.guests[0].reason.startswith("gains 674 hits/s, 674 misses/s fewer")
+    assert decision.guests[0].terms["hits_s_gained"] == pytest.approx(674, abs=1)
+    assert [(move.donor, move.receiver) for move in decision.moves] == [("b", "a")]
+
+
+def test_a_cliff_is_jumped_with_a_margin():
+    sizes, _ = settled(load("curve", {}), guest("a", CLIFF), guest("b", CLIFF))
+    assert max(sizes) >= 616
+    assert sum(sizes) <= 1000
+
+
+def test_the_best_split_stays():
+    decision = load("curve", {}).decide(snapshot(guest("a", STRAIGHT), guest("b", STRAIGHT)))
+    assert targets(decision) == [500, 500]
+    assert decision.moves == ()
+
+
+def test_too_little_gain_moves_nothing():
+    slightly = line((100, 0.5), (2000, 0.49))
+    decision = load("curve", {}).decide(snapshot(guest("a", slightly), guest("b", FLAT)))
+    assert targets(decision) == [500, 500]
+    assert "below" in decision.summary
+    assert decision.guests[0].limiter is Limiter.GATE
+
+
+def test_growth_that_would_not_be_filled_before_the_load_changes_is_not_worth_it():
+    slow = guest("a", line((100, 1.0), (2000, 0.0), steady=100), rate=50)
+    decision = load("curve", {"horizon": "10s"}).decide(snapshot(slow, guest("b", FLAT, rate=50)))
+    assert decision.moves == ()
+    long = guest("a", line((100, 1.0), (2000, 0.0), steady=10**7), rate=50)
+    assert load("curve", {"horizon": "10s"}).decide(snapshot(long, guest("b", FLAT, rate=50))).moves
+
+
+WEAK = structs.replace(FLAT, weak=("only 12 sampled accesses",))
+
+
+@pytest.mark.parametrize(
+    ("held", "reason"),
+    [
+        (guest("b", WEAK), "weak curve: only 12 sampled accesses"),
+        (guest("b", None), "no curve: accesses are not sampled"),
+        (guest("b", FLAT, state=GuestState.LATE), "not fresh but late"),
+        (guest("b", FLAT, frozen="its balloon does not move"), "its balloon does not move"),
+        (
+            guest("b", STRAIGHT, disk_read_pages=100),
+            "reports 7.89k misses, but its disks read 100 pages",
+        ),
+    ],
+)
+def test_a_guest_whose_curve_is_in_doubt_is_held_and_the_others_share_the_rest(held, reason):
+    decision = load("curve", {}).decide(snapshot(guest("a", STRAIGHT), held, guest("c", FLAT)))
+    verdict = decision.guests[1]
+    assert (verdict.target_bytes, verdict.reason, verdict.limiter) == (500 * MIB, reason, Limiter.STATE)
+    assert targets(decision)[0] > 500
+
+
+def test_without_any_curve_it_climbs_on_ghosts_and_without_ghosts_it_holds():
+    policy = load("curve", {})
+    climbing = snapshot(
+        guest("a", WEAK, ghost_gain=20.0, ghost_loss=20.0), guest("b", WEAK, ghost_gain=0.0, ghost_loss=0.0)
+    )
+    assert targets(policy.decide(climbing)) == [516, 484]
+    assert targets(policy.decide(snapshot(guest("a", WEAK), guest("b", WEAK)))) == [500, 500]
+
+
+def test_a_budget_that_does_not_hold_the_floors_holds_everything():
+    decision = load("curve", {}).decide(snapshot(guest("a", STRAIGHT), guest("b", FLAT), budget=300))
+    assert targets(decision) == [500, 500]
+    assert "floors" in decision.summary
+
+
+def test_a_claim_is_worth_no_more_than_the_misses_that_are_measured():
+    liar = guest("a", structs.replace(STRAIGHT, measured=0.001), misses=10)
+    honest = guest("b", STRAIGHT)
+    decision = load("curve", {}).decide(snapshot(liar, honest))
+    assert targets(decision)[0] <= 500 or decision.moves == ()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.integers(0, 100_000), st.integers(200, 1500)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.sampled_from(["hits", "misses", "fair"]),
+)
+def test_floors_caps_and_budget_hold_for_any_curves(specs, objective):
+    guests = [
+        guest(
+            f"g{index}",
+            line(*zip(np.linspace(100, 2000, len(ratios)).astype(int).tolist(), sorted(ratios)[::-1], strict=True)),
+            size=size,
+            rate=rate,
+        )
+        for index, (ratios, rate, size) in enumerate(specs)
+    ]
+    shot = snapshot(*guests)
+    decision = load("curve", {"objective": objective}).decide(shot)
+    assert sum(one.target_bytes for one in decision.guests) <= shot.budget_bytes
+    for one, verdict in zip(guests, decision.guests, strict=True):
+        assert one.floor_bytes <= verdict.target_bytes <= one.cap_bytes or verdict.target_bytes == one.target_bytes
+    assert apply_limits(shot, decision, {}).guests == decision.guests
+
+
+def test_the_order_of_the_guests_does_not_matter():
+    steep = line((100, 1.0), (700, 0.1), (2000, 0.0))
+    guests = [guest("a", STRAIGHT), guest("b", steep, rate=3_000), guest("c", FLAT)]
+    one = load("curve", {}).decide(snapshot(*guests))
+    other = load("curve", {}).decide(snapshot(*guests[::-1]))
+    assert targets(one) == targets(other)[::-1]
+
+
+# --- value ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_starved_load_that_waits_is_worth_what_it_would_do_not_what_it_does():
+    starved = Load(accesses_per_s=1 / 400e-6, miss_ratio=0.95, miss_s=395e-6, waits=1.0)
+    assert starved.rates(np.array([0.95, 0.0])) == pytest.approx([2_500, 40_000], rel=0.02)
+    paced = structs.replace(starved, waits=0.0)
+    assert paced.rates(np.array([0.95, 0.0])) == pytest.approx([2_500, 2_500])
+
+
+@settings(deadline=None)
+@given(
+    st.floats(0, 1e6), st.floats(0, 1), st.floats(0, 0.1), st.floats(0, 1), st.sampled_from(["hits", "misses", "fair"])
+)
+def test_fewer_misses_are_never_worth_less_to_a_paced_load_nor_in_hits_or_fairness(rate, m0, miss_s, waits, objective):
+    if objective == "misses":
+        waits = 0.0  # a load that waits reads more when it misses less: that may cost the disk more reads
+    values = Load(accesses_per_s=rate, miss_ratio=m0, miss_s=miss_s, waits=waits).values(
+        np.linspace(1, 0, 50), objective
+    )
+    assert np.isfinite(values).all()
+    assert (np.diff(values) >= -1e-9 * (1 + np.abs(values[1:]))).all()
+
+
+def test_weights_count_and_fairness_spreads():
+    weighted, _ = settled(load("curve", {}), guest("a", STRAIGHT, weight=3.0), guest("b", STRAIGHT))
+    assert weighted[0] > weighted[1]
+    fast = guest("a", STRAIGHT, rate=90_000)
+    greedy, _ = settled(load("curve", {}), fast, guest("b", STRAIGHT))
+    fair, _ = settled(load("curve", {"objective": "fair"}), fast, guest("b", STRAIGHT))
+    assert greedy == [800, 200]
+    assert abs(fair[0] - fair[1]) < 60
+
+
+# --- hill and oracle ------------------------------------------------------------------------------------------------
+
+
+def test_hill_moves_a_step_from_the_least_loss_to_the_largest_gain():
+    guests = [
+        guest("a", ghost_gain=30.0, ghost_loss=40.0),
+        guest("b", ghost_gain=5.0, ghost_loss=2.0),
+        guest("c", ghost_gain=5.0, ghost_loss=9.0),
+    ]
+    decision = load("hill", {}).decide(snapshot(*guests))
+    assert targets(decision) == [516, 484, 500]
+
+
+def test_hill_rests_when_gain_and_loss_are_near_or_small():
+    near = [guest("a", ghost_gain=10.0, ghost_loss=10.0), guest("b", ghost_gain=10.0, ghost_loss=9.0)]
+    assert load("hill", {}).decide(snapshot(*near)).moves == ()
+    small = [guest("a", ghost_gain=0.2, ghost_loss=0.2), guest("b", ghost_gain=0.0, ghost_loss=0.0)]
+    assert load("hill", {}).decide(snapshot(*small)).moves == ()
+
+
+def test_hill_leaves_guests_without_ghosts_alone():
+    decision = load("hill", {}).decide(snapshot(guest("a", ghost_gain=30.0, ghost_loss=30.0), guest("b")))
+    assert decision.moves == ()
+    assert decision.guests[1].reason == "its ghost hits are not known"
+
+
+def test_the_oracle_goes_to_the_best_split_of_the_curves_it_was_given_and_changes_with_them():
+    curves = {
+        "a": [{"sizes": ["100MiB", "2000MiB"], "miss_ratio": [1.0, 0.0]}],
+        "b": [
+            {"sizes": ["100MiB", "2000MiB"], "miss_ratio": [1.0, 1.0], "until": "100s"},
+            {"sizes": ["100MiB", "200MiB", "1000MiB"], "miss_ratio": [1.0, 1.0, 0.0]},
+        ],
+    }
+    policy = load("oracle", {"curves": curves})
+    now = snapshot(guest("a"), guest("b"))
+    assert targets(policy.decide(now)) == [800, 200]
+    assert targets(policy.decide(structs.replace(now, time_s=100.0))) == [200, 800]
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        {"sizes": ["1MiB"], "miss_ratio": []},
+        {"sizes": ["2MiB", "1MiB"], "miss_ratio": [1.0, 0.0]},
+        {"sizes": ["1MiB"], "miss_ratio": [1.5]},
+    ],
+)
+def test_the_oracle_refuses_what_is_no_curve(curve):
+    with pytest.raises(ConfigError) as caught:
+        load("oracle", {"curves": {"a": [curve]}})
+    assert caught.value.key == "policy.curves.a[0]"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("curve", {"least_gain": 2.0}), ("hill", {"ratio": 0.5}), ("hill", {"step": "1kB"})]
+)
+def test_settings_out_of_range_are_refused(name, settings):
+    with pytest.raises(ConfigError):
+        load(name, settings)
