@@ -203,6 +203,8 @@ class Session:
                 self._refused(error)
                 await trio.sleep(RETRY_MOST_S)
                 continue
+            if guest.facts is not None and actual_bytes > guest.facts.ram_bytes:
+                raise NonsenseError(f"{monitor.address}: query-balloon tells more memory than QEMU was started with")
             self._answered()
             self._take_size(actual_bytes, asked_s)
             with trio.move_on_after(self._sample_interval_s if guest.settled else self._balloon_poll_s):

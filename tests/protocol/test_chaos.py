@@ -1,0 +1,76 @@
+"""The chaos test, for a short time; `python -m qmpalloc.testing.chaos` runs it for long."""
+
+import random
+
+import pytest
+import trio
+
+from qmpalloc.errors import SampleError
+from qmpalloc.guest import Facts, Guest
+from qmpalloc.sample import parse
+from qmpalloc.testing import Load, chaos
+from qmpalloc.testing.chaos import ViolationError, Witness, make_config, run_chaos
+from qmpalloc.testing.chaos_faults import hostile_files
+from qmpalloc.testing.simulated_guest import SimulatedGuest
+from qmpalloc.units import MIB
+
+
+@pytest.mark.timeout(300)
+def test_nothing_breaks_the_invariants():
+    done = run_chaos(seed=1, guests=3, cycles=15)
+    assert done.witness.guest_cycles > 30
+    assert len(done.witness.shown) > 5
+
+
+@pytest.mark.timeout(300)
+def test_a_seed_replays():
+    shown = [run_chaos(seed=7, guests=1, cycles=8).witness.shown for _ in range(2)]
+    assert shown[0] == shown[1]
+
+
+def test_the_witness_objects_to_a_grant_without_room(tmp_path):
+    witness = Witness(1000 * MIB)
+    for name in ("a", "b"):
+        witness._told[name] = (-1.0, 500 * MIB, 500 * MIB)
+
+    async def grant():
+        witness._grant("a", 400 * MIB)
+        assert not witness.violation
+        witness._grant("b", 600 * MIB)
+        assert "granted" in witness.violation
+
+    trio.run(grant)
+
+
+def test_a_fault_that_does_not_show_is_a_violation(monkeypatch):
+    monkeypatch.setattr(chaos, "shows", lambda fault, events: False)
+    monkeypatch.setattr(chaos, "SHOW_LIMIT_S", 5.0)
+    with pytest.raises(ViolationError, match="does not show"):
+        run_chaos(seed=1, guests=1, cycles=20)
+
+
+def test_every_hostile_file_is_refused(tmp_path):
+    """By the parser, or by what is known of the guest before."""
+    simulated = SimulatedGuest("a", load=Load(file_pages=1, accesses_per_s=1.0), memory_bytes=512 * MIB)
+    config = make_config(tmp_path, 1)
+
+    async def judge():
+        for content in hostile_files(simulated):
+            guest = Guest(config.guests[0], config.control)
+            facts = Facts(ram_bytes=512 * MIB, balloon_path="/b", deflate_on_oom=True, qemu_version="9.2.0")
+            guest.connected(facts, 512 * MIB, 0.0, paused=False)
+            simulated._sequence, honest = 1, simulated.sample()
+            guest.take_sample(honest, 0.0)
+            with pytest.raises(SampleError) as caught:
+                guest.take_sample(parse(content), 1.0)
+            assert caught.value.message.isprintable()
+
+    trio.run(judge)
+
+
+def test_bytes_at_random_are_a_sample_error_or_a_sample():
+    rng = random.Random(1)
+    for _ in range(3000):
+        data = bytes(rng.randrange(256) for _ in range(rng.randrange(200)))
+        with pytest.raises(SampleError):
+            parse(data)
