@@ -236,7 +236,7 @@ async def test_a_qemu_that_talks_nonsense_in_mid_run_is_a_state_of_its_own(lab, 
     assert lab.events[-1].reason == "duration reached"
 
 
-@pytest.mark.parametrize("reply", [{"actual": "many"}, {"actual": -1}, {"actual": True}, [], None])
+@pytest.mark.parametrize("reply", [{"actual": "many"}, {"actual": -1}, {"actual": 1 << 40}, {"actual": True}, [], None])
 async def test_a_size_that_is_none_is_a_state_too(lab, autojump_clock, reply):
     await lab.two()
     commands = lab.guests["small"].qemu.commands
