@@ -17,10 +17,11 @@ from array import array
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from qmpalloc.curves.simulation import POLICIES
 from qmpalloc.curves.split import best_split
-from qmpalloc.model import Policy
+from qmpalloc.model import Curve, Policy
 from qmpalloc.policy import load
 from qmpalloc.testing.mixes import MIXES, Mix
 from qmpalloc.testing.replay import ReplayGuest, ReplayHost
@@ -101,6 +102,11 @@ def oracle_sizes(mix: Mix) -> list[int]:
     return sorted(size for size in sizes if FLOOR <= size <= most)
 
 
+def mean_error(found: Curve, sizes: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
+    """Return the mean absolute error of a curve over even sizes."""
+    return float(np.abs(np.interp(sizes, found.sizes_bytes, found.miss_ratio) - exact).mean())
+
+
 def study(task: tuple[Mix, str]) -> str:
     """Run all arms on a mix; return a line of the table, sortable by the share of the oracle that ``curve`` reaches."""
     mix, lru = task
@@ -120,10 +126,11 @@ def study(task: tuple[Mix, str]) -> str:
         outcomes[name], guests = run(mix, lru, references, load(policy, settings), None)
         if name == "curve":
             sizes_found = "/".join(str(guest.size_bytes // MIB) for guest in guests)
+            even = np.linspace(sizes[0], sizes[-1], 64)
             for guest, curve in zip(guests, curves, strict=True):
                 found = guest.snapshot().curve
                 assert found is not None
-                errors.append(np.abs(np.interp(sizes, found.sizes_bytes, found.miss_ratio) - curve).mean())
+                errors.append(mean_error(found, even, np.interp(even, sizes, curve)))
     top = max([oracle.hits, *(outcome.hits for outcome in outcomes.values())])
     ours = outcomes["curve"]
     share = ours.hits / oracle.hits if oracle.hits else 1.0

@@ -2,8 +2,8 @@
 
 The sample is spatial: of every aligned block of 64 pages of a file, one page is watched, its slot chosen by a hash, and
 all accesses to it are shipped. (One page per block instead of hashing every page costs one hash per 64 pages and, where
-popularity is smooth over the file, gives a quarter of the curve's error.) At a lower rate half of the blocks are left
-out, then half of the rest: what was collected before stays a valid sample once the others are thrown away.
+popularity is smooth over the file, gives a quarter of the curve's error.) At a lower rate every other block is left
+out, then every other of the rest: what was collected before stays a valid sample once the others are thrown away.
 
 A batch is little-endian:
 
@@ -23,11 +23,12 @@ offset  size  field
 64      8n    events: key << 4 | fresh << 3 | kind
 ======  ====  =====================================================================================================
 
-*key*: the low 60 bits of a hash of salt, device, inode, **inode generation** (so that an inode number used again is
-another file) and block number. A block is in the sample at shift s when the low s - 6 bits of its key are zero. The
-slot, the page of the block that is watched, comes from other bits of the hash and does not appear. *kind*: 0 read,
-1 page fault, 2 write, 3 insert, 4 removed. *fresh*: an access to a page that had not been accessed since its insert,
-i.e. a miss.
+*key*, 60 bits: the upper 50 are a hash of salt, device, inode, **inode generation** (so that an inode number used again
+is another file) and block number; the low 10 are the low bits of the block number, each flipped or not by a hash of the
+same without the block number. A block is in the sample at shift s when the low s - 6 bits of its key are zero: one of
+every 2 ** (s - 6) neighbours. The slot, the page of the block that is watched, comes from other bits of the first hash
+and does not appear. *kind*: 0 read, 1 page fault, 2 write, 3 insert, 4 removed. *fresh*: an access to a page that had
+not been accessed since its insert, i.e. a miss.
 """
 
 from __future__ import annotations

@@ -19,10 +19,16 @@ from qmpalloc.curves.usual import Usual
 from qmpalloc.model import Curve
 
 SAMPLED_PAGES_MAX = 8_192
-"""Pages of the largest simulated cache; the rate is lowered until it fits. At twice that, and 2,000 accesses a second,
-16 guests cost 11 % of a core."""
+"""Pages of the largest simulated cache; the rate is lowered until it fits."""
 
-SIMULATED_SIZES = 20
+SAMPLED_PER_S_MAX = 1_000.0
+"""Sampled accesses per second that are simulated; the rate is lowered until they are no more, so that many guests do
+not cost the host a core. `benchmarks/curve_cost.py` measures it."""
+
+SAMPLED_PAGES_LEAST = 1_024
+"""Fewer pages than twice this are not halved for the sake of CPU: the curve would be too coarse."""
+
+SIMULATED_SIZES = 16
 POINTS = 32
 """Half of the sizes in a `Curve`: enough for linear interpolation, small in a record."""
 
@@ -32,12 +38,14 @@ HALF_LIFE_LEAST = 2_048
 """Sampled accesses after which what was learnt counts half, at least; else as many as there are known pages."""
 
 _FEW = 1_000
+_BUSY_INTERVALS = 3
 _LOST_SHARE = 0.001
 _WINDOWS = 4  # by half-life, to look for changes
 _CHANGE_GAP = 0.05
 _CHANGE_NEW = 0.15
 _CONTRADICTION = 0.10
 _LEFT_AFTER_CHANGE = 0.2
+_SETTLED_AFTER = 1.5  # working sets
 
 
 class CurveTracker:
@@ -78,7 +86,9 @@ class CurveTracker:
         self._estimators = (self.lru,) if self.estimator is self.lru else (self.lru, self.estimator)
         self._seen = 0
         self._events = self._lost = 0.0
+        self._settled = False
         self._since_change = math.inf
+        self._busy = 0
         self._steady_accesses = 0.0
         self._accesses = self._misses = 0.0
         self._cached = 0.0
@@ -105,16 +115,23 @@ class CurveTracker:
         if self._keys.full:
             self._renumber(self._keys.trim(self.lru.stack.last))
 
-    def measure(self, accesses: int, misses: int, cached_pages: float) -> None:
+    def measure(self, accesses: int, misses: int, cached_pages: float, interval_s: float | None = None) -> None:
         """Learn what was measured by the exact counters.
 
         Args:
             accesses: Pages accessed.
             misses: Pages brought in for them.
             cached_pages: Pages of the load in the cache at the time.
+            interval_s: Time in which all this happened; None if it is not known.
         """
         if accesses <= 0:
             return
+        if interval_s is not None and accesses / interval_s / 2.0**self.shift > SAMPLED_PER_S_MAX:
+            self._busy += 1
+            if self._busy >= _BUSY_INTERVALS and self.lru.stack.pages >= 2 * SAMPLED_PAGES_LEAST:
+                self._lower_rate(self.shift + 1)
+        else:
+            self._busy = 0
         if abs(cached_pages - self._cached) > 0.02 * max(cached_pages, self._cached):
             self._accesses = self._misses = 0.0
             self._cached = cached_pages
@@ -212,6 +229,11 @@ class CurveTracker:
             estimator.observe(ids, expected)
         self._seen += len(ids)
         self._since_change += len(ids)
+        if not self._settled and self._seen >= max(2 * _FEW, _SETTLED_AFTER * self.lru.stack.pages):
+            # Until now most accesses were the first to their page: misses at any size, that will not come again.
+            self._settled = True
+            for estimator in self._estimators:
+                estimator.forget(_LEFT_AFTER_CHANGE)
 
     def _forgotten(self, accesses: int) -> float:
         return float(0.5 ** (accesses / self.half_life))
@@ -221,6 +243,7 @@ class CurveTracker:
             estimator.renumber(new)
 
     def _lower_rate(self, shift: int) -> None:
+        self._busy = 0
         halvings = shift - self.shift
         self.shift = shift
         self._renumber(self._keys.thin(shift))
@@ -262,6 +285,7 @@ class CurveTracker:
         self.changes += 1
         self._since_change = self._steady_accesses = 0.0
         self._seen = 0
+        self._settled = False
         self._accesses = self._misses = 0.0
         self._forget_usual()
         for estimator in self._estimators:

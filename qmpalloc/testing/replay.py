@@ -130,8 +130,8 @@ class ReplayGuest:
         while left_s >= each_s:
             count = min(_CHUNK, int(left_s / each_s))
             pages = list(islice(self.references, count))
-            numbers = np.array(pages, dtype=np.int64) + self._base
-            self.cache.grow(self._base + self._pages)
+            numbers = np.array(pages, dtype=np.int64) + self.first_page
+            self.cache.grow(self.first_page + self._pages)
             missed = self.cache.read(numbers.tolist())
             left_s -= count * each_s + missed * self.miss_s * self._scale
             accesses += count
@@ -169,9 +169,19 @@ class ReplayGuest:
         )
 
     @property
-    def _base(self) -> int:
+    def first_page(self) -> int:
         """Number of the first page of the present file: every file has pages of its own."""
         return (self._generation - 1) * 2**21 // self._scale
+
+    def sampled(self, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return the keys of the accesses that a collector would ship: one page of every 64, or 64 / scale here."""
+        slots = np.uint64(2**BLOCK_SHIFT // self._scale)
+        blocks = numbers.astype(np.uint64) // slots
+        keys = mixed(blocks + self._salt)
+        watched = blocks * slots + (keys >> np.uint64(40)) % slots
+        low = np.uint64(2**10 - 1)
+        keys = (keys >> np.uint64(4)) & ~low | (blocks ^ self._salt) & low
+        return np.asarray(keys[watched == numbers.astype(np.uint64)])
 
     def _room_pages(self, size_bytes: int) -> int:
         return max(1, (size_bytes - self._own_bytes) // PAGE_BYTES // self._scale)
@@ -183,20 +193,12 @@ class ReplayGuest:
         self.mapping.observe(self.size_bytes, memory, evicting=self.cache.resident >= self.cache.capacity)
         if not accesses or not self._observed:
             return
-        keys = self._sampled(numbers)
+        keys = self.sampled(numbers)
         self.tracker.observe(Window(keys=keys, accesses=accesses, events=len(keys), lost=0, shift=BLOCK_SHIFT))
         cached = self.mapping.cached_pages(memory)
         assert cached is not None
-        self.tracker.measure(accesses, misses, cached)
+        self.tracker.measure(accesses, misses, cached, self.interval_s)
         self.service.observe(accesses, misses, self.interval_s)
-
-    def _sampled(self, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Return the keys of the accesses that a collector would ship: one page of every 64, or 64 / scale here."""
-        slots = np.uint64(2**BLOCK_SHIFT // self._scale)
-        blocks = numbers.astype(np.uint64) // slots
-        keys = mixed(blocks + self._salt)
-        watched = blocks * slots + (keys >> np.uint64(40)) % slots
-        return np.asarray(keys[watched == numbers.astype(np.uint64)] >> np.uint64(4))
 
 
 def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,0 +1,116 @@
+"""Policies against guests that replay references: few pages, so that it takes no time, and everything is sampled."""
+
+import numpy as np
+import pytest
+
+from qmpalloc.experiment.access import Loop, Sequential, Uniform, Zipf
+from qmpalloc.policy import load
+from qmpalloc.testing import ReplayGuest, ReplayHost
+from qmpalloc.testing.mixes import MIXES
+from qmpalloc.units import GIB, MIB
+
+SCALE = 64
+
+
+def guest(name, access, *, file_mib=1024, size_mib=600, rate=16_000.0, **more):
+    return ReplayGuest(
+        name,
+        access,
+        file_bytes=file_mib * MIB,
+        accesses_per_s=rate,
+        size_bytes=size_mib * MIB,
+        cap_bytes=1400 * MIB,
+        scale=SCALE,
+        **more,
+    )
+
+
+def run(host, policy, steps):
+    for _ in range(steps):
+        host.step(policy)
+    return host
+
+
+def test_the_same_seed_gives_the_same_counts_and_another_one_others():
+    counts = []
+    for seed in (1, 1, 2):
+        one = guest("a", Zipf(exponent=0.9), seed=seed)
+        one.advance(30.0)
+        counts.append((one.hits, one.misses))
+    assert counts[0] == counts[1] != counts[2]
+
+
+@pytest.mark.parametrize("lru", ["two_list", "lru_gen"])
+def test_its_curve_says_what_it_misses_at_another_size(lru):
+    one = guest("a", Uniform(), lru=lru)
+    for _ in range(24):
+        one.advance(5.0)
+    curve = one.snapshot().curve
+    assert curve.weak == ()
+    predicted = np.interp(800 * MIB, curve.sizes_bytes, curve.miss_ratio)
+    one.resize(800 * MIB)
+    for _ in range(24):
+        one.advance(5.0)
+    assert one.misses / (one.hits + one.misses) == pytest.approx(predicted, abs=0.05)
+
+
+def test_a_load_that_waits_goes_faster_when_it_misses_less_and_that_is_learnt():
+    one = guest("a", Uniform(), miss_s=400e-6, rate=40_000.0)
+    rates = []
+    for size in (400, 600, 800, 1000):
+        one.resize(size * MIB)
+        for _ in range(10):
+            one.advance(5.0)
+        rates.append((one.hits + one.misses) / one.interval_s)
+    assert rates == sorted(rates)
+    assert one.service.waits == 1.0
+    assert one.service.miss_s == pytest.approx(400e-6, rel=0.2)
+
+
+def test_curves_share_room_for_two_scans_among_three_where_all_averages_are_equal():
+    guests = [guest(name, Sequential(), file_mib=512, size_mib=566) for name in "abc"]
+    host = run(ReplayHost(guests, budget_bytes=1700 * MIB), load("curve", {}), 30)
+    assert host.last_hits / host.last_accesses == pytest.approx(2 / 3, abs=0.01)
+    assert sum(one.size_bytes for one in guests) <= 1700 * MIB
+    moves = host.moves
+    assert run(host, load("curve", {}), 10).moves == moves
+
+
+@pytest.mark.parametrize("mix", [MIXES[index] for index in (4, 5, 8)], ids=lambda mix: mix.name)
+def test_curves_are_never_clearly_worse_than_a_static_split_and_come_to_rest(mix):
+    hits = []
+    for policy in ("static", "curve"):
+        guests = [
+            ReplayGuest(
+                f"g{index}",
+                part.access,
+                file_bytes=part.file_bytes,
+                accesses_per_s=part.accesses_per_s,
+                size_bytes=mix.budget_bytes // len(mix.loads),
+                cap_bytes=mix.budget_bytes,
+                scale=SCALE,
+                observed=policy == "curve",
+            )
+            for index, part in enumerate(mix.loads)
+        ]
+        host = run(ReplayHost(guests, budget_bytes=mix.budget_bytes), load(policy, {}), 36)
+        moves, counted, accesses = host.moves, 0.0, 0.0
+        for _ in range(8):
+            host.step(load(policy, {}))
+            counted += host.last_hits
+            accesses += host.last_accesses
+        hits.append(counted / accesses)
+        assert host.moves - moves <= 1
+    assert hits[1] >= hits[0] - 0.01
+
+
+def test_a_guest_whose_load_changes_is_held_until_its_new_curve_is_known():
+    guests = [guest("a", Zipf(exponent=0.9), size_mib=700), guest("b", Loop(share=0.3), size_mib=700)]
+    host = run(ReplayHost(guests, budget_bytes=1400 * MIB), load("curve", {}), 30)
+    guests[0].load(Uniform(), GIB)
+    reasons = set()
+    for _ in range(12):
+        host.step(load("curve", {}))
+        reasons.add(host.decision.guests[0].reason.split(":")[0])
+    assert guests[0].tracker.changes >= 1
+    assert "weak curve" in reasons
