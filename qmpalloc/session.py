@@ -21,7 +21,7 @@ from qmpalloc.errors import (
     UnreachableError,
 )
 from qmpalloc.events import Commanded
-from qmpalloc.guest import Guest, Link
+from qmpalloc.guest import Facts, Guest, Link
 from qmpalloc.inspection import MIGRATION_ENDED, ask_facts, ask_migrating
 from qmpalloc.journal import Journal
 from qmpalloc.ledger import Order
@@ -152,7 +152,7 @@ class Session:
                 facts = await ask_facts(monitor)
                 status = await monitor.query_status()
                 guest.migrating = await ask_migrating(monitor)
-                actual_bytes = await monitor.query_balloon()
+                actual_bytes = await _measure(monitor, facts)
             guest.connected(facts, actual_bytes, self._journal.now_s(), paused=not status.running)
             self._journal.clear_fault(guest.name, "monitor")
             if self._may_command and not guest.migrating:
@@ -195,7 +195,7 @@ class Session:
             asked_s = self._journal.now_s()
             try:
                 with deadline(self._timeout_s, monitor.address, "query-balloon"):
-                    actual_bytes = await monitor.query_balloon()
+                    actual_bytes = await _measure(monitor, guest.facts)
             except DeadlineError as error:
                 self._hung(error)
                 continue
@@ -203,8 +203,6 @@ class Session:
                 self._refused(error)
                 await trio.sleep(RETRY_MOST_S)
                 continue
-            if guest.facts is not None and actual_bytes > guest.facts.ram_bytes:
-                raise NonsenseError(f"{monitor.address}: query-balloon tells more memory than QEMU was started with")
             self._answered()
             self._take_size(actual_bytes, asked_s)
             with trio.move_on_after(self._sample_interval_s if guest.settled else self._balloon_poll_s):
@@ -386,6 +384,14 @@ class Session:
 
     async def _read_samples(self) -> None:
         await run_sampling(self.guest, self._journal, self._control, self._on_change)
+
+
+async def _measure(monitor: Monitor, facts: Facts | None) -> int:
+    """Return the guest's size in bytes, which cannot be more than its RAM."""
+    actual_bytes = await monitor.query_balloon()
+    if facts is not None and actual_bytes > facts.ram_bytes:
+        raise NonsenseError(f"{monitor.address}: query-balloon tells more memory than QEMU was started with")
+    return actual_bytes
 
 
 async def send_once(guest: Guest, target_bytes: int, timeout_s: float) -> None:
