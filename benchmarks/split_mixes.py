@@ -3,9 +3,9 @@
     python benchmarks/split_mixes.py [two_list|lru_gen|both] [MIX ...]
 
 Guests replay seeded references through a model of their page replacement (`qmpalloc.testing.ReplayGuest`). For all arms
-100 s of a static split come first, then 300 s under the policy with a decision every 5 s; counted are the hits of the
-last 100 s. The oracle: every guest's miss ratio is measured at many sizes with the same references, dynamic programming
-finds the best split, and it is run from the start. "steady": decisions that changed a size in the last 100 s.
+80 s of a static split come first, then 220 s under the policy with a decision every 5 s; counted are the hits of the
+last 80 s. The oracle: every guest's miss ratio is measured at many sizes with the same references, dynamic programming
+finds the best split, and it is run from the start. "steady": decisions that changed a size in the last 80 s.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qmpalloc.testing.mixes import MIXES, Mix
 from qmpalloc.testing.replay import ReplayGuest, ReplayHost
 from qmpalloc.units import MIB, PAGE_BYTES
 
-WARM, CONTROLLED, COUNTED = 20, 60, 20  # intervals of 5 s
+WARM, CONTROLLED, COUNTED = 16, 44, 16  # intervals of 5 s
 INTERVAL_S = 5.0
 OWN, FLOOR, SCALE = 160 * MIB, 224 * MIB, 8
 GRID = 4 * MIB
@@ -96,7 +96,7 @@ def measured_curve(lru: str, numbers: array[int], sizes: list[int]) -> list[floa
 def oracle_sizes(mix: Mix) -> list[int]:
     """Return the sizes at which curves are measured: even steps, and both sides of where a file just fits."""
     most = mix.budget_bytes - FLOOR * (len(mix.loads) - 1)
-    sizes = set(np.linspace(FLOOR, most, 24).astype(int).tolist())
+    sizes = set(np.linspace(FLOOR, most, 16).astype(int).tolist())
     for part in mix.loads:
         sizes |= {OWN + part.file_bytes - 4 * MIB, OWN + part.file_bytes + MIB}
     return sorted(size for size in sizes if FLOOR <= size <= most)

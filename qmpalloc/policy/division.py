@@ -108,7 +108,7 @@ def take_slowly(candidates: Sequence[Candidate], wanted: Mapping[str, int], room
         guest = candidate.guest
         now = max(guest.target_bytes, guest.actual_bytes)
         least = now - max(TAKE_MIN_BYTES, int(now * TAKE_SHARE))
-        size = max(wanted[guest.name], least) if wanted[guest.name] < guest.target_bytes else guest.target_bytes
+        size = min(guest.target_bytes, max(wanted[guest.name], least))
         sizes[guest.name] = -align_down(-size)
         growth[guest.name] = max(0, wanted[guest.name] - guest.target_bytes)
     left = max(0, room - sum(sizes.values()))
