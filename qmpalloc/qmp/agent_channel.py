@@ -24,6 +24,12 @@ ABANDONED_MAX = 32
 """File handles, and openings of files without an answer, that are remembered; enough for minutes of a hung agent."""
 
 
+FLOOD = "the agent floods the connection with lines that answer nothing"
+NOISE_MAX_LINES = 1000
+"""Lines in a row that answer nothing, after which the connection is given up: each costs this process some time, which
+belongs to the other guests. Late answers of a hung agent are far fewer."""
+
+
 class AgentChannel:
     """Sends one command at a time and finds its answer among whatever the guest sends.
 
@@ -39,6 +45,7 @@ class AgentChannel:
         self._synced = False
         self._echoes_ids = True
         self._serial = 0
+        self._noise = 0
         self._awaited: _Awaited | None = None
         self._abandoned_opens: dict[str, None] = {}
 
@@ -108,7 +115,14 @@ class AgentChannel:
             self._abandoned_opens[awaited.reply_id] = None
 
     def on_frame(self, frame: Frame) -> None:
-        """Take a frame from the connection. Nothing that a guest sends ends the connection."""
+        """Take a frame from the connection. Nothing that a guest sends ends the connection, unless it is a flood.
+
+        Raises:
+            NonsenseError: It is.
+        """
+        self._noise += 1  # an answer sets it back
+        if self._noise > NOISE_MAX_LINES:
+            raise NonsenseError(FLOOD)
         if frame is Mark.SENTINEL:
             return  # the framer has thrown away what was before it, which is all it is for
         try:
@@ -131,6 +145,7 @@ class AgentChannel:
         if awaited is not None and self._answers(message, awaited):
             if awaited.sync_number is not None:
                 self._echoes_ids = "id" in message
+            self._noise = 0
             awaited.reply.set(message)
             return
         self.skipped += 1
