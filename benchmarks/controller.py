@@ -1,6 +1,8 @@
 """What the controller costs: its CPU share and its punctuality with many guests at 1 Hz.
 
-    python benchmarks/controller.py [GUESTS, default 16] [SECONDS, default 30]
+    python benchmarks/controller.py [GUESTS, default 16] [SECONDS, default 30] [HUNG, default 0]
+
+With HUNG, monitor and agent of that many guests stop answering 3 s after the start, as a stopped QEMU's do.
 
 The guests are simulated ones (qmpalloc.testing) over real Unix sockets, in a process of their own, so that only the
 controller is measured: sampling every guest every second, a decision of the paper's rule every second, and the balloon
@@ -33,20 +35,25 @@ from qmpalloc.units import MIB
 BASELINE_MIB = 512
 
 
-def serve_guests(directory: Path, count: int, ready: Event) -> None:
+def serve_guests(directory: Path, count: int, hung: int, ready: Event) -> None:
     """Run the simulated guests until killed: every other one has a file that does not fit."""
 
     async def serve() -> None:
+        guests = []
         async with AsyncExitStack() as stack:
             for index in range(count):
                 balloon = FakeBalloon(1024 * MIB, inflate_bytes_per_s=200.0 * MIB, deflate_bytes_per_s=1500.0 * MIB)
                 balloon.request(BASELINE_MIB * MIB)
                 load = Load(file_pages=(100 if index % 2 else 900) * 256, accesses_per_s=20_000.0)
-                await stack.enter_async_context(
-                    open_simulated_guest(f"g{index}", directory, load=load, memory_bytes=1024 * MIB, balloon=balloon)
+                opening = open_simulated_guest(
+                    f"g{index}", directory, load=load, memory_bytes=1024 * MIB, balloon=balloon
                 )
+                guests.append(await stack.enter_async_context(opening))
             await trio.sleep(3.0)
             ready.set()
+            await trio.sleep(3.0)
+            for guest in guests[:hung]:
+                guest.qemu.faults.hang = guest.agent.faults.hang = True
             await trio.sleep_forever()
 
     trio.run(serve)
@@ -95,12 +102,12 @@ def percentiles(values: Sequence[float]) -> str:
     return f"median {statistics.median(values):.1f} ms, p99 {cuts[98]:.1f} ms, worst {max(values):.1f} ms"
 
 
-def main(count: int, seconds: float) -> None:
+def main(count: int, seconds: float, hung: int) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         ready = multiprocessing.Event()
-        guests = multiprocessing.Process(target=serve_guests, args=(directory, count, ready), daemon=True)
+        guests = multiprocessing.Process(target=serve_guests, args=(directory, count, hung, ready), daemon=True)
         guests.start()
         ready.wait()
         loaded = configuration.parse(configuration_text(count), file=directory / "lab.toml")
@@ -123,4 +130,8 @@ def main(count: int, seconds: float) -> None:
 
 if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 16, float(sys.argv[2]) if len(sys.argv) > 2 else 30.0)
+    main(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 16,
+        float(sys.argv[2]) if len(sys.argv) > 2 else 30.0,
+        int(sys.argv[3]) if len(sys.argv) > 3 else 0,
+    )
