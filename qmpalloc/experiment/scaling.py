@@ -13,7 +13,7 @@ from qmpalloc.config import DISK_OVERHEAD_BYTES, Size
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.checks import check
-from qmpalloc.experiment.schema import Arm, Guest, Specification
+from qmpalloc.experiment.schema import Arm, Guest, Phase, Specification, default_file_name
 from qmpalloc.policy import registry
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, parse_size
 
@@ -55,8 +55,14 @@ def _mib(size_bytes: int, factor: Fraction) -> int:
 
 def _guest(guest: Guest, factor: Fraction) -> Guest:
     sizes = {name: _mib(getattr(guest, name), factor) for name in ("memory", "floor", "cap", "baseline")}
-    phases = tuple(msgspec.structs.replace(phase, file=_mib(phase.file, factor)) for phase in guest.phases)
-    return msgspec.structs.replace(guest, **sizes, phases=phases)
+    return msgspec.structs.replace(guest, **sizes, phases=tuple(_phase(phase, factor) for phase in guest.phases))
+
+
+def _phase(phase: Phase, factor: Fraction) -> Phase:
+    size_bytes = _mib(phase.file, factor)
+    named = phase.file_name != default_file_name(phase.file)
+    name = phase.file_name if named else default_file_name(size_bytes)
+    return msgspec.structs.replace(phase, file=size_bytes, file_name=name)
 
 
 def _arm(arm: Arm, factor: Fraction, file: str) -> Arm:

@@ -9,10 +9,18 @@ from msgspec import Struct
 from qmpalloc.config import DISK_OVERHEAD_BYTES, Duration, Size
 from qmpalloc.config.schema import DISK_OVERHEAD_FACTOR
 from qmpalloc.experiment.access import Access, Loop, Sequential
-from qmpalloc.units import PAGE_BYTES
+from qmpalloc.units import GIB, KIB, MIB, PAGE_BYTES
 
 DISK_RATIOS = {"ssd": 50.0, "hdd": 5000.0}
 """Service time of a miss over that of a hit: about 80 µs (SATA SSD) or 8 ms (7200 rpm) over about 1.6 µs."""
+
+
+def default_file_name(size_bytes: int) -> str:
+    """Return ``file-512M.dat``: guests that read files of the same sizes have the same data disk, in whatever order."""
+    for unit, unit_bytes in (("G", GIB), ("M", MIB), ("K", KIB)):
+        if size_bytes % unit_bytes == 0:
+            return f"file-{size_bytes // unit_bytes}{unit}.dat"
+    return f"file-{size_bytes}.dat"
 
 
 class Disk(Struct, frozen=True, kw_only=True):
@@ -41,7 +49,7 @@ class PhaseKeys(Struct, frozen=True, kw_only=True):
     Attributes:
         name: Unique in its guest; by default ``phase1``, ``phase2``, …
         file: Size of the file it reads.
-        file_name: Phases of a guest with one name read one file; by default files of one size are one file.
+        file_name: Phases of a guest with one name read one file; by default one for each size.
         reads: Reads of one page per round.
         rounds: How many rounds.
         rate: Reads per second started whether or not earlier ones are done (open loop); 0 is as fast as it goes.

@@ -15,7 +15,17 @@ from qmpalloc.config.convert import Mistakes
 from qmpalloc.config.toml import read_tables, read_text
 from qmpalloc.experiment import access
 from qmpalloc.experiment.checks import check
-from qmpalloc.experiment.schema import Arm, Disk, Frame, Guest, GuestKeys, Phase, PhaseKeys, Specification
+from qmpalloc.experiment.schema import (
+    Arm,
+    Disk,
+    Frame,
+    Guest,
+    GuestKeys,
+    Phase,
+    PhaseKeys,
+    Specification,
+    default_file_name,
+)
 
 DOCS = "see docs/experiments.md"
 ACCESS_HINT = 'for example { distribution = "normal", deviation = 0.3 }'
@@ -91,9 +101,8 @@ def _guest(table: Any, key: str, mistakes: Mistakes) -> Any:
     if keys is None or None in phases:
         return None
     named: list[Phase] = []
-    names: dict[int, str] = {}
     for number, phase in enumerate(phases, start=1):
-        file_name = phase.file_name or names.setdefault(phase.file, f"file{len(names) + 1}.dat")
+        file_name = phase.file_name or default_file_name(phase.file)
         named.append(msgspec.structs.replace(phase, name=phase.name or f"phase{number}", file_name=file_name))
     common = {name: getattr(keys, name) for name in GuestKeys.__struct_fields__}
     return Guest(**common, phases=tuple(named))

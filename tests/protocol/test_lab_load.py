@@ -115,9 +115,9 @@ async def test_everything_is_shipped_before_the_load_waits_for_go(autojump_clock
         plan = json.loads(files[PLAN_FILE])
         assert (plan["progress"], plan["go"]) == (PROGRESS_FILE, GO_FILE)
         first, second = plan["phases"]
-        assert (first["name"], first["file"], first["trace"]) == ("phase1", "/data/file1.dat", f"{DIRECTORY}/trace0")
+        assert (first["name"], first["file"], first["trace"]) == ("phase1", "/data/file-1M.dat", f"{DIRECTORY}/trace0")
         assert (first["readahead"], first["rate"]) == (False, 0.0)
-        assert (second["file"], second["readahead"], second["rate"]) == ("/data/file2.dat", True, 50.0)
+        assert (second["file"], second["readahead"], second["rate"]) == ("/data/file-2M.dat", True, 50.0)
         for described, phase in zip(plan["phases"], GUEST.phases, strict=True):
             assert files[described["trace"]] == TRACES.trace(GUEST, phase)
         assert await load.progress() == ARMED
@@ -243,9 +243,9 @@ async def test_a_hung_agent_is_a_deadline_that_names_what_was_done(autojump_cloc
 async def test_warm_up_caches_and_service(autojump_clock, guest):
     async with guest.loaded() as load:
         await load.read_through()
-        assert guest.programs[-1] == ["python3", PROGRAM_FILE, "read-through", "/data/file1.dat"]
-        await load.read_through(["file2.dat", "file1.dat"])
-        assert guest.programs[-1][-2:] == ["/data/file2.dat", "/data/file1.dat"]
+        assert guest.programs[-1] == ["python3", PROGRAM_FILE, "read-through", "/data/file-1M.dat"]
+        await load.read_through(["file-2M.dat", "file-1M.dat"])
+        assert guest.programs[-1][-2:] == ["/data/file-2M.dat", "/data/file-1M.dat"]
         await load.drop_caches()
         assert "drop_caches" in guest.programs[-1][-1]
         assert await load.measure_service() == SERVICE

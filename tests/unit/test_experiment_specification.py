@@ -54,7 +54,7 @@ def test_a_good_file_with_its_defaults():
     assert (found.repeats, found.interval, found.warm_up, found.scale) == (3, 15.0, "read", "1")
     assert found.disk == Disk(model="ssd")
     phase = found.guests[0].phases[0]
-    assert (phase.name, phase.file_name, phase.pages, phase.total_reads) == ("phase1", "file1.dat", 262144, 1000)
+    assert (phase.name, phase.file_name, phase.pages, phase.total_reads) == ("phase1", "file-1G.dat", 262144, 1000)
     assert phase.access == Normal(deviation=0.15)
     assert found.arms[1].baseline(found.guests[0]) == GIB
 
@@ -91,8 +91,8 @@ def test_phases_share_a_file_when_they_say_so_or_have_its_size():
         for both in ((phase, phase), (named, phase), (named, named.replace("1GiB", "512MiB")))
     }
     same, apart, two_sizes = with_phases.values()
-    assert parsed(same).guests[0].files == {"file1.dat": GIB}
-    assert parsed(apart).guests[0].files == {"a": GIB, "file1.dat": GIB}
+    assert parsed(same).guests[0].files == {"file-1G.dat": GIB}
+    assert parsed(apart).guests[0].files == {"a": GIB, "file-1G.dat": GIB}
     assert "guest[0].phase[1].file: a has two sizes, 1G and 512M" in mistake(two_sizes)
 
 
@@ -299,6 +299,17 @@ def test_the_throttle_follows_the_service_time_of_a_hit():
     assert Disk(model="ssd").throttle_iops(4e-5) == 500
     assert Disk(model="hdd").throttle_iops(4e-5) == 5
     assert Disk(iops=1234).throttle_iops(4e-5) == 1234
+
+
+@pytest.mark.parametrize(("size", "name"), [("3GiB", "3G"), ("1.5GiB", "1536M"), ("20KiB", "20K"), ("5001B", "5001")])
+def test_a_file_without_a_name_is_named_after_its_size(size, name):
+    assert parsed(GOOD.replace('file = "1GiB"', f'file = "{size}"')).guests[0].files.keys() == {f"file-{name}.dat"}
+
+
+def test_names_that_were_given_are_kept_when_scaled():
+    text = GOOD.replace("[[guest.phase]]\n", '[[guest.phase]]\nfile_name = "a"\n', 1)
+    found = experiment.scale(parsed(text), Fraction(1, 2))
+    assert [guest.files for guest in found.guests] == [{"a": 512 * MIB}, {"file-512M.dat": 512 * MIB}]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def test_sizes_follow_the_scale_and_the_arm():
     config = arm_configuration(specification, arm, run_dir=Path("/tmp/run"))
     assert config.host.budget == GIB * 3 // 2
     assert [guest.baseline for guest in config.guests] == [512 * MIB, 768 * MIB]
-    assert config.guests[0].vm.data.files == {"file1.dat": 512 * MIB, "file2.dat": GIB}
+    assert config.guests[0].vm.data.files == {"file-512M.dat": 512 * MIB, "file-1G.dat": GIB}
+    assert config.guests[0].vm.data == config.guests[1].vm.data  # one disk for both, whatever the order
     assert config.guests[0].vm.data.iops == 0  # the throttle is set when its hits have been timed
 
 
