@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qmpalloc.curves.anchor import anchored
+from qmpalloc.curves.anchor import SIDEWAYS, anchored
 from qmpalloc.curves.estimator import Estimator, Ratios, Sizes
 from qmpalloc.curves.keys import Ids, KeyTable, in_sample
 from qmpalloc.curves.mapping import SizeMapping
@@ -217,8 +217,8 @@ class CurveTracker:
 
     def _contradiction(self, measured: float) -> float:
         """Return how far the measured miss ratio is from the curve anywhere near the present size."""
-        low, high = self.miss_ratios(np.array([1.06, 0.94]) * self._cached)
-        return measured - min(max(measured, float(low)), float(high))
+        more, less = self.miss_ratios(np.array([1.0 - SIDEWAYS, 1.0 + SIDEWAYS]) * self._cached)
+        return measured - min(max(measured, float(less)), float(more))
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
 

@@ -84,6 +84,15 @@ def test_a_curve_that_contradicts_the_measurement_is_weak():
     assert reason.endswith("misses here, measured are 0.10")
 
 
+def test_at_the_edge_of_a_cliff_both_sides_of_it_are_believed():
+    for misses in (1.0, 0.5, 0.0):
+        tracker = CurveTracker("lru_gen", 10_000, 200_000)
+        for _ in range(8):
+            tracker.observe(window(np.tile(np.arange(PAGES), 2)))
+            tracker.measure(128_000, round(128_000 * misses), 0.97 * FIT)
+        assert curve(tracker).weak == ()
+
+
 def test_a_model_that_is_a_little_wrong_is_corrected_where_the_guest_is():
     tracker = fed(CurveTracker("lru_gen", 10_000, 200_000), misses=0.45)
     found = curve(tracker)
