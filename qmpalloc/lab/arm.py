@@ -7,10 +7,12 @@ read-only files each time.
 from __future__ import annotations
 
 import math
+import os
 import resource
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -27,6 +29,7 @@ from qmpalloc.lab.configuration import arm_configuration
 from qmpalloc.lab.disk import calibrate, set_throttle
 from qmpalloc.lab.load import open_load
 from qmpalloc.lab.readings import Link, load_seconds, read_guest, reads_done
+from qmpalloc.lab.standstill import Standstill
 from qmpalloc.lab.traces import Traces
 from qmpalloc.lab.trial_clock import TrialClock
 from qmpalloc.policy import load as load_policy
@@ -42,8 +45,16 @@ BALLOON_TIMEOUT_S = 120.0
 BALLOON_SLACK_BYTES = 1024**2
 BALLOON_POLL_S = 0.25
 
-STANDSTILL_S = 120.0
-"""A load that reads nothing for so long, or for four trials, has hung."""
+BEGIN_TIMEOUT_S = 120.0
+"""For the controller to reach all guests and to find them within the budget."""
+
+OVERDUE_S = 60.0
+"""A decision that comes so long after its time does not come."""
+
+LOADS_DONE = "the loads are done"
+
+LOG_BYTES = 1024**2
+"""Kept of the end of each log of a guest in a run that failed."""
 
 Show = Callable[[Controller], Awaitable[None]]
 """Shows a run on the screen until cancelled."""
@@ -105,7 +116,7 @@ class ArmRunner:
         self._started_wall = time.time()
         self._used = (0.0, 0.0)
         self._load_s: float | None = None
-        self._lost_output = ""
+        self._spoilt = ""
 
     async def run(self, run_dir: Path) -> Outcome:
         """Run the arm and return what came out, also when it failed. The outcome is not written yet.
@@ -125,6 +136,10 @@ class ArmRunner:
                 nursery.cancel_scope.cancel()
         except* QmpallocError as group:
             failed = _reason(group)
+        except* Exception as group:  # a defect of ours, or of a user's policy, must not end the other runs
+            failed = self._keep_traceback(group)
+        if failed:
+            self._keep_logs(run_dir)
         cpu_s, wall_s = self._used
         return Outcome(
             arm=self._run.arm,
@@ -138,6 +153,25 @@ class ArmRunner:
             controller_cpu_s=round(cpu_s, 2),
             controller_wall_s=round(wall_s, 2),
         )
+
+    def _keep_traceback(self, group: BaseExceptionGroup[Exception]) -> str:
+        """Keep where a defect showed, and return it in one line."""
+        leaf: BaseException = group
+        while isinstance(leaf, BaseExceptionGroup):
+            leaf = leaf.exceptions[0]
+        file = self._directory.path / "traceback.txt"
+        with suppress(OSError):
+            file.write_text("".join(traceback.format_exception(group)), encoding="utf-8")
+        return f"qmpalloc itself failed, see {file.name}: {type(leaf).__name__}: {leaf}"
+
+    def _keep_logs(self, run_dir: Path) -> None:
+        """Keep what QEMU and the guests' consoles said last; their directory is temporary."""
+        for guest in self._spec.guests:
+            for name in ("qemu", "console"):
+                with suppress(OSError):  # the guest was never started, or there is no room
+                    said = _tail(run_dir / guest.name / f"{name}.log")
+                    if said:
+                        (self._directory.path / f"{name}-{guest.name}.log").write_bytes(said)
 
     async def _with_guests(self, config: Config, guests: tuple[RunningGuest, ...]) -> None:
         async with AsyncExitStack() as stack:
@@ -200,7 +234,7 @@ class ArmRunner:
 
     async def _control(self, config: Config, links: list[Link]) -> None:
         """Run the controller for as long as the loads take."""
-        clock = TrialClock({guest.name: guest.baseline for guest in config.guests})
+        clock = TrialClock({guest.name: int(guest.baseline) for guest in config.guests})
         policy = load_policy(config.policy, config.policy_settings, file=config.file)
         with RecordWriter(self._directory.record) as writer:
             controller = Controller(config, policy, writer, clock, self._note_faults, *self._live.sinks)
@@ -208,44 +242,48 @@ class ArmRunner:
                 if self._live.show is not None:
                     screen.start_soon(self._live.show, controller)
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(controller.run)
-                    await self._follow_loads(links, clock)
-                    controller.quit("the loads are done")
+                    nursery.start_soon(_run_controller, controller)
+                    await self._follow_loads(links, clock, writer)
+                    controller.quit(LOADS_DONE)
                 screen.cancel_scope.cancel()
-            failure = self._lost_output or (writer.failure and f"{writer.path} cannot be written: {writer.failure}")
-            if failure:
-                raise HostError(failure)
+            self._raise_if_spoilt(writer)
 
     def _note_faults(self, event: AnyEvent) -> None:
-        """Pass the controller's faults on; without a complete record a run does not count."""
+        """Pass the controller's faults on. Without a complete record, or without its policy, a run does not count."""
         if isinstance(event, Faulted):
             self._live.report(f"{event.guest or 'controller'}: {event.message}")
-            if event.kind == "output":
-                self._lost_output = event.message
+            if event.kind in {"output", "policy"}:
+                self._spoilt = self._spoilt or event.message
 
-    async def _follow_loads(self, links: list[Link], clock: TrialClock) -> None:
+    def _raise_if_spoilt(self, writer: RecordWriter) -> None:
+        if writer.failure is not None:
+            raise HostError(f"{writer.path} cannot be written: {writer.failure.strerror}")
+        if self._spoilt:
+            raise HostError(self._spoilt)
+
+    async def _follow_loads(self, links: list[Link], clock: TrialClock, writer: RecordWriter) -> None:
         """Start the loads with the first trial, and read every guest at the end of each until all are done."""
-        await clock.begun.wait()
+        with _time_limit(BEGIN_TIMEOUT_S, "the controller has not begun to decide"):
+            await clock.begun.wait()
         started_s, cpu_s = trio.current_time(), _cpu_s()
         await self._read_all(links, clock, trial=0, t=0.0)
         await _in_parallel([link.load.go() for link in links])
-        trial, moved_s, done = 0, started_s, -1
+        standstill = Standstill([link.name for link in links], interval_s=self._spec.interval, now_s=started_s)
+        trial = 0
         try:
             while True:
-                trial = await clock.next_trial(trial)
+                with _time_limit(self._spec.interval + OVERDUE_S, "the controller has decided nothing"):
+                    trial = await clock.next_trial(trial)
                 now_s = trio.current_time()
                 readings = await self._read_all(links, clock, trial=trial, t=now_s - started_s)
                 if self._all_done(readings, len(links)):
                     break
-                reads = sum(reads_done(reading.load) for reading in readings)
-                if reads != done:
-                    done, moved_s = reads, now_s
-                elif now_s - moved_s > max(STANDSTILL_S, 4 * self._spec.interval):
-                    raise HostError(f"no load has read anything for {now_s - moved_s:.0f} s")
+                self._raise_if_spoilt(writer)
+                standstill.note(readings, now_s=now_s)
                 self._live.status(*self._progress(readings, trial))
         finally:
             self._used = (_cpu_s() - cpu_s, trio.current_time() - started_s)
-        await self._keep_results(links)
+        self._keep_results(readings)
 
     def _progress(self, readings: list[Reading], trial: int) -> tuple[float, str]:
         """Return the share of the reads done by the guest that is furthest behind, and words for people."""
@@ -269,11 +307,13 @@ class ArmRunner:
         readings: dict[str, Reading] = {}
 
         async def read(link: Link) -> None:
-            await link.load.raise_if_dead()
+            target_bytes = clock.targets[link.name]
             try:
-                target_bytes = clock.targets[link.name]
+                await link.load.raise_if_dead()
                 readings[link.name] = await read_guest(link, trial=trial, t=t, target_bytes=target_bytes)
-            except QmpallocError as error:  # the next reading covers both trials
+            except HostError:
+                raise
+            except QmpallocError as error:  # a guest may be too busy to answer; the next reading covers both trials
                 self._live.report(f"{link.name}: no reading at the end of trial {trial}: {error.message}")
 
         await _in_parallel([read(link) for link in links])
@@ -284,19 +324,44 @@ class ArmRunner:
             raise HostError(f"{self._directory.readings_file} cannot be written: {error.strerror}") from error
         return ordered
 
-    async def _keep_results(self, links: list[Link]) -> None:
+    def _keep_results(self, readings: list[Reading]) -> None:
+        """Keep what the loads say in the end, as it was in the readings that showed them finished."""
         seconds = []
-        for link in links:
-            progress = await link.load.progress()
-            assert progress is not None  # it was finished a moment ago
-            self._directory.write_load(link.name, progress)
-            seconds.append(load_seconds(progress))
+        for reading in readings:
+            assert reading.load is not None  # all are done
+            self._directory.write_load(reading.guest, reading.load)
+            seconds.append(load_seconds(reading.load))
         self._load_s = round(max(seconds, default=math.nan), 3)
 
 
 async def _fail_when_one_ends(guests: tuple[RunningGuest, ...]) -> None:
     guest = await wait_for_end(guests)
-    raise HostError(f"guest {guest.name}: its QEMU (process {guest.pid}) ended during the run")
+    raise HostError(f"guest {guest.name}: its QEMU (process {guest.pid}) {_how_it_ended(guest.pid)} during the run")
+
+
+def _how_it_ended(pid: int) -> str:
+    """Return how a child process ended, which is reaped elsewhere."""
+    with suppress(ChildProcessError):
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if end is not None and end.si_code == os.CLD_EXITED:
+            return f"ended with exit code {end.si_status}"
+        if end is not None:
+            return f"was killed by signal {end.si_status}"
+    return "ended"
+
+
+async def _run_controller(controller: Controller) -> None:
+    await controller.run()
+    if controller.reason != LOADS_DONE:
+        raise HostError(f"the controller ended by itself: {controller.reason or 'no reason is known'}")
+
+
+@contextmanager
+def _time_limit(limit_s: float, what: str) -> Iterator[None]:
+    with trio.move_on_after(limit_s) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise HostError(f"{what} for {limit_s:.0f} s")
 
 
 async def _in_parallel(jobs: Sequence[Awaitable[None]]) -> None:
@@ -327,3 +392,9 @@ def _reason(group: BaseExceptionGroup[QmpallocError]) -> str:
     collect(group)
     leaves.sort(key=lambda error: not isinstance(error, HostError))
     return leaves[0].message
+
+
+def _tail(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - LOG_BYTES))
+        return stream.read()

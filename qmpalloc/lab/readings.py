@@ -21,6 +21,9 @@ DATA_DISK = "data"
 
 READING_TIMEOUT_S = 10.0
 
+STALE_S = 10.0
+"""Counters so much older than the progress of the load mean that the collector does not write them any more."""
+
 
 class Link(Struct, frozen=True):
     """The connections to one guest that an experiment uses beside the controller's.
@@ -55,6 +58,9 @@ async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> 
     accesses, misses = sample.counters.accesses, sample.counters.inserts_read
     if accesses is None or misses is None:
         raise NonsenseError(f"{link.name}: its collector counts no {'accesses' if accesses is None else 'misses'}")
+    age_s = progress.monotonic_s - sample.monotonic_ns / 1e9 if progress is not None else 0.0
+    if age_s > STALE_S:
+        raise NonsenseError(f"{link.name}: its collector has written nothing for {age_s:.0f} s")
     disk = disks.get(DATA_DISK)
     if disk is None:
         raise NonsenseError(f"{link.name}: its QEMU has no drive with the id {DATA_DISK}")
