@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 
@@ -31,6 +32,8 @@ async def conduct(directory: ExperimentDirectory, prepared: Prepared, traces: Tr
     async with trio.open_nursery() as nursery:
         scope = trio.CancelScope()
         follower = Follower(console, dashboard=on_screen, interrupt=scope.cancel)
+        if live and not on_screen:
+            follower.say("there is no terminal for --live: progress is told in lines")
         await nursery.start(_cancel_at_signal, scope, follower)
         with scope, follower:
             finished = await run_experiment(directory, prepared, traces, make_live=follower.begin)
@@ -39,10 +42,14 @@ async def conduct(directory: ExperimentDirectory, prepared: Prepared, traces: Tr
 
 
 async def _cancel_at_signal(scope: trio.CancelScope, follower: Follower, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+    heeded = set(STOP_SIGNALS)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup: to go on when the terminal is closed
+        heeded.remove(signal.SIGHUP)
+    with trio.open_signal_receiver(*heeded) as signals:
         task_status.started()
         async for _ in signals:
-            follower.say("stopping the guests; what is finished is kept")
+            if not scope.cancel_called:
+                follower.say("stopping the guests; what is finished is kept")
             scope.cancel()
 
 
@@ -52,7 +59,7 @@ class Follower:
     Args:
         console: Where to.
         dashboard: Show the running arm's dashboard while its loads run.
-        interrupt: Called when somebody quits the dashboard.
+        interrupt: Called when somebody quits the dashboard, and when nobody reads the lines any more.
     """
 
     def __init__(self, console: Console, *, dashboard: bool, interrupt: Callable[[], None]) -> None:
@@ -67,30 +74,39 @@ class Follower:
 
     def __enter__(self) -> None:
         if self._console.is_terminal:
-            self._bar.start()
+            self._draw(self._bar.start)
 
     def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:  # elsewhere it would print an empty line
-            self._bar.stop()
+            self._draw(self._bar.stop)
 
     def say(self, line: str) -> None:
         """Print a line that stays; behind the dashboard it waits for its end."""
         if self._hidden is not None:
             self._hidden.append(line)
-        else:
+            return
+        try:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        except (OSError, SystemExit):  # rich exits where standard output is closed
+            self._interrupt()
+
+    def _draw(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except (OSError, SystemExit):  # the terminal is closed
+            self._interrupt()
 
     def begin(self, run: ArmRun, left: Remaining) -> Live:
         """Return what follows the run that begins now."""
         self.say(f"run {left.number} of {len(left.runs)}: {run.arm}, repeat {run.repeat}{_about(left.seconds())}")
-        self._bar.reset(self._task, total=1.0, description=run.name, words="booting the guests")
+        self._draw(lambda: self._bar.reset(self._task, description=run.name, words="booting the guests"))
         self._said_s = time.monotonic()
 
         def status(share: float, words: str) -> None:
             text = words + _about(left.seconds(share))
             if self._console.is_terminal and self._hidden is None:
                 self._bar.update(self._task, completed=share, words=text)
-                self._bar.refresh()
+                self._draw(self._bar.refresh)
             elif not self._console.is_terminal and time.monotonic() - self._said_s >= STATUS_EVERY_S:
                 self._said_s = time.monotonic()
                 self.say(f"  {run.name}, {text}")
@@ -100,15 +116,15 @@ class Follower:
         dashboard = Dashboard()
 
         async def show(controller: Controller) -> None:  # noqa: ARG001 - its keys are not for experiments
-            self._bar.stop()
+            self._draw(self._bar.stop)
             self._hidden = []
             try:
-                await run_tui(dashboard, controls=_OnlyQuit(self._interrupt), console=self._console)
+                await run_tui(dashboard, controls=_OnlyQuit(self._interrupt), console=self._console, only_quit=True)
             finally:
                 lines, self._hidden = self._hidden, None
                 for line in lines:
                     self.say(line)
-                self._bar.start()
+                self._draw(self._bar.start)
 
         return Live(self.say, status, sinks=[dashboard.apply], show=show)
 

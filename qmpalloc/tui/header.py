@@ -145,7 +145,7 @@ def footer(dashboard: Dashboard, ui: Ui, width: int, *, scrolls: bool) -> Text:
     keys = [("q", "quitting" if ui.quitting else "quit")]
     if ui.replay:
         keys.append(("p", "pause or resume the replay"))
-    elif dashboard.header is not None and dashboard.header.mode == "run" and not dashboard.ended:
+    elif dashboard.header is not None and dashboard.header.mode == "run" and not (dashboard.ended or ui.only_quit):
         keys.append(("p", "resume control" if dashboard.control == "paused" else "pause control"))
         keys.append(("b", "return all to baseline"))
         if ui.reloads:

@@ -85,7 +85,7 @@ class _Screen:
                 return
             for key in decoder.feed(data):
                 header = self.dashboard.header
-                may_control = header is not None and header.mode == "run"
+                may_control = header is not None and header.mode == "run" and not self.ui.only_quit
                 press(key, self.ui, self.controls, guests=len(self.dashboard.guests), may_control=may_control)
             self.pressed.set()
 
@@ -98,6 +98,7 @@ async def run_tui(
     now: Callable[[], float] | None = None,
     refresh_hz: float = 4.0,
     replay: Callable[[], str] | None = None,
+    only_quit: bool = False,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Show `dashboard` on the terminal until cancelled; started once the first frame is painted.
@@ -112,10 +113,12 @@ async def run_tui(
         now: The time on the clock of the events; by default learnt from the events, which then must be live.
         refresh_hz: How often to look whether there is something new to paint.
         replay: Says what is replayed, in a few words; None when live.
+        only_quit: Offer no key that would change the course of the run.
         task_status: For ``nursery.start``.
     """
     keyboard = sys.stdin.isatty()
-    ui = Ui(keyboard=keyboard, reloads=isinstance(controls, Reloads), replay=replay() if replay else "")
+    replayed = replay() if replay else ""
+    ui = Ui(keyboard=keyboard, reloads=isinstance(controls, Reloads), replay=replayed, only_quit=only_quit)
     screen = _Screen(dashboard, ui, controls, console or Console(), now or EventClock(dashboard), replay)
     started = contextlib.ExitStack()
     started.callback(task_status.started)

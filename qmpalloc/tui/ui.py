@@ -42,6 +42,7 @@ class Ui:
         confirming: The return to baseline waits for its second key.
         quitting: ``q`` was pressed.
         reloads: The configuration can be read again.
+        only_quit: The keys can end the run, and nothing else of it.
         keyboard: False when there is no terminal to read keys from.
         replay: What is replayed, for example ``replay x4``; empty when live.
     """
@@ -50,6 +51,7 @@ class Ui:
     confirming: bool = False
     quitting: bool = False
     reloads: bool = False
+    only_quit: bool = False
     keyboard: bool = True
     replay: str = ""
 

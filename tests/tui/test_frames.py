@@ -154,6 +154,11 @@ def test_without_a_keyboard_the_footer_says_how_to_quit():
     assert "no keyboard: Ctrl-C quits" in draw(reduce(run(2, 20)), ui=Ui(keyboard=False))
 
 
+def test_a_run_that_can_only_be_ended_offers_nothing_else():
+    frame = draw(reduce(run(2, 20)), ui=Ui(only_quit=True))
+    assert frame.splitlines()[-1].split() == ["q", "quit", "↑↓", "select"]
+
+
 def test_the_target_that_is_not_reached_yet_is_seen():
     frame = draw(reduce(run(2, 26)))
     assert "1.41G → 1.41G" not in frame
