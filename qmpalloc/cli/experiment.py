@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, sigterm_interrupts
+from qmpalloc.errors import ConfigError
 
 if TYPE_CHECKING:
     from qmpalloc.experiment import Specification
@@ -57,44 +60,58 @@ def run(
     Ends with a report in DIR. Ctrl-C stops the guests and keeps what is finished: 'qmpalloc experiment resume DIR'.
     """
     from qmpalloc.config.toml import read_text
-    from qmpalloc.experiment import load, planned, scale
+    from qmpalloc.experiment import parse, planned, scale
     from qmpalloc.experiment.directory import ExperimentDirectory, chosen
+    from qmpalloc.lab.preflight import preflight
     from qmpalloc.lab.runner import describe, prepare_experiment
     from qmpalloc.lab.traces import Traces
 
-    given = load(file)
-    wanted = tuple(name.strip() for name in arms.split(",") if name.strip())
+    text = read_text(file, example="see examples/ for an experiment")  # once: it may be edited meanwhile
+    given = parse(text, file=file.absolute())
+    wanted = tuple(dict.fromkeys(name.strip() for name in arms.split(",") if name.strip()))
     specification = chosen(scale(given, factor), repeats=repeats or given.repeats, arms=wanted)
     runs = planned(specification, arms=wanted)
     say(f"{specification.name} at scale {specification.scale}: {len(runs)} runs")
-    if dry_run:
-        _show_plan(specification, [found.name for found in runs])
-        return
     directory = out or _default_directory(specification)
     ExperimentDirectory.check_new(directory)
+    if dry_run:
+        _show_plan(specification, [found.name for found in runs])
+        preflight(specification)
+        return
     with sigterm_interrupts():
         prepared = prepare_experiment(specification, report=say)
     traces = Traces(specification)
     say("making the references of the loads")
     footprints = traces.footprints()
     manifest = describe(specification, prepared, footprints, arms=wanted, command=_command())
-    made = ExperimentDirectory.create(directory, specification, manifest, read_text(file, example=""))
-    sys.exit(_conduct(made, prepared, traces, live))
+    made = ExperimentDirectory.create(directory, specification, manifest, text)
+    with _alone_in(directory):
+        sys.exit(_conduct(made, prepared, traces, live))
 
 
 @experiment.command()
 @directory_argument
+@click.option(
+    "--anyway", is_flag=True, help="Also with other images, another QEMU or on another host; the report says so."
+)
 @live_option
-def resume(directory: Path, live: bool) -> None:
+def resume(directory: Path, anyway: bool, live: bool) -> None:
     """Go on with the experiment in DIR: runs that are finished are kept, interrupted and failed ones are run again."""
     from qmpalloc.experiment.directory import ExperimentDirectory
+    from qmpalloc.experiment.report import write_report
     from qmpalloc.lab.runner import prepare_experiment
     from qmpalloc.lab.traces import Traces
 
     found = ExperimentDirectory.open_existing(directory)
-    with sigterm_interrupts():
-        prepared = prepare_experiment(found.specification, report=say)
-    sys.exit(_conduct(found, prepared, Traces(found.specification), live))
+    with _alone_in(directory):
+        if not found.left():
+            write_report(found)
+            say(f"nothing is left to run; report: {directory / 'report.md'}")
+            return
+        with sigterm_interrupts():
+            prepared = prepare_experiment(found.specification, report=say)
+        _note_changes(found, prepared, anyway=anyway)
+        sys.exit(_conduct(found, prepared, Traces(found.specification), live))
 
 
 @experiment.command()
@@ -120,7 +137,34 @@ def _default_directory(specification: Specification) -> Path:
 
 
 def _command() -> str:
-    return " ".join(["qmpalloc", *sys.argv[1:]])
+    return shlex.join(["qmpalloc", *sys.argv[1:]])
+
+
+def _alone_in(directory: Path) -> AbstractContextManager[None]:
+    """Keep other processes from running in this directory."""
+    from qmpalloc.config import default_run_dir
+    from qmpalloc.lock import hold_lock
+
+    return hold_lock(str(directory), default_run_dir())
+
+
+def _note_changes(directory: ExperimentDirectory, prepared: Prepared, *, anyway: bool) -> None:
+    """Say and keep what is other than when the experiment began; refuse what would make its arms incomparable."""
+    from qmpalloc.experiment.resumption import changes, dated
+    from qmpalloc.lab.runner import describe
+
+    then = directory.manifest
+    now = describe(directory.specification, prepared, then.footprints, arms=then.arms, command=then.command)
+    found = changes(then, now)
+    for change in found:
+        say(f"warning: {change.text}")
+    decisive = [change.text for change in found if change.decisive]
+    if decisive and not anyway:
+        message = f"cannot go on, its arms would not be comparable: {'; '.join(decisive)}"
+        hint = "run the experiment anew in another directory, or resume it with --anyway"
+        raise ConfigError(message, file=str(directory.path), hint=hint)
+    if found:
+        directory.note_changes([dated(change, now.created_wall) for change in found])
 
 
 def _show_plan(specification: Specification, runs: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.errors import ConfigError
@@ -12,6 +13,21 @@ from qmpalloc.units import MIB, PAGE_BYTES, format_size
 
 SMALLEST_BYTES = 128 * MIB
 """The reference guest was seen to boot, and its collector to start, with so much memory."""
+
+QEMU_BYTES = 128 * MIB
+"""What QEMU takes besides its guest's memory; seen with emulation, whose translated code is most of it."""
+
+LEAST_RATE = 0.1
+"""A load that reads more rarely could not be told from one that hangs."""
+
+LEAST_INTERVAL_S = 1.0
+"""Collectors write once a second."""
+
+REFERENCE_BYTES = 4
+"""Of a guest's memory, for each read of its load."""
+
+REFERENCES_SHARE = 4
+"""One of so many parts of its floor may hold them."""
 
 Found = Iterator[tuple[str, str, str]]
 """Key, message and hint of each mistake."""
@@ -23,10 +39,36 @@ def check(specification: Specification, mistakes: Mistakes) -> None:
         mistakes.add(key, message, hint=hint)
 
 
+def check_memory(specification: Specification, available_bytes: int) -> None:
+    """Refuse guests that this host's memory cannot hold, should they all grow to their full size.
+
+    Args:
+        specification: Scaled.
+        available_bytes: That the host can give.
+
+    Raises:
+        ConfigError: They need more.
+    """
+    guests = specification.guests
+    memory_bytes = sum(guest.memory for guest in guests)
+    needed_bytes = memory_bytes + len(guests) * QEMU_BYTES
+    if needed_bytes <= available_bytes:
+        return
+    message = f"the memory of all guests adds up to {format_size(memory_bytes)}, and QEMU itself takes "
+    message += f"{format_size(QEMU_BYTES)} for each; this host has {format_size(available_bytes)} available"
+    hint = "end what else uses it, or scale the experiment down"
+    left_bytes = available_bytes - len(guests) * QEMU_BYTES
+    if left_bytes > 0:
+        parts = -(-memory_bytes // left_bytes)
+        hint += f": --scale {Fraction(specification.scale) / parts}"
+    largest = max(range(len(guests)), key=lambda index: guests[index].memory)
+    raise ConfigError(message, file=specification.file, key=f"guest[{largest}].memory", hint=hint)
+
+
 def _all(spec: Specification) -> Found:
     yield from _name("experiment.name", spec.name)
-    if spec.interval <= 0:
-        yield "experiment.interval", "must be above 0", 'for example "15s"'
+    if spec.interval < LEAST_INTERVAL_S:
+        yield "experiment.interval", f"must be at least {LEAST_INTERVAL_S:g} s", 'for example "15s"'
     if spec.repeats < 1:
         yield "experiment.repeats", "must be at least 1", "3 give a confidence interval"
     if spec.seed < 0:
@@ -85,6 +127,12 @@ def _guest(key: str, guest: Guest, disk_bytes: int) -> Found:
         if sizes.setdefault(phase.file_name, phase.file) != phase.file:
             message = f"{phase.file_name} has two sizes, {format_size(sizes[phase.file_name])} and "
             yield f"{where}.file", message + format_size(phase.file), "give one of the files another file_name"
+    most = max(guest.phases, key=lambda phase: phase.total_reads, default=None)
+    references_bytes = REFERENCE_BYTES * sum(phase.total_reads for phase in guest.phases)
+    if most is not None and references_bytes > guest.floor / REFERENCES_SHARE > 0:
+        message = f"the page numbers of all reads of {guest.name} take {format_size(references_bytes)} of its memory"
+        hint = f"at most a quarter of its floor of {format_size(guest.floor)}: fewer reads or rounds, or a higher floor"
+        yield f"{key}.phase[{guest.phases.index(most)}].reads", message, hint
     if disk_bytes and guest.disk_bytes > disk_bytes:
         largest = max(range(len(guest.phases)), key=lambda index: guest.phases[index].file)
         message = f"the files of {guest.name} need {format_size(guest.disk_bytes)} of a disk of "
@@ -106,8 +154,8 @@ def _phase(key: str, phase: Phase) -> Found:
     for count in ("reads", "rounds"):
         if getattr(phase, count) < 1:
             yield f"{key}.{count}", "must be at least 1", "a phase that reads nothing is over before it begins"
-    if phase.rate < 0:
-        yield f"{key}.rate", "must not be negative", "leave it out for no limit"
+    if phase.rate and phase.rate < LEAST_RATE:
+        yield f"{key}.rate", f"must be at least {LEAST_RATE:g} per second", "leave it out for no limit"
 
 
 def _arm(key: str, arm: Arm, spec: Specification) -> Found:

@@ -3,7 +3,7 @@
 ::
 
     DIR/
-      experiment.toml            the file as it was given
+      experiment.toml            the file as it was given, and beside it the policies that lay beside that
       manifest.json              scale, repeats, arms, versions, host, footprints     (Manifest)
       disk.json                  the throttle, measured once                          (DiskCalibration)
       runs/repeat1-static/
@@ -19,7 +19,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +28,7 @@ from typing import TypeVar
 import msgspec
 
 from qmpalloc.errors import ConfigError, HostError
-from qmpalloc.experiment.plan import ArmRun
+from qmpalloc.experiment.plan import ArmRun, planned, remaining
 from qmpalloc.experiment.records import FORMAT, DiskCalibration, LoadProgress, Manifest, Outcome, Reading
 from qmpalloc.experiment.scaling import scale
 from qmpalloc.experiment.schema import Specification
@@ -55,13 +56,20 @@ class RunDirectory:
         return self.path / "readings.jsonl"
 
     def begin(self) -> None:
-        """Make the directory; what an interrupted or failed run left there is kept beside it under another name."""
-        if self.path.exists():
-            number = 1
-            while (aside := self.path.with_name(f"{self.path.name}{SET_ASIDE}{number}")).exists():
-                number += 1
-            self.path.rename(aside)
-        self.path.mkdir(parents=True)
+        """Make the directory; what an interrupted or failed run left there is kept beside it under another name.
+
+        Raises:
+            HostError: It cannot be made.
+        """
+        try:
+            if self.path.exists():
+                number = 1
+                while (aside := self.path.with_name(f"{self.path.name}{SET_ASIDE}{number}")).exists():
+                    number += 1
+                self.path.rename(aside)
+            self.path.mkdir(parents=True)
+        except OSError as error:
+            raise HostError(f"{self.path} cannot be made: {error.strerror}") from error
 
     def append_readings(self, readings: list[Reading]) -> None:
         """Append the guests' readings of one trial."""
@@ -122,6 +130,7 @@ class ExperimentDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / "experiment.toml").write_text(text, encoding="utf-8")
+            manifest = msgspec.structs.replace(manifest, policies=tuple(_copy_policies(specification, path)))
             write_json(path / "manifest.json", manifest)
         except OSError as error:
             raise ConfigError(f"cannot be made: {error.strerror}", file=str(path)) from error
@@ -132,11 +141,15 @@ class ExperimentDirectory:
         """Refuse a directory in which no experiment can begin.
 
         Raises:
-            ConfigError: It is not a directory, or there is something in it.
+            ConfigError: It is not a directory, it may not be written, or there is something in it.
         """
-        if path.exists() and not path.is_dir():
-            raise ConfigError("is not a directory", file=str(path), hint="name another one with --out")
-        if path.exists() and any(path.iterdir()):
+        place = next(each for each in (path, *path.absolute().parents) if each.exists())
+        another = "name another one with --out"
+        if not place.is_dir():
+            raise ConfigError("is not a directory", file=str(place), hint=another)
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise ConfigError("cannot be written by you", file=str(place), hint=another)
+        if place == path and any(path.iterdir()):
             hint = f"qmpalloc experiment resume {path}, or name another directory with --out"
             raise ConfigError("is not empty", file=str(path), hint=hint)
 
@@ -154,7 +167,11 @@ class ExperimentDirectory:
             text = (path / "experiment.toml").read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}", file=str(path / "experiment.toml")) from error
-        specification = scale(parse(text, file=Path(manifest.file)), Fraction(manifest.scale))
+        file = Path(manifest.file)
+        if manifest.policies:  # as they were, wherever the directory is now; what they import may lie where they did
+            sys.path += [str(path.absolute()), str(file.parent)]
+            file = path.absolute() / "experiment.toml"
+        specification = scale(parse(text, file=file), Fraction(manifest.scale))
         specification = chosen(specification, repeats=manifest.repeats, arms=manifest.arms)
         return cls(path, specification, manifest)
 
@@ -171,6 +188,20 @@ class ExperimentDirectory:
                 found[ArmRun(int(match[1]), match[2])] = outcome
         return dict(sorted(found.items()))
 
+    def left(self) -> tuple[ArmRun, ...]:
+        """Return the runs that are not finished, in the order planned: not begun, interrupted, or failed."""
+        finished = [run for run, outcome in self.outcomes().items() if not outcome.failed]
+        return remaining(planned(self.specification, arms=self.manifest.arms), finished)
+
+    def note_changes(self, changes: Collection[str]) -> None:
+        """Keep in the manifest what is other now than when the experiment began.
+
+        Raises:
+            HostError: It cannot be written.
+        """
+        self.manifest = msgspec.structs.replace(self.manifest, changes=(*self.manifest.changes, *changes))
+        write_json(self.path / "manifest.json", self.manifest)
+
     def write_disk(self, calibration: DiskCalibration) -> None:
         """Keep the throttle of this experiment."""
         write_json(self.path / "disk.json", calibration)
@@ -182,6 +213,23 @@ class ExperimentDirectory:
     def free_bytes(self) -> int:
         """Return the room on its file system."""
         return shutil.disk_usage(self.path).free
+
+
+def _copy_policies(specification: Specification, path: Path) -> Iterator[str]:
+    """Copy the users' own policies that lie beside the file, and yield their names. They are part of the experiment.
+
+    What such a policy imports from beside itself is not copied, unless it is a package.
+    """
+    beside = Path(specification.file).parent
+    own = {arm.policy.partition(":")[0] for arm in specification.arms if ":" in arm.policy}
+    for name in sorted({module.partition(".")[0] for module in own}):
+        module, package = beside / f"{name}.py", beside / name
+        if module.is_file():
+            shutil.copyfile(module, path / module.name)
+            yield module.name
+        elif (package / "__init__.py").is_file():
+            shutil.copytree(package, path / name, ignore=shutil.ignore_patterns("__pycache__"))
+            yield name
 
 
 def chosen(specification: Specification, *, repeats: int, arms: Collection[str] = ()) -> Specification:

@@ -159,7 +159,7 @@ class PhaseFootprint(Struct, frozen=True, kw_only=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """``manifest.json``: what was run where. Written once, before anything boots.
+    """``manifest.json``: what was run where. Written before anything boots; only `changes` are added to later.
 
     Attributes:
         format: ``qmpalloc-experiment``.
@@ -176,6 +176,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
         versions: Package or program to version.
         host: Processors, memory, kernel.
         footprints: Guest to phase to what it touches.
+        policies: Names of the users' own policies that are kept beside ``experiment.toml``.
+        changes: What was other when the experiment was resumed, a sentence each.
     """
 
     format: Literal["qmpalloc-experiment"] = "qmpalloc-experiment"
@@ -192,6 +194,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     host: dict[str, Any]
     footprints: dict[str, dict[str, PhaseFootprint]]
+    policies: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
 
 class DiskCalibration(Struct, frozen=True, kw_only=True):

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qmpalloc.errors import HostError
-from qmpalloc.experiment import Specification, planned, remaining
+from qmpalloc.experiment import Specification
 from qmpalloc.experiment.directory import ExperimentDirectory
 from qmpalloc.experiment.plan import ArmRun
 from qmpalloc.experiment.records import Manifest, Outcome, PhaseFootprint
 from qmpalloc.hostfacts import host_facts, versions
 from qmpalloc.lab.arm import ArmRunner, Live
 from qmpalloc.lab.configuration import arm_configuration
+from qmpalloc.lab.preflight import RUN_DIR_PREFIX, preflight
 from qmpalloc.lab.traces import Traces
 from qmpalloc.qemu.host import qemu_version
 from qmpalloc.qemu.launcher import Prepared, prepare
@@ -93,8 +94,10 @@ def prepare_experiment(specification: Specification, *, report: Report) -> Prepa
     """Build or find images and data disks. Blocks; minutes when all is new.
 
     Raises:
-        HostError: As `qmpalloc.qemu.launcher.prepare`.
+        ConfigError: As `preflight`.
+        HostError: As `preflight`, or as `qmpalloc.qemu.launcher.prepare`.
     """
+    preflight(specification)
     # Guests and disks are the same in all arms.
     return prepare(arm_configuration(specification, specification.arms[0], run_dir=Path("unused")), report=report)
 
@@ -136,10 +139,7 @@ async def run_experiment(
     Raises:
         HostError: There is no room left, or several runs in a row failed before they really began.
     """
-    plan = planned(directory.specification, arms=directory.manifest.arms)
-    outcomes = directory.outcomes()
-    finished = [run for run, outcome in outcomes.items() if not outcome.failed]
-    left = Remaining(remaining(plan, finished), outcomes)
+    left = Remaining(directory.left(), directory.outcomes())
     failures = 0
     for run in left.runs:
         left.begin()
@@ -168,7 +168,7 @@ async def _run_one(
     disk = directory.disk()
     runner = ArmRunner(directory.specification, run, files, prepared=prepared, traces=traces, disk=disk, live=live)
     # In the directory for temporary files, because the path of a Unix socket has 107 bytes at most.
-    with tempfile.TemporaryDirectory(prefix="qmpalloc-") as run_dir:
+    with tempfile.TemporaryDirectory(prefix=RUN_DIR_PREFIX) as run_dir:
         outcome = await runner.run(Path(run_dir))
     if disk is None and runner.disk is not None:
         directory.write_disk(runner.disk)

@@ -1,15 +1,25 @@
 """``qmpalloc experiment``: what is refused, and what is shown, before anything boots."""
 
+import errno
+import io
+import os
+import signal
 from pathlib import Path
 
+import msgspec
 import pytest
+import trio
 from click.testing import CliRunner
 from rich.console import Console
 
 from qmpalloc.cli import main
-from qmpalloc.cli.conduct_experiment import Follower
-from qmpalloc.experiment import ArmRun
+from qmpalloc.cli.conduct_experiment import Follower, conduct
+from qmpalloc.errors import ConfigError
+from qmpalloc.experiment import ArmRun, load
+from qmpalloc.experiment.directory import ExperimentDirectory
+from qmpalloc.experiment.records import Manifest, Outcome
 from qmpalloc.lab.runner import Remaining
+from qmpalloc.lock import hold_lock
 
 SMOKE = str(Path(__file__).parents[2] / "examples" / "smoke.toml")
 
@@ -60,6 +70,126 @@ def test_what_cannot_be_run_is_refused_with_a_hint(words, message):
 def test_a_directory_in_use_is_refused_before_anything_is_built(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     assert "is not empty" in refused("run", SMOKE, "--out", str(tmp_path))
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """An experiment that is to be resumed on a machine like the one it began on."""
+    monkeypatch.setattr("qmpalloc.config.default_run_dir", lambda: tmp_path / "locks")
+    fields = {"name": "smoke", "file": SMOKE, "scale": "1", "arms": ("static", "rule"), "repeats": 1, "command": "x"}
+    fields |= {"created_wall": 0.0, "accelerator": {"g1": "tcg"}, "images": {"g1": "6.12 aaaa"}}
+    manifest = Manifest(**fields, versions={"qemu": "QEMU 8"}, host={}, footprints={})
+    directory = ExperimentDirectory.create(tmp_path / "out", load(SMOKE), manifest, Path(SMOKE).read_text())
+    now = {"manifest": manifest}
+    monkeypatch.setattr("qmpalloc.lab.runner.prepare_experiment", lambda specification, report: None)
+    monkeypatch.setattr("qmpalloc.lab.runner.describe", lambda *_, **__: now["manifest"])
+    monkeypatch.setattr("qmpalloc.cli.experiment._conduct", lambda *_: 0)
+    monkeypatch.setattr("qmpalloc.experiment.report.write_report", lambda directory: [])
+    return directory, now
+
+
+def other(now, **fields):
+    now["manifest"] = msgspec.structs.replace(now["manifest"], **fields)
+
+
+def changes_kept(directory):
+    return ExperimentDirectory.open_existing(directory.path).manifest.changes
+
+
+def test_an_experiment_goes_on_where_it_began(begun):
+    directory, _ = begun
+    assert invoke("resume", str(directory.path)).exit_code == 0
+    assert changes_kept(directory) == ()
+
+
+def test_another_image_is_refused_unless_told_otherwise(begun):
+    directory, now = begun
+    other(now, images={"g1": "6.12 bbbb"})
+    said = refused("resume", str(directory.path))
+    assert "cannot go on, its arms would not be comparable: image of g1 is 6.12 bbbb (was 6.12 aaaa)" in said
+    assert "--anyway" in said
+    assert changes_kept(directory) == ()
+    assert invoke("resume", str(directory.path), "--anyway").exit_code == 0
+    assert changes_kept(directory) == ("resumed 1970-01-01 00:00 UTC: image of g1 is 6.12 bbbb (was 6.12 aaaa)",)
+
+
+def test_another_library_is_told_and_kept(begun):
+    directory, now = begun
+    other(now, versions={"qemu": "QEMU 8", "trio": "1"})
+    assert "warning: trio is 1 (was none)" in invoke("resume", str(directory.path)).output
+    assert changes_kept(directory) == ("resumed 1970-01-01 00:00 UTC: trio is 1 (was none)",)
+
+
+def test_an_experiment_that_is_running_is_not_resumed(begun, tmp_path):
+    directory, _ = begun
+    with hold_lock(str(directory.path), tmp_path / "locks"):
+        result = invoke("resume", str(directory.path))
+    assert result.exit_code == 1
+    assert "is in use by another qmpalloc" in result.output
+
+
+def test_where_nothing_is_left_nothing_is_prepared(begun, monkeypatch):
+    directory, _ = begun
+    monkeypatch.setattr("qmpalloc.lab.runner.prepare_experiment", None)
+    for arm in ("static", "rule"):
+        directory.run(ArmRun(1, arm)).begin()
+        directory.run(ArmRun(1, arm)).write_outcome(
+            Outcome(arm=arm, repeat=1, started_wall=0.0, total_s=1.0, load_s=1.0)
+        )
+    assert "nothing is left to run" in invoke("resume", str(directory.path)).output
+
+
+def test_a_dry_run_tells_what_the_host_cannot_do(monkeypatch):
+    monkeypatch.setattr("qmpalloc.lab.preflight.check_memory", refuse)
+    assert "too much" in refused("run", SMOKE, "--dry-run")
+
+
+def refuse(*_):
+    raise ConfigError("too much", hint="less")
+
+
+class Closed(io.StringIO):
+    """A terminal that is closed."""
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_when_nobody_reads_the_progress_the_experiment_is_interrupted(terminal):
+    interrupted = []
+    console = Console(file=Closed(), force_terminal=terminal)
+    follower = Follower(console, dashboard=False, interrupt=lambda: interrupted.append(True))
+    with follower:
+        live = follower.begin(ArmRun(1, "static"), Remaining((ArmRun(1, "static"),), {}))
+        live.status(0.5, "trial 1")
+        live.report("a line")
+    assert interrupted
+
+
+@pytest.mark.parametrize(
+    ("sent", "handler", "goes_on"),
+    [
+        (signal.SIGHUP, signal.SIG_DFL, False),
+        (signal.SIGHUP, signal.SIG_IGN, True),  # nohup
+        (signal.SIGTERM, signal.SIG_DFL, False),
+    ],
+)
+def test_a_closed_terminal_interrupts_unless_that_is_to_be_ignored(monkeypatch, sent, handler, goes_on):
+    async def run_experiment(*_, **__):
+        os.kill(os.getpid(), sent)
+        await trio.sleep(0.3 if goes_on else 60)
+        return True
+
+    monkeypatch.setattr("qmpalloc.cli.conduct_experiment.run_experiment", run_experiment)
+    before = signal.signal(sent, handler)
+    try:
+        assert trio.run(conduct, None, None, None, False) is (True if goes_on else None)
+    finally:
+        signal.signal(sent, before)
 
 
 @pytest.mark.parametrize("scale", ["quarter", "1/0"])

@@ -1,5 +1,6 @@
 """The directory of an experiment: what is written is found again, and nothing is overwritten."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,72 @@ def test_the_throttle_is_measured_once(directory):
     calibration = DiskCalibration(model="ssd", hit_s=2e-5, iops=1000)
     directory.write_disk(calibration)
     assert ExperimentDirectory.open_existing(directory.path).disk() == calibration
+
+
+def test_a_place_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file: is not a directory"):
+        ExperimentDirectory.check_new(tmp_path / "file" / "out")
+
+
+def test_a_place_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ConfigError, match="cannot be written by you"):
+        ExperimentDirectory.check_new(tmp_path / "new" / "out")
+
+
+def test_runs_that_did_not_end_or_failed_are_left(directory):
+    directory = ExperimentDirectory.open_existing(directory.path)
+    names = [run.name for run in directory.left()]
+    assert sorted(names) == ["repeat1-rule", "repeat1-static", "repeat2-rule", "repeat2-static"]
+    for run, failed in ((ArmRun(1, "rule"), ""), (ArmRun(2, "static"), "it died")):
+        directory.run(run).begin()
+        directory.run(run).write_outcome(outcome(run.arm, run.repeat, failed=failed))
+    assert [run.name for run in directory.left()] == [name for name in names if name != "repeat1-rule"]
+
+
+def test_changes_are_added_to_the_manifest(directory):
+    directory.note_changes(["trio is 2"])
+    ExperimentDirectory.open_existing(directory.path).note_changes(["trio is 3"])
+    assert ExperimentDirectory.open_existing(directory.path).manifest.changes == ("trio is 2", "trio is 3")
+
+
+OWN = """
+from own_helper import AMOUNT
+class Own:
+    def decide(self, snapshot): return AMOUNT
+"""
+
+
+@pytest.mark.parametrize("kind", ["module", "package"])
+def test_a_policy_beside_the_file_is_kept_and_goes_with_the_directory(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("own_module", "own_package", "own_helper"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "own_helper.py").write_text("AMOUNT = 1")
+    if kind == "module":
+        (home / "own_module.py").write_text(OWN)
+    else:
+        (home / "own_package").mkdir()
+        (home / "own_package" / "__init__.py").write_text(OWN)
+    file = home / "x.toml"
+    file.write_text(SMOKE.read_text().replace('"paper"', f'"own_{kind}:Own"').replace("settings =", "# settings ="))
+    made = ExperimentDirectory.create(
+        tmp_path / "out", experiment.load(file), manifest(file=str(file), scale="1"), file.read_text()
+    )
+    if kind == "module":
+        (home / "own_module.py").write_text("it was changed meanwhile: no Python any more")
+    else:
+        (home / "own_package").rename(home / "gone")
+    made.path.rename(tmp_path / "elsewhere")
+    for name in ("own_module", "own_package", "own_helper"):
+        sys.modules.pop(name, None)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(home)])
+    found = ExperimentDirectory.open_existing(tmp_path / "elsewhere")
+    assert found.manifest.policies == ({"module": "own_module.py", "package": "own_package"}[kind],)
+    assert Path(sys.modules[f"own_{kind}"].__file__).is_relative_to(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(

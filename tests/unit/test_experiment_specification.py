@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qmpalloc import experiment
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.access import Loop, Mixture, Normal, Part, Zipf
+from qmpalloc.experiment.checks import check_memory
 from qmpalloc.experiment.schema import Disk
 from qmpalloc.hostfacts import to_plain
 from qmpalloc.units import GIB, MIB, PAGE_BYTES, parse_size
@@ -108,7 +109,7 @@ ACCESS = 'distribution = "normal", deviation = 0.15'
         (('budget = "2GiB"', 'budget = "1500MiB"'), "arm[0].baselines", "baselines of static add up to 2G"),
         (('name = "try"', 'name = "../try"'), "experiment.name", "is not a name"),
         (('name = "try"', 'name = "try"\nrepeats = 0'), "experiment.repeats", "at least 1"),
-        (('name = "try"', 'name = "try"\ninterval = "0s"'), "experiment.interval", "above 0"),
+        (('name = "try"', 'name = "try"\ninterval = "500ms"'), "experiment.interval", "at least 1 s"),
         (('name = "try"', 'name = "try"\nseed = -1'), "experiment.seed", "not be negative"),
         (('name = "try"', 'name = "try"\nreference = "fixed"'), "experiment.reference", "no arm is called 'fixed'"),
         (('name = "try"', 'name = "try"\nwarm_up = "hot"'), "experiment.warm_up", "none of 'read', 'none'"),
@@ -129,7 +130,8 @@ ACCESS = 'distribution = "normal", deviation = 0.15'
         (("rounds = 10", "rounds = 0"), "guest[0].phase[0].rounds", "at least 1"),
         (("reads = 100", "reads = 0"), "guest[0].phase[0].reads", "at least 1"),
         (("reads = 100", "reeds = 100"), "guest[0].phase[0].reeds", "did you mean reads?"),
-        (("rounds = 10", "rounds = 10\nrate = -1"), "guest[0].phase[0].rate", "not be negative"),
+        (("rounds = 10", "rounds = 10\nrate = -1"), "guest[0].phase[0].rate", "at least 0.1 per second"),
+        (("rounds = 10", "rounds = 10000000"), "guest[0].phase[0].reads", "take 3.73G of its memory"),
         ((f"access = {{ {ACCESS} }}", ""), "guest[0].phase[0].access", "missing"),
         ((f"{{ {ACCESS} }}", '"normal"'), "guest[0].phase[0].access", "must be a table"),
         ((ACCESS, "deviation = 0.3"), "guest[0].phase[0].access.distribution", "known are normal"),
@@ -299,6 +301,19 @@ def test_the_throttle_follows_the_service_time_of_a_hit():
     assert Disk(model="ssd").throttle_iops(4e-5) == 500
     assert Disk(model="hdd").throttle_iops(4e-5) == 5
     assert Disk(iops=1234).throttle_iops(4e-5) == 1234
+
+
+def test_guests_that_the_host_cannot_hold_are_refused_with_a_scale_that_it_can():
+    spec = parsed(GOOD)
+    check_memory(spec, 4 * GIB + 2 * 128 * MIB)
+    with pytest.raises(ConfigError, match=r"guest\[0\]\.memory: the memory of all guests adds up to 4G") as caught:
+        check_memory(spec, 3 * GIB)
+    assert caught.value.hint.endswith("--scale 1/2")
+    with pytest.raises(ConfigError) as caught:
+        check_memory(experiment.scale(spec, Fraction(1, 2)), GIB)
+    assert caught.value.hint.endswith("--scale 1/6")
+    with pytest.raises(ConfigError):
+        check_memory(spec, 0)
 
 
 @pytest.mark.parametrize(("size", "name"), [("3GiB", "3G"), ("1.5GiB", "1536M"), ("20KiB", "20K"), ("5001B", "5001")])
