@@ -145,7 +145,9 @@ class Witness:
                 self.object(f"{seen.name} is {seen.state} ({seen.frozen}) and was shrunk: {verdict}")
             if change < 0 and verdict.target_bytes < seen.floor_bytes:
                 self.object(f"{seen.name} was shrunk below its floor of {format_size(seen.floor_bytes)}: {verdict}")
-            in_need = verdict.limiter is Limiter.DANGER or seen.state is GuestState.LOST
+            # By the snapshot, too: where all need more than there is, the budget is what limits a guest in danger.
+            in_danger = verdict.limiter is Limiter.DANGER or seen.frozen.startswith("danger")
+            in_need = in_danger or seen.state is GuestState.LOST
             if change > 0 and seen.state is not GuestState.FRESH and not in_need:
                 self.object(f"{seen.name} is {seen.state} and was to grow: {verdict}")
         if event.snapshot.cycle == self._cycle:
