@@ -150,12 +150,12 @@ class Lab:
 
 
 @pytest.fixture
-def lab(monkeypatch, tmp_path, autojump_clock):
+def lab(monkeypatch, tmp_path):
     (tmp_path / "sockets").mkdir()
     return Lab(monkeypatch, tmp_path / "repeat1-rule", tmp_path / "sockets")
 
 
-async def test_a_run_ends_with_the_trial_in_which_the_last_load_does(lab):
+async def test_a_run_ends_with_the_trial_in_which_the_last_load_does(lab, autojump_clock):
     outcome = await lab.run()
     assert outcome.failed == ""
     assert outcome.load_s == TRIALS
@@ -166,7 +166,7 @@ async def test_a_run_ends_with_the_trial_in_which_the_last_load_does(lab):
     assert not (lab.directory.path / "console-g1.log").exists()
 
 
-async def test_a_guest_too_busy_to_answer_has_no_reading_and_the_run_goes_on(lab):
+async def test_a_guest_too_busy_to_answer_has_no_reading_and_the_run_goes_on(lab, autojump_clock):
     lab.busy["g2"] = {2, 3}
     outcome = await lab.run()
     assert outcome.failed == ""
@@ -176,7 +176,7 @@ async def test_a_guest_too_busy_to_answer_has_no_reading_and_the_run_goes_on(lab
 
 
 @pytest.mark.parametrize("why", ["busy", "hung"])
-async def test_one_load_that_hangs_ends_the_run_also_when_the_others_go_on(lab, why):
+async def test_one_load_that_hangs_ends_the_run_also_when_the_others_go_on(lab, autojump_clock, why):
     lab.busy["g2"] = range(1, 10_000) if why == "busy" else ()
     lab.hung = {"g2"} if why == "hung" else set()
     outcome = await lab.run()
@@ -185,14 +185,14 @@ async def test_one_load_that_hangs_ends_the_run_also_when_the_others_go_on(lab, 
     assert lab.clock.trials * SMOKE.interval == pytest.approx(120, abs=10)
 
 
-async def test_a_load_that_dies_ends_the_run_and_the_consoles_are_kept(lab):
+async def test_a_load_that_dies_ends_the_run_and_the_consoles_are_kept(lab, autojump_clock):
     lab.dies_in = 3
     outcome = await lab.run()
     assert outcome.failed.endswith("its load was killed by signal 9")
     assert (lab.directory.path / "console-g1.log").read_bytes() == b"Kernel panic"
 
 
-async def test_a_controller_that_ends_by_itself_ends_the_run(lab):
+async def test_a_controller_that_ends_by_itself_ends_the_run(lab, autojump_clock):
     async def after_trial(controller, trial):
         if trial == 2:
             controller.quit("no output is left")
@@ -201,7 +201,7 @@ async def test_a_controller_that_ends_by_itself_ends_the_run(lab):
     assert (await lab.run()).failed == "the controller ended by itself: no output is left"
 
 
-async def test_a_controller_that_stands_still_ends_the_run(lab):
+async def test_a_controller_that_stands_still_ends_the_run(lab, autojump_clock):
     async def after_trial(controller, trial):
         await trio.sleep_forever()
 
@@ -209,7 +209,7 @@ async def test_a_controller_that_stands_still_ends_the_run(lab):
     assert (await lab.run()).failed == "the controller has decided nothing for 63 s"
 
 
-async def test_a_run_whose_policy_failed_does_not_count(lab):
+async def test_a_run_whose_policy_failed_does_not_count(lab, autojump_clock):
     async def after_trial(controller, trial):
         message = "policy own:Own failed: ZeroDivisionError: division by zero"
         controller.note(Faulted(t=0.0, wall=0.0, guest=None, kind="policy", message=message, hint=""))
@@ -220,7 +220,7 @@ async def test_a_run_whose_policy_failed_does_not_count(lab):
     assert lab.clock.trials < TRIALS
 
 
-async def test_a_full_disk_ends_the_run_at_once(lab):
+async def test_a_full_disk_ends_the_run_at_once(lab, autojump_clock):
     async def after_trial(controller, trial):
         controller.writer.failure = OSError(28, "No space left on device")
 
@@ -230,7 +230,7 @@ async def test_a_full_disk_ends_the_run_at_once(lab):
     assert lab.clock.trials < TRIALS
 
 
-async def test_a_defect_of_ours_fails_this_run_only_and_is_kept(lab):
+async def test_a_defect_of_ours_fails_this_run_only_and_is_kept(lab, autojump_clock):
     async def after_trial(controller, trial):
         raise LookupError("a defect")
 
@@ -247,7 +247,7 @@ def killed():
         yield process.pid
 
 
-async def test_who_kills_a_guest_is_told(lab, monkeypatch, killed):
+async def test_who_kills_a_guest_is_told(lab, autojump_clock, monkeypatch, killed):
     async def wait_for_end(guests):
         await trio.sleep(SMOKE.interval * 2)
         return Process("g1", killed)
@@ -256,7 +256,7 @@ async def test_who_kills_a_guest_is_told(lab, monkeypatch, killed):
     assert (await lab.run()).failed == f"guest g1: its QEMU (process {killed}) was killed by signal 9 during the run"
 
 
-async def test_cancelling_leaves_no_outcome(lab):
+async def test_cancelling_leaves_no_outcome(lab, autojump_clock):
     async def after_trial(controller, trial):
         scope.cancel()
         await trio.lowlevel.checkpoint()
