@@ -31,26 +31,30 @@ async def conduct(directory: ExperimentDirectory, prepared: Prepared, traces: Tr
     on_screen = live and is_interactive(console)
     async with trio.open_nursery() as nursery:
         scope = trio.CancelScope()
-        follower = Follower(console, dashboard=on_screen, interrupt=scope.cancel)
+
+        def interrupt() -> None:
+            if not scope.cancel_called:
+                scope.cancel()
+                follower.say("stopping the guests; what is finished is kept")
+
+        follower = Follower(console, dashboard=on_screen, interrupt=interrupt)
         if live and not on_screen:
             follower.say("there is no terminal for --live: progress is told in lines")
-        await nursery.start(_cancel_at_signal, scope, follower)
+        await nursery.start(_interrupt_at_signal, interrupt)
         with scope, follower:
             finished = await run_experiment(directory, prepared, traces, make_live=follower.begin)
         nursery.cancel_scope.cancel()
     return finished
 
 
-async def _cancel_at_signal(scope: trio.CancelScope, follower: Follower, task_status: trio.TaskStatus[None]) -> None:
+async def _interrupt_at_signal(interrupt: Callable[[], None], task_status: trio.TaskStatus[None]) -> None:
     heeded = set(STOP_SIGNALS)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup: to go on when the terminal is closed
         heeded.remove(signal.SIGHUP)
     with trio.open_signal_receiver(*heeded) as signals:
         task_status.started()
         async for _ in signals:
-            if not scope.cancel_called:
-                follower.say("stopping the guests; what is finished is kept")
-            scope.cancel()
+            interrupt()
 
 
 class Follower:

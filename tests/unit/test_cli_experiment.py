@@ -178,9 +178,10 @@ def test_when_nobody_reads_the_progress_the_experiment_is_interrupted(terminal):
         (signal.SIGTERM, signal.SIG_DFL, False),
     ],
 )
-def test_a_closed_terminal_interrupts_unless_that_is_to_be_ignored(monkeypatch, sent, handler, goes_on):
+def test_a_closed_terminal_interrupts_unless_that_is_to_be_ignored(monkeypatch, capsys, sent, handler, goes_on):
     async def run_experiment(*_, **__):
         os.kill(os.getpid(), sent)
+        os.kill(os.getpid(), sent)  # impatience changes nothing
         await trio.sleep(0.3 if goes_on else 60)
         return True
 
@@ -188,6 +189,8 @@ def test_a_closed_terminal_interrupts_unless_that_is_to_be_ignored(monkeypatch, 
     before = signal.signal(sent, handler)
     try:
         assert trio.run(conduct, None, None, None, False) is (True if goes_on else None)
+        said = capsys.readouterr().out
+        assert said.count("stopping the guests; what is finished is kept") == (not goes_on)
     finally:
         signal.signal(sent, before)
 
