@@ -256,9 +256,9 @@ class Guest:
 
     def account(self, now_s: float) -> Account:
         """Return the guest's entry in the ledger. A stuck one is left alone, unless it is in danger and may grow."""
-        in_need = self.danger(now_s) is not None
+        in_danger = self.danger(now_s) is not None
         charge_bytes = self._granted_bytes if self.target_bytes else self.charge_bytes
-        alone = self.obedience.stuck(now_s) and not (in_need and self.desired_bytes > self.target_bytes)
+        alone = self.obedience.stuck(now_s) and not (in_danger and self.desired_bytes > self.target_bytes)
         return Account(
             name=self.name,
             target_bytes=self.target_bytes,
@@ -266,7 +266,7 @@ class Guest:
             reserve_bytes=self.charge_bytes - charge_bytes,
             desired_bytes=self.target_bytes if alone else self.desired_bytes,
             commandable=self.link is Link.UP and not self.migrating,
-            in_need=in_need,
+            in_need=in_danger or self.target_bytes < self.floor_bytes,
         )
 
     def is_stuck(self, now_s: float) -> bool:

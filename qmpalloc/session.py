@@ -32,6 +32,7 @@ from qmpalloc.units import align_down, format_size
 Purpose = Literal["adopt", "shrink", "grant", "repeat", "accept"]
 
 STUCK_HINT = "is the virtio_balloon driver loaded in the guest, and can it give that much?"
+FLOOR_HINT = "it is brought to its floor, as far as the budget has room"
 
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 5.0
@@ -155,10 +156,8 @@ class Session:
                 actual_bytes = await _measure(monitor, facts)
             guest.connected(facts, actual_bytes, self._journal.now_s(), paused=not status.running)
             self._journal.clear_fault(guest.name, "monitor")
-            if self._may_command and not guest.migrating:
-                # QEMU cannot be asked for its target. Setting it to what we know of it makes sure, and ends a move that
-                # another controller may have left half done.
-                self._give(align_down(guest.target_bytes), "adopt")
+            if self._may_command:
+                self._adopt()
             self._on_change()
             failures: list[QmpallocError] = []
             async with trio.open_nursery() as nursery:
@@ -185,6 +184,20 @@ class Session:
             if cause is not None and not isinstance(cause, DisconnectedError):
                 raise cause
         raise DisconnectedError(f"{monitor.address}: the monitor connection ended", address=monitor.address)
+
+    def _adopt(self) -> None:
+        """Begin to control a guest at the size it has; one below its floor is to have that."""
+        guest = self.guest
+        if not guest.migrating:
+            # QEMU cannot be asked for its target. Setting it to what we know of it makes sure, and ends a move that
+            # another controller may have left half done. Whether there is room for more is for the ledger to say.
+            self._give(align_down(guest.target_bytes), "adopt")
+        if guest.target_bytes >= guest.floor_bytes:
+            self._journal.clear_fault(guest.name, "floor")
+            return
+        guest.desired_bytes = max(guest.desired_bytes, guest.floor_bytes)
+        found, floor = format_size(guest.actual_bytes), format_size(guest.floor_bytes)
+        self._journal.fault(guest.name, "floor", f"found at {found}, below its floor of {floor}", FLOOR_HINT)
 
     # --- balloon ----------------------------------------------------------------------------------------------------
 

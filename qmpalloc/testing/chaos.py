@@ -3,14 +3,15 @@
     python -m qmpalloc.testing.chaos [--seed 1] [--guests 10] [--cycles 1000]
 
 The guests are simulated ones over real Unix sockets, in virtual time, so that a day takes minutes and a seed replays.
-Of every guest something breaks, shows in the record, is mended, and the guest recovers, again and again; now and then
-the controller is stopped in place and another one adopts what it finds, the host runs out of memory, the policy raises,
-and the configuration is read again.
+Of every guest something breaks, shows in the record, is mended, and the guest recovers, again and again, and even that
+while its peers split, repeat or delay their answers: no guest is sound in any cycle. Now and then the controller is
+stopped in place or cancelled and another one adopts what it finds, the host runs out of memory, the policy raises, and
+the configuration is read again: with a mistake, with another budget, without a guest and with it again.
 
 After every event this must hold, or the run ends with the seed and what broke:
 
 * nothing is granted that the budget has no room for, by what the fakes themselves have told;
-* no command goes below a floor, and no decision changes a guest whose state forbids it;
+* no command takes a guest below its floor, and no decision changes a guest whose state forbids it;
 * no spoilt sample is accepted; every fault shows in the record, and every guest recovers from it;
 * decisions come on time; nothing unprintable is reported;
 * tasks, descriptors and memory of this process do not grow.
@@ -18,12 +19,12 @@ After every event this must hold, or the run ends with the seed and what broke:
 
 from __future__ import annotations
 
+import functools
 import gc
 import random
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,13 @@ from qmpalloc import config as configuration
 from qmpalloc.config import Config
 from qmpalloc.controller import Controller
 from qmpalloc.errors import QmpallocError
-from qmpalloc.events import AnyEvent, ControlChanged, Decided, Ended, Sampled, SizeChanged, StateChanged
+from qmpalloc.events import AnyEvent, Ended
 from qmpalloc.hostguard import HostMemory
-from qmpalloc.model import Decision, GuestState, Limiter, Snapshot
+from qmpalloc.model import Decision, GuestState, Snapshot
 from qmpalloc.policy import load
 from qmpalloc.testing.balloon import FakeBalloon
-from qmpalloc.testing.chaos_faults import HOSTILE, RESTARTED, Fault, catalogue, mend, shows
-from qmpalloc.testing.fake_qemu import FakeQemu
+from qmpalloc.testing.chaos_faults import RESTARTED, Fault, catalogue, mend, nuisances, shows
+from qmpalloc.testing.chaos_witness import ViolationError, Witness
 from qmpalloc.testing.load import Load
 from qmpalloc.testing.simulated_guest import SimulatedGuest, open_simulated_guest
 from qmpalloc.units import GIB, MIB, format_size
@@ -54,11 +55,11 @@ RAM, CAP, BASELINE, FLOOR = 768 * MIB, 768 * MIB, 512 * MIB, 256 * MIB
 SHOW_LIMIT_S = 60.0
 RECOVER_LIMIT_S = 200.0
 RESTART_EVERY = 97
+VISITOR = "visitor"
+"""A guest of which nothing breaks, and which leaves the configuration and comes back."""
+
+LEAVE_LIMIT_S = 60.0
 GROWTH_MAX_BYTES = 24 * MIB
-
-
-class ViolationError(AssertionError):
-    """An invariant did not hold."""
 
 
 class Policy:
@@ -75,146 +76,14 @@ class Policy:
         return self._rule.decide(snapshot)
 
 
-class Witness:
-    """Sees every event and every command, and objects.
+class Place:
+    """One guest and what happens to it.
 
     Attributes:
-        events: Of each guest of which something is wrong: what was reported since, and what was decided about it.
-        sampled: Samples accepted, by guest.
-        broken: Guests of which something has been wrong since the last decision.
-        guest_cycles: Decisions times guests of which something was wrong.
-        shown: Faults that were seen in the record, by name.
-        decisions: All of them.
-        violation: The first thing that did not hold.
+        name: Of the guest.
+        guest: Present while its QEMU lives.
+        resting: Nothing more breaks.
     """
-
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
-        self.events: dict[str, list[object]] = {}
-        self.states: dict[str, GuestState] = {}
-        self.sampled: Counter[str] = Counter()
-        self.broken: set[str] = set()
-        self.guest_cycles = 0
-        self.decisions = 0
-        self.shown: Counter[str] = Counter()
-        self.violation = ""
-        self.news = trio.Event()
-        self._told: dict[str, tuple[float, int, int]] = {}
-        self._targets: dict[str, int] = {}
-        self._tick_t: float | None = None
-        self._cycle = 0
-
-    def object(self, what: str) -> None:
-        """Note that something did not hold."""
-        self.violation = self.violation or what
-        self.news.set()
-
-    # --- the record -------------------------------------------------------------------------------------------------
-
-    def __call__(self, event: AnyEvent) -> None:
-        """Take one event."""
-        name = getattr(event, "guest", None)
-        if name in self.events:
-            self.events[name].append(event)
-        match event:
-            case Sampled() if event.sample.kernel == HOSTILE:
-                self.object(f"{name}: a spoilt sample was accepted: {event.sample}")
-            case Sampled():
-                self.sampled[event.guest] += 1
-            case StateChanged():
-                self.states[event.guest] = event.state
-            case SizeChanged():
-                self._hear(event.guest, event.actual_bytes)
-            case Decided():
-                self._judge(event)
-            case ControlChanged(control="settling" | "running"):
-                self._tick_t, self._cycle = None, 0
-        for text in (getattr(event, field, "") for field in ("message", "hint", "detail", "error")):
-            if not text.isprintable():
-                self.object(f"unprintable text was reported: {text!r}")
-        self.news.set()
-        self.news = trio.Event()
-
-    def _judge(self, event: Decided) -> None:
-        for seen, verdict in zip(event.snapshot.guests, event.decision.guests, strict=True):
-            change = verdict.target_bytes - seen.target_bytes
-            self.events.get(seen.name, []).append(verdict)
-            may_shrink = seen.state is GuestState.FRESH and not seen.frozen
-            home = verdict.target_bytes >= min(seen.baseline_bytes, seen.target_bytes)
-            if change < 0 and not may_shrink and not home:
-                self.object(f"{seen.name} is {seen.state} ({seen.frozen}) and was shrunk: {verdict}")
-            if change < 0 and verdict.target_bytes < seen.floor_bytes:
-                self.object(f"{seen.name} was shrunk below its floor of {format_size(seen.floor_bytes)}: {verdict}")
-            # By the snapshot, too: where all need more than there is, the budget is what limits a guest in danger.
-            in_danger = verdict.limiter is Limiter.DANGER or seen.frozen.startswith("danger")
-            in_need = in_danger or seen.state is GuestState.LOST
-            if change > 0 and seen.state is not GuestState.FRESH and not in_need:
-                self.object(f"{seen.name} is {seen.state} and was to grow: {verdict}")
-        if event.snapshot.cycle == self._cycle:
-            return  # one that did not wait for the next tick
-        self._cycle = event.snapshot.cycle
-        self.decisions += 1
-        self.guest_cycles += len(self.broken)
-        self.broken.clear()
-        if self._tick_t is not None and event.t - self._tick_t > INTERVAL_S + 0.5:
-            self.object(f"a decision came {event.t - self._tick_t - INTERVAL_S:.1f} s late")
-        self._tick_t = event.t
-
-    # --- the wire ---------------------------------------------------------------------------------------------------
-
-    def listen(self, name: str, qemu: FakeQemu) -> None:
-        """Listen to what a fake is asked."""
-        balloon = qemu.commands["balloon"]
-
-        def asked(arguments: dict[str, Any]) -> object:
-            self._grant(name, arguments["value"])
-            return balloon(arguments)
-
-        qemu.commands["balloon"] = asked
-
-    def forget(self, name: str) -> None:
-        """Note that a QEMU has ended."""
-        self._told.pop(name, None)
-        self._targets.pop(name, None)
-
-    def _grant(self, name: str, target_bytes: int) -> None:
-        if target_bytes < FLOOR:
-            self.object(f"{name} was asked for {format_size(target_bytes)}, below its floor")
-        before = max(self._known(name), *self._told.get(name, (0.0, 0, 0))[1:])
-        self._targets[name] = target_bytes
-        total = sum(self._known(each) for each in self._told)
-        if self._known(name) > before and total > self.budget_bytes:
-            sizes = {each: (self._targets.get(each), told[1:]) for each, told in self._told.items()}
-            self.object(f"{name} was granted {format_size(target_bytes)}: {format_size(total)} in all, {sizes}")
-
-    def _known(self, name: str) -> int:
-        """Return what a guest may occupy by the last command, and by what the controller had heard when it sent it."""
-        heard_s, before, now = self._told.get(name, (0.0, 0, 0))
-        # In virtual time a command arrives at the instant it was sent; what was heard at that instant may be younger.
-        heard = min(before, now) if heard_s == trio.current_time() else now
-        return max(heard, self._targets.get(name, 0))
-
-    def _hear(self, name: str, actual_bytes: int) -> None:
-        if actual_bytes == 0:  # its QEMU has ended
-            self.forget(name)
-            return
-        now_s = trio.current_time()
-        heard_s, before, latest = self._told.get(name, (0.0, actual_bytes, actual_bytes))
-        self._told[name] = (now_s, min(before, latest) if heard_s == now_s else latest, actual_bytes)
-
-    # --- waiting ----------------------------------------------------------------------------------------------------
-
-    async def until(self, condition: Callable[[], bool], limit_s: float, what: str) -> None:
-        """Wait until something holds; that it does not is a violation."""
-        with trio.move_on_after(limit_s) as scope:
-            while not condition() and not self.violation:
-                await self.news.wait()
-        if scope.cancelled_caught and not condition():
-            self.object(what)
-
-
-class Place:
-    """One guest and what happens to it."""
 
     def __init__(self, name: str, directory: Path, witness: Witness, seed: str) -> None:
         self.name = name
@@ -222,6 +91,7 @@ class Place:
         self._witness = witness
         self._rng = random.Random(seed)
         self._faults = catalogue()
+        self._nuisances = nuisances()
         self.guest: SimulatedGuest | None = None
         self.resting = False
 
@@ -244,7 +114,8 @@ class Place:
                 await self._suffer(guest)
                 nursery.cancel_scope.cancel()
             self._witness.forget(self.name)
-            await trio.sleep(self._rng.uniform(1, 8))
+            with self._witness.trouble(self.name):
+                await trio.sleep(self._rng.uniform(1, 8))
 
     async def _report_stats(self, guest: SimulatedGuest) -> None:
         while True:
@@ -253,8 +124,10 @@ class Place:
 
     async def _suffer(self, guest: SimulatedGuest) -> None:
         """Let one thing after the other go wrong, until QEMU has ended."""
+        if self.name == VISITOR:
+            await trio.sleep_forever()
         while True:
-            await self._recovered()
+            await self._recover(guest)
             await trio.sleep(self._rng.uniform(0, 1.5))
             while self.resting:  # noqa: ASYNC110 - nothing has to happen at once
                 await trio.sleep(0.5)
@@ -266,36 +139,55 @@ class Place:
     async def _break(self, guest: SimulatedGuest, fault: Fault) -> None:
         witness = self._witness
         events = witness.events[self.name] = []
-        witness.broken.add(self.name)
-        undo = fault.do(guest, self._rng)
-        try:
+        with self._done(guest, fault):
             await witness.until(lambda: shows(fault, events), SHOW_LIMIT_S, f"{self.name}: {fault.name}: does not show")
             witness.shown[fault.name] += 1
             await trio.sleep(self._rng.uniform(0, 2))
-        finally:
-            undo()
-            mend(guest.qemu.faults)
-            mend(guest.agent.faults)
-            del witness.events[self.name]
+        del witness.events[self.name]
 
-    async def _recovered(self) -> None:
-        """Wait until the guest takes part again."""
+    async def _recover(self, guest: SimulatedGuest) -> None:
+        """Wait until the guest takes part again, in spite of a nuisance."""
         state, sampled = self._witness.states, self._witness.sampled
         before = sampled[self.name]
-        self._witness.broken.add(self.name)
-        await self._witness.until(
-            lambda: state.get(self.name) is GuestState.FRESH and sampled[self.name] > before,
-            RECOVER_LIMIT_S,
-            f"{self.name}: does not recover",
-        )
+        nuisance = self._rng.choice(self._nuisances)
+        with self._done(guest, nuisance):
+            await self._witness.until(
+                lambda: state.get(self.name) is GuestState.FRESH and sampled[self.name] > before,
+                RECOVER_LIMIT_S,
+                f"{self.name}: does not recover while {nuisance.name}",
+            )
+
+    @contextmanager
+    def _done(self, guest: SimulatedGuest, fault: Fault) -> Iterator[None]:
+        """Break a guest for the time of a block."""
+        with self._witness.trouble(self.name):
+            undo = fault.do(guest, self._rng)
+            try:
+                yield
+            finally:
+                undo()
+                mend(guest.qemu.faults)
+                mend(guest.agent.faults)
 
 
 class Chaos:
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        config: As it is now.
+        witness: What was seen.
+        restarts: Controllers that ended.
+        reloads: Configurations that were read again without a mistake.
+        sound_guest_cycles: Decisions times guests of which nothing was wrong since the decision before.
+    """
 
     def __init__(self, directory: Path, *, seed: int, guests: int, cycles: int) -> None:
         self.config = make_config(directory, guests)
-        self.witness = Witness(self.config.host.budget)
+        self.witness = Witness(budget_bytes=self.config.host.budget, floor_bytes=FLOOR, interval_s=INTERVAL_S)
+        self.sound_guest_cycles = 0
+        self.reloads = 0
+        self._make_config = functools.partial(make_config, directory, guests)
+        self._guests = guests
         self.policy = Policy()
         self.restarts = 0
         self.host_available = 8 * GIB
@@ -320,6 +212,7 @@ class Chaos:
                 while self.witness.decisions < self._cycles and not self.witness.violation:
                     await self._control(last=False)
                     self._measure()
+                self.sound_guest_cycles = self.witness.decisions * self._guests - self.witness.guest_cycles
                 if not self.witness.violation:
                     for place in self._places:
                         place.resting = True
@@ -341,15 +234,24 @@ class Chaos:
                 ended.append(event)
 
         controller = Controller(config, self.policy, self.witness, note, read_host=self._read_host)
+        life = trio.CancelScope()
+
+        async def live() -> None:
+            with life:
+                await controller.run()
+
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(controller.run)
+            nursery.start_soon(live)
             if last:
                 await self._end_in_peace()
             else:
                 nursery.start_soon(self._trouble, controller)
                 while self.witness.decisions < until and not self.witness.violation:
                     await self.witness.news.wait()
-            controller.quit()
+            if last or self._rng.randrange(2):
+                controller.quit()
+            else:
+                life.cancel()
             await self.witness.until(lambda: bool(ended), 60.0, "the controller did not end")
             nursery.cancel_scope.cancel()
         self.restarts += 1
@@ -375,7 +277,7 @@ class Chaos:
         """Trouble of the whole run, now and then."""
         while True:
             await trio.sleep(self._rng.uniform(10, 60))
-            match self._rng.randrange(3):
+            match self._rng.randrange(5):
                 case 0:
                     with self._set("host_available", 100 * MIB):
                         await trio.sleep(self._rng.uniform(2, 20))
@@ -385,6 +287,52 @@ class Chaos:
                     self.policy.raises = False
                 case 2:
                     controller.reload(self._fail)
+                case 3:
+                    await self._change_budget(controller)
+                case 4:
+                    await self._let_the_visitor_go_and_come(controller)
+
+    async def _change_budget(self, controller: Controller) -> None:
+        """Raise the budget for a while, and lower it again under the guests' feet."""
+        usual_bytes = self.config.host.budget
+        self.witness.budget_bytes += self._rng.randrange(16, 512) * MIB
+        try:
+            self._reload(controller, self._make_config(budget_bytes=self.witness.budget_bytes))
+            await trio.sleep(self._rng.uniform(5, 30))
+            self._reload(controller, self._make_config())
+            await trio.sleep(2.0)  # what was granted before is on its way
+        finally:
+            self.config = self._make_config()
+            self.witness.budget_bytes = usual_bytes
+
+    async def _let_the_visitor_go_and_come(self, controller: Controller) -> None:
+        """Take the visitor out of the configuration together with its memory, and put it in again."""
+        usual_bytes = self.config.host.budget
+
+        def is_there() -> bool:
+            return any(guest.name == VISITOR for guest in controller.guests)
+
+        try:
+            self._reload(controller, self._make_config(budget_bytes=usual_bytes - BASELINE, visitor=False))
+            await self.witness.until(lambda: not is_there(), LEAVE_LIMIT_S, "the visitor does not leave the run")
+            self.witness.budget_bytes -= BASELINE
+            self.witness.forget(VISITOR)
+            await trio.sleep(self._rng.uniform(5, 30))
+            self.witness.budget_bytes = usual_bytes
+            self.witness.states.pop(VISITOR, None)
+            self._reload(controller, self._make_config())
+            came = self.witness.states.get
+            await self.witness.until(
+                lambda: came(VISITOR) is GuestState.FRESH, LEAVE_LIMIT_S, "the visitor does not come back"
+            )
+        finally:
+            self.config = self._make_config()
+            self.witness.budget_bytes = usual_bytes
+
+    def _reload(self, controller: Controller, new: Config) -> None:
+        self.config = msgspec.structs.replace(new, control=controller.config.control)
+        controller.reload(lambda: self.config)
+        self.reloads += 1
 
     @contextmanager
     def _set(self, name: str, value: object) -> Iterator[None]:
@@ -437,12 +385,21 @@ def resident_bytes() -> int:
     return 0
 
 
-def make_config(directory: Path, guests: int) -> Config:
-    """Return the configuration of so many guests, whose budget is the sum of their baselines."""
-    text = f'[host]\nbudget = "{guests * BASELINE // MIB}MiB"\n[control]\ninterval = "{INTERVAL_S:g}s"\n'
+def make_config(directory: Path, guests: int, *, visitor: bool = True, budget_bytes: int | None = None) -> Config:
+    """Return the configuration of so many guests and the visitor.
+
+    Args:
+        directory: Where their sockets are.
+        guests: Their number, without the visitor.
+        visitor: Whether that is among them.
+        budget_bytes: Of all; the sum of their baselines by default.
+    """
+    names = [f"g{index}" for index in range(guests)] + [VISITOR] * visitor
+    budget_bytes = len(names) * BASELINE if budget_bytes is None else budget_bytes
+    text = f'[host]\nbudget = "{budget_bytes // MIB}MiB"\n[control]\ninterval = "{INTERVAL_S:g}s"\n'
     text += 'command_timeout = "1s"\nlate_after = "3s"\nlost_after = "10s"\n'
-    for index in range(guests):
-        text += f'[[guest]]\nname = "g{index}"\nmonitor = "g{index}.qmp"\nagent = "g{index}.agent"\n'
+    for name in names:
+        text += f'[[guest]]\nname = "{name}"\nmonitor = "{name}.qmp"\nagent = "{name}.agent"\n'
         text += f'floor = "{FLOOR // MIB}MiB"\ncap = "{CAP // MIB}MiB"\nbaseline = "{BASELINE // MIB}MiB"\n'
     return configuration.parse(text, file=directory / "chaos.toml")
 
@@ -479,9 +436,13 @@ def main(seed: int, guests: int, cycles: int) -> None:
         click.echo(f"seed {seed}, {guests} guests: VIOLATION: {error}", err=True)
         sys.exit(1)
     witness = chaos.witness
-    click.echo(f"seed {seed}: {witness.decisions} decisions, {chaos.restarts} controllers, {guests} guests")
     click.echo(
-        f"guest-cycles with a fault: {witness.guest_cycles}; faults shown: {witness.shown.total()}; violations: 0"
+        f"seed {seed}: {guests} guests, {witness.decisions} decisions, {chaos.restarts} controllers, "
+        f"{chaos.reloads} reloads; violations: 0"
+    )
+    click.echo(
+        f"guest-cycles with a fault: {witness.guest_cycles}, without: {chaos.sound_guest_cycles}; "
+        f"faults shown: {witness.shown.total()}"
     )
     click.echo(f"use: {chaos.use}")
     for name, count in sorted(witness.shown.items()):

@@ -21,8 +21,8 @@ from qmpalloc.units import MIB
 HOSTILE = "hostile"
 """Kernel release in all samples that must not be accepted."""
 
-LEAST_BYTES = 288 * MIB
-"""No less is asked of a balloon by others, so that who adopts that size does not stand below a floor."""
+LEAST_BYTES = 128 * MIB
+"""No less is asked of a balloon by others: below every floor, and yet no less than the simulated guest itself needs."""
 
 RESTARTED = "restarted"
 """Stands among the events where one controller was followed by another."""
@@ -92,6 +92,11 @@ def _unheard(events: Sequence[object]) -> bool:
 def resized(events: Sequence[object]) -> bool:
     """Return whether the size changed and was corrected or reported."""
     return any(isinstance(event, (SizeChanged, Commanded)) for event in events)
+
+
+def nuisances() -> tuple[Fault, ...]:
+    """Return the faults that must do no harm, and under which a guest must recover from all others."""
+    return tuple(fault for fault in catalogue() if fault.shows is unharmed)
 
 
 def catalogue() -> tuple[Fault, ...]:
@@ -226,7 +231,7 @@ def _squeeze(guest: SimulatedGuest, _: random.Random) -> Callable[[], None]:
 
 
 def _interfere(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
-    size_bytes, change_bytes = guest.qemu.balloon.actual_bytes, rng.randrange(8, 40) * MIB
+    size_bytes, change_bytes = guest.qemu.balloon.actual_bytes, rng.randrange(8, 160) * MIB
     shrinks = size_bytes - change_bytes >= LEAST_BYTES
     guest.qemu.balloon.request(size_bytes - change_bytes if shrinks else size_bytes + change_bytes)
     return lambda: None

@@ -9,8 +9,9 @@ from qmpalloc.errors import SampleError
 from qmpalloc.guest import Facts, Guest
 from qmpalloc.sample import parse
 from qmpalloc.testing import Load, chaos
-from qmpalloc.testing.chaos import ViolationError, Witness, make_config, run_chaos
+from qmpalloc.testing.chaos import make_config, run_chaos
 from qmpalloc.testing.chaos_faults import hostile_files
+from qmpalloc.testing.chaos_witness import ViolationError, Witness
 from qmpalloc.testing.simulated_guest import SimulatedGuest
 from qmpalloc.units import MIB
 
@@ -18,18 +19,19 @@ from qmpalloc.units import MIB
 @pytest.mark.timeout(300)
 def test_nothing_breaks_the_invariants():
     done = run_chaos(seed=1, guests=3, cycles=15)
-    assert done.witness.guest_cycles > 30
+    assert done.witness.guest_cycles >= 3 * 15
+    assert done.sound_guest_cycles == 0
     assert len(done.witness.shown) > 5
 
 
 @pytest.mark.timeout(300)
 def test_a_seed_replays():
-    shown = [run_chaos(seed=7, guests=1, cycles=8).witness.shown for _ in range(2)]
+    shown = [run_chaos(seed=7, guests=2, cycles=5).witness.shown for _ in range(2)]
     assert shown[0] == shown[1]
 
 
 def test_the_witness_objects_to_a_grant_without_room(tmp_path):
-    witness = Witness(1000 * MIB)
+    witness = Witness(budget_bytes=1000 * MIB, floor_bytes=100 * MIB, interval_s=5.0)
     for name in ("a", "b"):
         witness._told[name] = (-1.0, 500 * MIB, 500 * MIB)
 

@@ -138,3 +138,23 @@ async def test_a_guest_that_reboots_is_charged_with_all_of_its_memory(lab, autoj
     charges = [event.snapshot.guests[0].charge_bytes for event in lab.of(Decided)]
     assert max(charges) == 800 * MIB
     assert charges[-1] == BASELINE * MIB
+
+
+async def test_a_guest_found_below_its_floor_is_brought_to_it_at_once_when_there_is_room(lab, autojump_clock):
+    await lab.add("small", file_mib=20, size_mib=180)
+    await lab.add("large", size_mib=500)
+    lab.control["on_exit"] = "keep"
+    await lab.run(1.5, the_policy=lab.toward())
+    assert lab.size("small") == 200
+    fault = next(event for event in lab.of(Faulted, "small") if event.kind == "floor")
+    assert fault.message == "found at 180M, below its floor of 200M"
+
+
+async def test_for_a_guest_found_below_its_floor_the_others_give(lab, autojump_clock):
+    await lab.add("small", file_mib=20, size_mib=180)
+    await lab.add("large", size_mib=800)
+    await lab.add("other", size_mib=520)
+    lab.control["on_exit"] = "keep"
+    await lab.run(20.0, the_policy=lab.toward(), budget=1500)
+    assert lab.size("small") == 200
+    assert 1298 <= lab.size("large") + lab.size("other") <= 1300
