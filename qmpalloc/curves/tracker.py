@@ -132,12 +132,14 @@ class CurveTracker:
                 self._lower_rate(self.shift + 1)
         else:
             self._busy = 0
+        self._steady_accesses += accesses
         if abs(cached_pages - self._cached) > 0.02 * max(cached_pages, self._cached):
             self._accesses = self._misses = 0.0
             self._cached = cached_pages
             self._restart_window()
             self._gap = Usual(_CHANGE_GAP)
-        self._steady_accesses += accesses
+            # What missed in this time missed at sizes in between, or filled the cache: it says nothing of this size.
+            return
         kept = 0.5 ** (accesses / (self.half_life * 2.0**self.shift / 2))
         self._accesses = self._accesses * kept + accesses
         self._misses = self._misses * kept + min(max(misses, 0), accesses)

@@ -84,6 +84,17 @@ def test_a_curve_that_contradicts_the_measurement_is_weak():
     assert reason.endswith("misses here, measured are 0.10")
 
 
+def test_misses_while_the_cache_fills_say_nothing_of_its_size():
+    tracker = fed(CurveTracker("lru_gen", 10_000, 200_000))
+    for cached in (0.6, 0.7, 0.8):
+        tracker.observe(window(uniform(2_000)))
+        tracker.measure(128_000, 100_000, cached * FIT)
+        assert tracker.measured is None
+        assert curve(tracker).weak == ("no miss ratio measured at this size yet",)
+    tracker.measure(128_000, 26_000, 0.8 * FIT)
+    assert tracker.measured == pytest.approx(0.2, abs=0.01)
+
+
 def test_at_the_edge_of_a_cliff_both_sides_of_it_are_believed():
     for misses in (1.0, 0.5, 0.0):
         tracker = CurveTracker("lru_gen", 10_000, 200_000)
