@@ -81,14 +81,17 @@ async def measure(suite: str, directory: Path, *, counted: bool) -> Result:
     return dict(json.loads(result.out))
 
 
-def reads_table(reads: dict[str, float]) -> list[str]:
+def reads_table(reads: dict[str, Any]) -> list[str]:
     """Return what a cached read takes with nothing attached, with the collector, and with other tools."""
     none = (reads["none"] + reads["none again"]) / 2
     lines = ["| cached random 4 KiB read (fio, psync) | instructions | more |", "|---|---|---|"]
     lines.append(f"| nothing attached (twice: {reads['none']:,.0f} and {reads['none again']:,.0f}) | {none:,.0f} | |")
     for name in ("ours", *(name for name in reads if "cachestat" in name)):
         title = "the collector" if name == "ours" else name
-        lines.append(f"| {title} | {reads[name]:,.0f} | {reads[name] / none - 1:+.2%} |")
+        if isinstance(reads[name], str):
+            lines.append(f"| {title} | does not run on this kernel: {reads[name]} | |")
+        else:
+            lines.append(f"| {title} | {reads[name]:,.0f} | {reads[name] / none - 1:+.2%} |")
     return lines
 
 
@@ -106,11 +109,12 @@ def document(suite: str, counted: Result, plain: Result) -> str:
         return f"{counted[part][name] / 1e6:,.1f} million"
 
     idle, start = plain["idle"], plain["start"]
+    first_s = start["first_sample_ns"] / 1e9
     facts = [
         "| | emulated, in time | in instructions |",
         "|---|---|---|",
         f"| start to counting | {start['counting_ns'] / 1e9:.1f} s | {millions('start', 'counting_ns')} |",
-        f"| start to the first sample | {start['first_sample_ns'] / 1e9:.1f} s | |",
+        f"| start to the first sample | {first_s:.1f} s | {millions('start', 'first_sample_ns')} |",
         f"| of which loading bcc | {plain['import_ns'] / 1e9:.1f} s | {counted['import_ns'] / 1e6:,.1f} million |",
         f"| CPU of a sample | {idle['ns_per_sample'] / 1e6:.1f} ms | {millions('idle', 'ns_per_sample')} |",
         f"| CPU when idle | {idle['cpu_percent']:.2f} % | {counted['idle']['cpu_percent']:.3f} % of 10^9 a second |",

@@ -44,6 +44,10 @@ def counters() -> dict[str, int]:
         time.sleep(0.02)
 
 
+class SilentError(Exception):
+    """A tool does not report."""
+
+
 class Tool:
     """A cachestat tool that runs beside, printing the hits and misses of every second.
 
@@ -58,6 +62,7 @@ class Tool:
         )
         self._lines: list[tuple[int, int]] = []
         self._said: list[str] = []
+        self._ended = False
         self._changed = threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -72,18 +77,20 @@ class Tool:
                     self._said.append(line.strip())
                 self._changed.notify_all()
         with self._changed:
+            self._ended = True
             self._changed.notify_all()
 
     def wait(self, lines: int, timeout_s: float = 30.0) -> int:
         """Wait for so many more lines; return how many there are.
 
         Raises:
-            SystemExit: The tool ended or is silent.
+            SilentError: The tool ended or is silent; with what it said last.
         """
         with self._changed:
             wanted = len(self._lines) + lines
-            if not self._changed.wait_for(lambda: len(self._lines) >= wanted, timeout_s):
-                sys.exit(f"{self._command} says nothing: {self._said[-3:]}, status {self._process.poll()}")
+            self._changed.wait_for(lambda: self._ended or len(self._lines) >= wanted, timeout_s)
+            if len(self._lines) < wanted:
+                raise SilentError(f"{self._command} does not run here: {' '.join(self._said[-1:])}")
             return len(self._lines)
 
     def total(self, first: int) -> dict[str, int]:
@@ -176,8 +183,12 @@ def main() -> int:
     tools = {name: Tool(command) for name, _, command in (text.partition("=") for text in options.tool)}
     rows = []
     try:
-        for tool in tools.values():
-            tool.wait(2, TOOL_START_S)
+        for name, tool in list(tools.items()):
+            try:
+                tool.wait(2, TOOL_START_S)
+            except SilentError as error:
+                print(error, file=sys.stderr)
+                tools.pop(name).end()
         for lru in options.lru or [None]:
             if lru is not None:
                 LRU_SWITCH.write_text(lru)
