@@ -8,6 +8,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from qmpalloc.config import ControlConfig, GuestConfig
+from qmpalloc.curves.observer import CurveObserver
 from qmpalloc.danger import FREEZE_S, Level, find_danger, find_stalls
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.ledger import Account
@@ -71,6 +72,7 @@ class Guest:
             not ours, or the guest's own doing, explains.
         commanded: We have asked this QEMU for another size than it was found with.
         sample: Newest accepted sample; `received_s` is when it came.
+        curves: What is learnt of its miss-ratio curve.
     """
 
     def __init__(self, config: GuestConfig, control: ControlConfig) -> None:
@@ -98,6 +100,7 @@ class Guest:
         self._rebooting_bytes = 0
         self._grace_until_s = -math.inf
         self._tracker = SampleTracker()
+        self.curves = CurveObserver()
         self.sample: Sample | None = None
         self.received_s = -math.inf
         self._counted = False
@@ -161,6 +164,7 @@ class Guest:
     def disconnected(self) -> None:
         """Note that the monitor connection ended: counters may begin anew behind it, so the series ends here."""
         self._forget_samples()
+        self.curves.forget_series()
         self._reset = False
         self.migrating = False
 
@@ -170,6 +174,7 @@ class Guest:
         Until its driver works again it may use all of its RAM, while QEMU goes on reporting the size from before.
         """
         self._forget_samples()
+        self.curves.was_reset()
         self._needed_bytes = 0
         self._reset = True
         self._rebooting_bytes = self.facts.ram_bytes if self.facts else self.cap_bytes
@@ -342,6 +347,7 @@ class Guest:
             return accepted  # the file may be of any age: only a second one shows that somebody writes it
         self.received_s, self._counted, self._reset = now_s, True, False
         self.learn_need(sample)
+        self.curves.take_sample(sample, accepted.delta, self.actual_bytes, self.floor_bytes, self.cap_bytes)
         danger = find_danger(earlier, sample, self.actual_bytes, self._thrash)
         if danger:
             self._endanger(danger, now_s)
@@ -380,6 +386,7 @@ class Guest:
     def close_window(self) -> None:
         """Begin a new interval of counting: a decision was made."""
         self._base = self.sample
+        self.curves.close_window()
 
     def danger(self, now_s: float) -> str | None:
         """Return why the guest may not give memory now, or None."""
@@ -411,6 +418,8 @@ class Guest:
     def snapshot(self, now_s: float) -> GuestSnapshot:
         """Return what a policy sees of this guest."""
         delta = self.window()
+        rate = delta.accesses / delta.interval_s if delta and delta.accesses is not None else None
+        known = self.curves.facts(self.floor_bytes, self.cap_bytes, rate)
         return GuestSnapshot(
             name=self.name,
             state=self.state(now_s),
@@ -428,4 +437,12 @@ class Guest:
             memory=self.sample.memory_bytes if self.sample else None,
             psi_some_avg10=self.sample.psi_memory.some_avg10 if self.sample else None,
             frozen=self.danger(now_s) or self.obedience.stuck(now_s),
+            curve=known.curve,
+            no_curve=known.no_curve,
+            ghost_gain=known.ghost_gain,
+            ghost_loss=known.ghost_loss,
+            hit_s=known.hit_s,
+            miss_s=known.miss_s,
+            waits=known.waits,
+            disk_read_pages=known.disk_read_pages,
         )

@@ -93,13 +93,15 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         frozen: Why it can give nothing now whatever a policy decides (it was in danger, or its balloon does not move);
             empty when it can.
         curve: Its miss-ratio curve; None where it is not sampled.
+        no_curve: Why there is none, for people.
         ghost_gain: Hits per second that one more MiB would bring, from pages evicted not long ago; None if not known.
         ghost_loss: Hits per second that one MiB less would cost; None if not known.
         hit_s: Time of a hit as the load sees it, seconds by access; None if not known.
         miss_s: Additional time of a miss, the same; None if not known.
         waits: Whether the load waits for its reads, so that it goes faster when it misses less: 1 for a load that does,
             0 for reads that come at a rate of their own, between for a mixture; None if not known.
-        disk_read_pages: Pages that QEMU itself has seen being read from the guest's disks, same interval as `hits`.
+        disk_read_pages: Pages that QEMU itself has seen being read from the guest's disks, all together, same interval as
+            `hits`; None if not known.
     """
 
     name: str
@@ -119,6 +121,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     psi_some_avg10: float | None = None
     frozen: str = ""
     curve: Curve | None = None
+    no_curve: str = "accesses are not sampled"
     ghost_gain: float | None = None
     ghost_loss: float | None = None
     hit_s: float | None = None

@@ -194,7 +194,10 @@ class SampleIntake:
             return Window(
                 keys=keys, accesses=exact, events=len(batch.events), lost=0, shift=batch.shift, restarted=True
             )
-        if batch.first == last.first:
+        # While nothing is sampled, batches have no events: the next one begins with the same number.
+        if batch.first == last.first and (
+            len(last.events) or (batch.accesses, len(batch.events)) == (last.accesses, 0)
+        ):
             raise SampleError(SampleFault.REPEATED, "the collector has not written new samples")
         if batch.first < last.first or batch.accesses < last.accesses or batch.lost < last.lost:
             raise SampleError(SampleFault.BACKWARDS, "the samples are older than those before")

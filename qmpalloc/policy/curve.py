@@ -188,7 +188,7 @@ def _doubt(guest: GuestSnapshot) -> str:
     if guest.frozen:
         return guest.frozen
     if guest.curve is None:
-        return "no curve: accesses are not sampled"
+        return f"no curve: {guest.no_curve}"
     if guest.curve.weak:
         return f"weak curve: {guest.curve.weak[0]}"
     assert guest.misses is not None

@@ -128,3 +128,14 @@ def test_after_forget_a_series_begins_anew():
     intake, _ = fed(batch(50, [1], 9_000))
     intake.forget()
     assert intake.accept(batch(3, [2], 20)) is None
+
+
+def test_a_guest_that_reads_nothing_for_a_while_goes_on():
+    intake = SampleIntake()
+    intake.accept(batch(0, [], 10))
+    with pytest.raises(SampleError, match="not written"):
+        intake.accept(batch(0, [], 10))
+    assert intake.accept(batch(0, [], 12)).accesses == 2
+    assert intake.accept(batch(0, [1, 2], 20)).keys.tolist() == [1, 2]
+    assert intake.accept(batch(2, [], 20)).lost == 0
+    assert intake.accept(batch(2, [3], 30)).lost == 0

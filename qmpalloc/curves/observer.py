@@ -1,0 +1,240 @@
+"""All that the host learns of one guest's curve: what is fed in as it arrives, and what a snapshot shows of it."""
+
+from __future__ import annotations
+
+import numpy as np
+from msgspec import Struct, structs
+
+from qmpalloc.curves.keys import in_sample
+from qmpalloc.curves.mapping import SizeMapping
+from qmpalloc.curves.samples import SampleIntake, unpack
+from qmpalloc.curves.service import ServiceTimes
+from qmpalloc.curves.tracker import CurveTracker
+from qmpalloc.errors import SampleError, SampleFault
+from qmpalloc.model import Curve
+from qmpalloc.sample import Delta, Sample
+
+NOT_SAMPLED = "accesses are not sampled"
+
+BATCH_SAMPLES_MAX = 16_384
+"""Sampled accesses of one batch that are simulated; more would hold up the other guests for longer than 50 ms."""
+
+_SILENT_SAMPLES = 10
+_GHOSTS_FROM = 1_000
+_DISK_PAGES_LEAST = 100
+
+
+class Reads(Struct, frozen=True):
+    """Disk reads of a guest since its QEMU started: pages, and the time they took, summed, in seconds."""
+
+    pages: float
+    time_s: float
+
+
+class CurveFacts(Struct, frozen=True, kw_only=True):
+    """What a `GuestSnapshot` shows of a guest's curve; the fields are those of the same name there."""
+
+    curve: Curve | None = None
+    no_curve: str = NOT_SAMPLED
+    ghost_gain: float | None = None
+    ghost_loss: float | None = None
+    hit_s: float | None = None
+    miss_s: float | None = None
+    waits: float | None = None
+    disk_read_pages: int | None = None
+
+
+class CurveObserver:
+    """One guest's samples, curve, cache size and service times.
+
+    Counters come through `take_sample`, sampled accesses through `take_batch`; each goes on without the other.
+
+    Attributes:
+        tracker: The curve; None until there are samples and the size of the cache is known.
+        mapping: From memory size to cache.
+        service: What a miss costs.
+    """
+
+    def __init__(self) -> None:
+        self._absent = NOT_SAMPLED
+        self._intake = SampleIntake()
+        self._reads: Reads | None = None
+        self._reads_at_sample: Reads | None = None
+        self._reads_at_window: Reads | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        """Forget the guest: another system, or another collector, runs in it."""
+        self.tracker: CurveTracker | None = None
+        self.mapping, self.service = SizeMapping(), ServiceTimes()
+        self._source: tuple[bytes, bytes] | None = None
+        self._made_for: tuple[str | None, int] | None = None
+        self._sample: Sample | None = None
+        self._range = 0, 0
+        self._silent = 0
+
+    # --- input ------------------------------------------------------------------------------------------------------
+
+    @property
+    def sampled(self) -> bool:
+        """True when the guest's accesses are sampled, as far as is known."""
+        return not self._absent
+
+    @property
+    def dropped(self) -> dict[SampleFault, int]:
+        """Batches refused so far, by fault."""
+        return self._intake.dropped
+
+    def absent(self, why: str) -> None:
+        """Note that there are no samples to read."""
+        self._absent = why
+
+    def forget_series(self) -> None:
+        """Note that the connection ended: what comes next does not continue what came before, but the guest may."""
+        self._intake.forget()
+        self._reads = self._reads_at_sample = self._reads_at_window = None
+
+    def was_reset(self) -> None:
+        """Note that the guest was reset: nothing that was learnt holds."""
+        self._intake.forget()
+        self._restart()
+
+    def take_batch(self, data: bytes) -> int:
+        """Take the content of the samples file; return how many events between it and the last one were lost.
+
+        Raises:
+            SampleError: It cannot be used (`qmpalloc.curves.samples`); HUGE also when it would take too long.
+        """
+        try:
+            batch = unpack(data)
+        except SampleError as error:
+            self._count(error.fault)
+            raise
+        source = batch.boot_id, batch.start_id
+        if self._source is not None and source != self._source:
+            self._restart()
+        window = self._intake.accept(batch)
+        self._source, self._absent, self._silent = source, "", 0
+        self._make_tracker()
+        if window is None or self.tracker is None:
+            return 0
+        simulated = window.keys[in_sample(window.keys, max(self.tracker.shift, window.shift))]
+        if len(simulated) > BATCH_SAMPLES_MAX:
+            # As if they had been lost, and thereby a reason to distrust the curve.
+            none = np.empty(0, dtype=np.uint64)
+            self.tracker.observe(structs.replace(window, keys=none, events=0, lost=window.lost + window.events))
+            self._count(SampleFault.HUGE)
+            raise SampleError(SampleFault.HUGE, f"more than {BATCH_SAMPLES_MAX} sampled accesses at once")
+        self.tracker.observe(window)
+        return window.lost
+
+    def take_sample(
+        self, sample: Sample, delta: Delta | None, actual_bytes: int, floor_bytes: int, cap_bytes: int
+    ) -> None:
+        """Take an accepted sample of the counters.
+
+        Args:
+            sample: The sample.
+            delta: What happened since the one before, if that is known.
+            actual_bytes: The guest's size.
+            floor_bytes: The least it may be set to.
+            cap_bytes: The most.
+        """
+        memory = sample.memory_bytes
+        self.mapping.observe(actual_bytes, memory, evicting=delta is not None and bool(delta.evictions))
+        self._sample, self._range = sample, (floor_bytes, cap_bytes)
+        disk_miss_s = self._disk_miss_s()
+        if self.tracker is None:
+            return
+        self._make_tracker()
+        if delta is None or delta.accesses is None or delta.misses is None:
+            return
+        self._silent += delta.accesses > 0
+        cached = self.mapping.cached_pages(memory)
+        if cached is not None:
+            self.tracker.measure(delta.accesses, delta.misses, cached, delta.interval_s)
+        self.service.observe(delta.accesses, delta.misses, delta.interval_s, disk_miss_s=disk_miss_s)
+
+    def take_reads(self, reads: Reads) -> None:
+        """Take what QEMU says it has read from the guest's disks. Counts that went back begin a new series."""
+        if self._reads is not None and reads.pages < self._reads.pages:
+            self._reads_at_sample = self._reads_at_window = None
+        self._reads = reads
+        if self._reads_at_window is None:
+            self._reads_at_window = reads
+
+    def close_window(self) -> None:
+        """Begin a new interval of counting: a decision was made."""
+        self._reads_at_window = self._reads
+
+    # --- output -----------------------------------------------------------------------------------------------------
+
+    def facts(self, floor_bytes: int, cap_bytes: int, accesses_per_s: float | None) -> CurveFacts:
+        """Return what is known now.
+
+        Args:
+            floor_bytes: The least size the curve is wanted for.
+            cap_bytes: The most.
+            accesses_per_s: Rate of accesses now; None if not known.
+        """
+        if self._absent:
+            return CurveFacts(no_curve=self._absent)
+        if self.tracker is None:
+            return CurveFacts(no_curve="the size of its cache is not known")
+        gain = loss = None
+        if accesses_per_s is not None and self.tracker.lru.sampled >= _GHOSTS_FROM and not self._is_silent:
+            gain, loss = (round(ghosts * accesses_per_s, 4) for ghosts in self.tracker.ghosts())
+        return CurveFacts(
+            curve=self._curve(self.tracker, floor_bytes, cap_bytes),
+            no_curve="",
+            ghost_gain=gain,
+            ghost_loss=loss,
+            hit_s=_short(self.service.hit_s),
+            miss_s=_short(self.service.miss_s),
+            waits=_short(self.service.waits),
+            disk_read_pages=self._disk_read_pages(),
+        )
+
+    def _curve(self, tracker: CurveTracker, floor_bytes: int, cap_bytes: int) -> Curve:
+        curve = tracker.curve(self.mapping, floor_bytes, cap_bytes)
+        silent = (f"no samples for {self._silent} intervals",) if self._is_silent else ()
+        ratios = tuple(round(ratio, 4) for ratio in curve.miss_ratio)
+        return structs.replace(curve, miss_ratio=ratios, weak=silent + curve.weak)
+
+    @property
+    def _is_silent(self) -> bool:
+        return self._silent >= _SILENT_SAMPLES
+
+    def _disk_read_pages(self) -> int | None:
+        if self._reads is None or self._reads_at_window is None or self._reads is self._reads_at_window:
+            return None
+        return round(self._reads.pages - self._reads_at_window.pages)
+
+    # --- upkeep -----------------------------------------------------------------------------------------------------
+
+    def _make_tracker(self) -> None:
+        """Make the tracker once it can be, and another one when what it was made for has changed."""
+        if self._sample is None or self.mapping.overhead_bytes is None:
+            return
+        floor_bytes, cap_bytes = self._range
+        made_for = self._sample.lru, cap_bytes
+        if self.tracker is None or made_for != self._made_for:
+            self._made_for = made_for
+            cache_pages = self.mapping.cache_pages
+            self.tracker = CurveTracker(self._sample.lru, cache_pages(floor_bytes), cache_pages(cap_bytes))
+
+    def _disk_miss_s(self) -> float | None:
+        """Return the time a page took the disks since the last sample; None if too few were read."""
+        before, self._reads_at_sample = self._reads_at_sample, self._reads
+        if before is None or self._reads is None:
+            return None
+        pages, time_s = self._reads.pages - before.pages, self._reads.time_s - before.time_s
+        return time_s / pages if pages >= _DISK_PAGES_LEAST and time_s >= 0 else None
+
+    def _count(self, fault: SampleFault) -> None:
+        self._intake.dropped[fault] = self._intake.dropped.get(fault, 0) + 1
+
+
+def _short(value: float | None) -> float | None:
+    """Return a figure with as many digits as it is worth, to keep the record small."""
+    return None if value is None else float(f"{value:.4g}")

@@ -1,0 +1,180 @@
+"""One guest's samples and counters into a curve: when there is one, why not, and what makes it void."""
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from qmpalloc.curves.observer import BATCH_SAMPLES_MAX, NOT_SAMPLED, CurveObserver, Reads
+from qmpalloc.curves.samples import Batch, pack
+from qmpalloc.errors import SampleError, SampleFault
+from qmpalloc.sample import Counters, Delta, Memory, Sample
+from qmpalloc.testing.replay import mixed
+from qmpalloc.units import GIB, MIB
+
+FLOOR, CAP, ACTUAL = 200 * MIB, GIB, 400 * MIB
+PAGES = 1_000  # sampled pages of the load
+ACCESSES = 128_000
+
+
+class Feed:
+    """A guest that reads PAGES * 64 pages at random, half of which are cached."""
+
+    def __init__(self):
+        self.observer = CurveObserver()
+        self.random = np.random.default_rng(1)
+        self.events = self.accesses = self.sequence = 0
+        self.boot, self.start, self.lru = b"b" * 16, b"s" * 8, "lru_gen"
+        self.cap = CAP
+
+    def batch(self, count=2_000, accesses=ACCESSES, **changes):
+        keys = mixed(self.random.integers(0, PAGES, count).astype(np.uint64)) >> np.uint64(4)
+        self.accesses += accesses
+        fields = {"boot_id": self.boot, "start_id": self.start, "first": self.events, "accesses": self.accesses}
+        self.events += count
+        return pack(Batch(**{**fields, "lost": 0, "shift": 6, "events": keys << np.uint64(4), **changes}))
+
+    def counters(self, accesses=ACCESSES, misses=ACCESSES // 2):
+        self.sequence += 1
+        file = PAGES * 64 // 2 * 4096 + 7_000 * 4096
+        sample = Sample(
+            format="qmpalloc-counters", version=1, boot_id="0" * 36, start_id="0" * 16, sequence=self.sequence,
+            monotonic_ns=self.sequence * 10**9, interval_ms=1000, kernel="6.12", page_size=4096, lru=self.lru,
+            counters=Counters(accesses=accesses, inserts_read=misses),
+            memory_bytes=Memory(free=32 * MIB, active_file=file // 2, inactive_file=file // 2),
+        )  # fmt: skip
+        delta = Delta(interval_s=1.0, accesses=accesses, misses=misses, evictions=misses)
+        self.observer.take_sample(sample, delta, ACTUAL, FLOOR, self.cap)
+
+    def run(self, intervals=12):
+        for _ in range(intervals):
+            self.counters()
+            self.observer.take_batch(self.batch())
+        return self
+
+    @property
+    def facts(self):
+        return self.observer.facts(FLOOR, CAP, 1000.0)
+
+
+def test_a_guest_without_samples_says_so():
+    feed = Feed()
+    feed.counters()
+    assert feed.facts.curve is None
+    assert feed.facts.no_curve == NOT_SAMPLED
+    feed.observer.absent("no such file")
+    assert feed.facts.no_curve == "no such file"
+
+
+def test_samples_and_counters_make_a_curve_through_what_was_measured():
+    facts = Feed().run().facts
+    assert facts.no_curve == ""
+    assert facts.curve.weak == ()
+    assert facts.curve.measured == pytest.approx(0.5)
+    assert np.interp(ACTUAL, facts.curve.sizes_bytes, facts.curve.miss_ratio) == pytest.approx(0.5, abs=0.05)
+    assert all(ratio == round(ratio, 4) for ratio in facts.curve.miss_ratio)
+    assert facts.ghost_gain > 0
+    assert facts.ghost_loss > 0
+
+
+def test_a_restarted_collector_or_a_rebooted_guest_is_learnt_anew():
+    for field in ("boot", "start"):
+        feed = Feed().run()
+        setattr(feed, field, b"x" * len(getattr(feed, field)))
+        feed.events = feed.accesses = 0
+        feed.run(2)
+        assert feed.facts.curve.weak
+
+
+def test_a_reset_forgets_and_a_reconnection_does_not():
+    feed = Feed().run()
+    feed.observer.forget_series()
+    feed.run(1)
+    assert feed.facts.curve.weak == ()
+    feed.observer.was_reset()
+    assert feed.facts.curve is None
+
+
+@pytest.mark.parametrize("change", [{"lru": "two_list"}, {"cap": 2 * GIB}])
+def test_another_replacement_or_cap_makes_another_curve(change):
+    feed = Feed().run()
+    before = feed.observer.tracker
+    for name, value in change.items():
+        setattr(feed, name, value)
+    feed.counters()
+    assert feed.observer.tracker is not before
+
+
+def test_lost_batches_are_told_and_weaken_the_curve():
+    feed = Feed().run()
+    feed.batch(100)
+    assert feed.observer.take_batch(feed.batch()) == 100
+    assert "of the samples were lost" in feed.facts.curve.weak[0]
+
+
+def test_samples_that_stop_while_the_guest_goes_on_weaken_the_curve():
+    feed = Feed().run()
+    for _ in range(9):
+        feed.counters()
+    assert feed.facts.curve.weak == ()
+    feed.counters(accesses=0, misses=0)
+    assert feed.facts.curve.weak == ()
+    feed.counters()
+    assert feed.facts.curve.weak[0] == "no samples for 10 intervals"
+    assert feed.facts.ghost_gain is None
+
+
+def test_a_batch_that_would_take_too_long_is_refused_and_counts_as_lost():
+    feed = Feed().run()
+    with pytest.raises(SampleError) as refused:
+        feed.observer.take_batch(feed.batch(BATCH_SAMPLES_MAX + 1, 10**7))
+    assert refused.value.fault is SampleFault.HUGE
+    assert feed.observer.dropped == {SampleFault.HUGE: 1}
+    assert "lost" in feed.facts.curve.weak[0]
+
+
+def test_what_cannot_be_used_is_counted_and_changes_nothing():
+    feed = Feed().run()
+    before = feed.facts
+    for data in (b"", b"x" * 100, feed.batch()[:-1]):
+        with pytest.raises(SampleError):
+            feed.observer.take_batch(data)
+    assert sum(feed.observer.dropped.values()) == 3
+    assert feed.facts == before
+
+
+def test_disk_reads_of_the_decision_interval():
+    feed = Feed().run()
+    assert feed.facts.disk_read_pages is None
+    feed.observer.take_reads(Reads(1_000, 1.0))
+    feed.observer.take_reads(Reads(3_000, 2.0))
+    assert feed.facts.disk_read_pages == 2_000
+    feed.observer.close_window()
+    assert feed.facts.disk_read_pages is None
+    feed.observer.take_reads(Reads(3_500, 2.0))
+    assert feed.facts.disk_read_pages == 500
+    feed.observer.take_reads(Reads(10, 0.0))  # another QEMU
+    assert feed.facts.disk_read_pages is None
+
+
+def test_a_load_that_spends_its_time_on_the_disk_waits():
+    feed = Feed().run(2)
+    for index in range(3):
+        feed.observer.take_reads(Reads(64_000.0 * index, 0.95 * index))
+        feed.run(1)
+    assert feed.facts.waits == 1.0
+    assert feed.facts.miss_s == pytest.approx(0.95 / 64_000, rel=0.01)
+
+
+def test_a_guest_that_does_not_tell_its_file_pages_has_no_curve():
+    feed = Feed()
+    feed.observer.take_sample(structs.replace(_sample(), memory_bytes=Memory(free=MIB)), None, ACTUAL, FLOOR, CAP)
+    feed.observer.take_batch(feed.batch())
+    assert feed.facts.curve is None
+    assert feed.facts.no_curve == "the size of its cache is not known"
+
+
+def _sample():
+    return Sample(
+        format="qmpalloc-counters", version=1, boot_id="0" * 36, start_id="0" * 16, sequence=1, monotonic_ns=1,
+        interval_ms=1000, kernel="6.12", page_size=4096,
+    )  # fmt: skip
