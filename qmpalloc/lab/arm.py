@@ -28,7 +28,7 @@ from qmpalloc.experiment.records import DiskCalibration, Outcome, Reading, Servi
 from qmpalloc.lab.configuration import arm_configuration
 from qmpalloc.lab.disk import calibrate, set_throttle
 from qmpalloc.lab.load import open_load
-from qmpalloc.lab.readings import Link, load_seconds, read_guest, reads_done
+from qmpalloc.lab.readings import Link, load_seconds, read_guest, reads_done, wait_for_new_counters
 from qmpalloc.lab.standstill import Standstill
 from qmpalloc.lab.traces import Traces
 from qmpalloc.lab.trial_clock import TrialClock
@@ -215,6 +215,8 @@ class ArmRunner:
             await set_throttle(links, 0)
             await _in_parallel([link.load.read_through() for link in links])
             await set_throttle(links, self.disk.iops)
+        # The file is up to a second old: what was read just now must not be counted in the first trial.
+        await _in_parallel([wait_for_new_counters(link) for link in links])
 
     async def _reach(self, link: Link, target_bytes: int) -> None:
         """Wait until a guest has the size it was asked to have."""

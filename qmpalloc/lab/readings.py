@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import trio
 from msgspec import Struct
 
 from qmpalloc.errors import NonsenseError
@@ -18,6 +19,8 @@ from qmpalloc.sample import FILE_MAX_BYTES, parse
 
 DATA_DISK = "data"
 """The ``-drive`` id of a guest's data disk, see `qmpalloc.qemu.argv`."""
+
+NEW_COUNTERS_POLL_S = 0.1
 
 READING_TIMEOUT_S = 10.0
 
@@ -41,6 +44,20 @@ class Link(Struct, frozen=True):
     agent: Agent
     load: Load
     counters_file: str
+
+
+async def wait_for_new_counters(link: Link) -> None:
+    """Return when the collector has written since now, so that what was read before this is in no later difference.
+
+    Raises:
+        QmpallocError: The guest or its collector does not answer in time, or answers nonsense.
+    """
+    with deadline(READING_TIMEOUT_S, link.agent.address, f"new counters of {link.name}"):
+        before = parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES)).sequence
+        while True:
+            await trio.sleep(NEW_COUNTERS_POLL_S)
+            if parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES)).sequence > before:
+                return
 
 
 async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> Reading:

@@ -131,6 +131,7 @@ class Lab:
         monkeypatch.setattr(ArmRunner, "_open_link", open_link)
         monkeypatch.setattr(arm, "read_guest", read_guest)
         monkeypatch.setattr(arm, "set_throttle", nothing)
+        monkeypatch.setattr(arm, "wait_for_new_counters", nothing)
         monkeypatch.setattr(arm, "Controller", Controller)
 
     async def wait_for_end(self, guests):
