@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +14,9 @@ from qmpalloc.model import GuestState, Limiter
 from qmpalloc.testing.chaos_faults import HOSTILE
 from qmpalloc.testing.fake_qemu import FakeQemu
 from qmpalloc.units import align_down, format_size
+
+PROMISES_MAX = 64
+"""Targets of a guest that are remembered: the command for one may arrive late, or twice."""
 
 
 class ViolationError(AssertionError):
@@ -54,7 +57,8 @@ class Witness:
         self.shown: Counter[str] = Counter()
         self.violation = ""
         self.news = trio.Event()
-        self._told: dict[str, tuple[float, int, int]] = {}
+        self._told: dict[str, int] = {}
+        self._promises: dict[str, deque[int]] = {}
         self._answered: dict[str, int] = {}
         self._targets: dict[str, int] = {}
         self._tick_t: float | None = None
@@ -79,8 +83,10 @@ class Witness:
                 self.sampled[event.guest] += 1
             case StateChanged():
                 self.states[event.guest] = event.state
+            case SizeChanged(actual_bytes=0):  # its QEMU has ended
+                self.forget(event.guest)
             case SizeChanged():
-                self._hear(event.guest, event.actual_bytes)
+                self._promise(event)
             case Decided():
                 self._judge(event)
             case ControlChanged(control="settling" | "running"):
@@ -123,7 +129,7 @@ class Witness:
         balloon, query = qemu.commands["balloon"], qemu.commands["query-balloon"]
 
         def asked(arguments: dict[str, Any]) -> object:
-            self._grant(name, arguments["value"])
+            self._command(name, arguments["value"])
             return balloon(arguments)
 
         def queried(arguments: dict[str, Any]) -> object:
@@ -144,33 +150,32 @@ class Witness:
 
     def forget(self, name: str) -> None:
         """Note that a QEMU has ended."""
-        self._told.pop(name, None)
-        self._targets.pop(name, None)
+        for known in (self._told, self._targets, self._promises):
+            known.pop(name, None)
 
-    def _grant(self, name: str, target_bytes: int) -> None:
-        if target_bytes < min(self._floor_bytes, align_down(self._answered.get(name, self._floor_bytes))):
-            self.object(f"{name} was asked for {format_size(target_bytes)}, below its floor")
-        before = max(self._known(name), *self._told.get(name, (0.0, 0, 0))[1:])
-        self._targets[name] = target_bytes
+    def _promise(self, event: SizeChanged) -> None:
+        """Check a target when it enters the books, which is before its command is sent."""
+        name = event.guest
+        before = max(self._known(name), event.actual_bytes)
+        self._told[name] = event.actual_bytes
+        self._promises.setdefault(name, deque(maxlen=PROMISES_MAX)).append(event.target_bytes)
         total = sum(self._known(each) for each in self._told)
-        if self._known(name) > before and total > self.budget_bytes:
-            sizes = {each: (self._targets.get(each), told[1:]) for each, told in self._told.items()}
-            self.object(f"{name} was granted {format_size(target_bytes)}: {format_size(total)} in all, {sizes}")
+        if event.target_bytes > before and total > self.budget_bytes:
+            sizes = {each: (self._targets.get(each), self._told[each]) for each in self._told}
+            self.object(f"{name} was granted {format_size(event.target_bytes)}: {format_size(total)} in all, {sizes}")
+
+    def _command(self, name: str, target_bytes: int) -> None:
+        answered = align_down(self._answered.get(name, self._floor_bytes))
+        if target_bytes < min(self._floor_bytes, answered):
+            self.object(f"{name} was asked for {format_size(target_bytes)}, below its floor")
+        if target_bytes > self._known(name) and target_bytes not in self._promises.get(name, ()):
+            self.object(f"{name} was asked for {format_size(target_bytes)}, which is not in the books")
+        self._targets[name] = target_bytes
 
     def _known(self, name: str) -> int:
-        """Return what a guest may occupy by the last command, and by what the controller had heard when it sent it."""
-        heard_s, before, now = self._told.get(name, (0.0, 0, 0))
-        # In virtual time a command arrives at the instant it was sent; what was heard at that instant may be younger.
-        heard = min(before, now) if heard_s == trio.current_time() else now
-        return max(heard, self._targets.get(name, 0))
-
-    def _hear(self, name: str, actual_bytes: int) -> None:
-        if actual_bytes == 0:  # its QEMU has ended
-            self.forget(name)
-            return
-        now_s = trio.current_time()
-        heard_s, before, latest = self._told.get(name, (0.0, actual_bytes, actual_bytes))
-        self._told[name] = (now_s, min(before, latest) if heard_s == now_s else latest, actual_bytes)
+        """Return what a guest may occupy: what it has told, what it was asked for, what the books say."""
+        promised = self._promises[name][-1] if name in self._promises else 0
+        return max(self._told.get(name, 0), self._targets.get(name, 0), promised)
 
     # --- waiting ----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from qmpalloc.errors import SampleError
+from qmpalloc.events import SizeChanged
 from qmpalloc.guest import Facts, Guest
 from qmpalloc.sample import parse
 from qmpalloc.testing import Load, chaos
@@ -14,6 +15,11 @@ from qmpalloc.testing.chaos_faults import hostile_files
 from qmpalloc.testing.chaos_witness import ViolationError, Witness
 from qmpalloc.testing.simulated_guest import SimulatedGuest
 from qmpalloc.units import MIB
+
+
+def size_changed(name, target_mib, actual_mib):
+    sizes = {"target_bytes": target_mib * MIB, "actual_bytes": actual_mib * MIB}
+    return SizeChanged(t=0.0, wall=0.0, guest=name, committed_bytes=0, **sizes)
 
 
 @pytest.mark.timeout(300)
@@ -30,18 +36,31 @@ def test_a_seed_replays():
     assert shown[0] == shown[1]
 
 
-def test_the_witness_objects_to_a_grant_without_room(tmp_path):
+def test_the_witness_objects_to_a_grant_without_room():
     witness = Witness(budget_bytes=1000 * MIB, floor_bytes=100 * MIB, interval_s=5.0)
-    for name in ("a", "b"):
-        witness._told[name] = (-1.0, 500 * MIB, 500 * MIB)
 
     async def grant():
-        witness._grant("a", 400 * MIB)
+        for name, target in (("a", 500), ("b", 500), ("a", 400)):
+            witness(size_changed(name, target, 500))
+            witness._command(name, target * MIB)
         assert not witness.violation
-        witness._grant("b", 600 * MIB)
+        witness(size_changed("b", 600, 500))
         assert "granted" in witness.violation
 
     trio.run(grant)
+
+
+def test_the_witness_objects_to_a_command_that_is_not_in_the_books():
+    witness = Witness(budget_bytes=1000 * MIB, floor_bytes=100 * MIB, interval_s=5.0)
+
+    async def command():
+        witness(size_changed("a", 300, 300))
+        witness._command("a", 200 * MIB)
+        assert not witness.violation
+        witness._command("a", 400 * MIB)
+        assert "books" in witness.violation
+
+    trio.run(command)
 
 
 def test_a_fault_that_does_not_show_is_a_violation(monkeypatch):
