@@ -71,6 +71,7 @@ class Follower:
         self._wants_dashboard = dashboard
         self._interrupt = interrupt
         self._hidden: list[str] | None = None
+        self._warned: set[str] = set()
         self._said_s = -STATUS_EVERY_S
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[words]}"))
         self._bar = Progress(*columns, console=console, auto_refresh=False, transient=True)
@@ -86,6 +87,10 @@ class Follower:
 
     def say(self, line: str) -> None:
         """Print a line that stays; behind the dashboard it waits for its end."""
+        if line.startswith("warning: "):  # of the guests, the same in every run
+            if line in self._warned:
+                return
+            self._warned.add(line)
         if self._hidden is not None:
             self._hidden.append(line)
             return

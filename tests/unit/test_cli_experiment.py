@@ -212,3 +212,10 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys, monkeypatch)
             live.status(share, f"trial {share * 100:.0f}")
     said = capsys.readouterr().out.splitlines()
     assert said == ["run 0 of 1: static, repeat 1", "  repeat1-static, trial 2"]
+
+
+def test_a_warning_is_said_once(capsys):
+    follower = Follower(Console(width=200), dashboard=False, interrupt=lambda: None)
+    for _ in range(2):
+        follower.say("warning: guests are emulated")
+    assert capsys.readouterr().out == "warning: guests are emulated\n"
