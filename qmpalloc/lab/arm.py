@@ -25,6 +25,7 @@ from qmpalloc.experiment import Arm, Specification
 from qmpalloc.experiment.directory import RunDirectory
 from qmpalloc.experiment.plan import ArmRun
 from qmpalloc.experiment.records import DiskCalibration, Outcome, Reading, Service
+from qmpalloc.hostmemory import read_host_memory
 from qmpalloc.lab.configuration import arm_configuration
 from qmpalloc.lab.disk import calibrate, set_throttle
 from qmpalloc.lab.load import open_load
@@ -239,7 +240,8 @@ class ArmRunner:
         clock = TrialClock({guest.name: int(guest.baseline) for guest in config.guests})
         policy = load_policy(config.policy, config.policy_settings, file=config.file)
         with RecordWriter(self._directory.record) as writer:
-            controller = Controller(config, policy, writer, clock, self._note_faults, *self._live.sinks)
+            sinks = (writer, clock, self._note_faults, *self._live.sinks)
+            controller = Controller(config, policy, *sinks, read_host=read_host_memory)
             async with trio.open_nursery() as screen:
                 if self._live.show is not None:
                     screen.start_soon(self._live.show, controller)
@@ -251,10 +253,13 @@ class ArmRunner:
             self._raise_if_spoilt(writer)
 
     def _note_faults(self, event: AnyEvent) -> None:
-        """Pass the controller's faults on. Without a complete record, or without its policy, a run does not count."""
+        """Pass the controller's faults on. Without a complete record or its policy, a run does not count.
+
+        Nor when the host ran short of memory, for then its rule overruled the policy.
+        """
         if isinstance(event, Faulted):
             self._live.report(f"{event.guest or 'controller'}: {event.message}")
-            if event.kind in {"output", "policy"}:
+            if event.kind in {"output", "policy", "host"}:
                 self._spoilt = self._spoilt or event.message
 
     def _raise_if_spoilt(self, writer: RecordWriter) -> None:

@@ -105,7 +105,7 @@ class Lab:
         class Controller:
             """Ends a trial every interval until told to quit."""
 
-            def __init__(self, config, policy, writer, clock, note, *sinks):
+            def __init__(self, config, policy, writer, clock, note, *sinks, read_host):
                 lab.clock, lab.controller = clock, self
                 self.writer, self.clock, self.note = writer, clock, note
                 self.reason = ""
@@ -210,14 +210,20 @@ async def test_a_controller_that_stands_still_ends_the_run(lab, autojump_clock):
     assert (await lab.run()).failed == "the controller has decided nothing for 63 s"
 
 
-async def test_a_run_whose_policy_failed_does_not_count(lab, autojump_clock):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("policy", "policy own:Own failed: ZeroDivisionError: division by zero"),
+        ("host", "the host has 100M left, below 491M"),
+    ],
+)
+async def test_a_run_whose_policy_failed_or_was_overruled_does_not_count(lab, autojump_clock, kind, message):
     async def after_trial(controller, trial):
-        message = "policy own:Own failed: ZeroDivisionError: division by zero"
-        controller.note(Faulted(t=0.0, wall=0.0, guest=None, kind="policy", message=message, hint=""))
+        controller.note(Faulted(t=0.0, wall=0.0, guest=None, kind=kind, message=message, hint=""))
 
     lab.after_trial = after_trial
     outcome = await lab.run()
-    assert outcome.failed == "policy own:Own failed: ZeroDivisionError: division by zero"
+    assert outcome.failed == message
     assert lab.clock.trials < TRIALS
 
 
