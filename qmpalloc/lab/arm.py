@@ -240,8 +240,9 @@ class ArmRunner:
         clock = TrialClock({guest.name: int(guest.baseline) for guest in config.guests})
         policy = load_policy(config.policy, config.policy_settings, file=config.file)
         with RecordWriter(self._directory.record) as writer:
-            sinks = (writer, clock, self._note_faults, *self._live.sinks)
-            controller = Controller(config, policy, *sinks, read_host=read_host_memory)
+            controller = Controller(
+                config, policy, writer, clock, self._note_faults, *self._live.sinks, read_host=read_host_memory
+            )
             async with trio.open_nursery() as screen:
                 if self._live.show is not None:
                     screen.start_soon(self._live.show, controller)

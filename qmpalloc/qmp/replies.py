@@ -76,5 +76,6 @@ def convert(value: object, kind: Any, what: str) -> Any:
     """
     try:
         return msgspec.convert(value, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
+    # UnicodeError: text with half a surrogate pair, which JSON can hold and msgspec fails to look into.
+    except (msgspec.ValidationError, UnicodeError, RecursionError) as error:
         raise NonsenseError(f"{what} is not as documented: {printable(str(error))}") from error

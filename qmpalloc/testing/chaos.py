@@ -121,6 +121,8 @@ class Place:
         while True:
             await trio.sleep(1.0)
             guest.qemu.last_update = 1_700_000_000 + int(trio.current_time())
+            for requests in (guest.qemu.requests, guest.agent.requests):
+                requests.clear()  # the fakes remember all, and it is the controller's memory that is watched
 
     async def _suffer(self, guest: SimulatedGuest) -> None:
         """Let one thing after the other go wrong, until QEMU has ended."""
