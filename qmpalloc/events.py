@@ -81,6 +81,17 @@ class SampleRejected(Event, frozen=True, kw_only=True, tag="rejected"):
     message: str
 
 
+class SamplesDropped(Event, frozen=True, kw_only=True, tag="samples"):
+    """Sampled accesses of a guest did not arrive or were not used: its curve is the weaker for it.
+
+    `events` is how many were lost on the way, 0 for a batch that was refused or not read; `message` says why.
+    """
+
+    guest: str
+    events: int
+    message: str
+
+
 class SizeChanged(Event, frozen=True, kw_only=True, tag="size"):
     """A guest's target or actual size changed, and what is committed in all: the sum of max(target, actual)."""
 
@@ -149,6 +160,7 @@ AnyEvent = (
     | StateChanged
     | Sampled
     | SampleRejected
+    | SamplesDropped
     | SizeChanged
     | Decided
     | Commanded

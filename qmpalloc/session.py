@@ -12,6 +12,7 @@ import trio
 from msgspec import Struct
 
 from qmpalloc.config import ControlConfig
+from qmpalloc.curves.observer import Reads
 from qmpalloc.errors import (
     DeadlineError,
     DisconnectedError,
@@ -27,7 +28,7 @@ from qmpalloc.journal import Journal
 from qmpalloc.ledger import Order
 from qmpalloc.qmp import Monitor, MonitorEvent, deadline, open_monitor
 from qmpalloc.sampling import run_sampling
-from qmpalloc.units import align_down, format_size
+from qmpalloc.units import PAGE_BYTES, align_down, format_size
 
 Purpose = Literal["adopt", "shrink", "grant", "repeat", "accept"]
 
@@ -94,6 +95,7 @@ class Session:
         self._unanswered: Purpose | None = None
         self._order_given = trio.Event()
         self._poll_now = trio.Event()
+        self._news = trio.Event()
         self._confirm_from_s: float | None = None
         self._held_until_s = 0.0
         self._still_since_s = 0.0
@@ -174,6 +176,7 @@ class Session:
                 nursery.start_soon(guard, lambda: self._watch_migration(monitor))
                 if monitor.qemu_version >= STATS_VERSION:
                     nursery.start_soon(guard, lambda: self._watch_stats(monitor, facts.balloon_path))
+                nursery.start_soon(guard, lambda: self._watch_disks(monitor))
                 nursery.start_soon(guard, self._read_samples)
                 if self._may_command:
                     nursery.start_soon(guard, lambda: self._send_orders(monitor))
@@ -395,8 +398,36 @@ class Session:
                     self._on_change()
             await trio.sleep(self._sample_interval_s)
 
+    async def _watch_disks(self, monitor: Monitor) -> None:
+        """Read what QEMU has read from the disks right after each sample: the guest cannot forge that.
+
+        All disks count, for any of them may hold the files whose pages are missed.
+        """
+        guest = self.guest
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            if not guest.curves.sampled:
+                continue
+            try:
+                with deadline(self._timeout_s, monitor.address, "query-blockstats"):
+                    disks = await monitor.block_stats()
+            except DeadlineError:
+                continue  # who watches the balloon reports it
+            except (NonsenseError, RefusedError) as error:
+                self._journal.fault(guest.name, "disks", error.message, error.hint)
+                continue
+            self._journal.clear_fault(guest.name, "disks")
+            if disks:  # a guest without any has its files from elsewhere
+                pages = sum(disk.rd_bytes for disk in disks) / PAGE_BYTES
+                guest.curves.take_reads(Reads(pages, sum(disk.rd_total_time_ns for disk in disks) / 1e9))
+
     async def _read_samples(self) -> None:
-        await run_sampling(self.guest, self._journal, self._control, self._on_change)
+        def on_news() -> None:
+            self._news.set()
+            self._on_change()
+
+        await run_sampling(self.guest, self._journal, self._control, on_news)
 
 
 async def _measure(monitor: Monitor, facts: Facts | None) -> int:

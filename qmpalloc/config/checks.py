@@ -54,6 +54,8 @@ def _guest_mistakes(guest: GuestConfig) -> Iterator[tuple[str, str, str]]:
         yield "weight", "must be above 0", "1.0 is the weight of a guest that has none configured"
     if not guest.counters_file.startswith("/"):
         yield "counters_file", "must be an absolute path inside the guest", "/run/qmpalloc/counters.json by default"
+    if guest.samples_file and not guest.samples_file.startswith("/"):
+        yield "samples_file", "must be an absolute path inside the guest", "samples.bin beside the counters by default"
     if guest.vm is not None:
         if guest.cap > guest.vm.memory:
             memory = format_size(guest.vm.memory)

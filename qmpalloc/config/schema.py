@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,6 +122,7 @@ class GuestConfig(_Table, frozen=True, kw_only=True):
         baseline: Its size while qmpalloc does not control it.
         weight: Relative importance.
         counters_file: Path of the counters file inside the guest.
+        samples_file: Path of the file of sampled accesses inside the guest; empty: ``samples.bin`` beside the counters.
         vm: How to start it, for ``qmpalloc vm up``.
     """
 
@@ -132,7 +134,13 @@ class GuestConfig(_Table, frozen=True, kw_only=True):
     baseline: Size
     weight: float = 1.0
     counters_file: str = DEFAULT_COUNTERS_FILE
+    samples_file: str = ""
     vm: VmConfig | None = None
+
+    @property
+    def samples_path(self) -> str:
+        """Path of the file of sampled accesses inside the guest."""
+        return self.samples_file or posixpath.join(posixpath.dirname(self.counters_file), "samples.bin")
 
 
 class Config(Struct, frozen=True, kw_only=True):

@@ -52,6 +52,7 @@ EVENTS_MAX = 65_536
 """Events a batch may hold; the collector lowers its rate before it needs more."""
 
 _HEADER = struct.Struct("<8s16s8sQQQB3xI")
+FILE_MAX_BYTES = _HEADER.size + 8 * EVENTS_MAX
 
 READ, FAULT, WRITE, INSERT, REMOVED = range(5)
 
@@ -103,7 +104,7 @@ def unpack(data: bytes) -> Batch:
     Raises:
         SampleError: VERSION, HUGE, TORN or MALFORMED.
     """
-    if len(data) > _HEADER.size + 8 * EVENTS_MAX:
+    if len(data) > FILE_MAX_BYTES:
         raise SampleError(SampleFault.HUGE, f"the samples file holds more than {EVENTS_MAX} events")
     if len(data) < _HEADER.size:
         raise SampleError(SampleFault.TORN, "the samples file is shorter than its header")

@@ -58,6 +58,11 @@ class CacheModel:
     evictions: float = 0.0
     cached_pages: int = 0
 
+    @property
+    def file_pages(self) -> int:
+        """Size of what is read."""
+        return self.load.file_pages
+
     def room_pages(self, actual_bytes: int) -> int:
         """Return how many pages of the file a guest of that size can hold."""
         return min(self.load.file_pages, max(0, actual_bytes - self.own_bytes) // PAGE_BYTES)

@@ -50,6 +50,8 @@ class ReplayGuest:
         accesses_per_s: Pages read per second; by a load that waits, if all of them hit.
         miss_s: Additional time of a miss; 0 for a load that does not wait.
         weight: Relative importance.
+        own_bytes: Memory that is never cache.
+        pages_read: Pages of the model that were read in the last `advance`, in order.
         references: The pages of the model's file that are read next, without end; may be replaced by the same, cached.
         tracker: Its curve.
         mapping: From its size to its cache.
@@ -96,7 +98,7 @@ class ReplayGuest:
         self.size_bytes = self.baseline_bytes = size_bytes
         self.floor_bytes, self.cap_bytes = floor_bytes, cap_bytes
         self.accesses_per_s, self.miss_s, self.weight = accesses_per_s, miss_s, weight
-        self._lru, self._own_bytes, self._scale, self._seed = lru, own_bytes, scale, seed
+        self._lru, self.own_bytes, self._scale, self._seed = lru, own_bytes, scale, seed
         self._generation = 0
         self._observed = observed
         self._salt = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
@@ -105,8 +107,9 @@ class ReplayGuest:
         )
         self.mapping, self.service = SizeMapping(system_pages=0, free_bytes=0), ServiceTimes()
         self.load(access, file_bytes)
-        self.cache: Replacement = POLICIES[lru](self._room_pages(size_bytes), self._pages, scale=scale)
+        self.drop_cache()
         self.hits = self.misses = self.interval_s = 0.0
+        self.pages_read = np.empty(0, dtype=np.int64)
 
     def load(self, access: Access, file_bytes: int) -> None:
         """Read another file from now on; the pages of the one before stay cached until they are evicted."""
@@ -121,6 +124,11 @@ class ReplayGuest:
         """Set the size, as a balloon does at once; what no longer fits is evicted."""
         self.size_bytes = size_bytes
         self.cache.resize(self._room_pages(size_bytes))
+
+    def drop_cache(self) -> None:
+        """Begin with an empty cache, as after a boot."""
+        pages = self.first_page + self._pages
+        self.cache: Replacement = POLICIES[self._lru](self._room_pages(self.size_bytes), pages, scale=self._scale)
 
     def advance(self, seconds: float) -> None:
         """Let the load run, and observe it."""
@@ -140,8 +148,8 @@ class ReplayGuest:
         scale = self._scale
         self.hits, self.misses = float((accesses - misses) * scale), float(misses * scale)
         self.interval_s = seconds - left_s
-        numbers = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-        self._observe(numbers, accesses * scale, misses * scale)
+        self.pages_read = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        self._observe(self.pages_read, accesses * scale, misses * scale)
 
     def snapshot(self) -> GuestSnapshot:
         """Return what a policy sees."""
@@ -169,6 +177,16 @@ class ReplayGuest:
         )
 
     @property
+    def cached_pages(self) -> int:
+        """Pages of its files in its cache."""
+        return self.cache.resident * self._scale
+
+    @property
+    def file_pages(self) -> int:
+        """Pages of the present file."""
+        return self._pages * self._scale
+
+    @property
     def first_page(self) -> int:
         """Number of the first page of the present file: every file has pages of its own."""
         return (self._generation - 1) * 2**21 // self._scale
@@ -184,11 +202,11 @@ class ReplayGuest:
         return np.asarray(keys[watched == numbers.astype(np.uint64)])
 
     def _room_pages(self, size_bytes: int) -> int:
-        return max(1, (size_bytes - self._own_bytes) // PAGE_BYTES // self._scale)
+        return max(1, (size_bytes - self.own_bytes) // PAGE_BYTES // self._scale)
 
     def _observe(self, numbers: NDArray[np.int64], accesses: int, misses: int) -> None:
-        file_bytes = self.cache.resident * self._scale * PAGE_BYTES
-        free = max(0, self.size_bytes - self._own_bytes - file_bytes)
+        file_bytes = self.cached_pages * PAGE_BYTES
+        free = max(0, self.size_bytes - self.own_bytes - file_bytes)
         memory = Memory(total=self.size_bytes, free=free, active_file=0, inactive_file=file_bytes)
         self.mapping.observe(self.size_bytes, memory, evicting=self.cache.resident >= self.cache.capacity)
         if not accesses or not self._observed:

@@ -8,6 +8,9 @@ The misses depend on the size the balloon gives, so a controller or a policy see
             await monitor.balloon(256 * MIB)
             ...
 
+With a `ReplayGuest` for a load, its page replacement is really simulated, and a samples file is written as well, so
+that policies that need miss-ratio curves can be tried.
+
 With no directory nothing listens; `connect_monitor` and `connect_agent` give memory streams, for tests on a virtual
 clock.
 """
@@ -15,6 +18,7 @@ clock.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,11 +29,14 @@ import trio
 import trio.testing
 
 from qmpalloc.config import DEFAULT_COUNTERS_FILE
+from qmpalloc.curves.samples import Batch, pack
 from qmpalloc.sample import CollectorUse, Counters, Memory, Psi, Sample, SwapPages
 from qmpalloc.testing.balloon import FakeBalloon
 from qmpalloc.testing.fake_agent import FakeAgent
 from qmpalloc.testing.fake_qemu import FakeQemu
 from qmpalloc.testing.load import CacheModel, Load
+from qmpalloc.testing.replay import ReplayGuest
+from qmpalloc.testing.replay_cache import ReplayCache
 from qmpalloc.units import MIB, PAGE_BYTES
 
 
@@ -42,15 +49,16 @@ class SimulatedGuest:
         agent_path: Socket of its agent; empty without a directory.
         qemu: Its QEMU, to stop, reset or break.
         agent: Its agent, to stop, slow down or break.
-        cache: Its load and counts. The cache is warm at first, and empty after `reboot`.
+        cache: Its load and counts. The cache is warm at first, and empty after `reboot`; a replayed one is empty first.
         collecting: False is a collector that has died: the counters file stays as it is.
+        sampling: False is one that counts but does not sample accesses. Only replayed loads are sampled.
     """
 
     def __init__(
         self,
         name: str,
         *,
-        load: Load,
+        load: Load | ReplayGuest,
         memory_bytes: int,
         balloon: FakeBalloon | None = None,
         interval_s: float = 1.0,
@@ -61,11 +69,16 @@ class SimulatedGuest:
         self.agent_path = ""
         self.qemu = FakeQemu(name=name, memory_bytes=memory_bytes, balloon=balloon)
         self.agent = FakeAgent()
-        self.cache = CacheModel(load)
-        self.cache.warm(memory_bytes)
-        self.collecting = True
+        self.cache: CacheModel | ReplayCache
+        if isinstance(load, ReplayGuest):
+            self.cache = ReplayCache(load)
+        else:
+            self.cache = CacheModel(load)
+            self.cache.warm(memory_bytes)
+        self.collecting = self.sampling = True
         self._interval_s = interval_s
         self._counters_file = counters_file
+        self._samples_file = posixpath.join(posixpath.dirname(counters_file), "samples.bin")
         self._boots = 0
         self._sequence = 0
         self._booted_s = 0.0
@@ -85,13 +98,18 @@ class SimulatedGuest:
 
     def reboot(self) -> None:
         """Reset the guest: the cache is empty, all counts and ids begin anew, ``RESET`` is sent."""
-        self.cache = CacheModel(self.cache.load, own_bytes=self.cache.own_bytes)
+        if isinstance(self.cache, ReplayCache):
+            self.cache.guest.drop_cache()
+            self.cache = ReplayCache(self.cache.guest)
+        else:
+            self.cache = CacheModel(self.cache.load, own_bytes=self.cache.own_bytes)
         self._boots += 1
         self._sequence = 0
         self._booted_s = trio.current_time()
         self.agent.stop()
         self.agent.start()
         self.agent.files.pop(self._counters_file, None)
+        self.agent.files.pop(self._samples_file, None)
         self.qemu.reset()
 
     async def run(self) -> None:
@@ -105,6 +123,21 @@ class SimulatedGuest:
             if self.collecting:
                 self._sequence += 1
                 self.agent.files[self._counters_file] = msgspec.json.encode(self.sample())
+            if isinstance(self.cache, ReplayCache):
+                self._read_disk(self.cache)
+                if self.collecting and self.sampling:
+                    self.agent.files[self._samples_file] = pack(self.batch(self.cache))
+
+    def batch(self, cache: ReplayCache) -> Batch:
+        """Return the sampled accesses that the collector would write now."""
+        return cache.batch(bytes.fromhex(self._digest("boot")[:32]), bytes.fromhex(self._digest("start")[:16]))
+
+    def _read_disk(self, cache: ReplayCache) -> None:
+        """Have QEMU count what the misses read from the disk; it takes the time that the load waits."""
+        pages = int(cache.misses)
+        time_ns = round(pages * cache.guest.miss_s * 1e9)
+        stats = {"rd_bytes": pages * PAGE_BYTES, "rd_operations": pages, "rd_total_time_ns": time_ns}
+        self.qemu.blocks = [{"device": "data", "stats": stats}]
 
     def sample(self) -> Sample:
         """Return what the collector would write now."""
@@ -135,7 +168,7 @@ class SimulatedGuest:
             inserts_write=0,
             inserts_other=0,
             evictions=int(self.cache.evictions),
-            refaults=max(0, int(self.cache.misses) - self.cache.load.file_pages),
+            refaults=max(0, int(self.cache.misses) - self.cache.file_pages),
             events_lost=0,
         )
 
@@ -173,7 +206,7 @@ async def open_simulated_guest(
     name: str,
     directory: Path | None = None,
     *,
-    load: Load,
+    load: Load | ReplayGuest,
     memory_bytes: int,
     balloon: FakeBalloon | None = None,
     interval_s: float = 1.0,

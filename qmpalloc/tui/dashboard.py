@@ -22,6 +22,7 @@ from qmpalloc.events import (
     Reloaded,
     Sampled,
     SampleRejected,
+    SamplesDropped,
     SizeChanged,
     StateChanged,
 )
@@ -84,6 +85,8 @@ class Dashboard:
                 self._sample(event)
             case SampleRejected():
                 self._reject(event)
+            case SamplesDropped():
+                self._note(LogEntry(event.t, "rejected", self._guest(event.guest).name, clean(event.message)))
             case SizeChanged():
                 self._resize(event)
             case Decided():

@@ -16,6 +16,7 @@ from qmpalloc.events import (
     Reloaded,
     Sampled,
     SampleRejected,
+    SamplesDropped,
     StateChanged,
 )
 from qmpalloc.tui.facts import hit_ratio, seen_terms
@@ -44,7 +45,9 @@ class PlainLog:
             case Sampled():
                 return self._sample(event)
             case SampleRejected():
-                return self._reject(event)
+                return self._reject(event, event.fault)
+            case SamplesDropped():
+                return self._reject(event, "samples")
         return plain_line(event, budget_bytes=self._header.budget_bytes if self._header else None)
 
     def _sample(self, event: Sampled) -> str | None:
@@ -59,12 +62,12 @@ class PlainLog:
         self._routine_t = event.t
         return _stamp(event) + "samples: " + "; ".join(self._rates.values())
 
-    def _reject(self, event: SampleRejected) -> str | None:
-        since, silent = self._refused.get((event.guest, event.fault), (-REPEAT_S, 0))
+    def _reject(self, event: SampleRejected | SamplesDropped, kind: str) -> str | None:
+        since, silent = self._refused.get((event.guest, kind), (-REPEAT_S, 0))
         if event.t - since < REPEAT_S:
-            self._refused[event.guest, event.fault] = (since, silent + 1)
+            self._refused[event.guest, kind] = (since, silent + 1)
             return None
-        self._refused[event.guest, event.fault] = (event.t, 0)
+        self._refused[event.guest, kind] = (event.t, 0)
         line = plain_line(event)
         return f"{line} (and {silent} more since)" if line and silent else line
 
@@ -96,6 +99,10 @@ def _state(event: StateChanged) -> str:
 
 def _rejected(event: SampleRejected) -> str:
     return f"{clean(event.guest)}: sample not used, {event.fault}: {clean(event.message)}"
+
+
+def _samples(event: SamplesDropped) -> str:
+    return f"{clean(event.guest)}: sampled accesses: {clean(event.message)}"
 
 
 def _decided(event: Decided) -> str:
@@ -138,6 +145,7 @@ _TEXTS: dict[type, Callable[..., str | None]] = {
     Header: _header,
     StateChanged: _state,
     SampleRejected: _rejected,
+    SamplesDropped: _samples,
     Decided: _decided,
     Commanded: _commanded,
     Faulted: _faulted,

@@ -39,10 +39,12 @@ class Lab:
         self.may_grow = False
         self.may_exceed = False  # in the books, because a guest that boots may take what it likes
 
-    async def add(self, name, *, file_mib=200, accesses_per_s=2000.0, rate_mib=200.0, ram_mib=800, size_mib=BASELINE):
+    async def add(
+        self, name, *, file_mib=200, accesses_per_s=2000.0, rate_mib=200.0, ram_mib=800, size_mib=BASELINE, load=None
+    ):
         balloon = FakeBalloon(ram_mib * MIB, inflate_bytes_per_s=rate_mib * MIB, deflate_bytes_per_s=5 * rate_mib * MIB)
         balloon.request(size_mib * MIB)
-        load = Load(file_pages=file_mib * 256, accesses_per_s=accesses_per_s)
+        load = load or Load(file_pages=file_mib * 256, accesses_per_s=accesses_per_s)
 
         async def live(*, task_status):
             async with open_simulated_guest(

@@ -1,0 +1,135 @@
+"""The real controller with policy ``curve``: sampled accesses arrive over the agent, and memory goes where it saves."""
+
+from itertools import pairwise
+
+import trio
+
+from qmpalloc.curves.observer import NOT_SAMPLED
+from qmpalloc.events import Decided, Faulted, Sampled, SampleRejected, SamplesDropped
+from qmpalloc.experiment.access import Uniform
+from qmpalloc.testing.replay import ReplayGuest
+from qmpalloc.units import MIB
+
+SAMPLES = "/run/qmpalloc/samples.bin"
+
+
+def reader(name, file_mib, accesses_per_s=12_000.0, **changes):
+    """A guest that reads a file at random: each of its pages is worth the same, whatever the size."""
+    return ReplayGuest(
+        name, Uniform(), file_bytes=file_mib * MIB, accesses_per_s=accesses_per_s, size_bytes=500 * MIB,
+        floor_bytes=200 * MIB, cap_bytes=800 * MIB, observed=False, scale=32, **changes,
+    )  # fmt: skip
+
+
+async def pair(lab):
+    """A guest whose file fits with room to spare, and one that could use that room."""
+    await lab.add("small", load=reader("small", 100))
+    await lab.add("large", load=reader("large", 560))
+
+
+def last(lab):
+    decided = lab.of(Decided)[-1]
+    return {
+        verdict.name: (seen, verdict)
+        for seen, verdict in zip(decided.snapshot.guests, decided.decision.guests, strict=True)
+    }
+
+
+async def test_memory_goes_to_where_it_saves_most_and_then_rests(lab, autojump_clock):
+    await pair(lab)
+    await lab.run(240.0, "curve")
+    seen, _ = last(lab)["large"]
+    assert seen.curve.weak == ()
+    # small needs 160 MiB of its own, its file and the margin; large takes what it can use of the rest.
+    assert seen.actual_bytes >= 660 * MIB
+    hits, misses = seen.hits, seen.misses
+    assert misses < 0.1 * (hits + misses)
+    moved = [event.t for event in lab.of(Decided) if event.decision.moves]
+    assert moved
+    assert moved[-1] < 150.0
+    gains = [
+        verdict.terms["hits_s_gained"]
+        for event in lab.of(Decided)
+        for verdict in event.decision.guests
+        if verdict.name == "large" and event.decision.moves and verdict.terms
+    ]
+    assert max(gains) > 1_000
+    assert not lab.of(SamplesDropped)
+
+
+async def test_without_samples_everything_but_the_curve_works(lab, autojump_clock):
+    await pair(lab)
+    for guest in lab.guests.values():
+        guest.sampling = False
+        guest.agent.files.pop(SAMPLES, None)
+    await lab.run(30.0, "curve")
+    for seen, verdict in last(lab).values():
+        assert seen.curve is None
+        assert verdict.reason == f"no curve: {NOT_SAMPLED} ({SAMPLES} cannot be read)"
+        assert seen.hits > 0
+    assert not lab.of(SamplesDropped)
+    assert not lab.of(SampleRejected)
+    # It is not asked for them every second.
+    for guest in lab.guests.values():
+        opened = [arguments for command, arguments in guest.agent.requests if command == "guest-file-open"]
+        assert sum(arguments["path"] == SAMPLES for arguments in opened) <= 4
+
+
+async def test_samples_that_cannot_be_used_are_told_and_the_counters_go_on(lab, autojump_clock):
+    await pair(lab)
+    guest = lab.guests["large"]
+    guest.sampling = False
+    guest.agent.files[SAMPLES] = bytes(2_000_000)
+    await lab.run(20.0, "curve")
+    dropped = lab.of(SamplesDropped, "large")
+    assert dropped
+    assert {event.message for event in dropped} == {"huge: the samples file holds more than 65536 events"}
+    assert not lab.of(SamplesDropped, "small")
+    assert len(lab.of(Sampled, "large")) >= 18
+    assert not lab.of(SampleRejected)
+    assert not lab.of(Faulted)
+
+
+async def test_samples_that_take_too_long_do_not_delay_the_counters(lab, autojump_clock):
+    await pair(lab)
+    slow = lab.guests["large"].agent
+    opened = slow._open
+
+    def open_slowly(arguments):
+        slow.faults.delay_s = 0.7 if arguments["path"] == SAMPLES else 0.0
+        return opened(arguments)
+
+    slow._open = open_slowly
+    await lab.run(40.0, "curve")
+    dropped = lab.of(SamplesDropped, "large")
+    assert 2 <= len(dropped) <= 5
+    assert "within 0.5 s" in dropped[0].message
+    arrivals = [event.t for event in lab.of(Sampled, "large")]
+    assert max(later - earlier for earlier, later in pairwise(arrivals)) < 5.0
+    assert not lab.of(Faulted)
+
+
+async def test_misses_that_the_disks_do_not_confirm_hold_a_guest(lab, autojump_clock):
+    await pair(lab)
+    large = lab.guests["large"]
+    stats = {"rd_bytes": 0, "rd_operations": 0, "rd_total_time_ns": 0}
+    large.qemu.commands["query-blockstats"] = lambda _: [{"device": "data", "stats": stats}]
+    await lab.run(60.0, "curve")
+    seen, verdict = last(lab)["large"]
+    assert seen.disk_read_pages == 0
+    assert "but its disks read 0 pages" in verdict.reason
+    assert lab.size("large") == 500
+
+
+async def test_a_rebooted_guest_is_learnt_anew(lab, autojump_clock):
+    await pair(lab)
+
+    async def reboot():
+        await trio.sleep(60.0)
+        lab.guests["large"].reboot()
+
+    lab.may_exceed = True
+    lab.nursery.start_soon(reboot)
+    await lab.run(75.0, "curve")
+    seen, _ = last(lab)["large"]
+    assert seen.curve is None or seen.curve.weak
