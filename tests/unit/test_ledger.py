@@ -3,6 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec.structs import replace
 
 from qmpalloc.ledger import GRANT_CHUNK_BYTES, Account, committed_bytes, next_orders
 from qmpalloc.units import MIB
@@ -72,15 +73,35 @@ def test_commands_never_raise_what_is_committed_above_the_budget(accounts, budge
 
 
 class Host(RuleBasedStateMachine):
-    """Guests that inflate and deflate as they like between their size and their target, and a ledger that commands."""
+    """Guests that move between their size and their target as they like, reboot, and need; and a ledger that commands.
+
+    A guest that boots may use all of its RAM without having been asked, while QEMU tells the size from before.
+    """
 
     budget = 3000
+    ram = 1400
 
     def __init__(self):
         super().__init__()
         self.targets = [1000, 1000, 1000]
         self.actuals = [1000, 1000, 1000]
         self.desired = [1000, 1000, 1000]
+        self.booting = [False, False, False]
+        self.in_need = [False, False, False]
+
+    def account(self, index):
+        charge = max(self.targets[index], self.actuals[index])
+        reserve = max(self.ram - charge, 0) if self.booting[index] else 0
+        plain = account(str(index), self.targets[index], charge, self.desired[index])
+        return replace(plain, reserve_bytes=reserve * MIB, in_need=self.in_need[index])
+
+    @property
+    def accounts(self):
+        return [self.account(index) for index in range(3)]
+
+    @property
+    def committed(self):
+        return committed_bytes(self.accounts) // MIB
 
     @rule(shares=st.tuples(*[st.integers(1, 100)] * 3))
     def decide(self, shares):
@@ -88,23 +109,44 @@ class Host(RuleBasedStateMachine):
 
     @rule()
     def command(self):
-        accounts = [
-            account(str(i), self.targets[i], max(self.targets[i], self.actuals[i]), self.desired[i]) for i in range(3)
-        ]
-        for order in next_orders(accounts, self.budget * MIB):
-            self.targets[int(order.name)] = order.target_bytes // MIB
+        before = self.committed
+        for order in next_orders(self.accounts, self.budget * MIB):
+            index, charge = int(order.name), self.account(int(order.name))
+            self.targets[index] = order.target_bytes // MIB
+            if before > self.budget:  # nobody is granted what others have no room for
+                assert order.target_bytes <= charge.charge_bytes + charge.reserve_bytes
+        assert self.committed <= max(before, self.budget)
 
     @rule(index=st.integers(0, 2), share=st.floats(0, 1))
     def guest_moves(self, index, share):
         self.actuals[index] += round((self.targets[index] - self.actuals[index]) * share)
 
-    @precondition(lambda self: self.targets == self.actuals)
+    @rule(index=st.integers(0, 2))
+    def guest_boots(self, index):
+        self.booting[index] = True
+
+    @rule(index=st.integers(0, 2))
+    def guest_has_booted(self, index):
+        self.booting[index] = False
+
+    @rule(index=st.integers(0, 2))
+    def guest_is_in_need(self, index):
+        self.in_need[index] = not self.in_need[index]
+
+    @precondition(lambda self: self.targets == self.actuals and not any(self.booting))
     @rule()
     def when_all_is_still_the_wish_comes_true(self):
         for _ in range(4):
             self.command()
             self.actuals = list(self.targets)
         assert self.targets == self.desired
+
+    @precondition(lambda self: self.targets == self.actuals)
+    @rule()
+    def those_in_need_are_served_first(self):
+        orders = [order for order in next_orders(self.accounts, self.budget * MIB) if order.purpose == "grant"]
+        rank = [not self.in_need[int(order.name)] for order in orders]
+        assert rank == sorted(rank)
 
     @invariant()
     def budget_holds(self):
