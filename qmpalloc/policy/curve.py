@@ -166,7 +166,7 @@ class CurvePolicy:
         if target == guest.target_bytes:
             reason = "its memory is worth most where it is"
         elif target < guest.target_bytes:
-            reason = f"loses {format_count(-hits)} hits/s, {format_count(after - before)} misses/s more"
+            reason = f"loses {format_count(0.0 - hits)} hits/s, {format_count(after - before)} misses/s more"
         else:
             reason = f"gains {format_count(hits)} hits/s, {format_count(before - after)} misses/s fewer"
         limited = target != goal and target < guest.target_bytes

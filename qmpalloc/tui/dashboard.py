@@ -168,6 +168,9 @@ class Dashboard:
         for seen in event.snapshot.guests:
             guest = self._guest(seen.name)
             guest.floor_bytes, guest.cap_bytes = seen.floor_bytes, seen.cap_bytes
+            # A curve without sizes is of no use, whoever made it.
+            guest.curve = seen.curve if seen.curve and seen.curve.sizes_bytes else None
+            guest.no_curve = "" if guest.curve else clean(seen.no_curve)
             # A guest whose monitor never answered has the sizes 0 in a snapshot, which means unknown.
             if guest.actual_bytes is None and seen.actual_bytes:
                 guest.target_bytes, guest.actual_bytes = seen.target_bytes, seen.actual_bytes

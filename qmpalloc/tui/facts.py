@@ -8,7 +8,7 @@ from typing import Literal
 
 from qmpalloc.errors import SampleFault
 from qmpalloc.events import GuestHeader
-from qmpalloc.model import GuestDecision, GuestSnapshot, GuestState
+from qmpalloc.model import Curve, GuestDecision, GuestSnapshot, GuestState
 from qmpalloc.sample import Delta, Sample
 from qmpalloc.tui.text import clean, number
 from qmpalloc.units import MIB
@@ -50,6 +50,7 @@ class GuestFacts:
         terms: The policy's numbers of the last decision. ``e`` is added for policies that do not report it,
             and when nothing is decided because the run only watches.
         fault: The last fault while it has not been fresh since.
+        curve: Its miss-ratio curve as the last decision saw it; `no_curve` says why there is none.
         cpu: Share of one CPU that the collector takes.
     """
 
@@ -66,6 +67,8 @@ class GuestFacts:
     reason: str = ""
     change_bytes: int = 0
     terms: dict[str, float] = field(default_factory=dict)
+    curve: Curve | None = None
+    no_curve: str = ""
     sample: Sample | None = None
     sample_t: float | None = None
     delta: Delta | None = None
@@ -108,8 +111,13 @@ def hit_ratio(hits: int | None, misses: int | None) -> float | None:
 
 
 def term_text(terms: dict[str, float]) -> str:
-    """Return terms as ``e -12.5 gain 3.1k``."""
-    return "  ".join(f"{name} {number(value)}" for name, value in terms.items())
+    """Return terms as ``e -12.5  gain 3.1k``; what a decision makes of the misses first, as ``3.1k→163 misses/s``."""
+    before, after = terms.get("misses_s"), terms.get("misses_s_then")
+    texts = []
+    if before is not None and after is not None:
+        texts = [f"{number(before)}→{number(after)} misses/s"]
+        terms = {name: value for name, value in terms.items() if name not in ("misses_s", "misses_s_then")}
+    return "  ".join([*texts, *(f"{name} {number(value)}" for name, value in terms.items())])
 
 
 def e_term(hits: int | None, misses: int | None, size_bytes: int | None, times: float = 1.0) -> dict[str, float]:

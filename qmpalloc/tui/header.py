@@ -135,7 +135,7 @@ def _decides(dashboard: Dashboard) -> bool:
     return dashboard.control in ("running", "paused") or (dry_run and dashboard.control == "watching")
 
 
-def footer(dashboard: Dashboard, ui: Ui, width: int, *, scrolls: bool) -> Text:
+def footer(dashboard: Dashboard, ui: Ui, width: int, *, scrolls: bool, curve: bool = False) -> Text:
     """Return the keys, or the question that waits for an answer."""
     if ui.confirming:
         question = " Return every guest to its baseline? This undoes the tuning.  y yes, else no "
@@ -150,6 +150,8 @@ def footer(dashboard: Dashboard, ui: Ui, width: int, *, scrolls: bool) -> Text:
         keys.append(("b", "return all to baseline"))
         if ui.reloads:
             keys.append(("r", "reload"))
+    if curve:
+        keys.append(("c", "small curve" if ui.large_curve else "large curve"))
     keys.append(("↑↓", "scroll" if scrolls else "select"))
     text = Text(" ")
     for key, meaning in keys:

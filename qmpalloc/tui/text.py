@@ -84,6 +84,11 @@ def signed_size(size_bytes: float) -> str:
     return ("+" if size_bytes >= 0 else "-") + format_size(abs(size_bytes))
 
 
+def signed_number(value: float) -> str:
+    """Return a change of a count or rate with its sign."""
+    return ("+" if value >= 0 else "-") + number(abs(value))
+
+
 def number(value: float | None) -> str:
     """Return a count, rate or term of about five characters, or the sign for unknown."""
     if value is None:

@@ -40,6 +40,7 @@ class Ui:
     Attributes:
         selected: Index of the selected guest.
         confirming: The return to baseline waits for its second key.
+        large_curve: The selected guest's curve gets the room of the guests' details.
         quitting: ``q`` was pressed.
         reloads: The configuration can be read again.
         only_quit: The keys can end the run, and nothing else of it.
@@ -49,6 +50,7 @@ class Ui:
 
     selected: int = 0
     confirming: bool = False
+    large_curve: bool = False
     quitting: bool = False
     reloads: bool = False
     only_quit: bool = False
@@ -56,9 +58,9 @@ class Ui:
     replay: str = ""
 
     @property
-    def shown(self) -> tuple[int, bool, bool, str]:
+    def shown(self) -> tuple[int, bool, bool, bool, str]:
         """All that a frame shows of it."""
-        return self.selected, self.confirming, self.quitting, self.replay
+        return self.selected, self.confirming, self.large_curve, self.quitting, self.replay
 
 
 def press(key: str, ui: Ui, controls: Controls, *, guests: int, may_control: bool = True) -> None:
@@ -80,6 +82,8 @@ def press(key: str, ui: Ui, controls: Controls, *, guests: int, may_control: boo
     steps |= {"home": -guests, "g": -guests, "end": guests, "G": guests}
     if key in steps:
         ui.selected = min(max(ui.selected + steps[key], 0), max(guests - 1, 0))
+    elif key == "c":
+        ui.large_curve = not ui.large_curve
     elif key == "q":
         ui.quitting = True
         controls.quit()

@@ -13,9 +13,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
-from qmpalloc.tui import palette, row
+from qmpalloc.tui import curve, palette, row
 from qmpalloc.tui.block import CHART_LINES, CHART_MAX_LINES, LINES, MIN_WIDTH, WIDE_MIN_WIDTH, block
 from qmpalloc.tui.dashboard import Dashboard
+from qmpalloc.tui.facts import GuestFacts
 from qmpalloc.tui.header import banner, footer, header
 from qmpalloc.tui.log import log, rule
 from qmpalloc.tui.scale import Scale
@@ -27,6 +28,7 @@ LOG_GOOD_LINES = 10
 LOG_LEAST_LINES = 3
 DETAIL_LINES = 2
 DETAIL_FROM_LINES = 12
+_LARGE_CURVE_LEAST = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +69,36 @@ def lines(dashboard: Dashboard, ui: Ui, now_t: float, width: int, height: int) -
         now_t = dashboard.ended.t
     top = [*header(dashboard, ui, now_t, width), *banner(dashboard, now_t, width)[: max(height // 8, 1)]]
     room = height - len(top) - 1
-    middle, scrolls = _guests(dashboard, ui, now_t, width, room)
+    of_curve = _with_curve(dashboard, ui)
+    large = of_curve is not None and ui.large_curve
+    middle, scrolls = _guests(dashboard, ui, now_t, width, room, for_curve=_LARGE_CURVE_LEAST if large else 0)
+    if of_curve is not None:
+        most = curve.LARGE_LINES if large else curve.MAX_LINES
+        lines_left = min(room - len(middle) - LOG_LEAST_LINES, most)
+        middle += curve.panel(of_curve, width, lines_left) if lines_left >= curve.MIN_LINES else []
     rest = log(dashboard, width, room - len(middle))
     frame = [*top, *middle, *rest][: max(height - 1, 0)]
-    return [*frame, footer(dashboard, ui, width, scrolls=scrolls)][-height:]
+    return [*frame, footer(dashboard, ui, width, scrolls=scrolls, curve=of_curve is not None)][-height:]
 
 
-def _guests(dashboard: Dashboard, ui: Ui, now_t: float, width: int, room: int) -> tuple[list[Text], bool]:
-    """Return the lines of the guests within `room`, leaving some for the log, and whether some are hidden."""
+def _with_curve(dashboard: Dashboard, ui: Ui) -> GuestFacts | None:
+    """Return the selected guest if its curve, or that it has none, is to be shown."""
+    guests = list(dashboard.guests.values())
+    policy = dashboard.header.policy if dashboard.header else ""
+    guest = guests[min(ui.selected, len(guests) - 1)] if guests else None
+    return guest if guest is not None and curve.is_relevant(guest, policy) else None
+
+
+def _guests(
+    dashboard: Dashboard, ui: Ui, now_t: float, width: int, room: int, *, for_curve: int
+) -> tuple[list[Text], bool]:
+    """Return the lines of the guests within `room`, leaving some for log and curve, and whether some are hidden."""
     guests = list(dashboard.guests.values())
     if not guests:
         return [rule("guests", width), fit_line(Text("  none known yet", palette.FAINT), width)][: max(room, 0)], False
     scale = Scale.of(guests, now_t)
     selected = min(ui.selected, len(guests) - 1)
-    each = _block_lines(len(guests), width, room)
+    each = 0 if for_curve else _block_lines(len(guests), width, room)
     if each:
         lines = [_guest_rule(width, 0, len(guests), len(guests))]
         for index, guest in enumerate(guests):
@@ -89,7 +107,7 @@ def _guests(dashboard: Dashboard, ui: Ui, now_t: float, width: int, room: int) -
     table = row.Table.of(width, scale)
     details = DETAIL_LINES if room >= DETAIL_FROM_LINES else 0
     log_lines = LOG_LEAST_LINES if details else 0
-    count = min(len(guests), max(room - 2 - details - log_lines, 1))
+    count = min(len(guests), max(room - 2 - details - log_lines - for_curve, 1))
     first = min(max(selected - count // 2, 0), len(guests) - count)
     lines = [_guest_rule(width, first, count, len(guests)), table.titles()]
     for index in range(first, first + count):

@@ -20,7 +20,8 @@ from qmpalloc.events import (
     SizeChanged,
     StateChanged,
 )
-from qmpalloc.model import GuestSnapshot, GuestState, Snapshot
+from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
+from qmpalloc.policy.curve import CurvePolicy
 from qmpalloc.policy.paper import PaperPolicy
 from qmpalloc.sample import CollectorUse, Counters, Delta, Memory, Psi, Sample, SwapPages
 from qmpalloc.units import GIB, MIB
@@ -33,12 +34,18 @@ NAMES = ("web", "db", "mail", "cache", "build", "search", "files", "queue", "log
 class Run:
     """Makes the events of a run; same arguments, same events."""
 
-    def __init__(self, guests: int = 2, *, mode: str = "run", gate: str = "dead-band") -> None:
+    def __init__(
+        self, guests: int = 2, *, mode: str = "run", gate: str = "dead-band", curves: tuple[str, ...] | None = None
+    ) -> None:
+        """`curves`: policy ``curve``; one entry for each guest: why its curve is weak, ``none``, or empty."""
         self.names = [NAMES[index % len(NAMES)] + ("" if index < len(NAMES) else str(index)) for index in range(guests)]
         self.mode = mode
         self.baseline = GIB
         self.budget = guests * GIB
-        self.policy = PaperPolicy(PaperPolicy.Settings(gate=gate, threshold=20.0))
+        paper = PaperPolicy(PaperPolicy.Settings(gate=gate, threshold=20.0))
+        self.policy = paper if curves is None else CurvePolicy()
+        self.policy_settings = {} if curves is not None else {"gate": gate, "threshold": 20.0, "step": 100_000_000}
+        self.curves = curves
         self.actual = dict.fromkeys(self.names, self.baseline)
         self.target = dict(self.actual)
         self.desired = dict(self.actual)
@@ -76,8 +83,8 @@ class Run:
 
     def header(self) -> Header:
         return Header(
-            **self.at(0.0), mode=self.mode, policy="paper",
-            policy_settings={"gate": self.policy.settings.gate, "threshold": 20.0, "step": 100_000_000},
+            **self.at(0.0), mode=self.mode, policy="paper" if self.curves is None else "curve",
+            policy_settings=self.policy_settings,
             budget_bytes=self.budget, interval_s=INTERVAL_S,
             guests=tuple(
                 GuestHeader(name=name, floor_bytes=256 * MIB, cap_bytes=2 * GIB, baseline_bytes=self.baseline)
@@ -159,7 +166,7 @@ class Run:
 
     def snapshot(self) -> Snapshot:
         guests = []
-        for name in self.names:
+        for index, name in enumerate(self.names):
             fresh = self.state[name] is GuestState.FRESH
             hits, misses = self.since[name]
             target, actual = self.desired[name], self.actual[name]
@@ -168,13 +175,27 @@ class Run:
                     name=name, state=self.state[name], target_bytes=target, actual_bytes=actual,
                     charge_bytes=max(self.target[name], actual), floor_bytes=320 * MIB, cap_bytes=2 * GIB,
                     baseline_bytes=self.baseline, hits=hits if fresh else None, misses=misses if fresh else None,
-                    interval_s=INTERVAL_S,
+                    interval_s=INTERVAL_S, curve=self.curve(index, hits, misses), no_curve="accesses are not sampled",
                 )
             )  # fmt: skip
             self.since[name] = (0, 0)
         return Snapshot(
             cycle=self.cycle, time_s=self.t, budget_bytes=self.budget, interval_s=INTERVAL_S, guests=tuple(guests)
         )
+
+    def curve(self, index: int, hits: int, misses: int) -> Curve | None:
+        """The curve of the load below: straight, until all fits."""
+        if self.curves is None or self.curves[index] == "none":
+            return None
+        wanted = (0.5 + 0.45 * ((index * 5) % 4)) * GIB
+        sizes = [round((320 + 27 * step) * MIB) for step in range(65)]
+        ratios = [round(1 - min(0.995, 0.35 + 0.65 * (size - 200 * MIB) / wanted), 4) for size in sizes]
+        weak = (self.curves[index],) if self.curves[index] else ()
+        measured = round(misses / (hits + misses), 4) if hits + misses else None
+        return Curve(
+            sizes_bytes=tuple(sizes), miss_ratio=tuple(ratios), weak=weak, noise=0.004, cached_bytes=600 * MIB,
+            measured=measured, steady_accesses=2_345_678, estimator="multi-generational",
+        )  # fmt: skip
 
     def decided(self) -> Iterator[AnyEvent]:
         self.cycle += 1
@@ -238,5 +259,5 @@ class Run:
 
 def run(guests: int = 2, seconds: int = 120, **options: object) -> list[AnyEvent]:
     """Return the events of a run. Options: ``mode``, ``gate`` (see `Run`), ``troubles``, ``end`` (see `Run.events`)."""
-    settings = {name: options.pop(name) for name in ("mode", "gate") if name in options}
+    settings = {name: options.pop(name) for name in ("mode", "gate", "curves") if name in options}
     return list(Run(guests, **settings).events(seconds, **options))  # type: ignore[arg-type]

@@ -1,0 +1,78 @@
+"""The panel of the selected guest's miss-ratio curve."""
+
+import pytest
+from drawing import Ascii, draw, reduce
+from rich.cells import cell_len
+from synthetic import run
+
+from qmpalloc.model import Curve
+from qmpalloc.tui import Ui
+from qmpalloc.tui.curve import miss_ratio_at
+from qmpalloc.tui.ui import press
+
+SIZES = [(80, 24), (160, 50)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "160x50"])
+@pytest.mark.parametrize("seconds", [6, 40], ids=["moving", "later"])
+def test_the_curve_of_the_selected_guest(size, seconds, same_as_snapshot):
+    frame = draw(reduce(run(2, seconds, curves=("", ""))), *size)
+    assert "curve of web" in frame
+    assert "▲" in frame
+    assert "large curve" in frame
+    same_as_snapshot(f"curve-{seconds}s-{size[0]}x{size[1]}", frame)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "160x50"])
+def test_a_large_curve(size, same_as_snapshot):
+    frame = draw(reduce(run(12, 6, curves=("",) * 12)), *size, ui=Ui(selected=4, large_curve=True))
+    assert "curve of build" in frame
+    same_as_snapshot(f"curve-large-{size[0]}x{size[1]}", frame)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "160x50"])
+def test_a_weak_curve_says_why(size, same_as_snapshot):
+    frame = draw(reduce(run(2, 12, curves=("the load has changed", ""))), *size)
+    assert "weak: the load has changed" in frame
+    same_as_snapshot(f"curve-weak-{size[0]}x{size[1]}", frame)
+
+
+def test_no_curve_says_why_where_curves_decide_and_only_there():
+    assert "no curve: accesses are not sampled" in draw(reduce(run(2, 12, curves=("none", ""))), 160, 50)
+    assert "no curve" not in draw(reduce(run(2, 12)), 160, 50)
+
+
+def test_what_the_decision_means_in_misses():
+    frame = draw(reduce(run(2, 6, curves=("", ""))), 160, 50)
+    line = next(line for line in frame.splitlines() if "/s → " in line)
+    assert "misses" in line
+    assert "hits +" in line or "hits -" in line
+
+
+def test_every_line_is_as_wide_as_the_screen_at_any_size():
+    dashboard = reduce(run(3, 8, curves=("", "", "none")))
+    for width in (20, 40, 60, 80, 120, 160, 200):
+        for height in (6, 12, 20, 24, 50, 60):
+            for ui in (Ui(), Ui(selected=1, large_curve=True), Ui(selected=2)):
+                lines = draw(dashboard, width, height, ui=ui).splitlines()
+                assert [cell_len(line) for line in lines] == [width] * len(lines)
+                assert len(lines) <= height
+
+
+def test_the_panel_is_ascii_on_a_terminal_that_is():
+    assert draw(reduce(run(2, 6, curves=("", ""))), file=Ascii()).isascii()
+
+
+def test_c_makes_the_curve_large_and_small():
+    ui = Ui()
+    press("c", ui, None, guests=2)
+    assert ui.large_curve
+    press("c", ui, None, guests=2)
+    assert not ui.large_curve
+
+
+def test_between_two_points_the_curve_is_a_line():
+    curve = Curve(sizes_bytes=(100, 200, 400), miss_ratio=(1.0, 0.5, 0.1))
+    assert [miss_ratio_at(curve, size) for size in (0, 100, 150, 300, 400, 900)] == pytest.approx(
+        [1.0, 1.0, 0.75, 0.3, 0.1, 0.1]
+    )
