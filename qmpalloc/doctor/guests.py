@@ -11,6 +11,9 @@ from typing import Any
 import trio
 
 from qmpalloc.config import ControlConfig, GuestConfig
+from qmpalloc.curves.observer import NOT_SAMPLED
+from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
+from qmpalloc.curves.samples import unpack
 from qmpalloc.doctor.checks import Check, Verdict, failed, passed, warned
 from qmpalloc.doctor.sockets import holders
 from qmpalloc.errors import DeadlineError, QmpallocError, RefusedError, SampleError
@@ -199,9 +202,26 @@ async def _check_collector(guest: GuestConfig, agent: Agent, timeout_s: float, i
         lru = {"lru_gen": "multi-generational LRU", "two_list": "two-list LRU"}.get(second.lru or "", "LRU unknown")
         checks.append(passed(name, "collector", f"kernel {second.kernel}, {lru}, writes every {first.interval_ms} ms"))
     checks += counter_checks(name, second)
+    checks.append(await _check_samples(guest, agent, timeout_s))
     if second.psi_memory.some_avg10 is None:
         checks.append(warned(name, "guest PSI", "not available", "boot the guest with psi=1"))
     return checks
+
+
+async def _check_samples(guest: GuestConfig, agent: Agent, timeout_s: float) -> Check:
+    """Check the sampled accesses. Only policies by curves need them, so that a guest without is well."""
+    name, path = guest.name, guest.samples_path
+    try:
+        with deadline(timeout_s, guest.agent, "reading the sampled accesses"):
+            batch = unpack(await agent.read_file(path, SAMPLES_MAX_BYTES))
+    except RefusedError:
+        return passed(
+            name, "curve", f"no curve: {NOT_SAMPLED} ({path} cannot be read); policies curve and hill hold it"
+        )
+    except QmpallocError as error:
+        todo = error.hint or "policies curve and hill hold this guest, others work: journalctl -u qmpalloc-collector"
+        return warned(name, "curve", f"no curve: {path}: {error.message}", todo)
+    return passed(name, "curve", f"one page in {2**batch.shift} is sampled, {len(batch.events)} events last")
 
 
 def counter_checks(name: str, sample: Sample) -> list[Check]:

@@ -25,6 +25,7 @@ class ReplayCache:
         self.accesses = self.misses = self.evictions = 0.0
         self._keys = np.empty(0, dtype=np.uint64)
         self._first = 0
+        self._ahead_s = 0.0
 
     @property
     def own_bytes(self) -> int:
@@ -50,7 +51,9 @@ class ReplayCache:
         guest = self.guest
         before = guest.cached_pages
         guest.resize(actual_bytes)
-        guest.advance(seconds)
+        # A load that waits for its misses ends its last reads later than asked; it rests for as long next time.
+        guest.advance(max(0.0, seconds - self._ahead_s))
+        self._ahead_s += guest.interval_s - seconds
         self.accesses += guest.hits + guest.misses
         self.misses += guest.misses
         self.evictions += max(0.0, before + guest.misses - guest.cached_pages)

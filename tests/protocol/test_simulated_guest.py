@@ -6,10 +6,12 @@ import pytest
 import trio
 
 from qmpalloc.config import DEFAULT_COUNTERS_FILE
+from qmpalloc.curves.samples import SampleIntake, unpack
 from qmpalloc.errors import SampleError, SampleFault
+from qmpalloc.experiment.access import Uniform
 from qmpalloc.qmp import open_agent, open_agent_on, open_monitor, open_monitor_on
 from qmpalloc.sample import FILE_MAX_BYTES, SampleTracker, parse
-from qmpalloc.testing import CacheModel, FakeBalloon, Load, SimulatedGuest, open_simulated_guest, uniform
+from qmpalloc.testing import CacheModel, FakeBalloon, Load, ReplayGuest, SimulatedGuest, open_simulated_guest, uniform
 from qmpalloc.units import MIB, PAGE_BYTES
 
 FILE_PAGES = 256 * MIB // PAGE_BYTES
@@ -218,3 +220,35 @@ class TestBalloon:
         times = [time for time, _ in reports]
         assert all(later - earlier >= 1 for earlier, later in pairwise(times))
         assert len(reports) <= 5
+
+
+async def test_a_replayed_load_has_samples_and_waits_for_its_misses(autojump_clock):
+    """Sampled accesses are a 64th of all, series have no gap, and what misses was read from the disk."""
+    replayed = ReplayGuest(
+        "web", Uniform(), file_bytes=256 * MIB, accesses_per_s=10_000, size_bytes=512 * MIB, miss_s=200e-6,
+        observed=False, scale=32,
+    )  # fmt: skip
+    intake, tracker = SampleIntake(), SampleTracker()
+    sampled = accesses = 0
+    async with (
+        open_simulated_guest("web", load=replayed, memory_bytes=300 * MIB) as guest,
+        open_agent_on(guest.connect_agent(), address="web") as agent,
+    ):
+        await trio.sleep(20.5)
+        tracker.accept(await read(agent), trio.current_time())
+        intake.accept(unpack(await agent.read_file("/run/qmpalloc/samples.bin", 10**6)))
+        misses = 0
+        for _ in range(20):
+            await trio.sleep(1)
+            delta = tracker.accept(await read(agent), trio.current_time()).delta
+            window = intake.accept(unpack(await agent.read_file("/run/qmpalloc/samples.bin", 10**6)))
+            assert window.lost == 0
+            assert window.accesses == delta.accesses
+            sampled, accesses = sampled + len(window.keys), accesses + window.accesses
+            misses += delta.misses
+        total = tracker.last.counters.inserts_read
+        assert guest.qemu.blocks[0]["stats"]["rd_bytes"] == total * PAGE_BYTES
+    assert sampled == pytest.approx(accesses / 64, rel=0.1)
+    # 100 us of a hit and 200 us more of a miss, 20 s long
+    assert accesses * 100e-6 + misses * 200e-6 == pytest.approx(20.0, rel=0.05)
+    assert 0.3 < misses / accesses < 0.6

@@ -14,8 +14,9 @@ from qmpalloc.doctor import Verdict, check_guest
 from qmpalloc.doctor.guests import counter_checks, disk_caches
 from qmpalloc.doctor.host import cgroup_limit, check_host
 from qmpalloc.doctor.sockets import parse_holders
+from qmpalloc.experiment.access import Uniform
 from qmpalloc.sample import CollectorUse, Counters, Sample
-from qmpalloc.testing import Load, open_simulated_guest
+from qmpalloc.testing import Load, ReplayGuest, open_simulated_guest
 from qmpalloc.units import GIB, MIB
 
 SS = """\
@@ -145,6 +146,30 @@ async def test_what_is_wrong_is_named_with_what_to_do(tmp_path, autojump_clock, 
     assert checks[name].verdict is not Verdict.OK
     assert says in checks[name].todo
     assert all(check.todo for check in checks.values() if check.verdict is not Verdict.OK)
+
+
+@pytest.mark.parametrize(
+    ("content", "verdict", "says"),
+    [
+        (None, Verdict.OK, "one page in 64 is sampled"),
+        (b"", Verdict.WARN, "no curve: /run/qmpalloc/samples.bin: the samples file is shorter than its header"),
+        ("absent", Verdict.OK, "no curve: accesses are not sampled (/run/qmpalloc/samples.bin cannot be read)"),
+    ],
+)
+async def test_whether_there_will_be_a_curve(tmp_path, autojump_clock, content, verdict, says):
+    load = ReplayGuest(
+        "web", Uniform(), file_bytes=100 * MIB, accesses_per_s=4000, size_bytes=512 * MIB, observed=False, scale=64
+    )
+    async with open_simulated_guest("web", tmp_path, load=load, memory_bytes=GIB, interval_s=0.2) as guest:
+        await trio.sleep(1)
+        if content is not None:
+            guest.sampling = False
+            guest.agent.files["/run/qmpalloc/samples.bin"] = content
+        if content == "absent":
+            del guest.agent.files["/run/qmpalloc/samples.bin"]
+        check = (await checks_of(a_config(tmp_path)))["curve"]
+    assert check.verdict is verdict
+    assert says in check.detail
 
 
 async def test_sockets_that_are_not_there_or_no_sockets(tmp_path, autojump_clock):
