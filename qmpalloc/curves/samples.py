@@ -23,6 +23,10 @@ offset  size  field
 64      8n    events: key << 4 | fresh << 3 | kind
 ======  ====  =====================================================================================================
 
+Events of a batch have consecutive numbers and one rate: a collector that lost some, or that changes its rate, begins a
+batch with the next one. A batch may begin with events of the one before, so that a reader who comes late misses
+nothing; they must be the same, and are used once.
+
 *key*, 60 bits: the upper 50 are a hash of salt, device, inode, **inode generation** (so that an inode number used again
 is another file) and block number; the low 10 are the low bits of the block number, each flipped or not by a hash of the
 same without the block number. A block is in the sample at shift s when the low s - 6 bits of its key are zero: one of
@@ -38,7 +42,7 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
-from msgspec import Meta
+from msgspec import Meta, structs
 from numpy.typing import NDArray
 
 from qmpalloc.errors import SampleError, SampleFault
@@ -79,6 +83,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     lost: int
     shift: Annotated[int, Meta(ge=BLOCK_SHIFT, le=SHIFT_MAX)]
     events: Keys
+
+    @property
+    def next(self) -> int:
+        """Number of the event after its last one."""
+        return self.first + len(self.events)
 
     @property
     def kinds(self) -> NDArray[np.uint64]:
@@ -170,7 +179,7 @@ class SampleIntake:
 
         Raises:
             SampleError: REPEATED (seen already; the series goes on), BACKWARDS (older than what was seen), ABSURD
-                (more sampled accesses than accesses, or a key that the rate excludes).
+                (more sampled accesses than accesses, a key that the rate excludes, or another past than before).
         """
         try:
             return self._accept(batch)
@@ -195,21 +204,21 @@ class SampleIntake:
             return Window(
                 keys=keys, accesses=exact, events=len(batch.events), lost=0, shift=batch.shift, restarted=True
             )
-        # While nothing is sampled, batches have no events: the next one begins with the same number.
-        if batch.first == last.first and (
-            len(last.events) or (batch.accesses, len(batch.events)) == (last.accesses, 0)
-        ):
+        if (batch.accesses, batch.next) == (last.accesses, last.next):
             raise SampleError(SampleFault.REPEATED, "the collector has not written new samples")
-        if batch.first < last.first or batch.accesses < last.accesses or batch.lost < last.lost:
+        if batch.first < last.first or batch.next < last.next:
             raise SampleError(SampleFault.BACKWARDS, "the samples are older than those before")
-        exact = batch.accesses - last.accesses
-        if len(accessed) > exact:
+        if batch.accesses < last.accesses or batch.lost < last.lost:
+            raise SampleError(SampleFault.BACKWARDS, "a counter of the samples went back")
+        seen = max(0, last.next - batch.first)
+        if (batch.events[:seen] != last.events[len(last.events) - seen :]).any():
+            raise SampleError(SampleFault.ABSURD, "samples that were read before are others now")
+        new = structs.replace(batch, first=batch.first + seen, events=batch.events[seen:])
+        keys, exact = new.accessed(), batch.accesses - last.accesses
+        if len(keys) > exact:
             raise SampleError(SampleFault.ABSURD, "more sampled accesses than accesses")
-        gap = batch.first - (last.first + len(last.events))
-        if gap < 0:
-            raise SampleError(SampleFault.BACKWARDS, "the samples overlap those before")
         self._last = batch
-        return Window(keys=accessed, accesses=exact, events=len(batch.events), lost=gap, shift=batch.shift)
+        return Window(keys=keys, accesses=exact, events=len(new.events), lost=new.first - last.next, shift=batch.shift)
 
     def forget(self) -> None:
         """Start a new series, because the guest was reset or the connection lost."""

@@ -99,7 +99,9 @@ def test_a_gap_in_the_numbers_is_a_loss_and_lowers_what_is_expected():
     [
         (batch(10, [1, 2], 500), SampleFault.REPEATED),
         (batch(9, [1], 600), SampleFault.BACKWARDS),
-        (batch(11, [1], 600), SampleFault.BACKWARDS),  # overlaps the two events of the first
+        (batch(11, [2], 499), SampleFault.BACKWARDS),
+        (batch(10, [1], 600), SampleFault.BACKWARDS),
+        (batch(11, [1, 3], 600), SampleFault.ABSURD),  # event 11 was a 2
         (batch(12, [1], 499), SampleFault.BACKWARDS),
         (batch(12, [1, 2, 3], 501), SampleFault.ABSURD),
         (batch(12, [1], 600, shift=7), SampleFault.ABSURD),  # an odd key at the rate of even ones
@@ -137,5 +139,15 @@ def test_a_guest_that_reads_nothing_for_a_while_goes_on():
         intake.accept(batch(0, [], 10))
     assert intake.accept(batch(0, [], 12)).accesses == 2
     assert intake.accept(batch(0, [1, 2], 20)).keys.tolist() == [1, 2]
-    assert intake.accept(batch(2, [], 20)).lost == 0
+    assert intake.accept(batch(2, [], 25)).lost == 0
     assert intake.accept(batch(2, [3], 30)).lost == 0
+
+
+def test_events_that_a_batch_repeats_are_used_once_and_a_late_reader_misses_nothing():
+    sliding = [batch(0, [1, 2], 100), batch(0, [1, 2, 3], 200), batch(2, [3, 4], 300), batch(3, [4, 5, 6], 400)]
+    _, windows = fed(*sliding)
+    assert [window.keys.tolist() for window in windows[1:]] == [[3], [4], [5, 6]]
+    assert [window.accesses for window in windows[1:]] == [100, 100, 100]
+    _, windows = fed(sliding[0], sliding[2], batch(3, [4], 350), sliding[3])
+    assert [window.keys.tolist() for window in windows[1:]] == [[3, 4], [], [5, 6]]
+    assert sum(window.lost for window in windows[1:]) == 0
