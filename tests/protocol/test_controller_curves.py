@@ -2,12 +2,14 @@
 
 from itertools import pairwise
 
+import msgspec
+import numpy as np
 import trio
 
 from qmpalloc.curves.observer import NOT_SAMPLED
-from qmpalloc.events import Decided, Faulted, Sampled, SampleRejected, SamplesDropped
+from qmpalloc.events import Decided, Faulted, Sampled, SampleRejected, SamplesDropped, decoder, encoder
 from qmpalloc.experiment.access import Uniform
-from qmpalloc.testing.replay import ReplayGuest
+from qmpalloc.testing.replay import ReplayGuest, mixed
 from qmpalloc.units import MIB
 
 SAMPLES = "/run/qmpalloc/samples.bin"
@@ -119,6 +121,36 @@ async def test_misses_that_the_disks_do_not_confirm_hold_a_guest(lab, autojump_c
     assert seen.disk_read_pages == 0
     assert "but its disks read 0 pages" in verdict.reason
     assert lab.size("large") == 500
+
+
+async def test_a_guest_that_claims_a_curve_it_does_not_have_gains_nothing(lab, autojump_clock):
+    """`small` ships samples of a file far larger than its own: its counters say that it misses nothing."""
+    await pair(lab)
+    small = lab.guests["small"]
+    random, true_batch = np.random.default_rng(1), small.batch
+
+    def forged(cache):
+        batch = true_batch(cache)
+        keys = random.integers(0, 3_000, len(batch.events)).astype(np.uint64)
+        return msgspec.structs.replace(batch, events=mixed(keys) >> np.uint64(4) << np.uint64(4))
+
+    small.batch = forged
+    await lab.run(120.0, "curve")
+    seen, verdict = last(lab)["small"]
+    assert seen.curve.weak
+    assert "measured are 0.00" in verdict.reason or "working sets" in verdict.reason
+    assert lab.size("small") == 500
+
+
+async def test_other_policies_decide_as_before_and_the_record_has_the_curves(lab, autojump_clock):
+    await pair(lab)
+    await lab.run(30.0, "static")
+    seen, verdict = last(lab)["large"]
+    assert seen.curve is not None
+    assert verdict.target_bytes == seen.target_bytes
+    line = encoder.encode(lab.of(Decided)[-1])
+    assert decoder.decode(line) == lab.of(Decided)[-1]
+    assert len(line) < 5_000  # two guests
 
 
 async def test_a_rebooted_guest_is_learnt_anew(lab, autojump_clock):
