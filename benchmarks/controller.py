@@ -9,7 +9,8 @@ controller is measured: sampling every guest every second, a decision of the pap
 commands that follow from it. It runs headless, with a record.
 
 Reported: CPU seconds of this process by wall seconds; the time from the tick of a cycle to its decision (snapshot,
-policy, limits); the age of a guest's newest sample at the decision; and commands sent. Medians and 99th percentiles.
+policy, limits); the age of a guest's newest sample at the decision, without the guests that hang; and commands sent.
+Medians and 99th percentiles. ``benchmarks/controller_growth.py`` makes a figure of it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -70,9 +72,10 @@ def configuration_text(count: int) -> str:
 
 
 class Watch:
-    """A sink that notes when things happened."""
+    """A sink that notes when things happened, without what the guests do that hang."""
 
-    def __init__(self) -> None:
+    def __init__(self, hung: int = 0) -> None:
+        self._hung = {f"g{index}" for index in range(hung)}
         self.begin_s = 0.0
         self.cycles_ms: list[float] = []
         self.ages_ms: list[float] = []
@@ -93,17 +96,32 @@ class Watch:
             case Decided():
                 tick_t = self.begin_s + event.snapshot.cycle * event.snapshot.interval_s
                 self.cycles_ms.append((event.t - tick_t) * 1000)
-                self.ages_ms += [(event.t - t) * 1000 for t in self._sampled_t.values()]
+                self.ages_ms += [(event.t - t) * 1000 for name, t in self._sampled_t.items() if name not in self._hung]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The result of one run. Times of the others, where guests hang."""
+
+    wall_s: float
+    cpu_s: float
+    record_bytes: int
+    watch: Watch
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Return a percentile."""
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def percentiles(values: Sequence[float]) -> str:
     """Return median and 99th percentile for people."""
-    cuts = statistics.quantiles(values, n=100, method="inclusive")
-    return f"median {statistics.median(values):.1f} ms, p99 {cuts[98]:.1f} ms, worst {max(values):.1f} ms"
+    p99 = percentile(values, 99)
+    return f"median {statistics.median(values):.1f} ms, p99 {p99:.1f} ms, worst {max(values):.1f} ms"
 
 
-def main(count: int, seconds: float, hung: int) -> None:
-    """Measure and print."""
+def measure(count: int, seconds: float, hung: int) -> Measured:
+    """Let a controller work for a while among so many guests, of which some hang."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         ready = multiprocessing.Event()
@@ -112,7 +130,7 @@ def main(count: int, seconds: float, hung: int) -> None:
         ready.wait()
         loaded = configuration.parse(configuration_text(count), file=directory / "lab.toml")
         policy = load_policy(loaded.policy, loaded.policy_settings)
-        watch = Watch()
+        watch = Watch(hung)
         with RecordWriter(directory / "record.jsonl") as record:
             controller = Controller(loaded, policy, watch, record)
             cpu_s, wall_s = time.process_time(), time.perf_counter()
@@ -121,11 +139,18 @@ def main(count: int, seconds: float, hung: int) -> None:
         size = (directory / "record.jsonl").stat().st_size
         guests.kill()
         guests.join()
+    return Measured(wall_s=wall_s, cpu_s=cpu_s, record_bytes=size, watch=watch)
+
+
+def main(count: int, seconds: float, hung: int) -> None:
+    """Measure and print."""
+    run = measure(count, seconds, hung)
+    wall_s, cpu_s, watch = run.wall_s, run.cpu_s, run.watch
     print(f"{count} guests at 1 Hz for {wall_s:.0f} s: {watch.samples} samples, {watch.commands} balloon commands")
     print(f"CPU of the controller: {cpu_s / wall_s:.1%} of one core, {cpu_s / watch.samples * 1000:.2f} ms per sample")
     print(f"from tick to decision: {percentiles(watch.cycles_ms)}")
     print(f"age of samples when decided on: {percentiles(watch.ages_ms)}")
-    print(f"record: {size / wall_s / 1000:.0f} kB/s")
+    print(f"record: {run.record_bytes / wall_s / 1000:.0f} kB/s")
 
 
 if __name__ == "__main__":
