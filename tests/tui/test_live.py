@@ -34,6 +34,8 @@ class Session:
         self.child = pexpect.spawn(
             "/bin/sh", ["-c", SHELL.format(program=program, arguments=arguments)],
             dimensions=(lines, columns), encoding="utf-8", timeout=30, cwd=str(HERE.parents[1]), env=environ,
+            # Whoever runs the tests in the background ignores Ctrl-C, and so would everything they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def wait(self, condition):
