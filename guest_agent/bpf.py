@@ -1,4 +1,4 @@
-"""The two commands of bpf(2) that reading counters takes, by ctypes: bcc would cost a hundred times the memory."""
+"""The commands of bpf(2) that the reader needs, by ctypes: bcc would cost a hundred times the memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 # enum bpf_cmd and the layout of union bpf_attr and struct bpf_prog_info: include/uapi/linux/bpf.h, a stable interface.
 _MAP_LOOKUP_ELEM = 1
+_MAP_UPDATE_ELEM = 2
 _OBJ_GET_INFO_BY_FD = 15
 _RECURSION_MISSES_OFFSET = 208
 _PROG_INFO_SIZE = 232
@@ -17,7 +18,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
-class _LookupAttr(ctypes.Structure):
+class _ElementAttr(ctypes.Structure):
     _fields_ = (
         ("map_fd", ctypes.c_uint32),
         ("key", ctypes.c_uint64),
@@ -50,7 +51,7 @@ class PerCpuCounters:
         self._slots = slots
         self._key = ctypes.c_uint32(0)
         self._values = (ctypes.c_uint64 * (slots * cpus))()
-        self._attr = _LookupAttr(map_fd, ctypes.addressof(self._key), ctypes.addressof(self._values), 0)
+        self._attr = _ElementAttr(map_fd, ctypes.addressof(self._key), ctypes.addressof(self._values), 0)
 
     def read(self) -> list[int]:
         """Return the sums over all CPUs, in the order of the struct.
@@ -60,6 +61,16 @@ class PerCpuCounters:
         """
         _bpf(_MAP_LOOKUP_ELEM, self._attr)
         return [sum(self._values[slot :: self._slots]) for slot in range(self._slots)]
+
+
+def set_element(map_fd: int, value: int) -> None:
+    """Set entry 0 of an array map whose value is a 64-bit number.
+
+    Raises:
+        OSError: The map cannot be written.
+    """
+    key, content = ctypes.c_uint32(0), ctypes.c_uint64(value)
+    _bpf(_MAP_UPDATE_ELEM, _ElementAttr(map_fd, ctypes.addressof(key), ctypes.addressof(content), 0))
 
 
 def recursion_misses(program_fd: int) -> int:

@@ -17,6 +17,7 @@ from guest_agent.btf import BtfError
 from guest_agent.counters_file import DIRECTORY, CountersFile, Series, log, publish
 from guest_agent.probes import KERNEL_BTF, Probes
 from guest_agent.reader import STOP_SIGNALS
+from guest_agent.samples import NAME as SAMPLES_NAME
 
 _PROGRAM = Path(__file__).with_name("program.c")
 _LARGE_BYTES = 1 << 20
@@ -163,7 +164,9 @@ def open_mapped_files(maps: str) -> list[int]:
     return descriptors
 
 
-def become_reader(module: Any, directory: Path, series: Series, counted: set[str], missing: list[str]) -> NoReturn:
+def become_reader(
+    module: Any, directory: Path, series: Series, counted: set[str], missing: list[str], *, sampling: bool = False
+) -> NoReturn:
     """Replace this process by the reader. What keeps the programs attached are the descriptors it inherits."""
     attachments = [
         *module.kfunc_entry_fds.values(),
@@ -172,22 +175,40 @@ def become_reader(module: Any, directory: Path, series: Series, counted: set[str
     ]
     programs = [function.fd for function in module.funcs.values()]
     counters = module[b"counts"].map_fd
-    for fd in (*attachments, *programs, counters):
+    sampled = [module[b"samples"].map_fd, module[b"sample_mask"].map_fd] if sampling else []
+    for fd in (*attachments, *programs, counters, *sampled):
         os.set_inheritable(fd, True)
     root = str(Path(__file__).resolve().parent.parent)
     state = [str(directory), series.start_id, str(series.sequence), str(series.interval_ms), str(counters)]
     compiler = open_mapped_files(Path("/proc/self/maps").read_text())
     for fd in compiler:
         os.set_inheritable(fd, True)
-    lists = [",".join(map(str, words)) for words in (programs, sorted(counted), missing, compiler)]
+    lists = [",".join(map(str, words)) for words in (programs, sorted(counted), missing, compiler, sampled)]
     # A signal that comes before the reader looks for one waits for it, instead of leaving the file behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     # -I and -S: nothing of the environment or of site-packages; -B: it may not write beside its sources.
     os.execv(sys.executable, [sys.executable, "-ISB", "-c", _READER, root, *state, *lists])
 
 
-def start(directory: Path, series: Series) -> NoReturn:
+def compile_with_samples(probes: Probes) -> Any | None:
+    """Return the bcc object of program.c with sampling; None, and a line in the log, where that does not work."""
+    if not probes.can_sample:
+        log("accesses are not sampled: this kernel lacks what that takes")
+        return None
+    try:
+        return compile_and_attach([*probes.compiler_flags, *probes.sampling_flags(secrets.randbits(64))])
+    except CannotCountError as error:
+        log(f"accesses are not sampled: {error}")
+        return None
+
+
+def start(directory: Path, series: Series, *, sampling: bool = True) -> NoReturn:
     """Attach all hooks that this kernel has and become the reader.
+
+    Args:
+        directory: Where the files go.
+        series: Of the counters file.
+        sampling: Whether accesses are sampled, if they can be. What is counted does not depend on it.
 
     Raises:
         CannotCountError: Nothing can be counted.
@@ -201,11 +222,12 @@ def start(directory: Path, series: Series) -> NoReturn:
     counted = probes.countable
     if not counted:
         raise CannotCountError("this kernel has none of the functions to count at; Linux 6.1 and later have")
-    module = compile_and_attach(probes.compiler_flags)
+    sampled = compile_with_samples(probes) if sampling else None
+    module = compile_and_attach(probes.compiler_flags) if sampled is None else sampled
     absent = f"; not in this kernel: {', '.join(probes.missing)}" if probes.missing else ""
     log(f"counting {', '.join(sorted(counted))}{absent}")
     tell_service_manager("READY=1")
-    become_reader(module, directory, series, counted, probes.missing)
+    become_reader(module, directory, series, counted, probes.missing, sampling=sampled is not None)
 
 
 def _stop(_number: int, _frame: object) -> NoReturn:
@@ -219,6 +241,7 @@ def main(arguments: list[str]) -> int:
         "--directory", type=Path, default=Path(DIRECTORY), help="where counters.json goes (%(default)s)"
     )
     parser.add_argument("--interval-ms", type=int, default=1000, help="how often it is replaced (%(default)s)")
+    parser.add_argument("--no-samples", action="store_true", help="count only, and write no samples.bin")
     options = parser.parse_args(arguments)
     if not 10 <= options.interval_ms <= 3_600_000:
         parser.error("--interval-ms must be between 10 and 3600000")
@@ -228,6 +251,7 @@ def main(arguments: list[str]) -> int:
         log(str(error))
         return 1
     file = CountersFile(str(options.directory))
+    CountersFile(str(options.directory), SAMPLES_NAME).remove()
     series = Series(secrets.token_hex(8), options.interval_ms)
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
@@ -235,7 +259,7 @@ def main(arguments: list[str]) -> int:
     if problem:
         log(problem)
     try:
-        start(options.directory, series)
+        start(options.directory, series, sampling=not options.no_samples)
     except (CannotCountError, OSError) as error:
         log(str(error))
         publish(file, series, None, str(error))

@@ -12,7 +12,6 @@ FORMAT = "qmpalloc-counters"
 VERSION = 1
 DIRECTORY = "/run/qmpalloc"
 NAME = "counters.json"
-_NEW_NAME = ".counters.json.new"
 _ERROR_MAX_CHARS = 400
 _KERNEL_MAX_CHARS = 64
 
@@ -46,6 +45,7 @@ class Series:
     """What is the same in all files of one collector, and their numbering.
 
     Attributes:
+        boot_id: That of the guest's kernel, as text; empty if the kernel does not say.
         start_id: 16 hexadecimal digits, new for every start of a collector.
         interval_ms: How often the file is replaced.
         sequence: Number of the next file.
@@ -61,7 +61,7 @@ class Series:
         self.sequence = sequence
         self.missing_hooks = missing_hooks or []
         self.intervals_missed = 0
-        self._boot_id = (procfs.read("/proc/sys/kernel/random/boot_id") or "").strip()
+        self.boot_id = (procfs.read("/proc/sys/kernel/random/boot_id") or "").strip()
         self._kernel = printable(os.uname().release, _KERNEL_MAX_CHARS)
         self._page_size = os.sysconf("SC_PAGE_SIZE")
 
@@ -83,7 +83,7 @@ class Series:
         content: dict[str, object] = {
             "format": FORMAT,
             "version": VERSION,
-            "boot_id": self._boot_id,
+            "boot_id": self.boot_id,
             "start_id": self.start_id,
             "sequence": self.sequence,
             "monotonic_ns": time.monotonic_ns(),
@@ -112,11 +112,12 @@ class CountersFile:
 
     Args:
         directory: Where it lies; must exist.
+        name: Its name there.
     """
 
-    def __init__(self, directory: str) -> None:
-        self.path = os.path.join(directory, NAME)  # noqa: PTH118 (pathlib costs 1.5 MB of memory)
-        self._new_path = os.path.join(directory, _NEW_NAME)  # noqa: PTH118
+    def __init__(self, directory: str, name: str = NAME) -> None:
+        self.path = os.path.join(directory, name)  # noqa: PTH118 (pathlib costs 1.5 MB of memory)
+        self._new_path = os.path.join(directory, f".{name}.new")  # noqa: PTH118
 
     def replace(self, content: bytes) -> None:
         """Put `content` in place of the present one, atomically.

@@ -37,8 +37,20 @@ _FUNCTIONS = {
 }
 _FOLIO = ("folio.flags", "folio.mapping", "folio.index", "folio.pages", "PG_head", "PG_swapbacked")
 _TRACEPOINTS = ("mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache")
+# What tells a sampled page's file from all others.
+_SAMPLES = (
+    "kiocb.ki_filp",
+    "file.f_mapping",
+    "address_space.host",
+    "inode.i_ino",
+    "inode.i_generation",
+    "inode.i_sb",
+    "super_block.s_dev",
+)
+_SAMPLES_FAULTS = ("vm_fault.pgoff", "VM_FAULT_LOCKED")
 # The number of a large folio's pages, newest name first: "mm: rename _folio_nr_pages to _nr_pages" of 6.15.
 _FOLIO_PAGES = ("_nr_pages", "_folio_nr_pages")
+_ENUMERATIONS = ("pageflags", "vm_fault_reason")
 
 
 class Probes:
@@ -56,9 +68,9 @@ class Probes:
     """
 
     def __init__(self, btf: bytes) -> None:
-        needed = {*_FOLIO}.union(*(hook.definitions for hook in _FUNCTIONS.values()))
+        needed = {*_FOLIO, *_SAMPLES, *_SAMPLES_FAULTS}.union(*(hook.definitions for hook in _FUNCTIONS.values()))
         structures = {definition.partition(".")[0] for definition in needed if "." in definition}
-        types = Btf(btf, {*_FUNCTIONS, *structures, "pageflags", *map("btf_trace_{}".format, _TRACEPOINTS)})
+        types = Btf(btf, {*_FUNCTIONS, *structures, *_ENUMERATIONS, *map("btf_trace_{}".format, _TRACEPOINTS)})
         self._definitions = {definition: _look_up(types, definition) for definition in sorted(needed)}
         self.hooks = {name for name, hook in _FUNCTIONS.items() if self._is_usable(types, name, hook)}
         if self._are_known(_FOLIO):
@@ -80,6 +92,18 @@ class Probes:
             prefix = "OFFSET_" if "." in definition else "VALUE_"
             if value is not None:
                 flags.append(f"-D{prefix}{definition.replace('.', '_')}={value}")
+        return flags
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether accesses can be sampled."""
+        return "filemap_read" in self.hooks and self._are_known(_SAMPLES)
+
+    def sampling_flags(self, salt: int) -> list[str]:
+        """Return what more the compiler is told for samples to be taken; `salt` makes their keys unpredictable."""
+        flags = ["-DSAMPLES", f"-DSAMPLE_SALT={salt:#x}ULL"]
+        if "filemap_fault" in self.hooks and self._are_known(_SAMPLES_FAULTS):
+            flags.append("-DSAMPLES_FAULTS")
         return flags
 
     @property
@@ -106,7 +130,8 @@ class Probes:
 def _look_up(types: Btf, definition: str) -> int | None:
     structure, _, member = definition.partition(".")
     if not member:
-        return types.enumerator("pageflags", definition)
+        values = (types.enumerator(enumeration, definition) for enumeration in _ENUMERATIONS)
+        return next((value for value in values if value is not None), None)
     for name in _FOLIO_PAGES if definition == "folio.pages" else (member,):
         offset = types.member_offset(structure, name)
         if offset is not None:

@@ -4,7 +4,7 @@
  * Written for Linux 6.1 and later. A hook that this kernel does not have is left out: probes.py defines HAVE_<hook> for
  * each one that is there.
  *
- * Each counter but the last is written by one program only, and the kernel lets no program run twice at a time on a CPU
+ * Each counter but those of what was lost is written by one program only, and the kernel lets no program run twice at a time on a CPU
  * (it counts what it skips: recursion_misses), so plain additions to per-CPU memory lose nothing unnoticed.
  *
  * The cached read is the hot path: it passes through one fexit program and no map but the counters. Everything that
@@ -30,6 +30,8 @@ struct counts {
 	u64 inserts_other;
 	u64 evictions;
 	u64 scopes_lost;
+	u64 faults;
+	u64 samples_lost;
 };
 BPF_PERCPU_ARRAY(counts, struct counts, 1);
 
@@ -40,11 +42,92 @@ static __always_inline struct counts *this_cpu_counts(void)
 	return counts.lookup(&zero);
 }
 
+/* ------------------------------------------------------------------------------------------------- samples */
+
+/*
+ * One page of every aligned 64 is watched, and each access to it goes to a ring: see docs/samples-file.md. Nearly all
+ * reads touch no watched page and must be cheap: which page it is takes the file's inode number alone, and all that
+ * tells files apart for certain is looked at only where a watched page is touched.
+ */
+#ifdef SAMPLES
+#define SAMPLE_READ 0
+#define SAMPLE_FAULT 1
+#define BLOCK_SHIFT 6
+#define LOW_BITS 1023ULL
+/* 64 MiB. What a call touches beyond is counted as lost. */
+#define BLOCKS_PER_CALL 256
+
+/* 512 KiB: 32,768 events of 16 bytes, more than the rate control lets pass in many seconds. */
+BPF_RINGBUF_OUTPUT(samples, 128);
+/* Which of a key's low bits must be 0 at the present rate: 2 ** (shift - 6) - 1. Written by reader.py. */
+BPF_ARRAY(sample_mask, u64, 1);
+
+/* The multipliers and shifts of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators"). */
+static __always_inline u64 mixed(u64 value)
+{
+	value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9ULL;
+	value = (value ^ (value >> 27)) * 0x94d049bb133111ebULL;
+	return value ^ (value >> 31);
+}
+
+static __always_inline u64 watched_page(u64 inode_number, u64 block)
+{
+	u64 hash = (inode_number * 0x9e3779b97f4a7c15ULL + SAMPLE_SALT + block) * 0xbf58476d1ce4e5b9ULL;
+
+	hash = (hash ^ (hash >> 32)) * 0x94d049bb133111ebULL;
+	return block << BLOCK_SHIFT | hash >> (64 - BLOCK_SHIFT);
+}
+
+static __always_inline void sample_block(struct counts *count, void *inode, u64 block, u64 kind)
+{
+	void *super_block = FIELD(void *, inode, inode, i_sb);
+	u64 generation = FIELD(u32, inode, inode, i_generation);
+	u64 device = FIELD(u32, super_block, super_block, s_dev);
+	u64 file = mixed(mixed(FIELD(u64, inode, inode, i_ino) + SAMPLE_SALT) + (generation << 32 | device));
+	u64 low = (block ^ file) & LOW_BITS;
+	int zero = 0;
+	u64 *mask = sample_mask.lookup(&zero);
+	u64 event;
+
+	if (!mask || low & *mask)
+		return;
+	event = ((mixed(file + block) & ~LOW_BITS) | low) << 4 | kind;
+	if (samples.ringbuf_output(&event, sizeof(event), BPF_RB_NO_WAKEUP))
+		__sync_fetch_and_add(&count->samples_lost, 1);
+}
+
+static __always_inline void sample(struct counts *count, void *file, u64 first, u64 last, u64 kind)
+{
+	void *inode = FIELD(void *, FIELD(void *, file, file, f_mapping), address_space, host);
+	u64 inode_number = FIELD(u64, inode, inode, i_ino);
+	u64 block = first >> BLOCK_SHIFT, end = (last >> BLOCK_SHIFT) + 1, page, *mask;
+	int visited, zero = 0;
+
+#pragma clang loop unroll(disable)
+	for (visited = 0; visited < BLOCKS_PER_CALL; visited++) {
+		page = watched_page(inode_number, block);
+		if (first <= page && page <= last)
+			sample_block(count, inode, block, kind);
+		if (++block >= end)
+			return;
+	}
+	mask = sample_mask.lookup(&zero);
+	if (mask)
+		__sync_fetch_and_add(&count->samples_lost, (end - block) / (*mask + 1));
+}
+#endif
+
 /* ------------------------------------------------------------------------------------------------ accesses */
 
-static __always_inline u64 pages_of(s64 end, s64 bytes)
+/* Adds the pages of [end - bytes, end) of a file. */
+static __always_inline void count_accesses(struct counts *count, u64 *accesses, void *file, s64 end, s64 bytes)
 {
-	return ((u64)(end - 1) >> PAGE_SHIFT) - ((u64)(end - bytes) >> PAGE_SHIFT) + 1;
+	u64 first = (u64)(end - bytes) >> PAGE_SHIFT, last = (u64)(end - 1) >> PAGE_SHIFT;
+
+	*accesses += last - first + 1;
+#ifdef SAMPLES
+	sample(count, file, first, last, SAMPLE_READ);
+#endif
 }
 
 #ifdef HAVE_filemap_read
@@ -62,7 +145,8 @@ KRETFUNC_PROBE(filemap_read, void *iocb, void *iter, s64 already_read, s64 ret)
 		return 0;
 	count = this_cpu_counts();
 	if (count)
-		count->accesses_read += pages_of(FIELD(s64, iocb, kiocb, ki_pos), bytes);
+		count_accesses(count, &count->accesses_read, FIELD(void *, iocb, kiocb, ki_filp),
+			       FIELD(s64, iocb, kiocb, ki_pos), bytes);
 	return 0;
 }
 #endif
@@ -79,7 +163,7 @@ KRETFUNC_PROBE(filemap_splice_read, void *in, void *ppos, void *pipe, u64 len, u
 	bpf_probe_read_kernel(&end, sizeof(end), ppos);
 	count = this_cpu_counts();
 	if (count)
-		count->accesses_splice += pages_of(end, ret);
+		count_accesses(count, &count->accesses_splice, in, end, ret);
 	return 0;
 }
 #endif
@@ -218,9 +302,22 @@ KFUNC_PROBE(filemap_fault, void *vmf)
 	return 0;
 }
 
-KRETFUNC_PROBE(filemap_fault, void *vmf)
+KRETFUNC_PROBE(filemap_fault, void *vmf, u32 ret)
 {
 	LEAVE(fault);
+#ifdef SAMPLES_FAULTS
+	/* Not VM_FAULT_RETRY: that one comes again. */
+	if (ret & VALUE_VM_FAULT_LOCKED) {
+		void *vma = FIELD(void *, vmf, vm_fault, vma);
+		u64 page = FIELD(u64, vmf, vm_fault, pgoff);
+		struct counts *count = this_cpu_counts();
+
+		if (count) {
+			count->faults += 1;
+			sample(count, FIELD(void *, vma, vm_area_struct, vm_file), page, page, SAMPLE_FAULT);
+		}
+	}
+#endif
 	return 0;
 }
 #endif

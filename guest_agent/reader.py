@@ -1,7 +1,7 @@
 """Stage two: reads the counters every interval and writes the file, until told to stop.
 
 It is started by `collector` through ``exec`` and inherits, by number, the descriptors of the counters, of all programs,
-of their attachments and of the lock.
+of their attachments, of the lock and, if accesses are sampled, of the ring and of the map that holds the rate.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import time
 
 from guest_agent import bpf, procfs
 from guest_agent.counters_file import CountersFile, Series, log, publish
+from guest_agent.sampler import Sampler
+from guest_agent.samples import Ring
 
 SLOTS = (
     "accesses_read",
@@ -22,6 +24,8 @@ SLOTS = (
     "inserts_other",
     "evictions",
     "scopes_lost",
+    "faults",
+    "samples_lost",
 )
 """The members of ``struct counts`` in program.c, in its order."""
 
@@ -57,8 +61,15 @@ def missed_ticks(earlier_ns: int, later_ns: int, interval_ns: int) -> int:
     return (later_ns - earlier_ns) // interval_ns - 1
 
 
-def run(file: CountersFile, series: Series, counters_fd: int, program_fds: list[int], counted: set[str]) -> None:
-    """Write the file every interval until a signal says stop, then remove it.
+def run(
+    file: CountersFile,
+    series: Series,
+    counters_fd: int,
+    program_fds: list[int],
+    counted: set[str],
+    sampler: Sampler | None = None,
+) -> None:
+    """Write the files every interval until a signal says stop, then remove them.
 
     Raises:
         OSError: The counters cannot be read.
@@ -72,7 +83,8 @@ def run(file: CountersFile, series: Series, counters_fd: int, program_fds: list[
     problem = ""
     while True:
         skipped = sum(map(bpf.recursion_misses, program_fds))
-        counters = combine(dict(zip(SLOTS, per_cpu.read(), strict=True)), counted, skipped)
+        slots = sampler.step(per_cpu) if sampler else per_cpu.read()
+        counters = combine(dict(zip(SLOTS, slots, strict=True)), counted, skipped)
         earlier, problem = problem, publish(file, series, counters)
         if problem != earlier:
             log(problem or f"{file.path} is written again")
@@ -80,6 +92,8 @@ def run(file: CountersFile, series: Series, counters_fd: int, program_fds: list[
         series.intervals_missed += missed_ticks(last_ns, tick_ns, interval_ns)
         if signal.sigtimedwait(STOP_SIGNALS, max(0, tick_ns - time.monotonic_ns()) / 1e9) is not None:
             file.remove()
+            if sampler:
+                sampler.remove()
             return
 
 
@@ -100,13 +114,19 @@ def _names(words: str) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Run stage two. The arguments are those `collector` passes; people start `collector`."""
-    directory, start_id, sequence, interval_ms, counters_fd, program_fds, counted, missing, compiler_fds = arguments
+    directory, start_id, sequence, interval_ms, counters_fd, program_fds, counted, missing, compiler_fds, sample_fds = (
+        arguments
+    )
     file = CountersFile(directory)
     series = Series(start_id, int(interval_ms), int(sequence), _names(missing))
     forget_compiler([int(fd) for fd in compiler_fds.split(",") if fd])
     bpf.keep_resident()
     try:
-        run(file, series, int(counters_fd), [int(fd) for fd in program_fds.split(",")], set(_names(counted)))
+        sampler = None
+        if sample_fds:
+            ring_fd, mask_fd = map(int, sample_fds.split(","))
+            sampler = Sampler(directory, series, SLOTS, Ring.of_map(ring_fd), mask_fd)
+        run(file, series, int(counters_fd), [int(fd) for fd in program_fds.split(",")], set(_names(counted)), sampler)
     except OSError as error:
         message = f"cannot read the counters: {error}"
         log(message)

@@ -58,8 +58,12 @@ def kernel(*, folio_pages="_folio_nr_pages", without=(), parameters=None):
     build.add(PTR, "", number)
     build.structure("kiocb", [("ki_filp", number, 0), ("ki_pos", number, 64)])
     build.structure("file", [("f_mapping", number, 192)])
+    build.structure("address_space", [("host", number, 0)])
+    build.structure("inode", [("i_sb", number, 320), ("i_ino", number, 512), ("i_generation", number, 2816)])
+    build.structure("super_block", [("s_dev", number, 128)])
+    build.enumeration("vm_fault_reason", {"VM_FAULT_OOM": 1, "VM_FAULT_LOCKED": 512})
     build.structure("readahead_control", [("file", number, 0), ("mapping", number, 64), ("_index", number, 192)])
-    vm_fault_part = build.structure("", [("vma", number, 0)])
+    vm_fault_part = build.structure("", [("vma", number, 0), ("pgoff", number, 128)])
     constant = build.add(CONST, "", vm_fault_part)
     build.structure("vm_fault", [("", constant, 0)])
     build.structure("vm_area_struct", [("vm_file", number, 1024)])
@@ -145,6 +149,13 @@ def test_a_missing_hook_leaves_its_counters_out(missing, not_counted):
     assert probes.countable == EVERYTHING - not_counted
     assert missing in probes.missing
     assert f"-DHAVE_{missing}" not in probes.compiler_flags
+
+
+def test_samples_where_files_can_be_told_apart():
+    assert Probes(kernel()).can_sample
+    assert Probes(kernel()).sampling_flags(255) == ["-DSAMPLES", "-DSAMPLE_SALT=0xffULL", "-DSAMPLES_FAULTS"]
+    assert Probes(kernel(without={"filemap_fault"})).sampling_flags(1) == ["-DSAMPLES", "-DSAMPLE_SALT=0x1ULL"]
+    assert not Probes(kernel(without={"filemap_read"})).can_sample
 
 
 def test_does_not_hook_a_function_whose_parameters_differ():

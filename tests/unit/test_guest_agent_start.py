@@ -75,6 +75,42 @@ def test_without_bcc(monkeypatch):
         collector.compile_and_attach([])
 
 
+def test_what_cannot_be_sampled_is_counted(tmp_path, monkeypatch, capsys):
+    class Probed:
+        countable, missing, compiler_flags, can_sample = {"accesses"}, [], ["-DX"], True
+
+        def __init__(self, _):
+            pass
+
+        def sampling_flags(self, salt):
+            return ["-DSAMPLES"]
+
+    def compile_and_attach(flags):
+        compiled.append(flags)
+        if "-DSAMPLES" in flags:
+            raise CannotCountError("bcc: too complex")
+        return "module"
+
+    def become_reader(*arguments, sampling):
+        became.append((arguments[0], sampling))
+
+    compiled, became = [], []
+    monkeypatch.setattr(collector, "KERNEL_BTF", str(tmp_path / "vmlinux"))
+    (tmp_path / "vmlinux").write_bytes(b"")
+    monkeypatch.setattr(collector, "Probes", Probed)
+    monkeypatch.setattr(collector, "check_kernel", lambda *_: None)
+    monkeypatch.setattr(collector, "check_headers", lambda *_: None)
+    monkeypatch.setattr(collector, "compile_and_attach", compile_and_attach)
+    monkeypatch.setattr(collector, "become_reader", become_reader)
+    collector.start(tmp_path, Series("00112233aabbccdd", 1000))
+    assert (compiled, became) == ([["-DX", "-DSAMPLES"], ["-DX"]], [("module", False)])
+    assert "accesses are not sampled: bcc: too complex" in capsys.readouterr().err
+    Probed.can_sample = False
+    collector.start(tmp_path, Series("00112233aabbccdd", 1000))
+    collector.start(tmp_path, Series("00112233aabbccdd", 1000), sampling=False)
+    assert compiled[2:] == [["-DX"], ["-DX"]]
+
+
 def test_when_the_compiler_fails(monkeypatch, capfd):
     class BPF:
         def __init__(self, **_):
@@ -130,7 +166,9 @@ def fault_in(path):
 
 def test_says_that_it_is_starting(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(collector, "start", lambda directory, series: seen.append(fault_in(tmp_path / "counters.json")))
+    monkeypatch.setattr(
+        collector, "start", lambda directory, series, **_: seen.append(fault_in(tmp_path / "counters.json"))
+    )
     collector.main(["--directory", str(tmp_path)])
     assert seen == ["the collector reports: starting: compiling and attaching the probes"]
 
@@ -146,7 +184,7 @@ def test_a_failure_is_one_line_in_log_and_file(tmp_path, monkeypatch, capsys):
 
 
 def test_told_to_stop_while_starting(tmp_path, monkeypatch):
-    def stopped(directory, series):
+    def stopped(directory, series, *, sampling):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(collector, "start", stopped)
@@ -205,7 +243,7 @@ def test_the_unit_starts_what_is_installed(tmp_path):
     install("--root", str(tmp_path))
     unit = (tmp_path / "etc/systemd/system/qmpalloc-collector.service").read_text()
     command = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
-    assert (tmp_path / command.split()[-1].lstrip("/") / "__main__.py").is_file()
+    assert (tmp_path / command.split()[2].lstrip("/") / "__main__.py").is_file()
 
 
 @pytest.mark.parametrize("arguments", [["--frobnicate"], ["--root"], ["--root", "/no/such/directory"]])
@@ -286,6 +324,8 @@ def test_what_stage_one_passes_on_stage_two_understands(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "execv", execv)
     monkeypatch.setattr(os, "set_inheritable", lambda *_: None)
+    monkeypatch.setattr(reader.Ring, "of_map", lambda fd: fd)
+    monkeypatch.setattr(reader, "Sampler", lambda *arguments: arguments)
     monkeypatch.setattr(collector, "open_mapped_files", lambda _: [])
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
@@ -297,10 +337,11 @@ def test_what_stage_one_passes_on_stage_two_understands(tmp_path, monkeypatch):
             return types.SimpleNamespace(map_fd=8)
 
     series = Series("00112233aabbccdd", 500, 4)
-    for missing in ([], ["filemap_splice_read", "filemap_fault"]):
+    for missing, sampling in (([], True), (["filemap_splice_read", "filemap_fault"], False)):
         with pytest.raises(SystemExit):
-            collector.become_reader(Module(), tmp_path, series, {"accesses", "evictions"}, missing)
-        file, passed, counters_fd, program_fds, counted = seen.pop()
+            collector.become_reader(Module(), tmp_path, series, {"accesses", "evictions"}, missing, sampling=sampling)
+        file, passed, counters_fd, program_fds, counted, sampler = seen.pop()
+        assert sampler == ((str(tmp_path), passed, SLOTS, 8, 8) if sampling else None)
         assert file.path == str(tmp_path / "counters.json")
         assert (passed.start_id, passed.interval_ms, passed.sequence) == ("00112233aabbccdd", 500, 4)
         assert (passed.missing_hooks, counters_fd, program_fds, counted) == (

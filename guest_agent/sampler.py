@@ -1,0 +1,73 @@
+"""What the reader does about samples, every interval: ring and counters in, file out, rate set."""
+
+from __future__ import annotations
+
+from array import array
+
+from guest_agent import bpf
+from guest_agent.counters_file import CountersFile, Series
+from guest_agent.samples import NAME, Batches, Rate, Ring, excluded
+
+_ROUNDS = 3
+_ACCESSES = ("accesses_read", "accesses_splice", "faults")
+"""Counters whose sum is the exact number of what is sampled."""
+
+
+class Sampler:
+    """Writes the samples file.
+
+    Args:
+        directory: Where it lies.
+        series: Of the counters file.
+        slots: Names of the counters, in the order in which `read` will return them.
+        ring: Where the events come from.
+        mask_fd: Descriptor of the map that holds the rate.
+    """
+
+    def __init__(self, directory: str, series: Series, slots: tuple[str, ...], ring: Ring, mask_fd: int) -> None:
+        self._file = CountersFile(directory, NAME)
+        self._batches = Batches(series.boot_id, series.start_id)
+        self._interval_s = series.interval_ms / 1000
+        self._accesses = [slots.index(name) for name in _ACCESSES]
+        self._lost = slots.index("samples_lost")
+        self._ring, self._mask_fd = ring, mask_fd
+        self._rate = Rate()
+        self._lost_before = 0
+
+    def step(self, counters: bpf.PerCpuCounters) -> list[int]:
+        """Write the file of this interval; return the counters that it was written with.
+
+        Raises:
+            OSError: The counters cannot be read, or the rate cannot be set.
+        """
+        events, values = self._collect(counters)
+        accesses, lost = sum(values[slot] for slot in self._accesses), values[self._lost]
+        content = self._batches.add(events, accesses, lost, self._rate.shift)
+        self._replace(content)
+        arrived = len(events) + lost - self._lost_before
+        self._lost_before = lost
+        if self._rate.adapt(arrived / self._interval_s):
+            bpf.set_element(self._mask_fd, excluded(self._rate.shift))
+        return values
+
+    def _collect(self, counters: bpf.PerCpuCounters) -> tuple[array[int], list[int]]:
+        # An event that came between the two would be in the next interval, its access in this one. With little going on
+        # that would be more sampled accesses than accesses; with much it cannot be helped and does not matter.
+        events = self._ring.take()
+        values = counters.read()
+        for _ in range(_ROUNDS):
+            if self._ring.is_empty:
+                break
+            events.extend(self._ring.take())
+            values = counters.read()
+        return events, values
+
+    def _replace(self, content: bytes) -> None:
+        try:
+            self._file.replace(content)
+        except OSError:
+            return  # the host sees a gap in the numbers; the counters file says why
+
+    def remove(self) -> None:
+        """Remove the file: nobody samples any more."""
+        self._file.remove()

@@ -1,0 +1,145 @@
+"""Sampled accesses: taken out of the kernel's ring, written to a file, at a rate that keeps their number small.
+
+The format is documented in ``docs/samples-file.md``.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from array import array
+
+NAME = "samples.bin"
+MAGIC = b"QMPSAMP1"
+SHIFT_MIN, SHIFT_MAX = 6, 16
+EVENTS_MAX = 65_536
+"""Events a file may hold."""
+
+KEPT_INTERVALS = 3
+"""Intervals whose events a file holds, so that a host that comes late or misses some loses nothing."""
+
+PER_S_MAX = 2_000
+"""Events per second above which the rate is lowered. It rises again once twice as many would be well below."""
+
+_CALM_INTERVALS = 30
+_HEADER = struct.Struct("<8s16s8sQQQB3xI")
+_RING_BYTES = 128 * mmap.PAGESIZE  # as in program.c
+_RECORD_BYTES = 16
+_BUSY = 0x80  # BPF_RINGBUF_BUSY_BIT, in the last byte of a record's length
+
+
+class Ring:
+    """The consumer's end of a BPF ring buffer whose records are 64-bit numbers.
+
+    Each is preceded by a header of 8 bytes, so that none is cut by the ring's end (include/uapi/linux/bpf.h,
+    ``BPF_RINGBUF_HDR_SZ``). The kernel counts bytes, without end, in two positions.
+
+    Args:
+        consumer: A page that begins with the position up to which records were taken; writable.
+        producer: A page that begins with the position up to which records were reserved, and the data, twice over.
+    """
+
+    def __init__(self, consumer: memoryview, producer: memoryview) -> None:
+        self._consumer = consumer[:8].cast("Q")
+        self._producer = producer[:8].cast("Q")
+        self._data = producer[mmap.PAGESIZE :]
+        self._size = len(self._data) // 2
+
+    @classmethod
+    def of_map(cls, map_fd: int) -> Ring:
+        """Return the ring of program.c.
+
+        Raises:
+            OSError: It cannot be mapped.
+        """
+        consumer = mmap.mmap(map_fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        bytes_mapped = mmap.PAGESIZE + 2 * _RING_BYTES
+        producer = mmap.mmap(map_fd, bytes_mapped, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE)
+        return cls(memoryview(consumer), memoryview(producer))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all records were taken."""
+        return self._consumer[0] == self._producer[0]
+
+    def take(self) -> array[int]:
+        """Return the numbers of all complete records, oldest first, and make room for new ones."""
+        position = self._consumer[0]
+        start = position % self._size
+        records = self._data[start : start + self._producer[0] - position]
+        lengths = bytes(records[3::_RECORD_BYTES])
+        if max(lengths, default=0) >= _BUSY:  # another CPU is about to write it
+            complete = next(index for index, length in enumerate(lengths) if length >= _BUSY)
+            records = records[: complete * _RECORD_BYTES]
+        numbers = array("Q", records.cast("Q")[1::2].tobytes())
+        self._consumer[0] = position + len(records)
+        return numbers
+
+
+class Rate:
+    """Chooses the sampling rate, 2 ** -shift.
+
+    Attributes:
+        shift: The present one.
+    """
+
+    def __init__(self) -> None:
+        self.shift = SHIFT_MIN
+        self._calm = 0
+
+    def adapt(self, events_per_s: float) -> bool:
+        """Take note of how many events came; return whether `shift` has changed."""
+        before = self.shift
+        while events_per_s > PER_S_MAX and self.shift < SHIFT_MAX:
+            self.shift += 1
+            events_per_s /= 2
+        self._calm = self._calm + 1 if self.shift == before and events_per_s < PER_S_MAX / 3 else 0
+        if self._calm >= _CALM_INTERVALS and self.shift > SHIFT_MIN:
+            self.shift -= 1
+            self._calm = 0
+        return self.shift != before
+
+
+def excluded(shift: int) -> int:
+    """Return which of a key's low bits must be 0 at this rate."""
+    return (1 << (shift - SHIFT_MIN)) - 1
+
+
+class Batches:
+    """What the files of one collector hold, and the numbers of their events.
+
+    Args:
+        boot_id: Of the guest's kernel, 32 hexadecimal digits, dashes among them or not.
+        start_id: Of the collector, 16 hexadecimal digits.
+    """
+
+    def __init__(self, boot_id: str, start_id: str) -> None:
+        self._ids = bytes.fromhex(boot_id.replace("-", "")), bytes.fromhex(start_id)
+        self._kept: list[array[int]] = []
+        self._first = self._lost = 0
+        self._shift = SHIFT_MIN
+
+    def add(self, events: array[int], accesses: int, lost: int, shift: int) -> bytes:
+        """Return the content of the next file.
+
+        Args:
+            events: Those of the interval, oldest first. What the rate leaves out is left out: a task may have looked up
+                the rate before it changed.
+            accesses: Since the collector's start.
+            lost: Events since the collector's start that found no room in the ring.
+            shift: The rate at which all of them were taken.
+        """
+        mask = excluded(shift) << 4
+        if mask:
+            events = array("Q", [event for event in events if not event & mask])
+        if shift != self._shift or lost != self._lost:
+            # A file has one rate, and no gaps within.
+            self._first += sum(map(len, self._kept)) + lost - self._lost
+            self._kept.clear()
+        self._shift, self._lost = shift, lost
+        self._kept.append(events)
+        while len(self._kept) > KEPT_INTERVALS or sum(map(len, self._kept)) > EVENTS_MAX:
+            self._first += len(self._kept.pop(0))
+        count = sum(map(len, self._kept))
+        header = _HEADER.pack(MAGIC, *self._ids, self._first, accesses, lost, shift, count)
+        return header + b"".join(map(bytes, self._kept))
