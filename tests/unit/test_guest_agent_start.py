@@ -109,6 +109,10 @@ def test_what_cannot_be_sampled_is_counted(tmp_path, monkeypatch, capsys):
     collector.start(tmp_path, Series("00112233aabbccdd", 1000))
     collector.start(tmp_path, Series("00112233aabbccdd", 1000), sampling=False)
     assert compiled[2:] == [["-DX"], ["-DX"]]
+    Probed.can_sample = True
+    monkeypatch.setattr(collector, "compile_and_attach", lambda flags: {"-DSAMPLES": 0} if len(flags) == 1 else {})
+    collector.start(tmp_path, Series("00112233aabbccdd", 1000))
+    assert became[-1] == ({}, True)  # a bcc object is a mapping, and empty at first
 
 
 def test_when_the_compiler_fails(monkeypatch, capfd):
