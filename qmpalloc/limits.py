@@ -7,13 +7,13 @@ Pure. The order in time is the ledger's business (`qmpalloc.ledger`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import msgspec
 from msgspec import structs
 
 from qmpalloc.errors import QmpallocError
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Move, Snapshot
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
 from qmpalloc.units import MIB, align_down, format_size
 
 TAKE_MIN_BYTES = 128 * MIB
@@ -46,7 +46,7 @@ def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, s
     final = _fit_budget(snapshot, limited)
     if [verdict.target_bytes for verdict in final] == [align_down(wish.target_bytes) for wish in decision.guests]:
         return structs.replace(decision, guests=tuple(final))
-    moves = _transfers(snapshot, final)
+    moves = moves_between(snapshot, final)
     summary = "; ".join(f"{move.donor} → {move.receiver} {format_size(move.size_bytes)}" for move in moves)
     return structs.replace(
         decision, guests=tuple(final), moves=moves, summary=f"{summary or 'nothing moves'} (limited)"
@@ -69,25 +69,6 @@ def _checked(snapshot: Snapshot, decision: Decision) -> Decision:
         if not all(math.isfinite(value) for value in guest.terms.values()):
             raise PolicyError(f"the policy gave {guest.name} a term that is no finite number")
     return decision
-
-
-def _transfers(snapshot: Snapshot, decisions: Sequence[GuestDecision]) -> tuple[Move, ...]:
-    """Return who gives to whom, in the order of the guests, to come from the present targets to the decided ones."""
-    changes = [
-        (guest.name, decision.target_bytes - guest.target_bytes)
-        for guest, decision in zip(snapshot.guests, decisions, strict=True)
-    ]
-    gives = {name: -change for name, change in changes if change < 0}
-    moves = []
-    for receiver, change in changes:
-        wanted = max(change, 0)
-        for donor, given in gives.items():
-            size = min(wanted, given)
-            if size > 0:
-                moves.append(Move(donor=donor, receiver=receiver, size_bytes=size))
-                gives[donor] -= size
-                wanted -= size
-    return tuple(moves)
 
 
 def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) -> GuestDecision:

@@ -6,7 +6,7 @@ other policy can be asked what it would have done.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
@@ -221,6 +221,25 @@ def hold(snapshot: Snapshot, reason: str, limiter: Limiter = Limiter.NONE) -> De
         summary=reason,
         carry=snapshot.carry,
     )
+
+
+def moves_between(snapshot: Snapshot, decisions: Sequence[GuestDecision]) -> tuple[Move, ...]:
+    """Return the transfers that lead from the present targets to the decided ones, in the order of the guests."""
+    changes = [
+        (guest.name, decision.target_bytes - guest.target_bytes)
+        for guest, decision in zip(snapshot.guests, decisions, strict=True)
+    ]
+    gives = {name: -change for name, change in changes if change < 0}
+    moves = []
+    for receiver, change in changes:
+        wanted = max(change, 0)
+        for donor, given in gives.items():
+            size = min(wanted, given)
+            if size > 0:
+                moves.append(Move(donor=donor, receiver=receiver, size_bytes=size))
+                gives[donor] -= size
+                wanted -= size
+    return tuple(moves)
 
 
 def total_bytes(sizes: Iterable[int]) -> int:

@@ -10,10 +10,10 @@ from msgspec import Struct, structs
 from qmpalloc.config import Duration, Size
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
-from qmpalloc.policy.moves import moves_between, moves_text
+from qmpalloc.policy.moves import moves_text
 from qmpalloc.units import MIB, format_count, format_size
 
 _DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000

@@ -11,8 +11,8 @@ from msgspec import Struct
 
 from qmpalloc.config import Size
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
-from qmpalloc.policy.moves import moves_between, moves_text
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
+from qmpalloc.policy.moves import moves_text
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
 
 

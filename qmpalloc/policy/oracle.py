@@ -8,9 +8,9 @@ from msgspec import Struct
 from qmpalloc.config import Duration, Size
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Curve, Decision, GuestDecision, Limiter, Snapshot
+from qmpalloc.model import Curve, Decision, GuestDecision, Limiter, Snapshot, moves_between
 from qmpalloc.policy.division import Candidate, divide, room_bytes
-from qmpalloc.policy.moves import moves_between, moves_text
+from qmpalloc.policy.moves import moves_text
 
 
 class MeasuredCurve(Struct, frozen=True, kw_only=True):
