@@ -21,6 +21,9 @@ PRESSURE_SHARE = 0.5
 """Part of the time for which *all* tasks waited for memory, from which twice the available memory is required."""
 
 THRASH_PAGES_PER_S = 200.0
+THRASH_AVAILABLE_SHARE = 0.15
+"""With more than this available, reclaim has other pages to take: a program that starts reads its files once more."""
+
 STALLS_PER_S = 100.0
 RISE = 8.0
 """A rate is a sign from this many times its own recent level on, and not below the constants above."""
@@ -83,7 +86,9 @@ def find_danger(earlier: Sample | None, later: Sample, actual_bytes: int, thrash
     stalled = 0.0 if stalled_us is None else stalled_us / 1e6 / seconds
     if stalled > PRESSURE_SHARE and available is not None and available < 2 * least:
         return f"danger: all tasks waited for memory {stalled:.0%} of the time, {format_size(available)} available"
-    return _find_thrashing(earlier, later, seconds, thrash) if thrash is not None else None
+    thrashing = _find_thrashing(earlier, later, seconds, thrash) if thrash is not None else None
+    scarce = available is None or available < actual_bytes * THRASH_AVAILABLE_SHARE
+    return thrashing if scarce else None
 
 
 def _find_thrashing(earlier: Sample, later: Sample, seconds: float, thrash: Level) -> str | None:

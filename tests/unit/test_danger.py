@@ -25,7 +25,7 @@ def dangers(samples):
 
 def test_programs_that_are_read_again_and_again_are_danger_and_the_numbers_are_told():
     calm = [sample(second) for second in range(1, 20)]
-    found = dangers([*calm, sample(20, refaults=3000, faults=5000)])
+    found = dangers([*calm, sample(20, refaults=3000, faults=5000, available=100 * MIB)])
     assert set(found[:-1]) == {None}
     assert found[-1] == "danger: 3000 evicted pages/s of mapped files come back, 0/s lately"
 
@@ -40,8 +40,16 @@ def test_programs_that_start_are_none():
     assert set(found) == {None}
 
 
+def test_a_program_that_starts_beside_a_cache_that_is_too_small_is_none():
+    # Its files had been evicted by a scan; measured in the demo, with 442 MiB of 560 MiB available.
+    calm = [sample(second) for second in range(1, 20)]
+    assert set(dangers([*calm, sample(20, refaults=1323, faults=2253, available=800 * MIB)])) == {None}
+
+
 def test_what_goes_on_for_long_is_the_guests_normal_life():
-    found = dangers([sample(second, refaults=1000 * second, faults=1000 * second) for second in range(60)])
+    found = dangers(
+        [sample(second, refaults=1000 * second, faults=1000 * second, available=100 * MIB) for second in range(60)]
+    )
     assert set(found) == {None}
 
 
