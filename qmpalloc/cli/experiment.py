@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, sigterm_interrupts
-from qmpalloc.errors import ConfigError
+from qmpalloc.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
     from qmpalloc.experiment import Specification
@@ -148,6 +150,27 @@ def _alone_in(directory: Path) -> AbstractContextManager[None]:
     return hold_lock(str(directory), default_run_dir())
 
 
+@contextmanager
+def _seen_by_other_experiments(directory: ExperimentDirectory) -> Iterator[None]:
+    """Let others on this host know that an experiment runs; say and keep it when one does already.
+
+    That is no reason to refuse on a host with many processors, but a reader of the times should know.
+    """
+    from qmpalloc.config import default_run_dir
+    from qmpalloc.experiment.resumption import at_time
+    from qmpalloc.lock import hold_lock
+
+    place = default_run_dir()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(str(place / "experiment"), place))
+        except HostError:
+            text = "another experiment ran on this host at the same time, and each may have slowed the other's loads"
+            say(f"warning: {text}")
+            directory.note_changes([at_time(text, time.time())])
+        yield
+
+
 def _note_changes(directory: ExperimentDirectory, prepared: Prepared, *, anyway: bool) -> None:
     """Say and keep what is other than when the experiment began; refuse what would make its arms incomparable."""
     from qmpalloc.experiment.resumption import changes, dated
@@ -183,15 +206,25 @@ def _conduct(directory: ExperimentDirectory, prepared: Prepared, traces: Traces,
     import trio
 
     from qmpalloc.cli.conduct_experiment import conduct
-    from qmpalloc.experiment.report import write_report
 
     say(f"everything goes to {directory.path}")
-    finished = trio.run(conduct, directory, prepared, traces, live)
-    written = write_report(directory)
-    for path in written:
-        if path.name in {"report.md", "report.html"}:
-            say(f"report: {path}")
+    try:
+        with _seen_by_other_experiments(directory):
+            finished = trio.run(conduct, directory, prepared, traces, live)
+    except HostError:
+        with suppress(HostError):  # a full disk may be why it was given up
+            _report(directory)
+        raise
+    _report(directory)
     if finished is None:
         say(f"interrupted; go on with: qmpalloc experiment resume {directory.path}")
         return EXIT_INTERRUPTED
     return 0 if finished else EXIT_FAILED
+
+
+def _report(directory: ExperimentDirectory) -> None:
+    from qmpalloc.experiment.report import write_report
+
+    for path in write_report(directory):
+        if path.name in {"report.md", "report.html"}:
+            say(f"report: {path}")

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from qmpalloc.cli import main
 from qmpalloc.cli.conduct_experiment import Follower, conduct
-from qmpalloc.errors import ConfigError
+from qmpalloc.cli.experiment import _conduct
+from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment import ArmRun, load
 from qmpalloc.experiment.directory import ExperimentDirectory
 from qmpalloc.experiment.records import Manifest, Outcome
@@ -110,14 +111,14 @@ def test_another_image_is_refused_unless_told_otherwise(begun):
     assert "--anyway" in said
     assert changes_kept(directory) == ()
     assert invoke("resume", str(directory.path), "--anyway").exit_code == 0
-    assert changes_kept(directory) == ("resumed 1970-01-01 00:00 UTC: image of g1 is 6.12 bbbb (was 6.12 aaaa)",)
+    assert changes_kept(directory) == ("1970-01-01 00:00 UTC: resumed: image of g1 is 6.12 bbbb (was 6.12 aaaa)",)
 
 
 def test_another_library_is_told_and_kept(begun):
     directory, now = begun
     other(now, versions={"qemu": "QEMU 8", "trio": "1"})
     assert "warning: trio is 1 (was none)" in invoke("resume", str(directory.path)).output
-    assert changes_kept(directory) == ("resumed 1970-01-01 00:00 UTC: trio is 1 (was none)",)
+    assert changes_kept(directory) == ("1970-01-01 00:00 UTC: resumed: trio is 1 (was none)",)
 
 
 def test_an_experiment_that_is_running_is_not_resumed(begun, tmp_path):
@@ -219,3 +220,46 @@ def test_a_warning_is_said_once(capsys):
     for _ in range(2):
         follower.say("warning: guests are emulated")
     assert capsys.readouterr().out == "warning: guests are emulated\n"
+
+
+@pytest.fixture
+def conducted(tmp_path, monkeypatch):
+    """`_conduct` on a new experiment, with the given coroutine function instead of the guests; and its directory."""
+    monkeypatch.setattr("qmpalloc.config.default_run_dir", lambda: tmp_path / "locks")
+    manifest = Manifest(
+        name="smoke", file=SMOKE, scale="1", arms=("static", "rule"), repeats=1, command="x", created_wall=0.0,
+        accelerator={}, images={}, versions={}, host={}, footprints={},
+    )  # fmt: skip
+    directory = ExperimentDirectory.create(tmp_path / "out", load(SMOKE), manifest, Path(SMOKE).read_text())
+
+    def conduct_with(runs):
+        monkeypatch.setattr("qmpalloc.cli.conduct_experiment.conduct", runs)
+        return _conduct(directory, None, None, live=False)
+
+    return conduct_with, directory
+
+
+def test_an_experiment_that_is_given_up_is_reported_all_the_same(conducted):
+    conduct_with, directory = conducted
+
+    async def runs(*_):
+        raise HostError("3 runs in a row failed")
+
+    with pytest.raises(HostError, match="3 runs in a row"):
+        conduct_with(runs)
+    assert (directory.path / "report.md").is_file()
+
+
+def test_another_experiment_on_the_same_host_is_told_and_kept(conducted, tmp_path, capsys):
+    conduct_with, directory = conducted
+
+    async def runs(*_):
+        return True
+
+    assert conduct_with(runs) == 0
+    assert changes_kept(directory) == ()
+    with hold_lock(str(tmp_path / "locks" / "experiment"), tmp_path / "locks"):
+        assert conduct_with(runs) == 0
+    assert "warning: another experiment ran on this host at the same time" in capsys.readouterr().out
+    assert len(changes_kept(directory)) == 1
+    assert "another experiment ran on this host" in (directory.path / "report.md").read_text()

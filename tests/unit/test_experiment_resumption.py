@@ -35,4 +35,4 @@ def test_what_is_other_is_told(field, now, text, decisive):
 
 
 def test_a_change_is_kept_with_its_time():
-    assert dated(Change("trio is 2 (was 1)", False), 0.0) == "resumed 1970-01-01 00:00 UTC: trio is 2 (was 1)"
+    assert dated(Change("trio is 2 (was 1)", False), 0.0) == "1970-01-01 00:00 UTC: resumed: trio is 2 (was 1)"

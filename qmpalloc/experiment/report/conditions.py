@@ -60,7 +60,7 @@ def conditions(results: Results) -> Iterator[Block]:
         f"Warm-up: {WARM_UPS[spec.warm_up]}.",
         f"Command: {manifest.command}",
         f"Begun {created:%Y-%m-%d %H:%M} UTC.",
-        *(f"Changed, {change}." for change in manifest.changes),
+        *(f"At {change}." for change in manifest.changes),
         f"Versions: {_pairs(manifest.versions)}.",
         f"Host: {_pairs(manifest.host)}.",
         f"Accelerator: {_pairs(manifest.accelerator)}.",
