@@ -91,11 +91,15 @@ class Mistakes:
 
 
 def _nested_struct(hint: Any) -> type[Any] | None:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
+    for option in _options(hint):
         if isinstance(option, type) and issubclass(option, Struct):
             return option
     return None
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """Return what a hint allows: the members of a union, which typing has two kinds of, or the hint itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in {types.UnionType, typing.Union} else (hint,)
 
 
 def _quantity(expected: type[Any], value: Any) -> Any:
@@ -109,8 +113,9 @@ def _quantity(expected: type[Any], value: Any) -> Any:
 
 
 def _in_words(error: Exception, raw: Any, hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return f"{raw!r} is none of {', '.join(map(repr, typing.get_args(hint)))}"
+    for option in _options(hint):
+        if typing.get_origin(option) is typing.Literal:
+            return f"{raw!r} is none of {', '.join(map(repr, typing.get_args(option)))}"
     return str(error).replace(" - at `$", " (at `")
 
 

@@ -104,6 +104,7 @@ class GuestKeys(Struct, frozen=True, kw_only=True):
         cap: The most.
         baseline: Its size at the start of an arm, and all through one with the policy ``static``.
         suite: Debian suite of the reference image.
+        lru: The page replacement it is switched to; None: its kernel's own choice.
     """
 
     name: str
@@ -112,6 +113,7 @@ class GuestKeys(Struct, frozen=True, kw_only=True):
     cap: Size
     baseline: Size
     suite: Literal["trixie", "bookworm"] = "trixie"
+    lru: Literal["two-list", "multi-gen"] | None = None
 
 
 class Guest(GuestKeys, frozen=True, kw_only=True):

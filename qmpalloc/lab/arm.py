@@ -29,6 +29,7 @@ from qmpalloc.hostmemory import read_host_memory
 from qmpalloc.lab.configuration import arm_configuration
 from qmpalloc.lab.disk import calibrate, set_throttle
 from qmpalloc.lab.load import open_load
+from qmpalloc.lab.lru import choose_lru
 from qmpalloc.lab.readings import Link, load_seconds, read_guest, reads_done, wait_for_new_counters
 from qmpalloc.lab.standstill import Standstill
 from qmpalloc.lab.traces import Traces
@@ -188,9 +189,10 @@ class ArmRunner:
         async with (
             open_monitor(str(guest.sockets.people)) as monitor,
             open_agent(str(guest.lab_socket)) as agent,
-            open_load(agent, self._traces, described) as load,
         ):
-            yield Link(guest.name, monitor, agent, load, guest.config.counters_file)
+            await choose_lru(agent, described)
+            async with open_load(agent, self._traces, described) as load:
+                yield Link(guest.name, monitor, agent, load, guest.config.counters_file)
 
     # --- before the loads -------------------------------------------------------------------------------------------
 

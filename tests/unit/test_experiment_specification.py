@@ -124,6 +124,7 @@ ACCESS = 'distribution = "normal", deviation = 0.15'
         (('baseline = "1GiB"', 'baseline = "256MiB"'), "guest[0].baseline", "not between floor and cap"),
         (('memory = "2GiB"', 'memory = "1GiB"'), "guest[0].cap", "raise memory"),
         (('memory = "2GiB"', 'memory = "2GiB"\nsuite = "woody"'), "guest[0].suite", "none of 'trixie', 'bookworm'"),
+        (('memory = "2GiB"', 'memory = "2GiB"\nlru = "fifo"'), "guest[0].lru", "none of 'two-list', 'multi-gen'"),
         (("[[guest.phase]]", "[guest.phase]"), "guest[0].phase", "[[guest.phase]]"),
         (('file = "1GiB"', 'file = "1KiB"'), "guest[0].phase[0].file", "at least a page"),
         (('file = "1GiB"', 'file = "1GiB"\nfile_name = "../a"'), "guest[0].phase[0].file_name", "not a file name"),

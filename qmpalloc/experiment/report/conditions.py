@@ -82,8 +82,8 @@ def conditions(results: Results) -> Iterator[Block]:
     sizes = []
     for guest in spec.guests:
         bytes_each = (guest.memory, guest.floor, guest.cap, guest.baseline)
-        sizes.append((guest.name, *map(format_size, bytes_each)))
-    headings = ("Guest", "RAM", "Floor", "Cap", "Baseline")
+        sizes.append((guest.name, *map(format_size, bytes_each), guest.suite, guest.lru or "the kernel's own"))
+    headings = ("Guest", "RAM", "Floor", "Cap", "Baseline", "Suite", "LRU")
     yield Table(f"The guests ({words.conditions(results)})", headings, tuple(sizes))
     arms = []
     for arm in results.arms:
