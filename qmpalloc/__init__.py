@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qmpalloc.config import Config
     from qmpalloc.config import load as load_config
-    from qmpalloc.controller import Controller
+    from qmpalloc.control.controller import Controller
+    from qmpalloc.control.handle import GuestHandle, open_guest
     from qmpalloc.errors import QmpallocError
-    from qmpalloc.handle import GuestHandle, open_guest
     from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Move, Policy, Snapshot, hold
     from qmpalloc.policy import load as load_policy
     from qmpalloc.record import RecordWriter, read_record
@@ -44,9 +44,9 @@ __all__ = [
 # Imported on first use: trio and rich cost 0.3 s, which `qmpalloc --help` should not pay.
 _MODULES = {
     "config": ["Config"],
-    "controller": ["Controller"],
+    "control.controller": ["Controller"],
     "errors": ["QmpallocError"],
-    "handle": ["GuestHandle", "open_guest"],
+    "control.handle": ["GuestHandle", "open_guest"],
     "model": [
         *("Decision", "GuestDecision", "GuestSnapshot", "GuestState", "Limiter", "Move", "Policy", "Snapshot", "hold"),
     ],

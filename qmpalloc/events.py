@@ -171,7 +171,7 @@ AnyEvent = (
 )
 
 Sink = Callable[[AnyEvent], None]
-"""Takes events in order. Must return at once. One that raises is not called again (see `qmpalloc.journal`)."""
+"""Takes events in order. Must return at once. One that raises is not called again (see `qmpalloc.control.journal`)."""
 
 
 def plain(value: Any) -> Any:

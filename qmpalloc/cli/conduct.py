@@ -16,11 +16,11 @@ from rich.console import Console
 from qmpalloc import config as configuration
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from qmpalloc.config import Config, default_run_dir
-from qmpalloc.controller import Controller
+from qmpalloc.control.controller import Controller
+from qmpalloc.control.lock import hold_lock
 from qmpalloc.errors import HostError, UnreachableError
 from qmpalloc.events import AnyEvent, Faulted, Mode, Sink
-from qmpalloc.hostmemory import read_host_memory
-from qmpalloc.lock import hold_lock
+from qmpalloc.host.memory import read_host_memory
 from qmpalloc.policy import load as load_policy
 from qmpalloc.record import RecordWriter
 from qmpalloc.summary import Summarizer, Summary

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from qmpalloc.cli.conduct import STOP_SIGNALS
-from qmpalloc.controller import Controller
+from qmpalloc.control.controller import Controller
 from qmpalloc.experiment.directory import ExperimentDirectory
 from qmpalloc.experiment.plan import ArmRun
 from qmpalloc.lab.arm import Live

@@ -145,7 +145,7 @@ def _command() -> str:
 def _alone_in(directory: Path) -> AbstractContextManager[None]:
     """Keep other processes from running in this directory."""
     from qmpalloc.config import default_run_dir
-    from qmpalloc.lock import hold_lock
+    from qmpalloc.control.lock import hold_lock
 
     return hold_lock(str(directory), default_run_dir())
 
@@ -157,8 +157,8 @@ def _seen_by_other_experiments(directory: ExperimentDirectory) -> Iterator[None]
     That is no reason to refuse on a host with many processors, but a reader of the times should know.
     """
     from qmpalloc.config import default_run_dir
+    from qmpalloc.control.lock import hold_lock
     from qmpalloc.experiment.resumption import at_time
-    from qmpalloc.lock import hold_lock
 
     place = default_run_dir()
     with ExitStack() as stack:

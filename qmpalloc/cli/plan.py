@@ -34,7 +34,7 @@ def plan(config: Config, as_json: bool) -> None:
 
 
 async def _first_decision(config: Config) -> tuple[Decided, dict[str, str]]:
-    from qmpalloc.controller import Controller
+    from qmpalloc.control.controller import Controller
     from qmpalloc.policy import load
 
     found: list[Decided] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qmpalloc.config import Config
 from qmpalloc.doctor.checks import Check, failed, passed, warned
-from qmpalloc.hostmemory import group_limit, groups, meminfo
+from qmpalloc.host.memory import group_limit, groups, meminfo
 from qmpalloc.units import format_size
 
 QEMU = "qemu-system-x86_64"

@@ -18,14 +18,14 @@ from pathlib import Path
 import trio
 
 from qmpalloc.config import Config
-from qmpalloc.controller import Controller
+from qmpalloc.control.controller import Controller
 from qmpalloc.errors import HostError, QmpallocError
 from qmpalloc.events import AnyEvent, Faulted, Sink
 from qmpalloc.experiment import Arm, Specification
 from qmpalloc.experiment.directory import RunDirectory
 from qmpalloc.experiment.plan import ArmRun
 from qmpalloc.experiment.records import DiskCalibration, Outcome, Reading, Service
-from qmpalloc.hostmemory import read_host_memory
+from qmpalloc.host.memory import read_host_memory
 from qmpalloc.lab.configuration import arm_configuration
 from qmpalloc.lab.disk import calibrate, set_throttle
 from qmpalloc.lab.load import open_load

@@ -11,7 +11,7 @@ from qmpalloc.config.checks import MAX_SOCKET_PATH_BYTES
 from qmpalloc.errors import HostError
 from qmpalloc.experiment import Specification
 from qmpalloc.experiment.checks import check_memory
-from qmpalloc.hostmemory import read_host_memory
+from qmpalloc.host.memory import read_host_memory
 from qmpalloc.lab.configuration import arm_configuration
 from qmpalloc.qemu.cache import cache_dir
 from qmpalloc.qemu.data_disk import data_disk_dir

@@ -12,7 +12,7 @@ from qmpalloc.experiment import Specification
 from qmpalloc.experiment.directory import ExperimentDirectory
 from qmpalloc.experiment.plan import ArmRun
 from qmpalloc.experiment.records import Manifest, Outcome, PhaseFootprint
-from qmpalloc.hostfacts import host_facts, versions
+from qmpalloc.host.facts import host_facts, versions
 from qmpalloc.lab.arm import ArmRunner, Live
 from qmpalloc.lab.configuration import arm_configuration
 from qmpalloc.lab.preflight import RUN_DIR_PREFIX, preflight

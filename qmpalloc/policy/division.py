@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from qmpalloc.curves.split import best_split
 from qmpalloc.curves.value import Load, Objective, Values
-from qmpalloc.limits import TAKE_MIN_BYTES, TAKE_SHARE
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
+from qmpalloc.rules.limits import TAKE_MIN_BYTES, TAKE_SHARE
 from qmpalloc.units import MIB, PAGE_BYTES, align_down
 
 UNITS_MAX = 512
@@ -101,7 +101,7 @@ def _settled(candidates: Sequence[Candidate], sizes: dict[str, int], room: int, 
 def take_slowly(candidates: Sequence[Candidate], wanted: Mapping[str, int], room: int) -> dict[str, int]:
     """Return the sizes after one step towards `wanted`: no guest loses more than the limit, receivers share the rest.
 
-    The limit is that of `qmpalloc.limits`, applied here so that the growth fits what is really given up.
+    The limit is that of `qmpalloc.rules.limits`, applied here so that the growth fits what is really given up.
     """
     sizes, growth = {}, {}
     for candidate in candidates:

@@ -37,12 +37,12 @@ from trio._core import _run as trio_run
 
 from qmpalloc import config as configuration
 from qmpalloc.config import Config
-from qmpalloc.controller import Controller
+from qmpalloc.control.controller import Controller
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import AnyEvent, Ended
-from qmpalloc.hostguard import HostMemory
 from qmpalloc.model import Decision, GuestState, Snapshot
 from qmpalloc.policy import load
+from qmpalloc.rules.hostguard import HostMemory
 from qmpalloc.testing.balloon import FakeBalloon
 from qmpalloc.testing.chaos_faults import RESTARTED, Fault, catalogue, mend, nuisances, shows
 from qmpalloc.testing.chaos_witness import ViolationError, Witness

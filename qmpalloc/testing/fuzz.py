@@ -25,8 +25,8 @@ from msgspec import Struct
 from qemu.qmp import Message
 
 from qmpalloc.config import ControlConfig, GuestConfig, Size
+from qmpalloc.control.guest import Facts, Guest
 from qmpalloc.errors import QmpallocError
-from qmpalloc.guest import Facts, Guest
 from qmpalloc.qmp.agent_channel import AgentChannel
 from qmpalloc.qmp.agent_types import ExecReply, ExecStatusReply, Handle, InfoReply, ReadReply, WriteReply, decode_base64
 from qmpalloc.qmp.connection import Connection

@@ -27,8 +27,8 @@ from qmpalloc.curves.simulation import POLICIES, Replacement
 from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.experiment.access import Access
 from qmpalloc.experiment.offsets import page_numbers
-from qmpalloc.limits import apply_limits
 from qmpalloc.model import Decision, GuestSnapshot, GuestState, Policy, Snapshot
+from qmpalloc.rules.limits import apply_limits
 from qmpalloc.sample import Memory
 from qmpalloc.units import MIB, PAGE_BYTES, align_down
 

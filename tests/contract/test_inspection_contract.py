@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from qmpalloc.control.inspection import ask_facts, ask_migrating
 from qmpalloc.errors import RefusedError
-from qmpalloc.inspection import ask_facts, ask_migrating
 from qmpalloc.qmp import open_monitor
 from qmpalloc.units import MIB
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from qmpalloc import config as configuration
-from qmpalloc.controller import Controller
+from qmpalloc.control.controller import Controller
 from qmpalloc.events import Commanded, ControlChanged, Decided, Ended, Header, SizeChanged, StateChanged
 from qmpalloc.model import GuestState, hold
 from qmpalloc.policy import load

@@ -5,9 +5,9 @@ import random
 import pytest
 import trio
 
+from qmpalloc.control.guest import Facts, Guest
 from qmpalloc.errors import SampleError
 from qmpalloc.events import SizeChanged
-from qmpalloc.guest import Facts, Guest
 from qmpalloc.sample import parse
 from qmpalloc.testing import Load, chaos
 from qmpalloc.testing.chaos import make_config, run_chaos

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from qmpalloc.controller import Controller
+from qmpalloc.control.controller import Controller
 from qmpalloc.events import (
     Commanded,
     ControlChanged,

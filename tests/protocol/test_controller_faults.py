@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import trio
 
-from qmpalloc.controller import Controller
+from qmpalloc.control.controller import Controller
 from qmpalloc.events import (
     Commanded,
     ControlChanged,

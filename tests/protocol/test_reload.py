@@ -7,12 +7,12 @@ import msgspec
 import pytest
 import trio
 
-from qmpalloc.controller import Controller
+from qmpalloc.control.controller import Controller
 from qmpalloc.errors import ConfigError
 from qmpalloc.events import Commanded, ControlChanged, Decided, Faulted, Reloaded, SizeChanged
-from qmpalloc.hostguard import HostMemory
 from qmpalloc.model import Limiter
 from qmpalloc.policy import load
+from qmpalloc.rules.hostguard import HostMemory
 from qmpalloc.units import GIB, MIB
 
 BASELINE = 500

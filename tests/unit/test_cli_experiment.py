@@ -15,12 +15,12 @@ from rich.console import Console
 from qmpalloc.cli import main
 from qmpalloc.cli.conduct_experiment import Follower, conduct
 from qmpalloc.cli.experiment import _conduct
+from qmpalloc.control.lock import hold_lock
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment import ArmRun, load
 from qmpalloc.experiment.directory import ExperimentDirectory
 from qmpalloc.experiment.records import Manifest, Outcome
 from qmpalloc.lab.runner import Remaining
-from qmpalloc.lock import hold_lock
 
 SMOKE = str(Path(__file__).parents[2] / "examples" / "smoke.toml")
 

@@ -13,7 +13,7 @@ from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.access import Loop, Mixture, Normal, Part, Zipf
 from qmpalloc.experiment.checks import check_memory
 from qmpalloc.experiment.schema import Disk
-from qmpalloc.hostfacts import to_plain
+from qmpalloc.host.facts import to_plain
 from qmpalloc.units import GIB, MIB, PAGE_BYTES, parse_size
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -7,11 +7,11 @@ import pytest
 
 from qmpalloc import experiment
 from qmpalloc.errors import ConfigError, HostError
-from qmpalloc.hostguard import HostMemory
 from qmpalloc.lab import preflight as module
 from qmpalloc.lab.configuration import arm_configuration
 from qmpalloc.lab.preflight import check_room, preflight
 from qmpalloc.qemu.data_disk import data_disk_dir
+from qmpalloc.rules.hostguard import HostMemory
 from qmpalloc.units import GIB, MIB
 
 X2 = experiment.load(Path(__file__).parents[2] / "examples" / "paper-x2.toml")

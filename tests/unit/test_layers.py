@@ -1,50 +1,60 @@
 """Imports point downwards only: a newcomer can read the package from the bottom up."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import qmpalloc
 
+# Modules of one layer may know each other (model and sample do), but only in one direction.
 LAYERS = [
     {"errors", "units", "text"},
     {"sample", "model", "config"},
     {"events"},
-    {"policy", "curves", "ledger", "limits", "danger", "obedience", "hostguard", "journal"},
-    {"hostfacts", "hostmemory", "roster"},
+    {"curves", "rules"},
+    {"policy"},
+    {"host"},
     {"qmp"},
-    {"qemu", "guest"},
-    {"inspection", "sampling", "lock"},
-    {"session"},
-    {"books", "fleet", "homecoming"},
-    {"decider"},
-    {"controller", "handle"},
+    {"qemu"},
+    {"control"},
     {"record", "summary"},
     {"testing", "experiment", "tui", "doctor"},
     {"lab"},
     {"cli"},
 ]
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+INSIDE = {
+    "control": [
+        {"journal", "lock", "roster", "guest"},
+        {"inspection", "sampling"},
+        {"session"},
+        {"books", "fleet", "homecoming"},
+        {"decider"},
+        {"controller", "handle"},
+    ],
+}
+# Not all of control/ may reach for what stands below it.
+MAY_KNOW = {
+    "host": {"controller"},
+    "qmp": {"inspection", "sampling", "session", "handle"},
+    "qemu": {"lock"},
+}
 PURE = [
-    "experiment",
-    "policy",
-    "curves",
-    "ledger.py",
-    "limits.py",
-    "danger.py",
-    "obedience.py",
-    "hostguard.py",
-    "roster.py",
-    "sample.py",
-    "model.py",
-    "guest.py",
-    "units.py",
+    *("errors.py", "units.py", "text.py", "sample.py", "model.py", "config", "events.py"),
+    *("curves", "rules", "policy", "experiment"),
+    *("control/guest.py", "control/roster.py"),
 ]
 ROOT = Path(qmpalloc.__file__).parent
 
 
-def part_of(module):
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else None
+def module_of(path):
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+SOURCES = {
+    module_of(path): path
+    for path in ROOT.rglob("*.py")
+    if path.relative_to(ROOT).parts[0] not in {"__init__.py", "__main__.py", "_data"}
+}
 
 
 def imports(path):
@@ -52,37 +62,84 @@ def imports(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "qmpalloc")
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def sources():
-    return [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in {"__init__.py", "_data"}]
+def own_imports(path):
+    """Yield the modules of qmpalloc that a file imports, by the names of `SOURCES`."""
+    for name in imports(path):
+        while name and name not in SOURCES:
+            name = name.rpartition(".")[0]
+        if name:
+            yield name
 
 
-def test_every_module_has_a_layer():
-    assert {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in sources()} - {"__main__"} <= RANK.keys()
+def part_of(module):
+    """Return what a module is called in `LAYERS`, and in `INSIDE` or None."""
+    _, part, *inner = module.split(".")
+    return part, inner[0] if inner else None
+
+
+def pure_paths():
+    for name in PURE:
+        place = ROOT / name
+        yield from [place] if place.is_file() else place.rglob("*.py")
+
+
+def test_every_module_has_one_layer():
+    parts = {part_of(module)[0] for module in SOURCES}
+    assert sorted(name for layer in LAYERS for name in layer) == sorted(parts)
+    for package, layers in INSIDE.items():
+        modules = {part_of(module)[1] for module in SOURCES if part_of(module)[0] == package} - {None}
+        assert sorted(name for layer in layers for name in layer) == sorted(modules)
 
 
 def test_imports_point_downwards():
+    rank = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
     wrong = []
-    for path in sources():
-        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        for module in imports(path):
-            part = part_of(module) if module.split(".")[0] == "qmpalloc" else None
-            # Modules of one layer may know each other (model and sample do), but only in one direction.
-            if part in RANK and own in RANK and RANK[part] > RANK[own]:
-                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+    for module, path in SOURCES.items():
+        own = part_of(module)[0]
+        wrong += [f"{module} imports {other}" for other in own_imports(path) if rank[part_of(other)[0]] > rank[own]]
+    assert wrong == []
+
+
+def test_imports_inside_a_package_point_downwards():
+    wrong = []
+    for package, layers in INSIDE.items():
+        rank = {name: rank for rank, layer in enumerate(layers) for name in layer} | {None: len(layers)}
+        for module, path in SOURCES.items():
+            part, own = part_of(module)
+            inner = [(other, part_of(other)[1]) for other in own_imports(path) if part_of(other)[0] == part == package]
+            wrong += [f"{module} imports {other}" for other, name in inner if rank[name] > rank[own]]
+    assert wrong == []
+
+
+def test_no_two_modules_need_each_other():
+    tree = {module: set(own_imports(path)) - {module} for module, path in SOURCES.items()}
+    list(graphlib.TopologicalSorter(tree).static_order())  # raises CycleError
+
+
+def test_only_some_of_control_speak_to_qemu_and_ask_the_host():
+    wrong = []
+    for module, path in SOURCES.items():
+        part, own = part_of(module)
+        if part == "control":
+            others = {part_of(other)[0] for other in own_imports(path)}
+            wrong += [f"{module} imports {other}" for other in others & MAY_KNOW.keys() if own not in MAY_KNOW[other]]
     assert wrong == []
 
 
 def test_what_is_pure_neither_awaits_nor_knows_trio():
-    for name in PURE:
-        place = ROOT / name
-        for path in [place] if place.is_file() else place.rglob("*.py"):
-            tree = ast.parse(path.read_text())
-            assert not any(isinstance(node, (ast.Await, ast.AsyncFunctionDef)) for node in ast.walk(tree)), path
-            assert "trio" not in set(imports(path)), path
+    for path in pure_paths():
+        tree = ast.parse(path.read_text())
+        assert not any(isinstance(node, (ast.Await, ast.AsyncFunctionDef)) for node in ast.walk(tree)), path
+        assert "trio" not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_what_is_pure_knows_only_what_is_pure():
+    pure = {module_of(path) for path in pure_paths()}
+    for path in pure_paths():
+        assert set(own_imports(path)) <= pure, path
 
 
 def test_the_guest_side_knows_nothing_of_the_host_side():

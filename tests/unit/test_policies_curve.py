@@ -8,9 +8,9 @@ from msgspec import structs
 
 from qmpalloc.curves.value import Load
 from qmpalloc.errors import ConfigError
-from qmpalloc.limits import apply_limits
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Limiter, Snapshot
 from qmpalloc.policy import load
+from qmpalloc.rules.limits import apply_limits
 from qmpalloc.units import MIB
 
 

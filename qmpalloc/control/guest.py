@@ -1,4 +1,4 @@
-"""One guest's life as the host knows it: connection, size, samples, state. No I/O; `qmpalloc.session` feeds it."""
+"""One guest's life as the host knows it: connection, size, samples, state. No I/O; `session` feeds it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from msgspec import Struct
 
 from qmpalloc.config import ControlConfig, GuestConfig
 from qmpalloc.curves.observer import CurveObserver
-from qmpalloc.danger import FREEZE_S, Level, find_danger, find_stalls
 from qmpalloc.errors import SampleError, SampleFault
-from qmpalloc.ledger import Account
 from qmpalloc.model import GuestSnapshot, GuestState
-from qmpalloc.obedience import Obedience
+from qmpalloc.rules.danger import FREEZE_S, Level, find_danger, find_stalls
+from qmpalloc.rules.ledger import Account
+from qmpalloc.rules.obedience import Obedience
 from qmpalloc.sample import Accepted, Delta, Sample, SampleTracker, difference
 from qmpalloc.units import MIB, align_down, format_size
 

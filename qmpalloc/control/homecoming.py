@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import trio
 
 from qmpalloc.config import ControlConfig
+from qmpalloc.control.guest import Guest, Link
+from qmpalloc.control.journal import Journal
+from qmpalloc.control.session import send_once
 from qmpalloc.errors import QmpallocError
-from qmpalloc.guest import Guest, Link
-from qmpalloc.journal import Journal
-from qmpalloc.session import send_once
 
 
 def is_home(guest: Guest) -> bool:

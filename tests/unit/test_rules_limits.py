@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpalloc.limits import TAKE_MIN_BYTES, UNCONTROLLED, PolicyError, apply_limits
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.rules.limits import TAKE_MIN_BYTES, UNCONTROLLED, PolicyError, apply_limits
 from qmpalloc.units import MIB
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from qmpalloc.hostguard import HostMemory
+from qmpalloc.rules.hostguard import HostMemory
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")

@@ -13,19 +13,19 @@ from typing import Literal
 
 import trio
 
-from qmpalloc.books import Books
 from qmpalloc.config import Config
-from qmpalloc.decider import Decider, ReadHost
+from qmpalloc.control.books import Books
+from qmpalloc.control.decider import Decider, ReadHost
+from qmpalloc.control.fleet import Fleet
+from qmpalloc.control.guest import Guest, Link
+from qmpalloc.control.homecoming import go_home, is_home, want_baseline
+from qmpalloc.control.journal import Journal
+from qmpalloc.control.roster import compare, with_budget
+from qmpalloc.control.session import Session
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import ControlChanged, Ended, Mode, Reloaded, Sink
-from qmpalloc.fleet import Fleet
-from qmpalloc.guest import Guest, Link
-from qmpalloc.homecoming import go_home, is_home, want_baseline
-from qmpalloc.hostfacts import guest_headers, header
-from qmpalloc.journal import Journal
+from qmpalloc.host.facts import guest_headers, header
 from qmpalloc.model import Decision, Policy, Snapshot
-from qmpalloc.roster import compare, with_budget
-from qmpalloc.session import Session
 
 STATE_TICK_S = 0.5
 """How often ages are looked at: a state that depends on time changes at most this late."""
@@ -53,7 +53,7 @@ class Controller:
         policy: Decides.
         sinks: Take the events.
         mode: ``run`` sends balloon commands, the others none.
-        read_host: Tells how the host's own memory is, see `qmpalloc.hostmemory`; without it nobody watches the host.
+        read_host: Tells how the host's own memory is, see `qmpalloc.host.memory`; without it nobody watches the host.
 
     Attributes:
         guests: In the order of the configuration.

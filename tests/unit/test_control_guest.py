@@ -5,10 +5,10 @@ import pytest
 
 from qmpalloc import load_policy
 from qmpalloc.config import ControlConfig, Duration, GuestConfig, Size
-from qmpalloc.danger import FREEZE_S, find_danger
+from qmpalloc.control.guest import Facts, Guest
 from qmpalloc.errors import SampleError
-from qmpalloc.guest import Facts, Guest
 from qmpalloc.model import GuestState, Limiter, Snapshot
+from qmpalloc.rules.danger import FREEZE_S, find_danger
 from qmpalloc.sample import Counters, Memory, Sample, SwapPages
 from qmpalloc.units import GIB, MIB
 

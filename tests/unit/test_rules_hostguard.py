@@ -2,10 +2,10 @@
 
 import pytest
 
-from qmpalloc.hostguard import CALM_S, Emergency, HostGuard, HostMemory, relieve
-from qmpalloc.hostmemory import read_host_memory
-from qmpalloc.limits import apply_limits
+from qmpalloc.host.memory import read_host_memory
 from qmpalloc.model import GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.rules.hostguard import CALM_S, Emergency, HostGuard, HostMemory, relieve
+from qmpalloc.rules.limits import apply_limits
 from qmpalloc.units import GIB, MIB
 
 

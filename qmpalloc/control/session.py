@@ -12,6 +12,10 @@ import trio
 from msgspec import Struct
 
 from qmpalloc.config import ControlConfig
+from qmpalloc.control.guest import Facts, Guest, Link
+from qmpalloc.control.inspection import MIGRATION_ENDED, ask_facts, ask_migrating
+from qmpalloc.control.journal import Journal
+from qmpalloc.control.sampling import run_sampling
 from qmpalloc.curves.observer import Reads
 from qmpalloc.errors import (
     DeadlineError,
@@ -22,12 +26,8 @@ from qmpalloc.errors import (
     UnreachableError,
 )
 from qmpalloc.events import Commanded
-from qmpalloc.guest import Facts, Guest, Link
-from qmpalloc.inspection import MIGRATION_ENDED, ask_facts, ask_migrating
-from qmpalloc.journal import Journal
-from qmpalloc.ledger import Order
 from qmpalloc.qmp import Monitor, MonitorEvent, deadline, open_monitor
-from qmpalloc.sampling import run_sampling
+from qmpalloc.rules.ledger import Order
 from qmpalloc.units import PAGE_BYTES, align_down, format_size
 
 Purpose = Literal["adopt", "shrink", "grant", "repeat", "accept"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qmpalloc.control.guest import Facts
 from qmpalloc.errors import NonsenseError, RefusedError
-from qmpalloc.guest import Facts
 from qmpalloc.qmp import Monitor
 
 MIGRATION_ENDED = frozenset({"none", "completed", "failed", "cancelled"})

@@ -1,7 +1,7 @@
 """What no policy may overrule: floors, caps, the step on the losing side, danger, and the budget.
 
 `apply_limits` turns a policy's decision into one that is safe to carry out, and says at every guest what limited it.
-Pure. The order in time is the ledger's business (`qmpalloc.ledger`).
+Pure. The order in time is the ledger's business (`qmpalloc.rules.ledger`).
 """
 
 from __future__ import annotations

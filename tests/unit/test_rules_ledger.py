@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from msgspec.structs import replace
 
-from qmpalloc.ledger import GRANT_CHUNK_BYTES, Account, committed_bytes, next_orders
+from qmpalloc.rules.ledger import GRANT_CHUNK_BYTES, Account, committed_bytes, next_orders
 from qmpalloc.units import MIB
 
 

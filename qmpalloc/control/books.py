@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from qmpalloc.control.guest import Guest
+from qmpalloc.control.journal import Journal
+from qmpalloc.control.session import Session
 from qmpalloc.events import SizeChanged, StateChanged
-from qmpalloc.guest import Guest
-from qmpalloc.journal import Journal
-from qmpalloc.ledger import committed_bytes, next_orders
 from qmpalloc.model import GuestState
-from qmpalloc.session import Session
+from qmpalloc.rules.ledger import committed_bytes, next_orders
 
 
 class Books:

@@ -2,7 +2,7 @@
 
 import itertools
 
-from qmpalloc.danger import LEARN_S, Level, find_danger, find_stalls
+from qmpalloc.rules.danger import LEARN_S, Level, find_danger, find_stalls
 from qmpalloc.sample import Counters, Memory, Psi, Sample
 from qmpalloc.units import GIB, MIB
 

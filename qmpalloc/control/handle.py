@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import trio
 
 from qmpalloc.config import DEFAULT_COUNTERS_FILE, ControlConfig, GuestConfig, Size
+from qmpalloc.control.guest import Facts, Guest
+from qmpalloc.control.inspection import ask_facts
 from qmpalloc.errors import ConfigError
-from qmpalloc.guest import Facts, Guest
-from qmpalloc.inspection import ask_facts
 from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Accepted, Sample, parse
 from qmpalloc.units import align_down, format_size

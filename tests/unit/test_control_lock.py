@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
+from qmpalloc.control.lock import hold_lock, lock_path
 from qmpalloc.errors import HostError
-from qmpalloc.lock import hold_lock, lock_path
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from qmpalloc.lock import hold_lock
+from qmpalloc.control.lock import hold_lock
 with hold_lock(sys.argv[1], Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)

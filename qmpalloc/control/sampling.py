@@ -7,12 +7,12 @@ from collections.abc import Callable
 import trio
 
 from qmpalloc.config import ControlConfig
+from qmpalloc.control.guest import Guest
+from qmpalloc.control.journal import Journal
 from qmpalloc.curves.observer import NOT_SAMPLED
 from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
 from qmpalloc.errors import DeadlineError, NonsenseError, RefusedError, SampleError, SampleFault, UnreachableError
 from qmpalloc.events import Sampled, SampleRejected, SamplesDropped
-from qmpalloc.guest import Guest
-from qmpalloc.journal import Journal
 from qmpalloc.qmp import Agent, deadline, open_agent
 from qmpalloc.sample import FILE_MAX_BYTES, parse
 

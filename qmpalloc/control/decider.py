@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qmpalloc.books import Books
 from qmpalloc.config import Config
+from qmpalloc.control.books import Books
+from qmpalloc.control.guest import Guest, Link
+from qmpalloc.control.journal import Journal
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import Decided
-from qmpalloc.guest import Guest, Link
-from qmpalloc.hostguard import Emergency, HostGuard, HostMemory, relieve
-from qmpalloc.journal import Journal
-from qmpalloc.limits import apply_limits
 from qmpalloc.model import Decision, GuestState, Limiter, Policy, Snapshot, hold
+from qmpalloc.rules.hostguard import Emergency, HostGuard, HostMemory, relieve
+from qmpalloc.rules.limits import apply_limits
 
 ReadHost = Callable[[], HostMemory | None]
 DANGER_HINT = "it gets its baseline and gives nothing for a minute"

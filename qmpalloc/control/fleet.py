@@ -7,9 +7,9 @@ from collections.abc import Callable
 import trio
 
 from qmpalloc.config import Config, ControlConfig, GuestConfig
-from qmpalloc.guest import Guest
-from qmpalloc.roster import boot_bytes
-from qmpalloc.session import Session
+from qmpalloc.control.guest import Guest
+from qmpalloc.control.roster import boot_bytes
+from qmpalloc.control.session import Session
 
 EXPECTED_S = 300.0
 """How long room is kept for a guest that was added and does not start."""

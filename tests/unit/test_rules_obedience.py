@@ -2,7 +2,7 @@
 
 import pytest
 
-from qmpalloc.obedience import (
+from qmpalloc.rules.obedience import (
     BACK_OFF_FIRST_S,
     BACK_OFF_MOST_S,
     INTERFERENCES_MAX,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from qmpalloc import config
+from qmpalloc.control.roster import compare
 from qmpalloc.errors import ConfigError
-from qmpalloc.roster import compare
 
 HEAD = '[host]\nbudget = "4GiB"\n[control]\ninterval = "5s"\n[policy]\nname = "paper"\nstep = "64MiB"\n'
 GUEST = """

@@ -1,0 +1,5 @@
+"""Control of running guests: what is known of each, the connections to it, and the loop that moves memory.
+
+`controller` is the loop, `guest` one guest's life, `session` its connections. `handle` is one guest in the hands of a
+script, without the loop. What a decision may not do is in `qmpalloc.rules`.
+"""
