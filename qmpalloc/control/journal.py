@@ -38,6 +38,8 @@ class Journal:
     def pass_on(self, event: AnyEvent) -> None:
         """Report an event that is made already."""
         for sink in tuple(self._sinks):
+            if sink not in self._sinks:
+                continue  # it failed as well, when it was told of another one's failure
             try:
                 sink(event)
             except (Exception, SystemExit) as error:  # rich ends the program when standard output is closed

@@ -290,6 +290,22 @@ async def test_an_output_that_fails_stops_nothing(lab, autojump_clock):
     assert lab.events[-1].clean
 
 
+async def test_outputs_that_fail_together_stop_nothing_either(lab, autojump_clock):
+    await lab.two()
+
+    def full(event):
+        if event.t > 5.0:
+            raise OSError("no space left on device")
+
+    controller = Controller(
+        lab.config(), load("paper", {"step": "32MiB"}), full, lambda event: full(event), lab.events.append
+    )
+    await controller.run(duration_s=12.0)
+    assert lab.events[-1].clean
+    assert any(event.kind == "output" for event in lab.of(Faulted))
+    assert len(lab.of(Decided)) >= 5
+
+
 async def test_when_no_output_is_left_the_run_ends_in_order(lab, autojump_clock):
     await lab.two()
     seen = []
