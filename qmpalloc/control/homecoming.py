@@ -15,10 +15,11 @@ from qmpalloc.errors import QmpallocError
 
 def is_home(guest: Guest) -> bool:
     """Tell whether nothing is left to do for a guest at the end."""
-    if guest.link is Link.UP and not guest.migrating:
-        return guest.settled and guest.actual_bytes == guest.baseline_bytes
+    if guest.settled and guest.actual_bytes == guest.baseline_bytes:
+        return True
     # What cannot be reached cannot be moved; it is a mess left behind only if we moved it.
-    return not guest.commanded or guest.target_bytes == guest.baseline_bytes
+    reachable = guest.link is Link.UP and not guest.migrating
+    return not reachable and not guest.commanded
 
 
 def want_baseline(guests: Sequence[Guest]) -> None:
@@ -58,7 +59,7 @@ async def go_home(
 async def _without_sessions(guests: Sequence[Guest], journal: Journal, timeout_s: float) -> None:
     """Send the baselines although the sessions have failed: those that shrink first."""
     for guest in sorted(guests, key=lambda guest: guest.baseline_bytes - guest.actual_bytes):
-        if not guest.commanded or guest.link is Link.GONE:
+        if not guest.commanded or guest.link is Link.GONE or guest.migrating:
             continue
         try:
             await send_once(guest, guest.baseline_bytes, timeout_s)
@@ -66,3 +67,4 @@ async def _without_sessions(guests: Sequence[Guest], journal: Journal, timeout_s
             journal.fault(guest.name, "exit", error.message, error.hint)
         else:
             guest.target_bytes = guest.actual_bytes = guest.baseline_bytes
+            guest.confirmed()

@@ -290,6 +290,21 @@ async def test_an_output_that_fails_stops_nothing(lab, autojump_clock):
     assert lab.events[-1].clean
 
 
+async def test_a_guest_whose_way_home_is_not_confirmed_is_told(lab, autojump_clock):
+    await lab.two()
+    qemu = lab.guests["small"].qemu
+
+    def hang_and_quit(controller):
+        qemu.faults.hang = True  # the command that returns it is sent, and never answered
+        controller.quit()
+
+    wanted = lab.toward(small=400, large=600)
+    controller = await lab.run(60.0, the_policy=wanted, actions=[(15.0, hang_and_quit)])
+    assert lab.size("small") == 400
+    assert not controller.clean
+    assert "small" in lab.of(Faulted)[-1].message
+
+
 async def test_outputs_that_fail_together_stop_nothing_either(lab, autojump_clock):
     await lab.two()
 
