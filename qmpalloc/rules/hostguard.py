@@ -26,6 +26,8 @@ swap that nobody needs."""
 CALM_S = 30.0
 """How long all must have been well before the emergency ends."""
 
+_MOVING = frozenset({GuestState.FRESH, GuestState.WARMING, GuestState.LATE, GuestState.LOST})
+
 
 class HostMemory(Struct, frozen=True, kw_only=True):
     """What the host's kernel tells. None is unknown.
@@ -105,7 +107,7 @@ def relieve(snapshot: Snapshot, emergency: Emergency) -> Decision:
 
     Nobody grows, and who has most above its floor gives most. What is on its way already is not asked for twice.
     """
-    coming_bytes = sum(max(guest.charge_bytes - guest.target_bytes, 0) for guest in snapshot.guests)
+    coming_bytes = sum(_coming_bytes(guest) for guest in snapshot.guests)
     wanted_bytes = max(emergency.deficit_bytes - coming_bytes, 0)
     spare = {guest.name: _spare_bytes(guest) for guest in snapshot.guests}
     share = min(wanted_bytes / max(sum(spare.values()), 1), 1.0)
@@ -123,6 +125,12 @@ def relieve(snapshot: Snapshot, emergency: Emergency) -> Decision:
         summary=reason,
         carry=snapshot.carry,
     )
+
+
+def _coming_bytes(guest: GuestSnapshot) -> int:
+    """Return what a guest is giving up already. Of what it has: what is charged in doubt is not there to come."""
+    moves = guest.state in _MOVING and not guest.frozen
+    return max(guest.actual_bytes - guest.target_bytes, 0) if moves else 0
 
 
 def _spare_bytes(guest: GuestSnapshot) -> int:

@@ -40,10 +40,10 @@ class TestGuard:
         assert found.deficit_bytes > 0
 
 
-def guest(name, target, floor=200, *, state=GuestState.FRESH, charge=None, **changes):
+def guest(name, target, floor=200, *, state=GuestState.FRESH, actual=None, charge=None, **changes):
     return GuestSnapshot(
-        name=name, state=state, target_bytes=target * MIB, actual_bytes=target * MIB,
-        charge_bytes=(charge or target) * MIB, floor_bytes=floor * MIB, cap_bytes=GIB, baseline_bytes=500 * MIB,
+        name=name, state=state, target_bytes=target * MIB, actual_bytes=(actual or target) * MIB,
+        charge_bytes=(charge or actual or target) * MIB, floor_bytes=floor * MIB, cap_bytes=GIB, baseline_bytes=500 * MIB,
         **changes,
     )  # fmt: skip
 
@@ -67,7 +67,16 @@ class TestRelief:
         assert large.target_bytes == 600 * MIB
 
     def test_what_is_on_its_way_is_not_asked_for_twice(self):
-        assert relieved(guest("a", 500, charge=600))[0].target_bytes == 500 * MIB
+        assert relieved(guest("a", 500, actual=600))[0].target_bytes == 500 * MIB
+
+    @pytest.mark.parametrize("state", [GuestState.HUNG, GuestState.HELD, GuestState.PAUSED, GuestState.CONNECTING])
+    def test_a_guest_that_gives_nothing_spares_the_others_nothing(self, state):
+        gives, _ = relieved(guest("a", 700), guest("b", 0, charge=900, actual=900, state=state))
+        assert gives.target_bytes == 600 * MIB
+
+    def test_nor_does_a_charge_in_doubt_or_a_frozen_guest(self):
+        assert relieved(guest("a", 700, charge=900))[0].target_bytes == 600 * MIB
+        assert relieved(guest("a", 700), guest("b", 700, actual=900, frozen="stuck"))[0].target_bytes == 600 * MIB
 
     def test_a_guest_that_is_not_fresh_or_is_frozen_gives_nothing(self):
         late, frozen = relieved(guest("a", 800, state=GuestState.LATE), guest("b", 800, frozen="stuck"))
