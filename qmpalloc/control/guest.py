@@ -165,7 +165,6 @@ class Guest:
         """Note that the monitor connection ended: counters may begin anew behind it, so the series ends here."""
         self._forget_samples()
         self.curves.forget_series()
-        self._reset = False
         self.migrating = False
 
     def was_reset(self, now_s: float) -> None:
@@ -198,7 +197,7 @@ class Guest:
     def _forget_size(self) -> None:
         self.target_bytes = self.actual_bytes = self.desired_bytes = 0
         self._unconfirmed_bytes = self._needed_bytes = self._rebooting_bytes = 0
-        self.commanded = self.migrating = False
+        self.commanded = self.migrating = self._reset = False
 
     def _forget_samples(self) -> None:
         self._tracker.forget()

@@ -140,6 +140,32 @@ async def test_a_guest_that_reboots_is_charged_with_all_of_its_memory(lab, autoj
     assert charges[-1] == BASELINE * MIB
 
 
+async def test_a_guest_that_reboots_stays_charged_when_its_connection_breaks_meanwhile(lab, autojump_clock):
+    await lab.two()
+    lab.may_exceed = True
+    guest, charges = lab.guests["small"], []
+
+    def reboot():
+        guest.collecting = False
+        guest.reboot()
+
+    def break_connection(how):
+        guest.qemu.commands["query-balloon"] = how
+
+    note = lambda controller: charges.append(controller.guests[0].charge_bytes // MIB)  # noqa: E731
+    await lab.run(
+        30.0,
+        actions=[
+            at(9.1, reboot),
+            at(11.0, partial(break_connection, lambda _: "nonsense")),
+            at(14.0, partial(break_connection, guest.qemu.commands["query-balloon"])),
+            (25.0, note),
+        ],
+    )
+    assert lab.states("small").count("held") == 1
+    assert charges == [800]
+
+
 async def test_a_guest_found_below_its_floor_is_brought_to_it_at_once_when_there_is_room(lab, autojump_clock):
     await lab.add("small", file_mib=20, size_mib=180)
     await lab.add("large", size_mib=500)
