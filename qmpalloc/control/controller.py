@@ -34,7 +34,7 @@ ABSENT_S = 2.0
 """A tick that comes this much too late means that the whole process stood still (Ctrl-Z, a suspended host)."""
 
 FIRST_CONTACT_S = 5.0
-"""How long the run waits for all monitors to answer before it goes on without the rest."""
+"""How long the run waits for all monitors to answer before it goes on without the rest, which then count as hung."""
 
 SETTLE_MOST_S = 60.0
 """How long guests found above the budget may take to their baselines before decisions begin all the same."""
@@ -253,7 +253,11 @@ class Controller:
                 if self._stop.is_set():
                     return
                 await self._changed.wait()
-        self._books.show_sizes()  # what was found, before anything is asked
+        for guest in self.guests:
+            if guest.link is Link.CONNECTING and not guest.detail:
+                # It may run, with all the memory it may have, and command_timeout may be long.
+                guest.hung(f"no answer yet after {FIRST_CONTACT_S:g} s")
+        self._books.show()  # what was found, before anything is asked
 
     async def _settle(self) -> None:
         """Bring guests that were found above the budget to their baselines before anything is decided."""

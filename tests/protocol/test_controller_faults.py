@@ -290,6 +290,18 @@ async def test_an_output_that_fails_stops_nothing(lab, autojump_clock):
     assert lab.events[-1].clean
 
 
+async def test_a_guest_that_takes_long_to_answer_is_charged_before_anything_is_granted(lab, autojump_clock):
+    lab.control["command_timeout"] = "20s"
+    lab.may_exceed = True  # in the books, by what it may have
+    await lab.add("slow", size_mib=700)
+    await lab.add("large", size_mib=250)
+    lab.guests["slow"].qemu.faults.hang = True
+    await lab.run(20.0, the_policy=lab.toward(large=700))
+    assert lab.states("slow") == ["connecting", "hung"]
+    assert lab.size("large") == 250
+    assert "budget" in {event.kind for event in lab.of(Faulted)}
+
+
 async def test_a_guest_whose_way_home_is_not_confirmed_is_told(lab, autojump_clock):
     await lab.two()
     qemu = lab.guests["small"].qemu

@@ -43,8 +43,8 @@ class TestGuard:
 def guest(name, target, floor=200, *, state=GuestState.FRESH, actual=None, charge=None, **changes):
     return GuestSnapshot(
         name=name, state=state, target_bytes=target * MIB, actual_bytes=(actual or target) * MIB,
-        charge_bytes=(charge or actual or target) * MIB, floor_bytes=floor * MIB, cap_bytes=GIB, baseline_bytes=500 * MIB,
-        **changes,
+        charge_bytes=(charge or actual or target) * MIB, floor_bytes=floor * MIB, cap_bytes=GIB,
+        baseline_bytes=500 * MIB, **changes,
     )  # fmt: skip
 
 
