@@ -249,10 +249,15 @@ class Guest:
         self.commanded = self.commanded or target_bytes != self.target_bytes
         self.target_bytes = target_bytes
 
-    def refused(self, previous_bytes: int) -> None:
-        """Note that QEMU refused the last command, so that the target before still holds."""
+    @property
+    def doubt_bytes(self) -> int:
+        """What it may occupy by commands whose outcome is not known yet; 0 when none is in doubt."""
+        return self._unconfirmed_bytes
+
+    def refused(self, previous_bytes: int, doubt_bytes: int = 0) -> None:
+        """Note that QEMU refused the last command, so that target and `doubt_bytes` from before it still hold."""
         self.target_bytes = previous_bytes
-        self._unconfirmed_bytes = 0
+        self._unconfirmed_bytes = doubt_bytes
 
     def confirmed(self) -> None:
         """Note that the size was queried well after QEMU took the last command."""

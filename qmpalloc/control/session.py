@@ -62,6 +62,7 @@ class PendingOrder(Struct, frozen=True):
 
     target_bytes: int
     previous_bytes: int
+    doubt_bytes: int
     purpose: Purpose
 
 
@@ -108,11 +109,14 @@ class Session:
 
     def _give(self, target_bytes: int, purpose: Purpose) -> None:
         assert self._may_command, "this run observes only"
-        previous_bytes = self._order.previous_bytes if self._order is not None else self.guest.target_bytes
-        self.guest.ordered(target_bytes)
+        guest, unsent = self.guest, self._order
+        # What holds if QEMU refuses it: all as before, what is in doubt included.
+        previous_bytes = unsent.previous_bytes if unsent is not None else guest.target_bytes
+        doubt_bytes = unsent.doubt_bytes if unsent is not None else guest.doubt_bytes
+        guest.ordered(target_bytes)
         self._confirm_from_s = self._unanswered = None
         self._still_since_s = self._journal.now_s()
-        self._order = PendingOrder(target_bytes, previous_bytes, purpose)
+        self._order = PendingOrder(target_bytes, previous_bytes, doubt_bytes, purpose)
         self._order_given.set()
 
     # --- connection -------------------------------------------------------------------------------------------------
@@ -300,7 +304,7 @@ class Session:
             self.guest.answered()
             self._journal.clear_fault(self.guest.name, "monitor")
             self._on_change()
-        if self._unanswered is not None:
+        if self._unanswered is not None and self.guest.link is Link.UP and not self.guest.migrating:
             self._give(self.guest.target_bytes, self._unanswered)
 
     async def _send_orders(self, monitor: Monitor) -> None:
@@ -323,7 +327,9 @@ class Session:
             except RefusedError as error:
                 error_text = error.message
                 if self._order is None:  # else the newer order's charge must stay
-                    guest.refused(order.previous_bytes)
+                    guest.refused(order.previous_bytes, order.doubt_bytes)
+                    if order.doubt_bytes:
+                        self._unanswered = order.purpose  # only a command that is confirmed ends a doubt
                 self._refused(error)
             except QmpallocError as error:
                 self._tell(order, error.message)

@@ -120,6 +120,70 @@ async def test_a_guest_that_somebody_migrates_is_not_touched(lab, autojump_clock
     assert lab.states("small")[-1] == "fresh"
 
 
+async def test_a_command_that_was_not_answered_is_not_sent_again_while_somebody_migrates_the_guest(lab, autojump_clock):
+    await lab.two()
+    qemu = lab.guests["small"].qemu
+
+    def hang(on):
+        qemu.faults.hang = on
+
+    def migrate(status):
+        qemu.migration = status
+        qemu.emit("MIGRATION", {"status": status})
+
+    def commands():
+        return [name for name, _ in qemu.requests].count("balloon")
+
+    counts = []
+    await lab.run(
+        60.0,
+        the_policy=lab.toward(small=400, large=600),
+        actions=[
+            at(1.9, partial(hang, True)),
+            at(9.0, partial(migrate, "active")),
+            at(10.0, partial(hang, False)),
+            at(30.0, lambda: counts.append(commands())),
+            at(31.0, partial(migrate, "completed")),
+            at(45.0, lambda: counts.append(commands())),
+        ],
+    )
+    assert counts[0] == 2  # to adopt it, and the one without an answer
+    assert counts[1] > 2
+    assert lab.of(Decided)[-1].snapshot.guests[0].charge_bytes == 400 * MIB
+
+
+async def test_after_a_refusal_a_doubt_is_ended_by_asking_again(lab, autojump_clock):
+    await lab.two()
+    qemu = lab.guests["small"].qemu
+    balloon = qemu.commands["balloon"]
+    lab.control["on_exit"] = "keep"
+
+    def hang(on):
+        qemu.faults.hang = on
+
+    def refuse(arguments):
+        raise Refusal("no")
+
+    def answer(how):
+        qemu.commands["balloon"] = how
+
+    charges = []
+    note = lambda controller: charges.append(controller.guests[0].charge_bytes // MIB)  # noqa: E731
+    await lab.run(
+        40.0,
+        the_policy=lab.toward(small=400, large=600),
+        actions=[
+            at(1.9, partial(hang, True)),
+            at(6.0, partial(answer, refuse)),
+            at(6.0, partial(hang, False)),
+            (15.0, note),
+            at(15.0, partial(answer, balloon)),
+            (35.0, note),
+        ],
+    )
+    assert charges == [BASELINE, 400]
+
+
 async def test_a_qemu_without_migration_is_no_problem(lab, autojump_clock):
     await lab.two()
 

@@ -67,6 +67,15 @@ class TestSize:
         guest.refused(GIB)
         assert guest.settled
 
+    def test_a_refusal_does_not_end_the_doubt_about_the_command_before(self):
+        guest = connected()
+        guest.ordered(512 * MIB)  # never answered
+        guest.measured(700 * MIB, 1.0)
+        before = guest.target_bytes, guest.doubt_bytes
+        guest.ordered(600 * MIB)
+        guest.refused(*before)
+        assert (guest.target_bytes, guest.charge_bytes) == (512 * MIB, GIB)
+
     def test_growing_by_itself_is_charged_at_once(self):
         guest = connected()
         guest.actual_bytes = GIB + 100 * MIB
