@@ -118,6 +118,12 @@ class Guest:
 
     # --- connection -------------------------------------------------------------------------------------------------
 
+    def met(self, process_id: int | None) -> None:
+        """Note which QEMU answers: of another one than before nothing is known until it has told."""
+        if self.facts is not None and self.facts.process_id != process_id:
+            self._forget_size()
+            self.facts = None
+
     def connected(self, facts: Facts, actual_bytes: int, now_s: float, *, paused: bool) -> None:
         """Note a monitor connection. A QEMU met for the first time is adopted at the size its guest has."""
         same_qemu = self.target_bytes and self.facts is not None and self.facts.process_id == facts.process_id
@@ -295,8 +301,8 @@ class Guest:
 
     @property
     def cap_bytes(self) -> int:
-        """The configured cap, or the guest's RAM if that is less: QEMU clamps silently."""
-        return min(self.config.cap, self.facts.ram_bytes) if self.facts else self.config.cap
+        """The configured cap, or the guest's RAM if that is less: QEMU clamps silently. In whole pages."""
+        return align_down(min(self.config.cap, self.facts.ram_bytes) if self.facts else self.config.cap)
 
     @property
     def floor_bytes(self) -> int:

@@ -38,6 +38,9 @@ FLOOR_HINT = "it is brought to its floor, as far as the budget has room"
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 5.0
 
+EVENTS = frozenset({"BALLOON_CHANGE", "STOP", "RESUME", "RESET", "MIGRATION"})
+"""The events a session heeds. Others, some of which a guest may cause in any number, must not drive these out."""
+
 CONFIRM_AFTER_S = 0.2
 """A size queried this long after QEMU took a command counts as its effect: a driver in mid-move completes the 1 MiB
 it is working on before it looks at the new target (``update_balloon_size_func`` in drivers/virtio/virtio_balloon.c)."""
@@ -154,7 +157,8 @@ class Session:
     async def _serve(self, monitor: Monitor) -> None:
         """Serve one monitor connection until it ends, and raise why it ended."""
         guest = self.guest
-        with monitor.subscribe() as events:  # before asking, so that no event falls in between
+        guest.met(monitor.process_id)
+        with monitor.subscribe(EVENTS) as events:  # before asking, so that no event falls in between
             with deadline(self._timeout_s, monitor.address, "the questions at connection"):
                 facts = await ask_facts(monitor)
                 status = await monitor.query_status()

@@ -5,7 +5,7 @@ Messages, the greeting's and the errors' models are qemu.qmp's; the transport is
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Container, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TypeVar
 
@@ -80,13 +80,18 @@ class Monitor:
         """Events thrown away because a subscriber did not take them in time."""
         return self._subscriptions.dropped
 
-    def subscribe(self) -> AbstractContextManager[trio.MemoryReceiveChannel[MonitorEvent]]:
+    def subscribe(
+        self, names: Container[str] | None = None
+    ) -> AbstractContextManager[trio.MemoryReceiveChannel[MonitorEvent]]:
         """Collect QEMU's events for the time of a ``with`` block.
 
         Iterating over the channel ends with the connection. The buffer is bounded: who reads too slowly loses the
         oldest events, counted in `events_dropped`.
+
+        Args:
+            names: Collect only these; None for all.
         """
-        return self._subscriptions.subscribe()
+        return self._subscriptions.subscribe(names)
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Run a QMP command and return what it returned.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import trio
@@ -42,6 +42,14 @@ class _Wire(Struct):
     timestamp: _Timestamp = msgspec.field(default_factory=_Timestamp)
 
 
+class _Buffer(NamedTuple):
+    """A subscriber: the end we send to, and a clone of theirs from which the oldest event can be taken."""
+
+    names: Container[str] | None
+    send: trio.MemorySendChannel[MonitorEvent]
+    oldest: trio.MemoryReceiveChannel[MonitorEvent]
+
+
 def parse_event(message: Message) -> MonitorEvent:
     """Return the event that a message holds.
 
@@ -70,35 +78,39 @@ class Subscriptions:
     def __init__(self) -> None:
         self.dropped = 0
         self._ended = False
-        # For each subscriber the end we send to, and a clone of theirs from which the oldest can be taken.
-        self._buffers: list[tuple[trio.MemorySendChannel[MonitorEvent], trio.MemoryReceiveChannel[MonitorEvent]]] = []
+        self._buffers: list[_Buffer] = []
 
     @contextmanager
-    def subscribe(self) -> Iterator[trio.MemoryReceiveChannel[MonitorEvent]]:
-        """Collect events for the time of a block. Iterating over the channel ends when the connection does."""
+    def subscribe(self, names: Container[str] | None = None) -> Iterator[trio.MemoryReceiveChannel[MonitorEvent]]:
+        """Collect events, all or those of these names, for the time of a block.
+
+        Iterating over the channel ends when the connection does.
+        """
         send, receive = trio.open_memory_channel[MonitorEvent](BUFFER_EVENTS)
-        buffer = (send, receive.clone())
+        buffer = _Buffer(names, send, receive.clone())
         self._buffers.append(buffer)
         if self._ended:
             send.close()
         try:
-            with send, receive, buffer[1]:
+            with send, receive, buffer.oldest:
                 yield receive
         finally:
             self._buffers.remove(buffer)
 
     def publish(self, event: MonitorEvent) -> None:
         """Give an event to all subscribers."""
-        for send, oldest in self._buffers:
+        for buffer in self._buffers:
+            if buffer.names is not None and event.name not in buffer.names:
+                continue
             try:
-                send.send_nowait(event)
+                buffer.send.send_nowait(event)
             except trio.WouldBlock:
-                oldest.receive_nowait()
-                send.send_nowait(event)
+                buffer.oldest.receive_nowait()
+                buffer.send.send_nowait(event)
                 self.dropped += 1
 
     def end(self) -> None:
         """Let every subscriber's iteration end after what is buffered."""
         self._ended = True
-        for send, _ in self._buffers:
-            send.close()
+        for buffer in self._buffers:
+            buffer.send.close()

@@ -16,6 +16,7 @@ from qmpalloc.events import (
 )  # fmt: skip
 from qmpalloc.model import GuestState, Limiter
 from qmpalloc.policy import load
+from qmpalloc.qmp.framing import encode
 from qmpalloc.testing import Refusal
 from qmpalloc.units import MIB
 
@@ -288,6 +289,20 @@ async def test_an_output_that_fails_stops_nothing(lab, autojump_clock):
     assert lab.size("small") == lab.size("large") == BASELINE
     assert any(event.kind == "output" for event in lab.of(Faulted))
     assert lab.events[-1].clean
+
+
+async def test_a_flood_of_other_events_hides_none_that_matters(lab, autojump_clock):
+    await lab.two()
+    qemu = lab.guests["small"].qemu
+
+    def resume(_):
+        qemu.status, qemu.balloon.paused = "running", False
+        names = ["ACPI_DEVICE_OST"] * 10 + ["RESUME"] + ["ACPI_DEVICE_OST"] * 100
+        qemu._events.send_nowait(b"".join(encode({"event": name}) for name in names))  # at once
+
+    await lab.run(30.0, actions=[(5.1, lambda _: qemu.stop()), (9.0, resume)])
+    assert "paused" in lab.states("small")
+    assert lab.states("small")[-1] == "fresh"
 
 
 async def test_a_guest_that_takes_long_to_answer_is_charged_before_anything_is_granted(lab, autojump_clock):

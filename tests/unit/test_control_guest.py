@@ -104,6 +104,19 @@ class TestSize:
         guest.connected(msgspec.structs.replace(FACTS, process_id=8), 2 * GIB, 1.0, paused=False)
         assert (guest.target_bytes, guest.desired_bytes, guest.commanded) == (2 * GIB, 2 * GIB, False)
 
+    def test_another_qemu_that_cannot_be_measured_is_not_taken_for_the_one_before(self):
+        guest = connected(cap=Size(2 * GIB))
+        guest.ordered(512 * MIB)
+        guest.measured(512 * MIB, 1.0)
+        guest.confirmed()
+        guest.hung("the connection ended")
+        guest.disconnected()
+        guest.met(FACTS.process_id)
+        assert guest.charge_bytes == 512 * MIB
+        guest.met(4711)
+        guest.held("no balloon device")
+        assert guest.charge_bytes == 2 * GIB
+
     def test_it_knows_whether_we_moved_it(self):
         guest = connected()
         guest.ordered(GIB)
@@ -125,6 +138,13 @@ class TestSize:
 
 
 class TestFloor:
+    def test_a_cap_of_no_whole_pages_is_kept_in_whole_pages(self):
+        guest = make_guest(floor=Size(10**9), cap=Size(10**9), baseline=Size(10**9))
+        guest.connected(FACTS, 10**9 // 4096 * 4096, 0.0, paused=False)
+        assert guest.floor_bytes == guest.target_bytes
+        assert not guest.account(0.0).in_need
+        assert type(guest.cap_bytes) is int  # as a policy may return it
+
     def test_without_facts_it_is_the_configured_one(self):
         assert connected().floor_bytes == 256 * MIB
 
