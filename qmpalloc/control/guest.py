@@ -103,7 +103,7 @@ class Guest:
         self.curves = CurveObserver()
         self.sample: Sample | None = None
         self.received_s = -math.inf
-        self._counted = False
+        self._counted = self._unseen = False
         self._base: Sample | None = None
         self._thrash = Level()
         self._stalls = Level()
@@ -193,7 +193,11 @@ class Guest:
         return True
 
     def host_was_away(self, seconds: float) -> None:
-        """Note that this process did not run for a while, so that nothing grew old in that time."""
+        """Note that this process did not run for a while, so that nothing grew old in that time.
+
+        What is known of the guest is from before, though: it is late until it reports again.
+        """
+        self._unseen = True
         self.received_s += seconds
         self._known_since_s += seconds
         self._danger_until_s += seconds
@@ -355,7 +359,7 @@ class Guest:
             self._base = sample
         if accepted.delta is None:
             return accepted  # the file may be of any age: only a second one shows that somebody writes it
-        self.received_s, self._counted, self._reset = now_s, True, False
+        self.received_s, self._counted, self._reset, self._unseen = now_s, True, False, False
         self.learn_need(sample)
         self.curves.take_sample(sample, accepted.delta, self.actual_bytes, self.floor_bytes, self.cap_bytes)
         danger = find_danger(earlier, sample, self.actual_bytes, self._thrash)
@@ -421,7 +425,7 @@ class Guest:
             warming = now_s - self._known_since_s < self._control.lost_after
             return GuestState.WARMING if warming else GuestState.LOST
         age_s = now_s - self.received_s
-        if age_s < self._control.late_after:
+        if age_s < self._control.late_after and not self._unseen:
             return GuestState.FRESH
         return GuestState.LATE if age_s < self._control.lost_after else GuestState.LOST
 

@@ -12,6 +12,7 @@ from qmpalloc.events import (
     ControlChanged,
     Decided,
     Faulted,
+    Sampled,
     SizeChanged,
 )  # fmt: skip
 from qmpalloc.model import GuestState, Limiter
@@ -363,12 +364,20 @@ async def test_when_no_output_is_left_the_run_ends_in_order(lab, autojump_clock)
     assert lab.size("small") == lab.size("large") == BASELINE
 
 
-async def test_a_process_that_stood_still_decides_nothing_about_guests_it_has_not_seen(lab, autojump_clock):
+@pytest.mark.parametrize("when", [0.1, 0.4, 0.7, 1.0, 1.3, 1.6])
+async def test_a_process_that_stood_still_decides_nothing_about_guests_it_has_not_seen(lab, autojump_clock, when):
     await lab.two()
     lab.control["on_exit"] = "keep"
     # In virtual time nothing but a jump of the clock can stop a process.
-    await lab.run(30.0, actions=[(9.1, lambda _: autojump_clock.jump(100.0))])
-    assert any(event.kind == "absence" for event in lab.of(Faulted))
+    await lab.run(130.0, actions=[(9.0 + when, lambda _: autojump_clock.jump(100.0))])
+    kinds = [getattr(event, "kind", "") for event in lab.events]
+    seen = set()
+    for event in lab.events[kinds.index("absence") :]:
+        if isinstance(event, Sampled):
+            seen.add(event.guest)
+        elif isinstance(event, Decided):
+            assert {guest.name for guest in event.snapshot.guests if guest.decidable} <= seen
+    assert [lab.states(name)[-1] for name in lab.guests] == ["fresh", "fresh"]
     assert not [state for name in lab.guests for state in lab.states(name) if state == "lost"]
 
 

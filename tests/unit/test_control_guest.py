@@ -192,6 +192,8 @@ class TestState:
         guest = connected()
         take(guest, 1.0)
         guest.host_was_away(100.0)
+        assert guest.state(102.0) is GuestState.LATE  # not lost; but what is known is from before
+        guest.take_sample(sample(3), 102.0)
         assert guest.state(102.0) is GuestState.FRESH
 
     def test_age_turns_fresh_into_late_into_lost(self):
