@@ -85,8 +85,7 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
     target = align_down(wish.target_bytes)
     # From the size it really has, where that is larger: steps that a slow balloon has not taken yet do not add up.
-    size = max(guest.target_bytes, guest.actual_bytes)
-    lowest = size - max(TAKE_MIN_BYTES, int(size * TAKE_SHARE))
+    lowest = max(guest.target_bytes, guest.actual_bytes) - _step_bytes(guest)
     if target < lowest:
         wish = _with(wish, -align_down(-lowest), Limiter.STEP, f"{wish.reason} (no more than a quarter at once)")
         target = wish.target_bytes
@@ -97,6 +96,11 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     return _with(wish, target, wish.limiter, wish.reason)
 
 
+def _step_bytes(guest: GuestSnapshot) -> int:
+    """Return the most that a guest loses in one decision of a policy."""
+    return max(TAKE_MIN_BYTES, int(max(guest.target_bytes, guest.actual_bytes) * TAKE_SHARE))
+
+
 def _with(wish: GuestDecision, target_bytes: int, limiter: Limiter, reason: str) -> GuestDecision:
     return structs.replace(wish, target_bytes=align_down(target_bytes), limiter=limiter, reason=reason)
 
@@ -104,7 +108,9 @@ def _with(wish: GuestDecision, target_bytes: int, limiter: Limiter, reason: str)
 def _fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[GuestDecision]:
     """Cut what does not fit: growth that is only wished for, then what lies above baselines, then growth in need.
 
-    The last comes about only when guests below their baselines need more than the budget holds: they stay as they are.
+    Guests in danger give last, a step at a time, what they have above their baseline and their own need, and only to
+    others in danger: else one that says for ever that it is in danger would keep what another's life depends on. Growth
+    in need is cut only when guests below their baselines need more than the budget holds: they stay as they are.
     """
     guests = snapshot.guests
     in_need = [
@@ -118,21 +124,28 @@ def _fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Gues
     def wished_growth(index: int) -> int:
         return 0 if in_need[index] else growth(index)
 
-    def above_baseline(index: int) -> int:
-        kept = max(guests[index].baseline_bytes, guests[index].floor_bytes)
-        limiter = decisions[index].limiter
-        gives = guests[index].state not in UNCONTROLLED and limiter not in {Limiter.DANGER, Limiter.STUCK}
-        return decisions[index].target_bytes - kept if gives else 0
+    def surplus(index: int) -> int:
+        return decisions[index].target_bytes - max(guests[index].baseline_bytes, guests[index].floor_bytes)
 
+    def above_baseline(index: int) -> int:
+        gives = guests[index].state not in UNCONTROLLED and decisions[index].limiter is not Limiter.STUCK
+        return surplus(index) if gives and not in_danger[index] else 0
+
+    def above_baseline_in_danger(index: int) -> int:
+        return min(surplus(index), _step_bytes(guests[index])) if in_danger[index] else 0
+
+    in_danger = [decision.limiter is Limiter.DANGER for decision in decisions]
+    lacking = sum(max(growth(index), 0) for index, endangered in enumerate(in_danger) if endangered)
     stages = (
-        (wished_growth, "less: the budget is used up"),
-        (above_baseline, "gives: the budget is exceeded"),
-        (growth, "less than it needs: the budget is used up"),
+        (wished_growth, math.inf, "less: the budget is used up"),
+        (above_baseline, math.inf, "gives: the budget is exceeded"),
+        (above_baseline_in_danger, lacking, "gives to another in danger what is above its baseline"),
+        (growth, math.inf, "less than it needs: the budget is used up"),
     )
-    for part, reason in stages:
+    for part, most, reason in stages:
         excess = sum(_charge(*pair) for pair in zip(guests, decisions, strict=True)) - snapshot.budget_bytes
-        if excess > 0:
-            decisions = _cut(decisions, part, excess, reason)
+        if excess > 0 and most > 0:
+            decisions = _cut(decisions, part, min(excess, most), reason)
     return decisions
 
 
@@ -146,7 +159,7 @@ def _charge(guest: GuestSnapshot, decision: GuestDecision) -> int:
 
 
 def _cut(
-    decisions: list[GuestDecision], part: Callable[[int], int], excess_bytes: int, reason: str
+    decisions: list[GuestDecision], part: Callable[[int], int], excess_bytes: float, reason: str
 ) -> list[GuestDecision]:
     """Lower targets by `excess_bytes` in all, in proportion to each guest's `part`."""
     parts = [max(part(index), 0) for index in range(len(decisions))]

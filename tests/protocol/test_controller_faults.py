@@ -3,6 +3,7 @@
 import contextlib
 from functools import partial
 
+import msgspec
 import pytest
 import trio
 
@@ -177,6 +178,22 @@ async def test_a_guest_in_danger_gets_its_baseline_in_one_command(lab, autojump_
     assert after[0].decision.guests[0].limiter is Limiter.DANGER
     assert after[0].decision.target_of("small") == BASELINE * MIB
     assert all(event.decision.target_of("small") >= BASELINE * MIB for event in after)
+
+
+async def test_a_guest_that_lies_that_it_is_in_danger_keeps_no_other_from_its_baseline(lab, autojump_clock):
+    await lab.two()
+    lab.control["on_exit"] = "keep"
+    small, large = lab.guests["small"], lab.guests["large"]
+    facts = large._memory
+
+    def lie(_):
+        large._memory = lambda: msgspec.structs.replace(facts(), available=0)
+
+    def squeeze(_):
+        small.cache.own_bytes = small.qemu.balloon.actual_bytes - 5 * MIB
+
+    await lab.run(60.0, the_policy=lab.toward(small=300, large=700), actions=[(20.0, lie), (30.0, squeeze)])
+    assert (lab.size("small"), lab.size("large")) == (BASELINE, BASELINE)
 
 
 async def test_a_balloon_that_does_not_move_never_lets_the_receiver_grow(lab, autojump_clock):

@@ -83,6 +83,41 @@ def test_a_guest_in_danger_pays_for_no_other():
     assert [size for size, _ in result] == [1500, 1000, 1000]
 
 
+def test_a_guest_that_is_always_in_danger_does_not_keep_another_in_danger_from_its_baseline():
+    liar, other, sizes = guest("liar", 3000), guest("b", 500), []
+    for _ in range(5):
+        result = limited([liar, other], [3000, 500], budget=3500, dangers={"liar": "it says so", "b": "OOM"})
+        sizes.append([size for size, _ in result])
+        liar, other = (guest(name, size) for name, size in zip(("liar", "b"), sizes[-1], strict=True))
+    assert sizes == [[2500, 1000]] * 5
+
+
+def test_in_danger_it_gives_a_step_at_a_time_and_nothing_that_it_cannot_give_up():
+    dangers = {"a": "OOM", "b": "OOM"}
+    result = limited([guest("a", 2000), guest("b", 200)], [2000, 200], budget=2200, dangers=dangers)
+    assert [size for size, _ in result] == [1500, 700]
+    result = limited([guest("a", 2000, floor=1900), guest("b", 200)], [2000, 200], budget=2200, dangers=dangers)
+    assert [size for size, _ in result] == [1900, 300]
+
+
+def test_in_danger_it_gives_nothing_for_a_wish_or_a_lost_guest():
+    guests = [guest("a", 2000), guest("b", 500), guest("c", 500, state=GuestState.LOST)]
+    result = limited(guests, [2000, 900, 500], budget=3000, dangers={"a": "OOM"})
+    assert [size for size, _ in result] == [2000, 500, 500]
+
+
+@pytest.mark.parametrize(
+    ("changes", "budget", "size"),
+    [
+        ({"state": GuestState.LOST}, 10_000, 1000),  # no longer observed
+        ({"cap": 1200}, 10_000, 1200),  # the cap was lowered
+        ({}, 1700, 1700),  # the budget was
+    ],
+)
+def test_more_than_a_step_is_taken_only_for_what_a_person_has_set(changes, budget, size):
+    assert limited([guest("a", 2000, **changes)], [2000], budget=budget)[0][0] == size
+
+
 def test_a_hung_guest_stays_charged():
     hung = guest("a", 1000, actual=1500, state=GuestState.HUNG)
     assert limited([hung, guest("b")], [1000, 2000], budget=3000)[1] == (1500, Limiter.BUDGET)
