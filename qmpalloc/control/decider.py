@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from msgspec import structs
 
 from qmpalloc.config import Config
 from qmpalloc.control.books import Books
@@ -15,9 +18,13 @@ from qmpalloc.events import Decided
 from qmpalloc.model import Decision, GuestState, Limiter, Policy, Snapshot, hold
 from qmpalloc.rules.hostguard import Emergency, HostGuard, HostMemory, relieve
 from qmpalloc.rules.limits import apply_limits
+from qmpalloc.text import printable
 
 ReadHost = Callable[[], HostMemory | None]
 DANGER_HINT = "it gets its baseline and gives nothing for a minute"
+SLOW_S = 1.0
+"""A policy that takes longer is told: until it returns nobody reads answers, and no danger is noticed."""
+
 HOST_HINT = "every guest gives; end what else uses the host's memory, or lower the budget"
 
 
@@ -106,6 +113,11 @@ class Decider:
         started_s = time.perf_counter()
         decision = ask(snapshot, dangers)
         duration_s = round(time.perf_counter() - started_s, 6)
+        if duration_s < SLOW_S:
+            self._journal.clear_fault(None, "slow")
+        else:
+            took = f"policy {self.config.policy} took {duration_s:.1f} s to decide"
+            self._journal.fault(None, "slow", took, "nothing else is done meanwhile, and answers seem late after it")
         self._carry = decision.carry
         committed = self._books.committed_bytes
         self._journal.emit(
@@ -124,10 +136,13 @@ class Decider:
         if self.paused:
             return apply_limits(snapshot, hold(snapshot, "paused", Limiter.PAUSE), dangers)
         try:
-            decision = apply_limits(snapshot, self._policy.decide(snapshot), dangers)
+            # With a copy of what it carries, for the snapshot is recorded as it was shown.
+            shown = structs.replace(snapshot, carry=copy.deepcopy(snapshot.carry))
+            decision = apply_limits(snapshot, self._policy.decide(shown), dangers)
         except Exception as error:  # whatever a user's policy raises must not end the run
             text = error.message if isinstance(error, QmpallocError) else f"{type(error).__name__}: {error}"
-            self._journal.fault(None, "policy", f"policy {self.config.policy} failed: {text}", "all guests are held")
+            message = f"policy {self.config.policy} failed: {printable(text)}"
+            self._journal.fault(None, "policy", message, "all guests are held")
             return apply_limits(snapshot, hold(snapshot, "policy failed"), dangers)
         self._journal.clear_fault(None, "policy")
         return decision

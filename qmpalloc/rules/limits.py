@@ -13,6 +13,7 @@ import msgspec
 from msgspec import structs
 
 from qmpalloc.errors import QmpallocError
+from qmpalloc.events import encoder
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
 from qmpalloc.units import MIB, align_down, format_size
 
@@ -22,6 +23,9 @@ TAKE_SHARE = 0.25
 must be cheap to take back."""
 
 UNCONTROLLED = frozenset({GuestState.CONNECTING, GuestState.HELD, GuestState.HUNG, GuestState.PAUSED})
+
+
+_decoder = msgspec.json.Decoder(Decision)
 
 
 class PolicyError(QmpallocError):
@@ -56,8 +60,9 @@ def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, s
 def _checked(snapshot: Snapshot, decision: Decision) -> Decision:
     """Return the decision as it will read in a record: what cannot be recorded is no decision."""
     try:
-        decision = msgspec.convert(msgspec.to_builtins(decision, str_keys=True), Decision)
-    except (TypeError, ValueError, RecursionError) as error:
+        decision = _decoder.decode(encoder.encode(decision))
+    # ValueError: also text with half a surrogate pair.
+    except (TypeError, ValueError, RecursionError, NotImplementedError, msgspec.MsgspecError) as error:
         raise PolicyError(f"the policy returned what is no decision: {error}") from error
     expected = [guest.name for guest in snapshot.guests]
     found = [guest.name for guest in decision.guests]

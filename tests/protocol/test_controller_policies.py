@@ -1,8 +1,11 @@
 """Whatever a policy does, the limits hold and the record can be read."""
 
+import itertools
+
 import msgspec
 import pytest
 
+from qmpalloc.config import Size
 from qmpalloc.events import (
     Decided,
     Faulted,
@@ -20,6 +23,7 @@ BASELINE = 500
     [
         lambda snapshot: 1 / 0,
         lambda snapshot: None,
+        lambda snapshot: (_ for _ in ()).throw(ValueError("\ud800\x1b[2J")),
         lambda snapshot: Decision(guests=()),
         lambda snapshot: Decision(guests=tuple(GuestDecision(name="x", target_bytes=1, reason="") for _ in "ab")),
     ],
@@ -27,7 +31,9 @@ BASELINE = 500
 async def test_a_policy_that_fails_holds_all_guests_visibly(lab, autojump_clock, how):
     await lab.two()
     await lab.run(9.0, the_policy=lab.policy(how))
-    assert any(event.kind == "policy" for event in lab.of(Faulted))
+    told = [event.message for event in lab.of(Faulted) if event.kind == "policy"]
+    assert told
+    assert "".join(told).isprintable()
     assert lab.size("small") == BASELINE
     assert lab.events[-1].clean
 
@@ -59,10 +65,44 @@ async def test_what_a_policy_carries_comes_back(lab, autojump_clock):
     assert seen == [None, {"n": 1}, {"n": 2}, {"n": 3}]
 
 
+async def test_what_is_recorded_is_what_the_policy_was_shown_even_if_it_changes_that(lab, autojump_clock):
+    await lab.two()
+
+    def spoiling(snapshot):
+        carry = snapshot.carry or {"n": 0}
+        carry["n"] += 1
+        return msgspec.structs.replace(hold(snapshot, ""), carry=carry)
+
+    await lab.run(7.0, the_policy=lab.policy(spoiling))
+    assert [event.snapshot.carry for event in lab.of(Decided)] == [None, {"n": 1}, {"n": 2}]
+
+
+async def test_a_policy_may_return_sizes_of_its_settings(lab, autojump_clock):
+    await lab.two()
+
+    def decide(snapshot):
+        decision = hold(snapshot, "")
+        guests = tuple(msgspec.structs.replace(guest, target_bytes=Size(400 * MIB)) for guest in decision.guests)
+        return msgspec.structs.replace(decision, guests=guests)
+
+    await lab.run(9.0, the_policy=lab.policy(decide))
+    assert not lab.of(Faulted)
+    assert [guest.target_bytes for guest in lab.of(Decided)[-1].decision.guests] == [400 * MIB] * 2
+
+
+async def test_a_policy_that_takes_long_is_told(lab, autojump_clock, monkeypatch):
+    await lab.two()
+    clock = itertools.count(step=1.5)
+    monkeypatch.setattr("qmpalloc.control.decider.time.perf_counter", lambda: float(next(clock)))
+    await lab.run(9.0, the_policy=lab.policy(lambda snapshot: hold(snapshot, "")))
+    assert [event.message for event in lab.of(Faulted)] == ["policy paper took 1.5 s to decide"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"carry": object()}, {"moves": None}, {"summary": None}, {"carry": {1: {2, 3}, "x": b"y"}},
+        {"summary": "\ud800"}, {"carry": {"\udcff": 1}}, {"carry": [2**70, float("nan")]},
     ],
 )  # fmt: skip
 async def test_a_decision_that_cannot_be_recorded_is_none(lab, autojump_clock, change):
