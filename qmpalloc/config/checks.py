@@ -35,7 +35,9 @@ def _guest_mistakes(guest: GuestConfig) -> Iterator[tuple[str, str, str]]:
         yield "name", f"{guest.name!r} is not a name", "use at most 32 characters"
     for key in ("monitor", "agent"):
         path = getattr(guest, key)
-        if not path:
+        if "\0" in path:
+            yield key, f"{path!r} is no path", "remove the zero byte"
+        elif not path:
             yield key, "missing", "the path of a Unix socket; see 'qmpalloc vm up --dry-run' for QEMU's side"
         elif len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
             yield key, f"{path} is longer than a Unix socket path may be ({MAX_SOCKET_PATH_BYTES} bytes)", ""
@@ -86,7 +88,7 @@ def _check_unique(config: Config, mistakes: Mistakes) -> None:
     for index, guest in enumerate(config.guests):
         for key in ("name", "monitor", "agent"):
             value = getattr(guest, key)
-            identity = value if key == "name" else os.path.realpath(value)
+            identity = value if key == "name" or "\0" in value else os.path.realpath(value)
             where = f"guest[{index}].{key}"
             if value and identity in seen:
                 hint = "" if key == "name" else "QEMU serves one client per socket; start it with a second -qmp"

@@ -36,3 +36,5 @@ def read_tables(text: str, *, file: Path, brackets: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"not valid TOML: {error}", file=str(file), hint=brackets) from error
+    except RecursionError as error:
+        raise ConfigError("not valid TOML: nested too deeply", file=str(file), hint=brackets) from error

@@ -26,6 +26,7 @@ from qmpalloc.errors import QmpallocError
 from qmpalloc.events import ControlChanged, Ended, Mode, Reloaded, Sink
 from qmpalloc.host.facts import guest_headers, header
 from qmpalloc.model import Decision, Policy, Snapshot
+from qmpalloc.text import printable
 
 STATE_TICK_S = 0.5
 """How often ages are looked at: a state that depends on time changes at most this late."""
@@ -136,10 +137,13 @@ class Controller:
             names = {guest.name for guest in self.guests if guest.leaving}
             if back := names & {guest.name for guest in changes.added}:
                 raise QmpallocError(f"{', '.join(sorted(back))} is still on its way out", hint="try again in a moment")
-        except QmpallocError as error:
+        except Exception as error:  # whatever goes wrong in reading must not end the run
+            message, hint = printable(f"{type(error).__name__}: {error}"), ""
+            if isinstance(error, QmpallocError):
+                message, hint = error.message, error.hint
             self._journal.clear_fault(None, "reload")
-            hint = f"{error.hint}; nothing was changed" if error.hint else "nothing was changed"
-            self._journal.fault(None, "reload", error.message, hint)
+            hint = f"{hint}; nothing was changed" if hint else "nothing was changed"
+            self._journal.fault(None, "reload", message, hint)
             return
         self.config = self._decider.config = with_budget(self.config, new)
         self._books.budget_bytes = new.host.budget

@@ -101,12 +101,19 @@ async def test_a_smaller_budget_is_kept(lab, autojump_clock):
     assert lab.of(Decided)[-1].committed_bytes <= 1000 * MIB
 
 
-async def test_a_mistake_changes_nothing_and_is_told(lab, autojump_clock):
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ConfigError("unknown key", file="lab.toml", key="host.bugdet", hint="did you mean budget?"),
+        ValueError("bugdet"),
+    ],
+)
+async def test_a_mistake_changes_nothing_and_is_told(lab, autojump_clock, mistake):
     await lab.two()
 
     def wrong(controller):
         def fail():
-            raise ConfigError("unknown key", file="lab.toml", key="host.bugdet", hint="did you mean budget?")
+            raise mistake
 
         controller.reload(fail)
 
