@@ -54,33 +54,28 @@ async def _refuse_pinned_memory(monitor: Monitor) -> None:
     (``ram_block_discard_disable``); a huge page only comes back when the guest happens to hand over all of it.
     """
     for container in ("/machine/peripheral", "/machine/peripheral-anon"):
-        if await _child(monitor, container, "vfio") is not None:
+        if await _children(monitor, container, "vfio"):
             hint = "remove the assigned device, or take the guest out of the configuration"
             raise _unfit(monitor, "an assigned device (vfio) pins the guest's memory", hint)
-    for kind in ("memory-backend-memfd", "memory-backend-file"):
-        name = await _child(monitor, "/objects", kind)
-        if name is None:
-            continue
-        prop = "hugetlb" if kind.endswith("memfd") else "mem-path"
-        try:
-            value = await monitor.execute("qom-get", {"path": f"/objects/{name}", "property": prop})
-        except RefusedError:
-            continue
-        if value is True or (isinstance(value, str) and on_hugetlbfs(value, Path("/proc/mounts"))):
-            hint = "use plain RAM (-m): the balloon works in 4 KiB pages"
-            raise _unfit(monitor, "the guest's memory is made of huge pages", hint)
+    for kind, prop in (("memory-backend-memfd", "hugetlb"), ("memory-backend-file", "mem-path")):
+        for name in await _children(monitor, "/objects", kind):  # a guest with NUMA nodes has several
+            try:
+                value = await monitor.execute("qom-get", {"path": f"/objects/{name}", "property": prop})
+            except RefusedError:
+                continue
+            if value is True or (isinstance(value, str) and on_hugetlbfs(value, Path("/proc/mounts"))):
+                hint = "use plain RAM (-m): the balloon works in 4 KiB pages"
+                raise _unfit(monitor, "the guest's memory is made of huge pages", hint)
 
 
-async def _child(monitor: Monitor, container: str, kind: str) -> str | None:
-    """Return the name of the first child of that kind of a QOM container."""
+async def _children(monitor: Monitor, container: str, kind: str) -> list[str]:
+    """Return the names of the children of that kind of a QOM container."""
     try:
         listing = await monitor.execute("qom-list", {"path": container})
     except RefusedError:
-        return None
-    for child in listing if isinstance(listing, list) else []:
-        if isinstance(child, dict) and str(child.get("type")).startswith(f"child<{kind}"):
-            return str(child.get("name"))
-    return None
+        return []
+    children = [child for child in listing if isinstance(child, dict)] if isinstance(listing, list) else []
+    return [str(child.get("name")) for child in children if str(child.get("type")).startswith(f"child<{kind}")]
 
 
 def on_hugetlbfs(path: str, mounts: Path) -> bool:

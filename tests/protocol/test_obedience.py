@@ -90,12 +90,14 @@ async def test_memory_that_does_not_come_back_to_the_host_is_refused(lab, autoju
     container = "/machine/peripheral" if kind.startswith("vfio") else "/objects"
 
     def qom_list(arguments):
-        child = {"name": "it", "type": f"child<{kind}>"}
+        children = [{"name": name, "type": f"child<{kind}>"} for name in ("plain", "it")]
         if arguments["path"] == "/objects":
-            return [child] if container == "/objects" else []
-        return own_list(arguments) + ([child] if arguments["path"] == container else [])
+            return children if container == "/objects" else []
+        return own_list(arguments) + (children if arguments["path"] == container else [])
 
     def qom_get(arguments):
+        if arguments["path"] == "/objects/plain":  # the memory of another NUMA node
+            return False
         return value if arguments.get("property") == property_name else own_get(arguments)
 
     qemu.commands |= {"qom-list": qom_list, "qom-get": qom_get}
