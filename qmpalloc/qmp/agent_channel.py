@@ -24,10 +24,12 @@ ABANDONED_MAX = 32
 """File handles, and openings of files without an answer, that are remembered; enough for minutes of a hung agent."""
 
 
-FLOOD = "the agent floods the connection with lines that answer nothing"
+FLOOD = "the agent floods the connection with what answers nothing"
 NOISE_MAX_LINES = 1000
-"""Lines in a row that answer nothing, after which the connection is given up: each costs this process some time, which
-belongs to the other guests. Late answers of a hung agent are far fewer."""
+NOISE_MAX_BYTES = 4 * 1024 * 1024
+"""Lines, and bytes, that answer nothing since the last answer, after which the connection is given up: they cost this
+process time, which belongs to the other guests (up to 0.2 s for a line of 1 MiB). Late answers of a hung agent are far
+fewer, and four of the longest are not more."""
 
 
 class AgentChannel:
@@ -45,7 +47,7 @@ class AgentChannel:
         self._synced = False
         self._echoes_ids = True
         self._serial = 0
-        self._noise = 0
+        self._noise = self._noise_bytes = 0
         self._awaited: _Awaited | None = None
         self._abandoned_opens: dict[str, None] = {}
 
@@ -114,6 +116,16 @@ class AgentChannel:
                 self._abandoned_opens.pop(next(iter(self._abandoned_opens)))
             self._abandoned_opens[awaited.reply_id] = None
 
+    def on_bytes(self, count: int) -> None:
+        """Take notice that bytes came: also those that are no frame, such as empty lines, are a flood at last.
+
+        Raises:
+            NonsenseError: They are.
+        """
+        self._noise_bytes += count  # an answer sets it back
+        if self._noise_bytes > NOISE_MAX_BYTES:
+            raise NonsenseError(FLOOD)
+
     def on_frame(self, frame: Frame) -> None:
         """Take a frame from the connection. Nothing that a guest sends ends the connection, unless it is a flood.
 
@@ -145,7 +157,7 @@ class AgentChannel:
         if awaited is not None and self._answers(message, awaited):
             if awaited.sync_number is not None:
                 self._echoes_ids = "id" in message
-            self._noise = 0
+            self._noise = self._noise_bytes = 0
             awaited.reply.set(message)
             return
         self.skipped += 1

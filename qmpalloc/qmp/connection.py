@@ -19,7 +19,11 @@ RECEIVE_BYTES = 65536
 
 
 class Handler(Protocol):
-    """What a connection delivers to. Both methods are called from the connection's tasks and must not block."""
+    """What a connection delivers to. The methods are called from the connection's tasks and must not block."""
+
+    def on_bytes(self, count: int) -> None:
+        """Take notice that so many bytes came, before what they hold; raising `NonsenseError` ends the connection."""
+        ...
 
     def on_frame(self, frame: Frame) -> None:
         """Take a frame; raising `NonsenseError` ends the connection."""
@@ -97,6 +101,7 @@ class Connection:
     async def _run_reader(self, handler: Handler) -> QmpallocError:
         try:
             while data := await self._stream.receive_some(RECEIVE_BYTES):
+                handler.on_bytes(len(data))
                 for frame in self._framer.feed(data):
                     handler.on_frame(frame)
         except NonsenseError as error:

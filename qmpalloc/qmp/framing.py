@@ -62,6 +62,8 @@ class Framer:
     def _feed_lines(self, data: bytes, frames: list[Frame]) -> None:
         *ended, rest = data.split(b"\n")
         for line in ended:
+            if not line and not self._partial and not self._skipping:
+                continue  # at once: a peer may send nothing but line ends
             self._extend(line, frames)
             if not self._skipping and (whole := bytes(self._partial).strip()):
                 frames.append(whole)

@@ -195,6 +195,9 @@ class Monitor:
 
     # What follows is for the connection and for `open_monitor_on`.
 
+    def on_bytes(self, count: int) -> None:
+        """Take notice that bytes came. A QEMU may send as much as it likes."""
+
     def on_frame(self, frame: Frame) -> None:
         """Take a line from the connection."""
         if isinstance(frame, Mark):

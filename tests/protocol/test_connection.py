@@ -26,6 +26,9 @@ class Collector:
     def on_frame(self, frame):
         self.frames.append(frame)
 
+    def on_bytes(self, count):
+        pass
+
     def on_end(self):
         self.ended = True
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from qmpalloc.errors import NonsenseError
 from qmpalloc.events import Decided, Faulted, Sampled
 from qmpalloc.qmp.agent import open_agent_on
-from qmpalloc.qmp.agent_channel import NOISE_MAX_LINES
+from qmpalloc.qmp.agent_channel import NOISE_MAX_BYTES, NOISE_MAX_LINES
 
 TROUBLES = {
     "a flood of lines": b"{}\n" * 20_000,
@@ -73,6 +73,23 @@ async def test_a_flood_ends_in_a_fault_and_the_others_decide_on_time(
     assert not any(event.decision.moves for event in lab.of(Decided))
     assert [round(event.t) for event in lab.of(Decided)] == pytest.approx([2, 4, 6, 8], abs=0.6)
     assert most_bytes < 32 << 20
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\n", b" ", b"x", b"[" + b"{}," * 300_000 + b"{}]\n", b'{"id":"qmpalloc-2"}' + b" " * 9999 + b"\n"],
+)
+async def test_a_flood_ends_the_connection_after_so_many_bytes_whatever_they_are(autojump_clock, nursery, data):
+    client, server = trio.testing.memory_stream_pair()
+
+    async def flood():
+        for _ in range(0, 2 * NOISE_MAX_BYTES, 1 << 20):
+            await server.send_all(data * ((1 << 20) // len(data) + 1))
+
+    async with open_agent_on(client, address="flood") as agent:
+        nursery.start_soon(flood)
+        with pytest.raises(NonsenseError, match="floods"):
+            await agent.info()
 
 
 async def test_a_flood_ends_the_connection_after_so_many_lines(autojump_clock):
