@@ -141,9 +141,8 @@ class Controller:
             message, hint = printable(f"{type(error).__name__}: {error}"), ""
             if isinstance(error, QmpallocError):
                 message, hint = error.message, error.hint
-            self._journal.clear_fault(None, "reload")
             hint = f"{hint}; nothing was changed" if hint else "nothing was changed"
-            self._journal.fault(None, "reload", message, hint)
+            self._journal.fault(None, "reload", message, hint, again=True)
             return
         self.config = self._decider.config = with_budget(self.config, new)
         self._books.budget_bytes = new.host.budget
@@ -364,6 +363,7 @@ class Controller:
             left = self._fleet.drop_left(is_home, self._journal.now_s(), limit_s)
         for guest in left:
             self._books.forget(guest.name)
+            self._journal.forget(guest.name)
             self._told_room.discard(guest.name)
             if not is_home(guest) and self.mode == "run" and self.config.control.on_exit == "baseline":
                 self._journal.fault(guest.name, "exit", "left the run and is not back at its baseline")
@@ -388,7 +388,7 @@ class Controller:
         for guest in self.guests:
             guest.host_was_away(away_s)
         hint = "nothing was decided meanwhile"
-        self._journal.fault(None, "absence", f"this process did not run for {away_s:.1f} s", hint)
+        self._journal.fault(None, "absence", f"this process did not run for {away_s:.1f} s", hint, again=True)
         return True
 
     def _check_budget(self) -> None:

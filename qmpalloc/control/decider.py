@@ -86,8 +86,7 @@ class Decider:
         )
         news, self._rescued = in_need - self._rescued, in_need
         for name in sorted(news & dangers.keys()):
-            self._journal.clear_fault(name, "danger")
-            self._journal.fault(name, "danger", dangers[name], DANGER_HINT)
+            self._journal.fault(name, "danger", dangers[name], DANGER_HINT, again=True)
         if not news:
             return None
         why = f"at once, for {', '.join(sorted(news))}"

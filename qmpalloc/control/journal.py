@@ -48,11 +48,18 @@ class Journal:
                 if not self._sinks:
                     self._on_deaf()
 
-    def fault(self, guest: str | None, kind: str, message: str, hint: str = "") -> None:
-        """Report a fault; the same message of the same kind is reported once until `clear_fault`."""
-        if self._faults.get((guest, kind)) != message:
+    def fault(self, guest: str | None, kind: str, message: str, hint: str = "", *, again: bool = False) -> None:
+        """Report a fault; the same message of the same kind is reported once until `clear_fault`.
+
+        With `again` it is an event of its own, reported even if it reads like the last.
+        """
+        if again or self._faults.get((guest, kind)) != message:
             self._faults[guest, kind] = message
             self.emit(Faulted, guest=guest, kind=kind, message=message, hint=hint)
+
+    def forget(self, guest: str) -> None:
+        """Forget the faults of a guest that has left: should it come back, they are news."""
+        self._faults = {key: message for key, message in self._faults.items() if key[0] != guest}
 
     def clear_fault(self, guest: str | None, kind: str) -> None:
         """Note that the fault is over, so that its return is reported again."""

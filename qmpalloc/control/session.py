@@ -28,6 +28,7 @@ from qmpalloc.errors import (
 from qmpalloc.events import Commanded
 from qmpalloc.qmp import Monitor, MonitorEvent, deadline, open_monitor
 from qmpalloc.rules.ledger import Order
+from qmpalloc.text import printable
 from qmpalloc.units import PAGE_BYTES, align_down, format_size
 
 Purpose = Literal["adopt", "shrink", "grant", "repeat", "accept"]
@@ -142,8 +143,9 @@ class Session:
                 self.guest.held(error.message)
                 self._journal.fault(name, "monitor", error.message, error.hint)
             except Exception as error:  # a defect of ours must not take the other guests along
-                self.guest.held(f"{type(error).__name__}: {error}")
-                self._journal.fault(name, "internal", f"{type(error).__name__}: {error}", "please report this")
+                defect = printable(f"{type(error).__name__}: {error}")
+                self.guest.held(defect)
+                self._journal.fault(name, "internal", defect, "please report this")
             self._end_of_connection()
             lasted = self._journal.now_s() - was_up_s > RETRY_MOST_S
             await trio.sleep(RETRY_FIRST_S if lasted else delay_s)
@@ -284,7 +286,7 @@ class Session:
         found = f"its size fell to {format_size(guest.actual_bytes)} without a command of this run"
         habit = guest.obedience.interfered(now_s)
         hint = "is another controller at work on a second monitor of this guest?"
-        self._journal.fault(guest.name, "interference", found, hint)
+        self._journal.fault(guest.name, "interference", found, hint, again=True)
         if habit and guest.link is Link.UP:
             self._held_until_s = now_s + INTERFERENCE_HOLD_S
             guest.held("another controller commands its balloon")

@@ -68,6 +68,16 @@ async def test_a_stuck_guest_in_danger_gets_its_baseline_all_the_same(lab, autoj
     assert lab.size("small") == BASELINE
 
 
+async def test_every_interference_is_told(lab, autojump_clock):
+    await lab.two()
+    balloon = lab.guests["small"].qemu.balloon
+    balloon.inflate_bytes_per_s = balloon.deflate_bytes_per_s = float("inf")
+    await lab.run(40.0, "static", actions=[at(when, partial(balloon.request, 300 * MIB)) for when in (9.1, 29.1)])
+    told = [event.message for event in lab.of(Faulted, "small") if event.kind == "interference"]
+    assert len(told) == 2
+    assert told[0] == told[1]
+
+
 async def test_another_controller_is_noticed_and_then_left_alone(lab, autojump_clock):
     await lab.two()
     request = partial(lab.guests["small"].qemu.balloon.request, 300 * MIB)

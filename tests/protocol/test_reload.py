@@ -13,6 +13,7 @@ from qmpalloc.events import Commanded, ControlChanged, Decided, Faulted, Reloade
 from qmpalloc.model import Limiter
 from qmpalloc.policy import load
 from qmpalloc.rules.hostguard import HostMemory
+from qmpalloc.testing import Refusal
 from qmpalloc.units import GIB, MIB
 
 BASELINE = 500
@@ -123,6 +124,21 @@ async def test_a_mistake_changes_nothing_and_is_told(lab, autojump_clock, mistak
     assert "nothing was changed" in fault.hint
     assert len(controller.guests) == 2
     assert not lab.of(Reloaded)
+
+
+async def test_the_faults_of_a_guest_that_comes_back_are_told_again(lab, autojump_clock):
+    await lab.two()
+    lab.control["on_exit"] = "keep"
+    lab.may_exceed = True  # room is kept for it
+
+    def refuse(arguments):
+        raise Refusal("no balloon today", "DeviceNotActive")
+
+    lab.guests["small"].qemu.commands["query-balloon"] = refuse
+    actions = [(15.1, reloading(lab, "large")), (20.1, reloading(lab, "small", "large"))]
+    await lab.run(40.0, actions=actions)
+    times = [event.t for event in lab.of(Faulted, "small") if "no balloon today" in event.message]
+    assert [time > 20 for time in times] == [False, True]
 
 
 async def test_a_guest_removed_while_its_qemu_hangs_does_not_stay_for_ever(lab, autojump_clock):
