@@ -94,7 +94,7 @@ class Guest:
         self.commanded = False
         self.moved_unasked = False
         self._unconfirmed_bytes = 0
-        self._needed_bytes = 0
+        self._needed_bytes = self._gap_bytes = self._gap_at_bytes = 0
         self._known_since_s = 0.0
         self._reset = False
         self._rebooting_bytes = 0
@@ -180,7 +180,7 @@ class Guest:
         """
         self._forget_samples()
         self.curves.was_reset()
-        self._needed_bytes = 0
+        self._needed_bytes = self._gap_bytes = self._gap_at_bytes = 0
         self._reset = True
         self._rebooting_bytes = self.facts.ram_bytes if self.facts else self.cap_bytes
         self._grace_until_s = now_s + RESET_GRACE_S
@@ -207,6 +207,7 @@ class Guest:
     def _forget_size(self) -> None:
         self.target_bytes = self.actual_bytes = self.desired_bytes = 0
         self._unconfirmed_bytes = self._needed_bytes = self._rebooting_bytes = 0
+        self._gap_bytes = self._gap_at_bytes = 0
         self.commanded = self.migrating = self._reset = False
 
     def _forget_samples(self) -> None:
@@ -329,11 +330,15 @@ class Guest:
         memory = sample.memory_bytes
         if memory.unreclaimable_bytes is None:
             return
-        gap = 0
         if memory.total is not None and self.facts is not None:
-            size = self.facts.ram_bytes if self.facts.deflate_on_oom else self.actual_bytes
-            gap = max(size - memory.total, 0)
-        self._needed_bytes = gap + memory.unreclaimable_bytes + self._control.reserve
+            self._learn_gap(self.facts.ram_bytes if self.facts.deflate_on_oom else self.actual_bytes, memory.total)
+        self._needed_bytes = self._gap_bytes + memory.unreclaimable_bytes + self._control.reserve
+
+    def _learn_gap(self, size_bytes: int, total_bytes: int) -> None:
+        """Learn RAM - MemTotal. Where MemTotal follows the balloon, only while the size rests from sample to sample."""
+        at_rest, self._gap_at_bytes = size_bytes == self._gap_at_bytes, size_bytes
+        if at_rest or not self._gap_bytes:
+            self._gap_bytes = max(size_bytes - total_bytes, 0)
 
     # --- samples ----------------------------------------------------------------------------------------------------
 

@@ -155,6 +155,20 @@ class TestFloor:
         take(guest, 1.0, memory_bytes=memory)
         assert guest.floor_bytes == (300 + 50 + 20 + 1 + 1 + 48 + 64) * MIB
 
+    @pytest.mark.parametrize("moved_bytes", [-300 * MIB, 900 * MIB])
+    def test_a_sample_from_before_a_move_does_not_change_what_the_kernel_keeps(self, moved_bytes):
+        guest = make_guest()
+        # Without deflate-on-oom MemTotal follows the balloon; 80 MiB of a machine's RAM are never in it.
+        guest.connected(msgspec.structs.replace(FACTS, deflate_on_oom=False), GIB, 0.0, paused=False)
+        parts = dict.fromkeys(("shmem", "slab_unreclaimable", "kernel_stack", "page_tables"), 0)
+        before = Memory(total=GIB - 80 * MIB, anon=300 * MIB, **parts)
+        for number in (1, 2, 3):
+            guest.take_sample(sample(number, memory_bytes=before), float(number))
+        assert guest.floor_bytes == 380 * MIB + CONTROL.reserve
+        guest.measured(GIB + moved_bytes, 3.5)
+        guest.take_sample(sample(4, memory_bytes=before), 4.0)
+        assert guest.floor_bytes == 380 * MIB + CONTROL.reserve
+
     def test_it_is_remembered_when_the_guest_tells_no_more_and_lifts_the_baseline(self):
         guest = connected(baseline=Size(300 * MIB))
         parts = {"anon": 400 * MIB, "shmem": 0, "slab_unreclaimable": 0, "kernel_stack": 0, "page_tables": 0}
