@@ -1,6 +1,7 @@
 """Whatever a guest, a socket or an output does is a state or a fault, and hurts nobody else."""
 
 import contextlib
+import errno
 from functools import partial
 
 import msgspec
@@ -128,15 +129,36 @@ async def test_a_held_socket_is_told_with_a_hint(lab, autojump_clock):
     assert lab.states("large")[-1] == "fresh"
 
 
-async def test_sockets_that_are_missing_or_refused_are_a_state(lab, autojump_clock, tmp_path):
+@pytest.mark.parametrize(
+    ("how", "state", "says"),
+    [
+        ("missing", "connecting", "no such socket"),
+        ("refused", "connecting", "no process listens"),
+        ("forbidden", "hung", "permission denied"),
+    ],
+)
+async def test_sockets_that_are_missing_or_refused_are_a_state(
+    lab, autojump_clock, tmp_path, monkeypatch, how, state, says
+):
     await lab.add("large", file_mib=900)
     lab.guests["absent"] = None
-    listener = trio.socket.socket(trio.socket.AF_UNIX)
-    await listener.bind(str(tmp_path / "absent.agent"))
-    listener.close()
-    await lab.run(8.0)
-    assert lab.states("absent") == ["connecting"]
-    assert "no such socket" in lab.of(Faulted, "absent")[0].message
+    path, real = str(tmp_path / "absent.qmp"), trio.open_unix_socket
+    if how == "refused":
+        with trio.socket.socket(trio.socket.AF_UNIX) as listener:
+            await listener.bind(path)
+
+    async def open_unix_socket(filename):
+        if filename == path:
+            raise PermissionError(errno.EACCES, "Permission denied")  # a superuser would not meet it
+        return await real(filename)
+
+    if how == "forbidden":
+        monkeypatch.setattr(trio, "open_unix_socket", open_unix_socket)
+    await lab.run(8.0, budget=1400)
+    assert lab.states("absent")[-1] == state
+    fault = lab.of(Faulted, "absent")[0]
+    assert says in fault.message
+    assert how != "forbidden" or "as the user that runs QEMU" in fault.hint
     assert lab.states("large")[-1] == "fresh"
 
 

@@ -119,6 +119,19 @@ async def test_memory_that_does_not_come_back_to_the_host_is_refused(lab, autoju
     assert lab.states("large")[-1] == "fresh"
 
 
+async def test_a_guest_without_a_balloon_is_held_and_charged_with_its_cap(lab, autojump_clock):
+    await lab.two()
+    lab.guests["small"].qemu.balloon_id = None
+    await lab.run(12.0, budget=1400)
+    assert lab.states("small")[-1] == "held"
+    assert not lab.of(Commanded, "small")
+    fault = lab.of(Faulted, "small")[0]
+    assert "no balloon device" in fault.message
+    assert "virtio-balloon" in fault.hint
+    assert lab.of(Decided)[-1].snapshot.guests[0].charge_bytes == 800 * MIB
+    assert lab.states("large")[-1] == "fresh"
+
+
 async def test_a_guest_that_somebody_migrates_is_not_touched(lab, autojump_clock):
     await lab.two()
     qemu = lab.guests["small"].qemu
