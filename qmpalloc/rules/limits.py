@@ -82,23 +82,24 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     if danger is not None:
         return _with(wish, max(guest.baseline_bytes, guest.target_bytes), Limiter.DANGER, danger)
     if guest.state is GuestState.LOST:
-        # No longer observed: the size a person chose is the only defensible one.
-        return _with(wish, guest.baseline_bytes, Limiter.STATE, "lost: back to baseline")
+        # No longer observed: the size a person chose is the only defensible one. Slowly, for what it needs may have
+        # grown unseen: one that takes memory back by itself on the way is then in danger.
+        lowest = guest.target_bytes - _step_bytes(guest)
+        return _with(wish, max(guest.baseline_bytes, -align_down(-lowest)), Limiter.STATE, "lost: back to baseline")
     if guest.frozen and guest.state is GuestState.FRESH:
         return _with(wish, guest.target_bytes, Limiter.STUCK, guest.frozen)
     if guest.state is not GuestState.FRESH:
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
-    target = align_down(wish.target_bytes)
+    target, limiter, reason = align_down(wish.target_bytes), wish.limiter, wish.reason
+    if target > guest.cap_bytes:
+        target, limiter, reason = guest.cap_bytes, Limiter.CAP, f"{reason} (cap {format_size(guest.cap_bytes)})"
     # From the size it really has, where that is larger: steps that a slow balloon has not taken yet do not add up.
     lowest = max(guest.target_bytes, guest.actual_bytes) - _step_bytes(guest)
     if target < lowest:
-        wish = _with(wish, -align_down(-lowest), Limiter.STEP, f"{wish.reason} (no more than a quarter at once)")
-        target = wish.target_bytes
+        target, limiter, reason = -align_down(-lowest), Limiter.STEP, f"{reason} (no more than a quarter at once)"
     if target < guest.floor_bytes:
-        return _with(wish, guest.floor_bytes, Limiter.FLOOR, f"{wish.reason} (floor {format_size(guest.floor_bytes)})")
-    if target > guest.cap_bytes:
-        return _with(wish, guest.cap_bytes, Limiter.CAP, f"{wish.reason} (cap {format_size(guest.cap_bytes)})")
-    return _with(wish, target, wish.limiter, wish.reason)
+        target, limiter, reason = guest.floor_bytes, Limiter.FLOOR, f"{reason} (floor {format_size(guest.floor_bytes)})"
+    return _with(wish, target, limiter, reason)
 
 
 def _step_bytes(guest: GuestSnapshot) -> int:

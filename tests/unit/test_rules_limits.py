@@ -107,15 +107,15 @@ def test_in_danger_it_gives_nothing_for_a_wish_or_a_lost_guest():
 
 
 @pytest.mark.parametrize(
-    ("changes", "budget", "size"),
-    [
-        ({"state": GuestState.LOST}, 10_000, 1000),  # no longer observed
-        ({"cap": 1200}, 10_000, 1200),  # the cap was lowered
-        ({}, 1700, 1700),  # the budget was
-    ],
+    ("changes", "limiter"), [({"state": GuestState.LOST}, Limiter.STATE), ({"cap": 1200}, Limiter.STEP)]
 )
-def test_more_than_a_step_is_taken_only_for_what_a_person_has_set(changes, budget, size):
-    assert limited([guest("a", 2000, **changes)], [2000], budget=budget)[0][0] == size
+def test_a_lost_guest_and_a_lowered_cap_take_slowly_too(changes, limiter):
+    assert limited([guest("a", 2000, **changes)], [2000]) == [(1500, limiter)]
+    assert limited([guest("a", 1100, **(changes | {"cap": 1050}))], [1100])[0][0] in {1000, 1050}
+
+
+def test_for_the_budget_more_than_a_step_is_taken_at_once():
+    assert limited([guest("a", 2000)], [2000], budget=1200) == [(1200, Limiter.BUDGET)]
 
 
 def test_a_hung_guest_stays_charged():
