@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import select
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -129,11 +130,16 @@ class Keys:
 
 
 class PlainLines:
-    """A sink that prints a line for what a person should know; for output that is not a terminal."""
+    """A sink that prints a line for what a person should know; for output that is not a terminal.
+
+    Nothing is printed while what reads it takes no more (Ctrl-S, a pager that waits): writing would then stop the whole
+    run, and nobody would be told. What was left out is counted.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._log = PlainLog()
+        self._left_out = 0
         self.on_closed: Callable[[], None] = lambda: None
 
     def __call__(self, event: AnyEvent) -> None:
@@ -141,11 +147,27 @@ class PlainLines:
         line = self._log.line(event)
         if line is None:
             return
+        if not _takes_more(self._console):
+            self._left_out += 1
+            return
+        if self._left_out:
+            line, self._left_out = f"({self._left_out} lines left out: nobody read them)\n{line}", 0
         try:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         except (OSError, SystemExit):  # rich exits where standard output is closed
             self.on_closed()
             raise
+
+
+def _takes_more(console: Console) -> bool:
+    """Tell whether a line can be written without waiting. A pipe that can takes at least 4 KiB."""
+    try:
+        output = console.file.fileno()
+    except (OSError, ValueError):  # not a file of the operating system
+        return True
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _watched(writer: RecordWriter, others: list[Sink]) -> Sink:

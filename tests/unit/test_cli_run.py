@@ -1,9 +1,15 @@
 """``run``, ``watch`` and ``plan`` where no guest is: said, with what to do, exit code 1, no traceback."""
 
+import os
+import re
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
+
+from qmpalloc.cli.conduct import PlainLines
+from qmpalloc.events import Faulted
 
 CONFIG = """
 [host]
@@ -41,6 +47,20 @@ def test_no_guest_is_no_success(directory, command):
     assert "no such socket" in result.stdout
     assert "hint: qmpalloc doctor" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.timeout(20)
+def test_a_reader_that_reads_nothing_stops_nothing_and_what_was_left_out_is_told():
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as writer:
+        lines = PlainLines(Console(file=writer, width=80))
+        faults = [Faulted(t=1.0, wall=1.0, guest=None, kind="x", message=f"fault {n}") for n in range(3000)]
+        for fault in faults[:-1]:
+            lines(fault)
+        os.read(reader.fileno(), 1 << 20)
+        lines(faults[-1])
+        last = os.read(reader.fileno(), 1 << 20).decode()
+    assert re.search(r"^\([0-9]+ lines left out: nobody read them\)\n.*fault 2999", last)
 
 
 @pytest.mark.parametrize("duration", ["0s", "10", "soon", "-1s"])
