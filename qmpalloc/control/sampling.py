@@ -19,6 +19,10 @@ from qmpalloc.sample import FILE_MAX_BYTES, parse
 REREAD_SHARE = 0.15
 """Part of the sample interval after which a reading that brought nothing new is repeated."""
 
+RECONNECT_AFTER = 5
+"""Readings in a row without an answer, after which the connection is made anew. Until then it is kept, for it knows
+which files a slow agent has left open in its guest, and closes them."""
+
 SAMPLES_SHARE = 0.5
 """Part of the sample interval that reading the sampled accesses may take, so that the counters come in time."""
 
@@ -33,9 +37,18 @@ async def run_sampling(guest: Guest, journal: Journal, control: ControlConfig, o
     while True:
         try:
             async with open_agent(guest.config.agent, timeout_s=timeout_s) as agent:
-                next_s, again = trio.current_time(), False
+                next_s, again, silent = trio.current_time(), False, 0
                 while True:
-                    news = await read_sample(agent, guest, journal, timeout_s)
+                    try:
+                        news = await read_sample(agent, guest, journal, timeout_s)
+                    except DeadlineError as error:
+                        silent += 1
+                        if silent == RECONNECT_AFTER:
+                            raise
+                        journal.fault(guest.name, "agent", error.message, error.hint)
+                        await trio.sleep(interval_s)
+                        continue
+                    silent = 0
                     journal.clear_fault(guest.name, "agent")
                     if news:
                         on_change()

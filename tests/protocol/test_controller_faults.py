@@ -77,6 +77,16 @@ async def test_an_agent_that_never_answers_does_not_hold_up_the_others(lab, auto
     assert [round(event.t, 1) for event in lab.of(Decided)] == [pytest.approx(2.0 * n, abs=0.6) for n in range(1, 6)]
 
 
+async def test_an_agent_that_is_always_too_slow_is_left_with_few_open_files(lab, autojump_clock):
+    await lab.two()
+    agent = lab.guests["small"].agent
+    agent.faults.delay_s = 1.0  # so that opening, reading and closing take as long as the deadline
+    await lab.run(200.0)
+    assert lab.states("small")[-1] == "lost"
+    assert len(agent.handles) < 15
+    assert lab.states("large")[-1] == "fresh"
+
+
 async def test_a_guest_that_dies_is_gone_and_its_memory_is_free(lab, autojump_clock):
     await lab.two()
     await lab.run(12.0, actions=[(6.5, lambda _: lab.guests["small"].qemu.shut_down())])
