@@ -341,6 +341,7 @@ class Controller:
         """Part with guests that have left, and see to those that are to come."""
         now_s = self._journal.now_s()
         self._drop_left()
+        self._give_kept_room(now_s)
         for guest in self.guests:
             if guest.end_expectation(now_s):
                 message = "was added and has not started; the room kept for it is given back"
@@ -349,6 +350,20 @@ class Controller:
             elif self._has_new_room(guest):
                 self._told_room.add(guest.name)
                 self._set_control(self.control, f"there is room for {guest.name}: it can be started")
+
+    def _give_kept_room(self, now_s: float) -> None:
+        """Keep no room for guests that are yet to start while one in danger cannot have its baseline."""
+        starved = [
+            guest.name
+            for guest in self.guests
+            if guest.link is Link.UP and guest.danger(now_s) and guest.desired_bytes < guest.baseline_bytes
+        ]
+        for guest in self.guests if starved and self._in_control else ():
+            if guest.expected:
+                guest.expected = False
+                message = f"the room kept for it is given up: {', '.join(starved)} is in danger"
+                self._journal.fault(guest.name, "room", message, "reload again when it is about to start")
+                self._note_change()
 
     def _has_new_room(self, guest: Guest) -> bool:
         fits = self._books.committed_bytes <= self.config.host.budget

@@ -83,6 +83,24 @@ async def test_room_for_a_guest_that_never_starts_is_given_back(lab, autojump_cl
     assert lab.of(Decided)[-1].snapshot.guests[2].charge_bytes == 0
 
 
+async def test_room_that_is_kept_goes_to_a_guest_in_danger(lab, autojump_clock):
+    await lab.two()
+    lab.may_exceed = True
+    lab.control["on_exit"] = "keep"
+    lab.guests["third"] = None
+    small = lab.guests["small"]
+
+    def squeeze(_):
+        small.cache.own_bytes = small.qemu.balloon.actual_bytes - 5 * MIB
+
+    two, three = (reloading(lab, *names, budget=1500) for names in (("small", "large"), lab.guests))
+    actions = [(0.0, two), (20.1, three), (40.0, squeeze)]
+    await lab.run(60.0, the_policy=lab.toward(small=300, large=700), budget=1500, actions=actions)
+    assert lab.size("small") == BASELINE
+    fault = next(event for event in lab.of(Faulted, "third") if event.kind == "room")
+    assert "small is in danger" in fault.message
+
+
 async def test_new_limits_hold_at_once(lab, autojump_clock):
     await lab.two()
 
