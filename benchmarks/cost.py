@@ -86,42 +86,50 @@ def reads_table(reads: dict[str, Any]) -> list[str]:
     none = (reads["none"] + reads["none again"]) / 2
     lines = ["| cached random 4 KiB read (fio, psync) | instructions | more |", "|---|---|---|"]
     lines.append(f"| nothing attached (twice: {reads['none']:,.0f} and {reads['none again']:,.0f}) | {none:,.0f} | |")
-    for name in ("ours", *(name for name in reads if "cachestat" in name)):
-        title = "the collector" if name == "ours" else name
+    for name in (name for name in reads if not name.startswith("none")):
         if isinstance(reads[name], str):
-            lines.append(f"| {title} | does not run on this kernel: {reads[name]} | |")
+            lines.append(f"| {name} | does not run on this kernel: {reads[name]} | |")
         else:
-            lines.append(f"| {title} | {reads[name]:,.0f} | {reads[name] / none - 1:+.2%} |")
+            lines.append(f"| {name} | {reads[name]:,.0f} | {reads[name] / none - 1:+.2%} |")
     return lines
 
 
-def events_table(events: dict[str, dict[str, float]]) -> list[str]:
+def events_table(collector: dict[str, Result]) -> list[str]:
     """Return how long the programs run for each page."""
-    lines = ["| event, of one page | programs that run | their instructions |", "|---|---|---|"]
-    lines += [f"| {name} | {event['runs']:.2f} | {event['ns']:,.0f} |" for name, event in events.items()]
+    lines = ["| event, of one page | sampling | programs that run | their instructions |", "|---|---|---|---|"]
+    for event in next(iter(collector.values()))["events"]:
+        for variant, figures in collector.items():
+            cost = figures["events"][event]
+            lines.append(f"| {event} | {variant} | {cost['runs']:.2f} | {cost['ns']:,.0f} |")
     return lines
+
+
+def facts_table(variant: str, counted: Result, plain: Result) -> list[str]:
+    """Return start, idle cost and memory of the collector."""
+    ours, timed = counted["collector"][variant], plain["collector"][variant]
+    idle, start = timed["idle"], timed["start"]
+    first_s = start["first_sample_ns"] / 1e9
+
+    def millions(value: float) -> str:
+        return f"{value / 1e6:,.1f} million"
+
+    return [
+        f"| {variant} | emulated, in time | in instructions |",
+        "|---|---|---|",
+        f"| start to counting | {start['counting_ns'] / 1e9:.1f} s | {millions(ours['start']['counting_ns'])} |",
+        f"| start to the first sample | {first_s:.1f} s | {millions(ours['start']['first_sample_ns'])} |",
+        f"| of which loading bcc | {plain['import_ns'] / 1e9:.1f} s | {millions(counted['import_ns'])} |",
+        f"| CPU of a sample | {idle['ns_per_sample'] / 1e6:.1f} ms | {millions(ours['idle']['ns_per_sample'])} |",
+        f"| CPU when idle | {idle['cpu_percent']:.2f} % | {ours['idle']['cpu_percent']:.3f} % of 10^9 a second |",
+        f"| resident | {idle['rss_bytes'] / 1e6:.1f} MB | |",
+        f"| counters file | {idle['file_bytes']} bytes | |",
+    ]
 
 
 def document(suite: str, counted: Result, plain: Result) -> str:
     """Return the section of one suite."""
-
-    def millions(part: str, name: str) -> str:
-        return f"{counted[part][name] / 1e6:,.1f} million"
-
-    idle, start = plain["idle"], plain["start"]
-    first_s = start["first_sample_ns"] / 1e9
-    facts = [
-        "| | emulated, in time | in instructions |",
-        "|---|---|---|",
-        f"| start to counting | {start['counting_ns'] / 1e9:.1f} s | {millions('start', 'counting_ns')} |",
-        f"| start to the first sample | {first_s:.1f} s | {millions('start', 'first_sample_ns')} |",
-        f"| of which loading bcc | {plain['import_ns'] / 1e9:.1f} s | {counted['import_ns'] / 1e6:,.1f} million |",
-        f"| CPU of a sample | {idle['ns_per_sample'] / 1e6:.1f} ms | {millions('idle', 'ns_per_sample')} |",
-        f"| CPU when idle | {idle['cpu_percent']:.2f} % | {counted['idle']['cpu_percent']:.3f} % of 10^9 a second |",
-        f"| resident | {idle['rss_bytes'] / 1e6:.1f} MB | |",
-        f"| counters file | {idle['file_bytes']} bytes | |",
-    ]
-    sections = [reads_table(counted["reads_ns"]), events_table(counted["events"]), facts]
+    facts = [facts_table(variant, counted, plain) for variant in counted["collector"]]
+    sections = [reads_table(counted["reads_ns"]), events_table(counted["collector"]), *facts]
     body = "\n\n".join("\n".join(section) for section in sections)
     return f"## Linux {counted['kernel']} ({suite})\n\n{body}\n"
 

@@ -23,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 COUNTERS_FILE = Path("/run/qmpalloc/counters.json")
+SETTINGS = Path("/etc/default/qmpalloc-collector")
+OPTIONS = {"with samples": "", "without samples": "--no-samples"}
+"""The collector's, by what it is called in the result."""
+
 DATA = Path("/var/tmp/cost.dat")
 DATA_BYTES = 64 << 20
 FEW_READS, MANY_READS = 20_000, 170_000
@@ -88,8 +92,10 @@ def sample() -> dict[str, Any]:
     return dict(content) if content["counters"] else {}
 
 
-def start_collector() -> dict[str, float]:
-    """Start the collector; return how long it takes until it counts, and until its first sample."""
+def start_collector(options: str) -> dict[str, float]:
+    """Start the collector anew; return how long it takes until it counts, and until its first sample."""
+    sh("systemctl stop qmpalloc-collector")
+    SETTINGS.write_text(f"OPTIONS={options}\n")
     started = time.monotonic_ns()
     sh("systemctl start qmpalloc-collector")
     ready = time.monotonic_ns()
@@ -182,6 +188,19 @@ def per_event(act: Callable[[], None]) -> dict[str, float]:
     return {"runs": (runs_after - runs) / EVENTS, "ns": (time_after_ns - time_ns) / EVENTS}
 
 
+def all_events() -> dict[str, dict[str, float]]:
+    """Return what each kind of event costs in the programs."""
+    STATS.write_text("1")
+    events = {
+        "cached read": per_event(lambda: read_pages(cold=False)),
+        "read that misses": per_event(lambda: read_pages(cold=True)),
+        "page fault that misses": per_event(fault_pages),
+        "write of a new page": per_event(write_pages),
+    }
+    STATS.write_text("0")
+    return events
+
+
 def with_tool(command: list[str]) -> float | str:
     """Return the time of a cached read while another tool counts, or what it says when it does not run here."""
     said = ""
@@ -204,22 +223,19 @@ def main() -> int:
     parser.add_argument("--reads", action="store_true", help="the slow-down of cached reads, too (meant for -icount)")
     options = parser.parse_args()
     prepare_file()
-    sh("systemctl stop qmpalloc-collector")
-    result: dict[str, Any] = {"kernel": os.uname().release, "import_ns": import_ns(), "start": start_collector()}
-    time.sleep(3)
-    result["idle"] = idle(30)
+    result: dict[str, Any] = {"kernel": os.uname().release, "import_ns": import_ns(), "collector": {}}
+    reads: dict[str, float | str] = {}
+    for name, words in OPTIONS.items():
+        figures: dict[str, Any] = {"start": start_collector(words)}
+        time.sleep(3)
+        figures["idle"] = idle(30)
+        if options.reads:
+            prepare_file()
+            figures["events"] = all_events()
+            prepare_file()
+            reads[f"the collector, {name}"] = ns_per_read()
+        result["collector"][name] = figures
     if options.reads:
-        prepare_file()
-        STATS.write_text("1")
-        result["events"] = {
-            "cached read": per_event(lambda: read_pages(cold=False)),
-            "read that misses": per_event(lambda: read_pages(cold=True)),
-            "page fault that misses": per_event(fault_pages),
-            "write of a new page": per_event(write_pages),
-        }
-        STATS.write_text("0")
-        prepare_file()
-        reads: dict[str, float | str] = {"ours": ns_per_read()}
         sh("systemctl stop qmpalloc-collector")
         reads["none"] = ns_per_read()
         CORRECTED.write_text(re.sub("|".join(RENAMED), lambda found: RENAMED[found[0]], BCC.read_text()))
