@@ -12,7 +12,7 @@ from qmpalloc.curves.anchor import SIDEWAYS, anchored
 from qmpalloc.curves.estimator import Estimator, Ratios, Sizes
 from qmpalloc.curves.keys import Ids, KeyTable, in_sample
 from qmpalloc.curves.mapping import SizeMapping
-from qmpalloc.curves.reuse import ReuseDistances
+from qmpalloc.curves.reuse import ReuseDistances, ReuseTimes
 from qmpalloc.curves.samples import BLOCK_SHIFT, SHIFT_MAX, Window
 from qmpalloc.curves.simulation import Simulations
 from qmpalloc.curves.usual import Usual
@@ -61,7 +61,8 @@ class CurveTracker:
         """Make a tracker.
 
         Args:
-            policy: The guest's replacement policy, a name of `qmpalloc.curves.simulation.POLICIES`; None: LRU.
+            policy: The guest's replacement policy, a name of `qmpalloc.curves.simulation.POLICIES`; None: LRU by reuse
+                distances; ``aet``: LRU by reuse times.
             smallest_pages: Page cache at the guest's floor.
             largest_pages: Page cache at its cap; sizes beyond are not told apart.
         """
@@ -80,7 +81,9 @@ class CurveTracker:
         self._keys = KeyTable(max(1024, 2 * reach))
         self.lru = ReuseDistances(max(64, math.ceil(1.1 * reach)))
         self.estimator: Estimator = self.lru
-        if self._policy is not None:
+        if self._policy == ReuseTimes.name:
+            self.estimator = ReuseTimes()
+        elif self._policy is not None:
             sizes = np.linspace(math.sqrt(min(smallest, largest / 2)), math.sqrt(largest), SIMULATED_SIZES) ** 2
             self.estimator = Simulations(self._policy, sizes, self.lru, scale=scale)
         self._estimators = (self.lru,) if self.estimator is self.lru else (self.lru, self.estimator)

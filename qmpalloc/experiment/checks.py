@@ -170,7 +170,7 @@ def _arm(key: str, arm: Arm, spec: Specification) -> Found:
         hint = "lower the baselines or raise the budget"
         yield f"{key}.baselines", _above(f"baselines of {arm.name}", total_bytes, spec.budget), hint
     try:
-        registry.load(arm.policy, arm.settings, file=spec.file)
+        registry.load(arm.policy, arm.policy_settings, file=spec.file)
     except ConfigError as error:
         yield _moved(error, key, spec.file)
 

@@ -31,7 +31,7 @@ from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment.plan import ArmRun, planned, remaining
 from qmpalloc.experiment.records import FORMAT, DiskCalibration, LoadProgress, Manifest, Outcome, Reading
 from qmpalloc.experiment.scaling import scale
-from qmpalloc.experiment.schema import Specification
+from qmpalloc.experiment.schema import Arm, Specification
 from qmpalloc.experiment.specification import parse
 
 T = TypeVar("T")
@@ -216,7 +216,9 @@ class ExperimentDirectory:
 
 
 def _copy_policies(specification: Specification, path: Path) -> Iterator[str]:
-    """Copy the users' own policies that lie beside the file, and yield their names. They are part of the experiment.
+    """Copy the users' own policies, and files of curves, that lie beside the file, and yield their names.
+
+    They are part of the experiment.
 
     What such a policy imports from beside itself is not copied, unless it is a package.
     """
@@ -230,6 +232,16 @@ def _copy_policies(specification: Specification, path: Path) -> Iterator[str]:
         elif (package / "__init__.py").is_file():
             shutil.copytree(package, path / name, ignore=shutil.ignore_patterns("__pycache__"))
             yield name
+    for file in sorted({arm.settings["file"] for arm in specification.arms if _names_curves(arm)}):
+        (path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(beside / file, path / file)
+        yield file
+
+
+def _names_curves(arm: Arm) -> bool:
+    """Return whether an arm's curves are in a file that is kept with the experiment: one beside it or below."""
+    file = arm.settings.get("file") if arm.policy == "oracle" else None
+    return isinstance(file, str) and not Path(file).is_absolute() and ".." not in Path(file).parts
 
 
 def chosen(specification: Specification, *, repeats: int, arms: Collection[str] = ()) -> Specification:

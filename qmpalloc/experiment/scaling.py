@@ -75,7 +75,7 @@ def _arm(arm: Arm, factor: Fraction, file: str) -> Arm:
 
 def _sizes(arm: Arm, file: str) -> dict[str, int]:
     """Return those settings of an arm's policy that are sizes, with the defaults of those not given."""
-    policy = registry.load(arm.policy, arm.settings, file=file)
+    policy = registry.load(arm.policy, arm.policy_settings, file=file)
     module, _, attribute = arm.policy.partition(":")
     takes_settings = not attribute or isinstance(getattr(sys.modules[module], attribute), type)
     schema = getattr(type(policy), "Settings", None)

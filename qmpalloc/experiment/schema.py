@@ -151,6 +151,16 @@ class Arm(Struct, frozen=True, kw_only=True):
     settings: dict[str, Any] = {}
     baselines: dict[str, Size] = {}
 
+    @property
+    def is_computed_oracle(self) -> bool:
+        """Whether it is the policy ``oracle`` without curves: these are computed from the references."""
+        return self.policy == "oracle" and not self.settings.keys() & {"curves", "file"}
+
+    @property
+    def policy_settings(self) -> dict[str, Any]:
+        """The settings for the policy; those of a computed oracle have no curves yet."""
+        return {**self.settings, "curves": {}} if self.is_computed_oracle else self.settings
+
     def baseline(self, guest: GuestKeys) -> int:
         """Return the baseline of `guest` in this arm, bytes."""
         return self.baselines.get(guest.name, guest.baseline)

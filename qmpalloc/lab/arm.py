@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import trio
 
 from qmpalloc.config import Config
@@ -127,8 +128,8 @@ class ArmRunner:
             run_dir: For sockets; its path must be short.
         """
         failed = ""
-        config = arm_configuration(self._spec, self._arm, run_dir=run_dir)
         try:
+            config = await self._configuration(run_dir)
             async with (
                 open_guests(config, prepared=self._prepared, report=self._live.report) as guests,
                 trio.open_nursery() as nursery,
@@ -155,6 +156,14 @@ class ArmRunner:
             controller_cpu_s=round(cpu_s, 2),
             controller_wall_s=round(wall_s, 2),
         )
+
+    async def _configuration(self, run_dir: Path) -> Config:
+        config = arm_configuration(self._spec, self._arm, run_dir=run_dir)
+        if not self._arm.is_computed_oracle:
+            return config
+        self._live.report(f"{self._arm.name}: computing the true curves of the loads")
+        curves = await trio.to_thread.run_sync(self._traces.true_curves)
+        return msgspec.structs.replace(config, policy_settings={**config.policy_settings, "curves": curves})
 
     def _keep_traceback(self, group: BaseExceptionGroup[Exception]) -> str:
         """Keep where a defect showed, and return it in one line."""

@@ -27,7 +27,7 @@ def arm_configuration(specification: Specification, arm: Arm, *, run_dir: Path) 
             on_exit="keep",
         ),
         policy=arm.policy,
-        policy_settings=arm.settings,
+        policy_settings=arm.policy_settings,
         guests=tuple(_guest(specification, arm, guest, run_dir) for guest in specification.guests),
     )
 

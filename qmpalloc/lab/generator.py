@@ -464,6 +464,7 @@ class Phase:
     def __init__(self, plan: dict[str, Any]) -> None:
         self.name: str = plan["name"]
         self.rate: float = plan["rate"]
+        self.laps: int = plan["laps"]
         self.file = PageFile(plan["file"], readahead=plan["readahead"])
         self.pages = array("I", Path(plan["trace"]).read_bytes())
         if sys.byteorder == "big":
@@ -480,7 +481,8 @@ class Phase:
         else:
             tally = Tally()
             progress.phases.append(state := PhaseState(self.name, started_s, [tally]))
-            closed_loop(self.file.reader(), self.pages, tally)
+            for _ in range(self.laps):
+                closed_loop(self.file.reader(), self.pages, tally)
         state.finish()
 
 

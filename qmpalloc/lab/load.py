@@ -67,11 +67,13 @@ class Load:
 
     Attributes:
         guest: Whose load it is.
+        laps: How often each phase reads its references, one time after the other.
         pid: Of the generator, in the guest; None before it was started.
     """
 
-    def __init__(self, agent: Agent, guest: Guest) -> None:
+    def __init__(self, agent: Agent, guest: Guest, *, laps: int = 1) -> None:
         self.guest = guest
+        self.laps = laps
         self._agent = agent
         self.pid: int | None = None
         self._end: ExecResult | None = None
@@ -198,7 +200,7 @@ class Load:
         await self._ship(PROGRAM_FILE, GENERATOR.read_bytes())
         for number, phase in enumerate(self.guest.phases):
             await self._ship(_trace(number), await trio.to_thread.run_sync(traces.trace, self.guest, phase))
-        await self._ship(PLAN_FILE, json.dumps(plan(self.guest)).encode())
+        await self._ship(PLAN_FILE, json.dumps(plan(self.guest, laps=self.laps)).encode())
         command = f"exec python3 {PROGRAM_FILE} run {PLAN_FILE} > {LOG_FILE} 2>&1"
         with deadline(COMMAND_TIMEOUT_S, self._agent.address, "starting the load"):
             self.pid = await self._agent.start(["/bin/sh", "-c", command])
@@ -238,10 +240,10 @@ class Load:
         for state, phase in zip(progress.phases, self.guest.phases, strict=False):
             if state.name != phase.name:
                 yield f"phase {printable(state.name, 64)} in place of {phase.name}"
-            elif not _possible(state, phase.total_reads):
+            elif not _possible(state, phase.total_reads * self.laps):
                 yield f"impossible numbers in phase {phase.name}"
         reads = sum(state.reads for state in progress.phases)
-        if progress.finished and reads != sum(phase.total_reads for phase in self.guest.phases):
+        if progress.finished and reads != self.laps * sum(phase.total_reads for phase in self.guest.phases):
             yield f"it is finished after {reads} reads"
 
     def _nonsense(self, why: str, what: str = "progress of its load") -> NonsenseError:
@@ -250,18 +252,21 @@ class Load:
 
 
 @asynccontextmanager
-async def open_load(agent: Agent, traces: Traces, guest: Guest) -> AsyncIterator[Load]:
+async def open_load(agent: Agent, traces: Traces, guest: Guest, *, laps: int = 1) -> AsyncIterator[Load]:
     """Bring a guest's load into it, ready to start, and end it at the end of the block.
 
     Args:
         agent: The guest's lab agent, which may execute programs.
         traces: The references.
         guest: As the specification of `traces` describes it.
+        laps: How often each phase reads its references. More than once only in a load without a rate: for one that is
+            to last longer than its references have room.
 
     Raises:
         QmpallocError: As `Load.arm`.
     """
-    load = Load(agent, guest)
+    assert laps == 1 or not any(phase.rate for phase in guest.phases), "an open loop has one lap"
+    load = Load(agent, guest, laps=laps)
     try:
         await load.arm(traces)
         yield load
@@ -270,8 +275,8 @@ async def open_load(agent: Agent, traces: Traces, guest: Guest) -> AsyncIterator
             await load.stop()
 
 
-def plan(guest: Guest) -> dict[str, object]:
-    """Return the plan of a guest's load, as the generator reads it."""
+def plan(guest: Guest, *, laps: int = 1) -> dict[str, object]:
+    """Return the plan of a guest's load, as the generator reads it; `laps` as for `open_load`."""
     phases = [
         {
             "name": phase.name,
@@ -279,6 +284,7 @@ def plan(guest: Guest) -> dict[str, object]:
             "trace": _trace(number),
             "readahead": phase.reads_ahead,
             "rate": phase.rate,
+            "laps": laps,
         }
         for number, phase in enumerate(guest.phases)
     ]

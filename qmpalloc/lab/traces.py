@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 from array import array
+from functools import partial
+from typing import Any
 
 from qmpalloc.experiment import Guest, Phase, Specification, phase_pages
 from qmpalloc.experiment.records import PhaseFootprint
+from qmpalloc.experiment.true_curves import true_curves
 
 
 class Traces:
@@ -21,6 +24,8 @@ class Traces:
         self._spec = specification
         self._made: dict[tuple[str, str], tuple[bytes, PhaseFootprint]] = {}
         self._lock = threading.Lock()
+        self._curves: dict[str, list[dict[str, Any]]] | None = None
+        self._curves_lock = threading.Lock()
 
     def trace(self, guest: Guest, phase: Phase) -> bytes:
         """Return the page numbers of a phase as little-endian 32-bit words.
@@ -35,6 +40,25 @@ class Traces:
             guest.name: {phase.name: self._obtain(guest, phase)[1] for phase in guest.phases}
             for guest in self._spec.guests
         }
+
+    def true_curves(self) -> dict[str, list[dict[str, Any]]]:
+        """Return guest to its curves, for the policy ``oracle``; see `qmpalloc.experiment.true_curves`.
+
+        Blocks when they are not made yet: about a second for 100,000 references.
+        """
+        with self._curves_lock:
+            if self._curves is None:
+                self._curves = {
+                    guest.name: true_curves(guest, partial(self._numbers, guest)) for guest in self._spec.guests
+                }
+            return self._curves
+
+    def _numbers(self, guest: Guest, phase: Phase) -> array[int]:
+        pages = array("I")
+        pages.frombytes(self.trace(guest, phase))
+        if sys.byteorder == "big":
+            pages.byteswap()
+        return pages
 
     def _obtain(self, guest: Guest, phase: Phase) -> tuple[bytes, PhaseFootprint]:
         key = (guest.name, phase.name)

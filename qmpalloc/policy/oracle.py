@@ -1,51 +1,93 @@
-"""``oracle``: the best split by curves that were measured beforehand; for experiments, as the mark to reach."""
+"""``oracle``: the best split by curves that are known beforehand; for experiments, as the mark to reach."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct
 
 from qmpalloc.config import Duration, Size
+from qmpalloc.curves.mapping import FREE_BYTES, SYSTEM_PAGES
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Curve, Decision, GuestDecision, Limiter, Snapshot, moves_between
+from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, moves_between
+from qmpalloc.policy.curves_file import chosen, read_curves
 from qmpalloc.policy.division import Candidate, divide, room_bytes
 from qmpalloc.policy.moves import moves_text
+from qmpalloc.units import MIB, PAGE_BYTES
+
+CACHE_MARGIN_BYTES = 8 * MIB
+"""Curves over sizes of the cache are read so much to the left: how well the memory that is not cache is known."""
+
+_OVERHEAD_ALIKE_BYTES = 8 * MIB
+_KEEP = 0.8
 
 
 class MeasuredCurve(Struct, frozen=True, kw_only=True):
-    """A curve measured by sweeping a guest's size.
+    """A curve that is known beforehand, by sweeping a guest's size or from its references.
 
     Attributes:
-        sizes: Memory sizes of the guest, rising.
+        sizes: Sizes, rising.
         miss_ratio: Misses by accesses at each.
+        sizes_of: What `sizes` are of: the ``guest``'s memory, or the ``cache`` that its load has.
         accesses_per_s: Its rate; None: the present one.
         until: Seconds since the run's start up to which it holds; None: to the end.
+        until_accesses: The same in accesses of the guest since the run's start.
     """
 
     sizes: tuple[Size, ...]
     miss_ratio: tuple[float, ...]
+    sizes_of: Literal["guest", "cache"] = "guest"
     accesses_per_s: float | None = None
     until: Duration | None = None
+    until_accesses: int | None = None
 
 
 class OraclePolicy:
-    """Goes to the best split by the measured curves at once, without margin or hysteresis."""
+    """Goes to the best split by the known curves at once, without hysteresis."""
 
     class Settings(Struct, frozen=True, kw_only=True):
         """Settings of ``[policy]`` with ``name = "oracle"``.
 
         Attributes:
-            curves: For each guest, its measured curves in the order of time.
+            curves: For each guest, its curves in the order of time.
+            file: A file that holds them instead (`qmpalloc.policy.curves_file`), relative to the configuration file.
+            names: Guest to the name that its curves have in the file, where that is another.
             objective: As for policy ``curve``.
         """
 
-        curves: dict[str, tuple[MeasuredCurve, ...]]
+        curves: dict[str, tuple[MeasuredCurve, ...]] | None = None
+        file: str = ""
+        names: dict[str, str] = {}
         objective: Objective = "hits"
+
+    @classmethod
+    def resolve_settings(cls, settings: Mapping[str, Any], file: str) -> Mapping[str, Any]:
+        """Return `settings` with the curves of the file that they name.
+
+        Raises:
+            ConfigError: There is no such file, or it is no file of curves; or curves are given twice, or not at all.
+        """
+        name = settings.get("file")
+        if not isinstance(name, str) or not name:
+            if "curves" not in settings:
+                hint = 'give file = "curves.json", or curves.GUEST; in an experiment both may be left out'
+                raise ConfigError("no curves are given", key="curves", hint=hint)
+            return settings
+        if "curves" in settings:
+            raise ConfigError("beside curves", key="file", hint="give one of them")
+        names = settings.get("names", {})
+        found = read_curves(name, beside=file)
+        if isinstance(names, dict):
+            found = chosen(found, names, file=name)
+        return {**settings, "curves": found}
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        for name, curves in settings.curves.items():
+        self._curves = settings.curves or {}
+        for name, curves in self._curves.items():
             for index, curve in enumerate(curves):
                 key = f"curves.{name}[{index}]"
                 if not curve.sizes or len(curve.sizes) != len(curve.miss_ratio):
@@ -57,31 +99,16 @@ class OraclePolicy:
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Return the best split by the curves that hold now; guests without one are left as they are."""
+        seen = _Seen(snapshot.carry)
         candidates = []
         for guest in snapshot.guests:
-            measured = self._holding(guest.name, snapshot.time_s)
+            seen.note(guest)
+            measured = self._holding(guest.name, snapshot.time_s, seen.accesses.get(guest.name, 0))
             if measured is None:
                 continue
-            seen = (guest.hits or 0) + (guest.misses or 0)
-            rate = measured.accesses_per_s
-            if rate is None:
-                rate = max(0.0, seen / guest.interval_s) if guest.interval_s else 0.0
-            sizes = tuple(int(size) for size in measured.sizes)
-            ratios = tuple(np.minimum.accumulate(measured.miss_ratio).tolist())
-            here = float(np.interp(guest.actual_bytes, sizes, ratios))
-            candidates.append(
-                Candidate(
-                    guest=guest,
-                    curve=Curve(sizes_bytes=sizes, miss_ratio=ratios, estimator="measured"),
-                    load=Load(
-                        accesses_per_s=rate,
-                        miss_ratio=here,
-                        miss_s=guest.miss_s,
-                        waits=guest.waits or 0.0,
-                        weight=guest.weight,
-                    ),
-                )
-            )
+            if measured.sizes_of == "cache" and guest.name not in seen.overhead:
+                continue
+            candidates.append(_candidate(guest, measured, seen.overhead.get(guest.name, 0)))
         room = room_bytes(snapshot, [candidate.guest.name for candidate in candidates])
         wanted = (divide(candidates, room, self.settings.objective) if candidates else None) or {}
         guests = tuple(
@@ -94,8 +121,68 @@ class OraclePolicy:
             for guest in snapshot.guests
         )
         moves = moves_between(snapshot, guests)
-        return Decision(guests=guests, moves=moves, summary=moves_text(moves), carry=snapshot.carry)
+        return Decision(guests=guests, moves=moves, summary=moves_text(moves), carry=seen.carry)
 
-    def _holding(self, name: str, time_s: float) -> MeasuredCurve | None:
-        curves = self.settings.curves.get(name, ())
-        return next((curve for curve in curves if curve.until is None or time_s < curve.until), None)
+    def _holding(self, name: str, time_s: float, accesses: int) -> MeasuredCurve | None:
+        for curve in self._curves.get(name, ()):
+            in_time = curve.until is None or time_s < curve.until
+            if in_time and (curve.until_accesses is None or accesses < curve.until_accesses):
+                return curve
+        return None
+
+
+class _Seen:
+    """What the oracle carries from one decision to the next.
+
+    Attributes:
+        accesses: Guest to its accesses since the run's start.
+        overhead: Guest to its memory that is not cache for its load, bytes. It stays where it is until it is found to
+            be clearly off, so that the split does not follow its noise.
+    """
+
+    def __init__(self, carry: Any) -> None:
+        known = carry if isinstance(carry, dict) else {}
+        self.accesses: dict[str, int] = dict(known.get("accesses", {}))
+        self.overhead: dict[str, int] = dict(known.get("overhead", {}))
+        self._found: dict[str, int] = dict(known.get("found", {}))
+
+    @property
+    def carry(self) -> dict[str, dict[str, int]]:
+        """What is handed to the next decision."""
+        return {"accesses": self.accesses, "overhead": self.overhead, "found": self._found}
+
+    def note(self, guest: GuestSnapshot) -> None:
+        """Take a guest's counts and memory."""
+        name, memory = guest.name, guest.memory
+        counted = (guest.hits or 0) + (guest.misses or 0)
+        self.accesses[name] = self.accesses.get(name, 0) + max(0, counted)
+        if memory is None or memory.file_bytes is None or memory.free is None:
+            return
+        spare = max(0, memory.free - FREE_BYTES)
+        now = max(0, guest.actual_bytes - memory.file_bytes - spare) + SYSTEM_PAGES * PAGE_BYTES
+        found = self._found.get(name, now)
+        self._found[name] = found = round(_KEEP * found + (1 - _KEEP) * now)
+        if abs(found - self.overhead.get(name, -MIB * MIB)) > _OVERHEAD_ALIKE_BYTES:
+            self.overhead[name] = found
+
+
+def _candidate(guest: GuestSnapshot, measured: MeasuredCurve, overhead_bytes: int) -> Candidate:
+    seen = (guest.hits or 0) + (guest.misses or 0)
+    rate = measured.accesses_per_s
+    if rate is None:
+        rate = max(0.0, seen / guest.interval_s) if guest.interval_s else 0.0
+    of_cache = measured.sizes_of == "cache"
+    sizes = tuple(int(size) + (overhead_bytes if of_cache else 0) for size in measured.sizes)
+    ratios = tuple(np.minimum.accumulate(measured.miss_ratio).tolist())
+    return Candidate(
+        guest=guest,
+        curve=Curve(sizes_bytes=sizes, miss_ratio=ratios, estimator="measured"),
+        load=Load(
+            accesses_per_s=rate,
+            miss_ratio=float(np.interp(guest.actual_bytes, sizes, ratios)),
+            miss_s=guest.miss_s,
+            waits=guest.waits or 0.0,
+            weight=guest.weight,
+        ),
+        margin_bytes=CACHE_MARGIN_BYTES if of_cache else 0,
+    )

@@ -40,7 +40,8 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
         name: One of `NAMES`, or ``module:attribute`` for a user's own: a policy object, a class, or a function
             ``decide(snapshot)``. The module is also looked for beside the configuration file.
         settings: The ``[policy]`` table without its name. A policy class takes them as a value of its nested
-            ``Settings`` struct if it has one, else none are allowed.
+            ``Settings`` struct if it has one, else none are allowed. A class method ``resolve_settings(settings,
+            file)`` may replace them before, by what it reads from files beside the configuration.
         file: The configuration file, for messages and for the module search.
 
     Raises:
@@ -58,6 +59,7 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
     schema = getattr(found, "Settings", None)
     arguments = []
     if schema is not None and isinstance(found, type):
+        settings = _resolved(found, settings, file)
         arguments = [convert(settings, schema, file=file, key="policy")]
     elif settings:
         key = f"policy.{next(iter(settings))}"
@@ -74,6 +76,18 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
     if callable(found):
         return _FunctionPolicy(found)
     raise ConfigError(f"{target} is not a policy", file=file, key="policy.name", hint="it needs decide(snapshot)")
+
+
+def _resolved(policy: type[Any], settings: Mapping[str, Any], file: str) -> Mapping[str, Any]:
+    """Return the settings with what a policy keeps in files beside the configuration."""
+    resolve = getattr(policy, "resolve_settings", None)
+    if resolve is None:
+        return settings
+    try:
+        found: Mapping[str, Any] = resolve(settings, file)
+    except ConfigError as error:
+        raise ConfigError(error.reason, file=file, key=f"policy.{error.key}", hint=error.hint) from error
+    return found
 
 
 def _import(target: str, file: str) -> Any:

@@ -204,7 +204,7 @@ def start(tmp_path, file):
         for number, phase in enumerate(phases):
             trace = tmp_path / f"trace{number}"
             trace.write_bytes(array("I", phase["pages"]).tobytes())
-            defaults = {"name": f"p{number}", "file": str(file), "readahead": False, "rate": 0.0}
+            defaults = {"name": f"p{number}", "file": str(file), "readahead": False, "rate": 0.0, "laps": 1}
             described.append(defaults | {k: v for k, v in phase.items() if k != "pages"} | {"trace": str(trace)})
         plan = {"progress": str(tmp_path / "progress"), "go": str(tmp_path / "go"), "phases": described}
         (tmp_path / "plan").write_text(json.dumps(plan))

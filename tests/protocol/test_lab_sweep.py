@@ -1,0 +1,193 @@
+"""A sweep of a simulated guest: what is learnt, measured and kept, and what ends it."""
+
+import msgspec
+import pytest
+import trio
+
+from qmpalloc.errors import HostError
+from qmpalloc.experiment import predictions
+from qmpalloc.experiment.access import Loop, Normal, Uniform
+from qmpalloc.experiment.sweep import Case, Shipped
+from qmpalloc.lab.sweep import Wires, _bare_errors, sweep, switch_lru
+from qmpalloc.qmp import ExecResult, open_agent_on, open_monitor_on
+from qmpalloc.testing import FakeBalloon, open_simulated_guest
+from qmpalloc.testing.replay import ReplayGuest
+from qmpalloc.units import MIB
+
+SIZES = tuple(size * MIB for size in (416, 352, 320, 288, 256, 224))
+
+
+def case(access, **changes):
+    fields = {
+        "workload": "w", "access": access, "file": 200 * MIB, "lru": "lru_gen", "memory": 416 * MIB,
+        "learn": 288 * MIB, "sizes": SIZES,
+    } | changes  # fmt: skip
+    return Case(**fields)
+
+
+class FakeLoad:
+    """A load of which only the beginning and the end are told: the simulated guest reads all the time."""
+
+    def __init__(self):
+        self.went = False
+        self.dies_at = None
+        self.filled = 0
+
+    async def go(self):
+        self.went = True
+
+    async def read_through(self):
+        self.filled += 1
+
+    async def raise_if_dead(self):
+        if self.dies_at is not None and trio.current_time() >= self.dies_at:
+            raise HostError("guest g: its load was killed by signal 9")
+
+
+class Bench:
+    """A simulated guest and a sweep of it."""
+
+    def __init__(self, the_case, **replay):
+        self.case = the_case
+        self.load = FakeLoad()
+        self.kept, self.said = [], []
+        self.replay = {"accesses_per_s": 20_000.0, "miss_s": 2e-4, "scale": 16, "own_bytes": 130 * MIB} | replay
+
+    async def run(self, *, trouble=None):
+        balloon = FakeBalloon(self.case.memory, inflate_bytes_per_s=100 * MIB, deflate_bytes_per_s=500 * MIB)
+        balloon.request(self.case.learn)
+        reader = ReplayGuest(
+            "g", self.case.access, file_bytes=self.case.file, size_bytes=self.case.learn, observed=False, **self.replay
+        )
+        with _bare_errors():
+            async with open_simulated_guest("g", load=reader, memory_bytes=self.case.memory, balloon=balloon) as guest:
+                await trio.sleep(5.0)
+                async with (
+                    open_monitor_on(guest.connect_monitor(), address="monitor") as monitor,
+                    open_agent_on(guest.connect_agent(), address="agent") as agent,
+                    trio.open_nursery() as nursery,
+                ):
+                    if trouble is not None:
+                        nursery.start_soon(trouble, guest)
+                    files = "/run/qmpalloc/counters.json", "/run/qmpalloc/samples.bin"
+                    wires = Wires(monitor, agent, self.load, *files)
+                    result = await sweep(self.case, wires, keep=self.kept.append, report=self.said.append)
+                    nursery.cancel_scope.cancel()
+        return result
+
+
+@pytest.mark.parametrize("access", [Normal(deviation=0.15), Uniform()], ids=["normal", "uniform"])
+async def test_predictions_from_one_size_meet_what_is_measured_at_the_others(autojump_clock, access):
+    bench = Bench(case(access))
+    result = await bench.run()
+    assert bench.load.went
+    assert bench.load.filled == 2  # before it begins, and when it grew to the largest size
+    assert result.weak == ()
+    assert [point.target_bytes for point in result.points] == list(SIZES)
+    assert all(point.steady and point.actual_bytes == point.target_bytes for point in result.points)
+    ratios = [point.miss_ratio for point in result.points]
+    assert ratios == pytest.approx(sorted(ratios), abs=0.01)
+    assert ratios[0] < 0.02  # first reads: the simulated guest is not filled
+    assert ratios[-1] > 0.2
+    for point in result.points:
+        assert point.accesses >= bench.case.pages
+        assert point.witness is None or point.witness == pytest.approx(1.0, abs=0.01)
+    made = {each.estimator: each for each in predictions.predict(result, bench.kept)}
+    assert set(made) == {*predictions.ESTIMATORS, predictions.MIDPOINT}
+    own = predictions.error(result, made["lru_gen"])
+    assert own.sizes == len(SIZES) - 1
+    assert own.at_sizes < 0.03
+    assert own.at_cache < 0.03
+    # The mapping from size to cache was learnt at one size; these caches are full.
+    cached = [point.file_bytes / 4096 - 7_000 for point in result.points[-2:]]
+    assert made["lru_gen"].cache_pages[-2:] == pytest.approx(cached, rel=0.12)
+
+
+async def test_a_loop_is_measured_by_the_lap(autojump_clock):
+    bench = Bench(case(Loop(share=1.0), file=100 * MIB, sizes=(288 * MIB, 192 * MIB)), miss_s=1e-4)
+    result = await bench.run()
+    fits, does_not = result.points
+    assert fits.accesses % bench.case.lap == 0
+    assert fits.miss_ratio == 0.0
+    assert does_not.miss_ratio > 0.5
+
+
+async def test_what_is_kept_is_enough_to_predict_again(autojump_clock):
+    bench = Bench(case(Normal(deviation=0.15), sizes=(288 * MIB, 224 * MIB)))
+    result = await bench.run()
+    lines = [msgspec.json.decode(msgspec.json.encode(line), type=Shipped) for line in bench.kept]
+    again = msgspec.json.decode(msgspec.json.encode(result), type=type(result))
+    assert again == result
+    made = predictions.predict(again, lines)
+    assert made == predictions.predict(result, bench.kept)
+    # What came after learning is not known to a prediction.
+    assert made == predictions.predict(result, [line for line in bench.kept if line.t <= result.learnt_t])
+
+
+async def test_a_cache_that_never_settles_is_measured_and_said_to_be(autojump_clock):
+    bench = Bench(case(Uniform(), file=4096 * MIB, sizes=(416 * MIB,)), accesses_per_s=300.0, miss_s=0.0)
+    result = await bench.run()
+    assert not result.points[0].steady
+    assert any("NOT STEADY" in line for line in bench.said)
+    assert result.weak
+
+
+async def test_a_load_that_dies_ends_the_sweep(autojump_clock):
+    bench = Bench(case(Uniform()))
+    bench.load.dies_at = trio.current_time() + 30.0
+    with pytest.raises(HostError, match="killed by signal 9"):
+        await bench.run()
+    assert bench.kept
+
+
+async def test_a_guest_that_says_nothing_new_ends_the_sweep(autojump_clock):
+    async def stop(guest):
+        await trio.sleep(20.0)
+        guest.collecting = False
+
+    with pytest.raises(HostError, match="nothing new was read of the guest for 60 s"):
+        await Bench(case(Uniform())).run(trouble=stop)
+
+
+async def test_a_balloon_that_stands_still_ends_the_sweep(autojump_clock):
+    async def stall(guest):
+        guest.qemu.balloon.stalled = True
+        await trio.sleep_forever()
+
+    with pytest.raises(HostError, match="the balloon does not reach 416M"):
+        await Bench(case(Uniform())).run(trouble=stall)
+
+
+async def test_a_guest_under_the_other_page_replacement_is_refused(autojump_clock):
+    with pytest.raises(HostError, match="page replacement is lru_gen"):
+        await Bench(case(Uniform(), lru="two_list")).run()
+
+
+async def test_without_samples_the_sizes_are_measured_and_nothing_is_predicted(autojump_clock):
+    async def silence(guest):
+        guest.sampling = False
+        guest.agent.files.pop("/run/qmpalloc/samples.bin", None)
+        await trio.sleep_forever()
+
+    bench = Bench(case(Uniform(), sizes=(256 * MIB,)))
+    result = await bench.run(trouble=silence)
+    assert result.weak == ("accesses are not sampled",)
+    assert result.points[0].miss_ratio > 0.1
+
+
+@pytest.mark.parametrize(("lru", "value", "code", "ok"), [("lru_gen", "y", 0, True), ("two_list", "n", 1, False)])
+async def test_the_page_replacement_is_switched_in_the_guest(lru, value, code, ok):
+    class Lab:
+        address = "lab"
+
+        async def run(self, argv):
+            self.script = argv[-1]
+            return ExecResult(exit_code=code, signal=None, out=b"", err=b"")
+
+    lab = Lab()
+    if ok:
+        await switch_lru(lab, lru)
+    else:
+        with pytest.raises(HostError, match="cannot be switched to two_list"):
+            await switch_lru(lab, lru)
+    assert f"echo {value} > /sys/kernel/mm/lru_gen/enabled" in lab.script
