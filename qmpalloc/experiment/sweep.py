@@ -15,7 +15,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from qmpalloc.config import Duration, Size
-from qmpalloc.experiment.access import Access, Loop, Sequential
+from qmpalloc.experiment.access import Access, Loop, Mixture, Sequential
 from qmpalloc.experiment.schema import Arm, Disk, Guest, Phase, Specification, default_file_name
 from qmpalloc.sample import Sample
 from qmpalloc.units import PAGE_BYTES
@@ -38,8 +38,11 @@ WINDOWS = 3
 CACHE_ALIKE = 0.02
 """Share by which the size of the cache may differ between them."""
 
-LAPS = 4
+LAPS = 2
 """Laps in a window of a load that goes round: in a part of a lap anything may miss."""
+
+LOOP_ALIKE = 0.03
+"""In place of `ALIKE` for a load that only goes round: readings fall anywhere in a lap."""
 
 
 class Case(Struct, frozen=True, kw_only=True):
@@ -83,19 +86,24 @@ class Case(Struct, frozen=True, kw_only=True):
 
     @property
     def lap(self) -> int:
-        """Accesses in a lap of a load that goes round; 1 for any other."""
+        """Accesses in which a load that goes round, or the slowest scan in a mixture, comes round; 1 without any."""
         match self.access:
-            case Sequential():
-                return self.pages
-            case Loop(share=share):
-                return max(1, round(share * self.pages))
-            case _:
-                return 1
+            case Mixture(parts=parts):
+                weights = sum(part.weight for part in parts)
+                return max(1, *(round(_lap(part.access, self.pages) * weights / part.weight) for part in parts))
+            case simple:
+                return max(1, _lap(simple, self.pages))
 
     @property
     def window(self) -> int:
-        """Accesses in a window of `Steadiness`."""
-        return LAPS * self.lap if self.lap > 1 else self.pages // 2
+        """Accesses in a window of `Steadiness`: whole laps, and at least half as many as the file has pages."""
+        laps = 1 if isinstance(self.access, Mixture) else LAPS
+        return max(self.pages // 2, laps * self.lap)
+
+    @property
+    def alike(self) -> float:
+        """By how much the miss ratios of windows may differ that are alike."""
+        return LOOP_ALIKE if isinstance(self.access, Sequential | Loop) else ALIKE
 
     @property
     def specification(self) -> Specification:
@@ -247,10 +255,12 @@ class Steadiness:
 
     Args:
         window: Accesses.
+        alike: In place of .01.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, *, alike: float = ALIKE) -> None:
         self._window = window
+        self._alike = alike
         self._accesses: list[float] = []
         self._misses: list[float] = []
         self._cached: list[float] = []
@@ -280,7 +290,7 @@ class Steadiness:
         mean = float(np.clip(np.mean(ratios), 0.0, 1.0))
         error = math.sqrt(2.0 * mean * (1.0 - mean) / self._window)
         cached = self._at_ends(self._cached)
-        alike = max(ratios) - min(ratios) <= max(ALIKE, CHANCE * error)
+        alike = max(ratios) - min(ratios) <= max(self._alike, CHANCE * error)
         return bool(alike and np.ptp(cached) <= CACHE_ALIKE * np.max(cached))
 
     def _at_ends(self, values: Sequence[float]) -> NDArray[Any]:
@@ -290,6 +300,16 @@ class Steadiness:
         last = self._accesses[-1]
         ends = last - self._window * np.arange(WINDOWS + 1)
         return np.asarray(np.interp(ends[ends >= self._accesses[0]], self._accesses, values))
+
+
+def _lap(access: Access, pages: int) -> int:
+    match access:
+        case Sequential():
+            return pages
+        case Loop(share=share):
+            return max(1, round(share * pages))
+        case _:
+            return 0
 
 
 def measured(lines: Sequence[Shipped], *, lap: int, target_bytes: int, watch: Steadiness, warm_s: float) -> Point:

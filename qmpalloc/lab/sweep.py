@@ -288,7 +288,7 @@ class _Sweep:
     async def _learn(self) -> tuple[Shipped, int, tuple[str, ...]]:
         """Wait until the curve is good and the guest steady; return the last line that predictions may know."""
         first = await self._recording.next()
-        watch = Steadiness(self._case.window)
+        watch = Steadiness(self._case.window, alike=self._case.alike)
         needed = self._case.learn_files * self._case.pages
         while True:
             line = await self._recording.next()
@@ -308,7 +308,7 @@ class _Sweep:
         """Bring the guest to a size, wait until it is steady, and measure."""
         await self._resize(target_bytes)
         first = await self._recording.next()
-        watch = Steadiness(self._case.window)
+        watch = Steadiness(self._case.window, alike=self._case.alike)
         watch.note(first)
         line = first
         while not watch.steady and line.t - first.t <= SETTLE_MOST_S:

@@ -1,5 +1,7 @@
 """Policies that know more than counts: curve, hill, oracle; and what value they put on memory."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from qmpalloc.errors import ConfigError
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Limiter, Snapshot
 from qmpalloc.policy import load
 from qmpalloc.rules.limits import apply_limits
+from qmpalloc.sample import Memory
 from qmpalloc.units import MIB
 
 
@@ -53,9 +56,9 @@ def guest(name, curve=None, *, size=500, rate=10_000, misses=None, state=GuestSt
     )
 
 
-def snapshot(*guests, budget=None):
+def snapshot(*guests, budget=None, carry=None):
     budget = budget or sum(one.target_bytes for one in guests) // MIB
-    return Snapshot(cycle=1, time_s=1.0, budget_bytes=budget * MIB, interval_s=1.0, guests=guests)
+    return Snapshot(cycle=1, time_s=1.0, budget_bytes=budget * MIB, interval_s=1.0, guests=guests, carry=carry)
 
 
 def targets(decision):
@@ -299,3 +302,102 @@ def test_the_oracle_refuses_what_is_no_curve(curve):
 def test_settings_out_of_range_are_refused(name, settings):
     with pytest.raises(ConfigError):
         load(name, settings)
+
+
+def test_the_oracle_follows_a_guest_by_its_accesses():
+    curves = {
+        "a": [
+            {"sizes": ["100MiB", "2000MiB"], "miss_ratio": [1.0, 1.0], "until_accesses": 25_000},
+            {"sizes": ["100MiB", "200MiB", "1000MiB"], "miss_ratio": [1.0, 1.0, 0.0]},
+        ],
+        "b": [{"sizes": ["100MiB", "2000MiB"], "miss_ratio": [1.0, 0.0]}],
+    }
+    policy = load("oracle", {"curves": curves})
+    now = snapshot(guest("a"), guest("b"))  # 10,000 accesses in each interval
+    first = policy.decide(now)
+    second = policy.decide(structs.replace(now, carry=first.carry))
+    assert [targets(first), targets(second)] == [[200, 800], [200, 800]]
+    assert targets(policy.decide(structs.replace(now, carry=second.carry))) == [800, 200]
+
+
+def test_the_oracle_turns_sizes_of_the_cache_into_sizes_of_the_guest():
+    """Guest a has 100 MiB that are not cache, and 27 MiB of the system's files: 300 MiB of cache take 435 of memory."""
+    held = Memory(total=500 * MIB, free=32 * MIB, active_file=0, inactive_file=368 * MIB)
+    curves = {
+        "a": [{"sizes": ["1MiB", "299MiB", "300MiB"], "miss_ratio": [1.0, 1.0, 0.0], "sizes_of": "cache"}],
+        "b": [{"sizes": ["100MiB", "2000MiB"], "miss_ratio": [0.5, 0.0]}],
+    }
+    policy = load("oracle", {"curves": curves})
+    now = snapshot(guest("a", memory=held), guest("b"))
+    decision = policy.decide(now)
+    wanted = 300 + (500 - 368) + 7_000 / 256 + 8
+    assert targets(decision)[0] == pytest.approx(wanted, abs=3)
+    # A little more or less memory that is not cache is noise; much more is not.
+    noise = structs.replace(held, inactive_file=364 * MIB)
+    again = policy.decide(snapshot(guest("a", memory=noise), guest("b"), carry=decision.carry))
+    assert targets(again) == targets(decision)
+    for _ in range(10):
+        more = structs.replace(held, inactive_file=318 * MIB)
+        again = policy.decide(snapshot(guest("a", memory=more), guest("b"), carry=again.carry))
+    assert targets(again)[0] == pytest.approx(wanted + 50, abs=12)
+
+
+def test_the_oracle_leaves_a_guest_whose_cache_is_not_known():
+    curves = {"a": [{"sizes": ["1MiB", "300MiB"], "miss_ratio": [1.0, 0.0], "sizes_of": "cache"}]}
+    decision = load("oracle", {"curves": curves}).decide(snapshot(guest("a"), guest("b")))
+    assert decision.guests[0].reason == "no measured curve"
+    assert decision.moves == ()
+
+
+CURVES = {
+    "web": [{"sizes": ["100MiB", "2000MiB"], "miss_ratio": [1.0, 0.0]}],
+    "b": [{"sizes": ["100MiB", "2000MiB"], "miss_ratio": [1.0, 1.0]}],
+}
+
+
+@pytest.fixture
+def beside(tmp_path):
+    def write(content):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "curves.json").write_text(text)
+        return str(tmp_path / "qmpalloc.toml")
+
+    return write
+
+
+def test_the_oracle_takes_curves_from_a_file_beside_the_configuration(beside):
+    file = beside({"format": "qmpalloc-curves", "version": 1, "curves": CURVES})
+    policy = load("oracle", {"file": "curves.json", "names": {"a": "web"}}, file=file)
+    assert targets(policy.decide(snapshot(guest("a"), guest("b")))) == [800, 200]
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "key", "message"),
+    [
+        (None, {}, "policy.curves", "no curves are given"),
+        (None, {"file": "curves.json"}, "policy.file", "no such file"),
+        ("{", {"file": "curves.json"}, "policy.file", "is not JSON"),
+        ([], {"file": "curves.json"}, "policy.file", "not of the format"),
+        ({"format": "qmpalloc-curves", "version": 1}, {"file": "curves.json"}, "policy.file", "no table of curves"),
+        (CURVES, {"file": "curves.json", "curves": {}}, "policy.file", "beside curves"),
+        (
+            {"format": "qmpalloc-curves", "version": 1, "curves": CURVES},
+            {"file": "curves.json", "names": {"a": "db"}},
+            "policy.names.a",
+            "has no curve 'db'",
+        ),
+        (
+            {"format": "qmpalloc-curves", "version": 1, "curves": {"web": [{"sizes": ["1MiB"]}]}},
+            {"file": "curves.json"},
+            "policy.curves",
+            "miss_ratio",
+        ),
+        (None, {"file": 3}, "policy.curves", "no curves are given"),
+    ],
+)
+def test_the_oracle_refuses_files_it_cannot_use(beside, tmp_path, content, settings, key, message):
+    file = beside(content) if content is not None else str(tmp_path / "qmpalloc.toml")
+    with pytest.raises(ConfigError) as caught:
+        load("oracle", settings, file=file)
+    assert caught.value.key == key
+    assert message in caught.value.message

@@ -1,0 +1,142 @@
+"""The true curves of an experiment's loads, and the oracle that is computed from them."""
+
+from array import array
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from qmpalloc import experiment
+from qmpalloc.errors import ConfigError
+from qmpalloc.experiment.access import Loop, Uniform, Zipf
+from qmpalloc.experiment.directory import ExperimentDirectory
+from qmpalloc.experiment.offsets import page_numbers
+from qmpalloc.experiment.records import Manifest
+from qmpalloc.experiment.true_curves import phase_curve, true_curves
+from qmpalloc.lab.configuration import arm_configuration
+from qmpalloc.lab.traces import Traces
+from qmpalloc.policy import load as load_policy
+from qmpalloc.policy.oracle import OraclePolicy
+
+PAGES = 2_000
+TEXT = """
+[experiment]
+name = "try"
+budget = "512MiB"
+[[guest]]
+name = "g1"
+memory = "384MiB"
+floor = "128MiB"
+cap = "384MiB"
+baseline = "256MiB"
+[[guest.phase]]
+file = "8MiB"
+access = {{ distribution = "uniform" }}
+reads = 10000
+rounds = 2
+[[guest.phase]]
+file = "4MiB"
+access = {{ distribution = "loop", share = 0.5 }}
+reads = 5000
+rounds = 2
+[[arm]]
+name = "static"
+policy = "static"
+[[arm]]
+name = "best"
+policy = "oracle"
+{settings}
+"""
+
+
+def specification(settings="", file=Path("/try.toml")):
+    return experiment.parse(TEXT.format(settings=settings), file=file)
+
+
+def numbers(access, count=60_000):
+    return array("I", islice(page_numbers(access, PAGES, seed=1, guest="g", phase="p"), count))
+
+
+@pytest.mark.parametrize("lru", ["two_list", "lru_gen"])
+def test_under_uniform_reads_every_page_is_worth_the_same(lru):
+    sizes, ratios = phase_curve(numbers(Uniform()), most_pages=10**6, lru=lru)
+    assert ratios == pytest.approx([1 - size / PAGES for size in sizes], abs=0.02)
+    assert (sizes[-1], ratios[-1]) == (PAGES, 0.0)
+
+
+def test_a_loop_is_a_cliff():
+    sizes, ratios = phase_curve(numbers(Loop(share=0.5)), most_pages=10**6, lru="lru_gen")
+    known = dict(zip(sizes, ratios, strict=True))
+    assert known[1000] == 0.0
+    assert known[980] > 0.5
+
+
+def test_first_accesses_are_left_out():
+    """Each page is read twice, with all others in between."""
+    sizes, ratios = phase_curve(array("I", [*range(100), *range(100)]), most_pages=10**6, lru="lru_gen")
+    assert dict(zip(sizes, ratios, strict=True))[50] == 1.0
+    assert ratios[-1] == 0.0
+
+
+def test_what_is_read_once_gains_nothing_from_a_cache():
+    assert set(phase_curve(array("I", range(50)), most_pages=10**6, lru="two_list")[1]) == {0.0}
+    assert phase_curve(array("I"), most_pages=10, lru="two_list") == ([1], [1.0])
+
+
+def test_sizes_beyond_the_guest_are_not_simulated():
+    sizes, _ = phase_curve(numbers(Zipf(exponent=0.9)), most_pages=500, lru="lru_gen")
+    assert sum(size <= 500 for size in sizes) == 20
+
+
+def test_each_phase_has_a_curve_that_holds_for_its_accesses():
+    traces = Traces(specification())
+    curves = traces.true_curves()
+    assert traces.true_curves() is curves
+    first, second = curves["g1"]
+    assert [first["until_accesses"], second["until_accesses"]] == [20_000, 30_000]
+    assert first["sizes"][-1] == f"{8 << 20}B"
+    assert second["sizes"][-1] == f"{2 << 20}B"  # all that is read of it
+    policy = load_policy("oracle", {"curves": curves})
+    assert isinstance(policy, OraclePolicy)
+
+
+def test_an_experiment_may_leave_the_oracles_curves_out():
+    arm = specification().arms[1]
+    assert arm.is_computed_oracle
+    assert arm_configuration(specification(), arm, run_dir=Path("/x")).policy_settings == {"curves": {}}
+    scaled = experiment.scale(specification(), experiment.scaling.Fraction(3, 2))
+    assert scaled.arms[1].is_computed_oracle
+    assert scaled.arms[1].settings == {}
+
+
+def test_wrong_settings_of_a_computed_oracle_are_told_at_the_arm():
+    with pytest.raises(ConfigError) as caught:
+        specification('settings = { objective = "speed" }')
+    assert caught.value.key == "arm[1].settings.objective"
+    with pytest.raises(ConfigError) as caught:
+        specification('settings = { file = "none.json" }')
+    assert caught.value.key == "arm[1].settings.file"
+
+
+def test_a_file_of_curves_is_kept_with_the_experiment(tmp_path):
+    (tmp_path / "known.json").write_text('{"format": "qmpalloc-curves", "version": 1, "curves": {}}')
+    text = TEXT.format(settings='settings = { file = "known.json" }')
+    spec = experiment.parse(text, file=tmp_path / "try.toml")
+    manifest = Manifest(
+        name="try", file=str(tmp_path / "try.toml"), scale="1", arms=("static", "best"), repeats=1, command="",
+        created_wall=0.0, accelerator={}, images={}, versions={}, host={}, footprints={},
+    )  # fmt: skip
+    ExperimentDirectory.create(tmp_path / "out", spec, manifest, text)
+    (tmp_path / "known.json").unlink()
+    again = ExperimentDirectory.open_existing(tmp_path / "out")
+    assert again.specification.arms[1].settings == {"file": "known.json"}
+
+
+def test_a_guest_s_true_curves_depend_on_its_page_replacement():
+    guest = specification().guests[0]
+    made = {
+        suite: true_curves(structs.replace(guest, suite=suite), lambda phase: numbers(Zipf()))
+        for suite in ("trixie", "bookworm")
+    }
+    assert made["trixie"] != made["bookworm"]
