@@ -29,6 +29,7 @@ from typing import Literal
 
 import msgspec
 import trio
+from msgspec import structs
 
 from qmpalloc.errors import QmpallocError
 from qmpalloc.experiment.access import Access, HotCold, Loop, Mixture, Normal, Part, Zipf
@@ -45,21 +46,21 @@ from qmpalloc.units import MIB, format_size
 SIZES = (416, 352, 320, 288, 256, 224, 192)
 LEARN = 288
 FILE = 256
-LOADS: dict[str, tuple[Access, int]] = {
-    "normal": (Normal(deviation=0.15), FILE),
-    "zipf": (Zipf(exponent=0.99), FILE),
-    "hotcold": (HotCold(hot=0.1, hot_reads=0.9), FILE),
-    "loop": (Loop(share=1.0), 176),  # fits into the larger sizes only
+LOADS: dict[str, tuple[Access, int, float]] = {
+    "normal": (Normal(deviation=0.15), FILE, 12.0),
+    "zipf": (Zipf(exponent=0.99), FILE, 16.0),
+    "hotcold": (HotCold(hot=0.1, hot_reads=0.9), FILE, 32.0),  # its cold pages are read once in 10 file lengths
+    "loop": (Loop(share=1.0), 176, 6.0),  # fits into the larger sizes only
     "zipf-scan": (
         Mixture(
-            parts=(
-                Part(weight=0.7, access=Zipf(exponent=0.99)),
-                Part(weight=0.3, access=Loop(share=0.25, start=0.75)),
-            )
+            parts=(Part(weight=0.7, access=Zipf(exponent=0.99)), Part(weight=0.3, access=Loop(share=0.25, start=0.75)))
         ),
         FILE,
+        16.0,
     ),
 }
+"""Access, size of the file in MiB, and accesses after which learning may end, by pages of the file."""
+
 WHAT = {
     "normal": "normal, deviation 15 % of the file",
     "zipf": "Zipf 0.99",
@@ -68,24 +69,27 @@ WHAT = {
     "zipf-scan": "70 % Zipf 0.99, 30 % a scan of a quarter of the file, again and again",
 }
 LEAST_ERROR = 0.02
+SHARES = (0.25, 0.5)
+"""Of the time of learning, to see how much of it was needed."""
 Lru = Literal["two_list", "lru_gen"]
 Suite = Literal["trixie", "bookworm"]
 
 
-def case(workload: str, lru: Lru, suite: Suite = "trixie") -> Case:
+def case(workload: str, lru: Lru, suite: Suite = "trixie", *, fresh: bool = False) -> Case:
     """Return a case of the benchmark."""
-    access, file_mib = LOADS[workload]
+    access, file_mib, learn_files = LOADS[workload]
     return Case(
         workload=workload, access=access, file=file_mib * MIB, lru=lru, suite=suite, memory=SIZES[0] * MIB,
-        learn=LEARN * MIB, sizes=tuple(size * MIB for size in SIZES),
+        learn=LEARN * MIB, sizes=tuple(size * MIB for size in SIZES), learn_files=learn_files, fresh=fresh,
     )  # fmt: skip
 
 
-def all_cases(*, bookworm: bool) -> list[Case]:
-    """Return every case."""
+def all_cases() -> list[Case]:
+    """Return every case there is, those that are run by default first."""
     replacements: tuple[Lru, ...] = ("two_list", "lru_gen")
     found = [case(workload, lru) for workload in LOADS for lru in replacements]
-    return found + [case(workload, "two_list", "bookworm") for workload in LOADS if bookworm]
+    found += [case(workload, "two_list", "bookworm") for workload in LOADS]
+    return found + [case(workload, lru, fresh=True) for workload in LOADS for lru in replacements]
 
 
 def smoke_case() -> Case:
@@ -157,7 +161,7 @@ Sweeps = list[tuple[SweepResult, tuple[Prediction, ...]]]
 
 def load(directory: Path) -> Sweeps:
     """Return every result there is in a directory, with what the estimators predicted."""
-    order = [each.name for each in all_cases(bookworm=True)]
+    order = [each.name for each in all_cases()]
     found: Sweeps = []
     for file in sorted(directory.glob("*/result.json")):
         result = msgspec.json.decode(file.read_bytes(), type=SweepResult)
@@ -210,6 +214,26 @@ def replacement(result: SweepResult) -> str:
     return f"{result.case.lru}, {result.kernel.partition('-')[0] or result.case.suite}"
 
 
+def learning_table(sweeps: Sweeps, directory: Path) -> list[str]:
+    """Return the error of the guest's own estimator had it learnt for a shorter time."""
+    shares = [f"after {share:.0%} of the time" for share in SHARES]
+    columns = ("load", "page replacement", *shares, "after all of it", "accesses", "by pages of the file")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for result, made in sweeps:
+        lru = result.case.lru
+        lines_kept = list(recorded(directory / result.case.name / "recording.jsonl"))
+        known = [
+            predict(structs.replace(result, learnt_t=share * result.learnt_t), lines_kept, [lru]) for share in SHARES
+        ]
+        errors = [next((error(result, each).at_sizes for each in found if each.estimator == lru), None)
+                  for found in (*known, made)]  # fmt: skip
+        lines.append(
+            f"| {result.case.workload} | {replacement(result)} | {' | '.join(map(cell, errors))} "
+            f"| {result.learnt_accesses:,} | {result.learnt_accesses / result.case.pages:.1f} |"
+        )
+    return lines
+
+
 def points_table(sweeps: Sweeps) -> list[str]:
     """Return every size: what was measured, what its own estimator predicted, and the witness."""
     columns = ("load", "page replacement", "size", "measured", "predicted", "its estimate for the cache seen",
@@ -237,6 +261,7 @@ def points_table(sweeps: Sweeps) -> list[str]:
     return lines
 
 
+LEARNING = """## The same, had it learnt for a shorter time"""
 BY_SIZE = """## Mean absolute error of the anchored curve, over sizes
 
 As a controller would have planned with. Over the steady sizes but the one learnt at. Bold: the estimator that simulates
@@ -246,7 +271,7 @@ BY_CACHE = """## Mean absolute error of the bare estimate, for the cache that wa
 Neither anchored nor with the mapping from size to cache: what the estimator itself is worth."""
 
 
-def document(sweeps: Sweeps, preface: str, figure: str) -> str:
+def document(sweeps: Sweeps, directory: Path, preface: str, figure: str) -> str:
     """Return the text of the results."""
     weak = [f"- {result.case.name}: {'; '.join(result.weak)}" for result, _ in sweeps if result.weak]
     picture = f"![Predicted and measured curves]({figure})" if figure else "There is no figure without matplotlib."
@@ -255,6 +280,8 @@ def document(sweeps: Sweeps, preface: str, figure: str) -> str:
         f"## Result\n\n{verdict(sweeps)}",
         BY_SIZE,
         "\n".join(error_table(sweeps, "at_sizes")),
+        LEARNING,
+        "\n".join(learning_table(sweeps, directory)),
         BY_CACHE,
         "\n".join(error_table(sweeps, "at_cache")),
         picture,
@@ -301,7 +328,7 @@ def report(directory: Path, output: Path | None) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     before = place.read_text() if place.exists() else "# Curves of real guests\n"
     figure = draw(sweeps, place.parent, place.stem)
-    write_whole(place, document(sweeps, before.partition("\n## Result")[0], figure).encode())
+    write_whole(place, document(sweeps, directory, before.partition("\n## Result")[0], figure).encode())
     say(f"report: {place}; measured curves: {directory / 'curves.json'}")
 
 
@@ -311,12 +338,13 @@ def main() -> int:
     parser.add_argument("directory", metavar="DIR", type=Path, help="where everything is kept")
     parser.add_argument("--case", action="append", default=[], metavar="NAME", help="only this; several are allowed")
     parser.add_argument("--bookworm", action="store_true", help="also Debian 12")
+    parser.add_argument("--fresh", action="store_true", help="also with a cache of its own at every size")
     parser.add_argument("--smoke", action="store_true", help="one short case, about 3 minutes without KVM")
     parser.add_argument("--report", action="store_true", help="boot nothing: make the report from what there is")
     parser.add_argument("--list", action="store_true", help="name the cases and end")
     parser.add_argument("--output", type=Path, help="of the report, after the text that is there; default: in DIR")
     options = parser.parse_args()
-    cases = [smoke_case()] if options.smoke else all_cases(bookworm=options.bookworm or bool(options.case))
+    cases = [smoke_case()] if options.smoke else all_cases()
     names = [each.name for each in cases]
     if options.list:
         say("\n".join(names))
@@ -324,7 +352,10 @@ def main() -> int:
     unknown = [name for name in options.case if name not in names]
     if unknown:
         parser.error(f"no case is called {', '.join(unknown)}; known are {', '.join(names)}")
-    chosen = [each for each in cases if not options.case or each.name in options.case]
+    chosen = [each for each in cases if each.name in options.case]
+    if not options.case:
+        wanted = options.bookworm, options.fresh
+        chosen = [each for each in cases if (each.suite == "trixie" or wanted[0]) and (not each.fresh or wanted[1])]
     failed = [] if options.report else run_all(chosen, options.directory)
     report(options.directory, options.output)
     return 1 if failed else 0

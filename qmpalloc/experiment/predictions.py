@@ -100,14 +100,21 @@ class Prediction(Struct, frozen=True, kw_only=True):
     cache_pages: tuple[float, ...] = ()
 
 
-def predict(result: SweepResult, recording: Iterable[Shipped]) -> tuple[Prediction, ...]:
-    """Return what every estimator predicted from what was shipped while the curve was learnt.
+def predict(
+    result: SweepResult, recording: Iterable[Shipped], estimators: Iterable[str] = ESTIMATORS
+) -> tuple[Prediction, ...]:
+    """Return what estimators predicted from what was shipped while the curve was learnt.
 
-    An estimator without a curve is left out.
+    One without a curve is left out. The midpoint is added where its two are there.
+
+    Args:
+        result: Of the sweep.
+        recording: Of the same.
+        estimators: Names in `ESTIMATORS`.
     """
     lines = [line for line in recording if line.t <= result.learnt_t]
     found = {}
-    for estimator in ESTIMATORS:
+    for estimator in estimators:
         learner = Learner(result.case, estimator)
         for line in lines:
             learner.take(line)

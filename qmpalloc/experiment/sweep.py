@@ -58,6 +58,8 @@ class Case(Struct, frozen=True, kw_only=True):
         sizes: Those measured, in this order; `learn` should be among them.
         learn_files: Accesses, by pages of the file, after which learning may end.
         measure_files: The same for the measurement of a size.
+        fresh: Empty the cache at every size, and fill it by reading the file through. Otherwise only what a larger size
+            lacks is filled, and what is cached at a smaller one comes from the larger before.
         suite: Debian suite of its image.
         seed: Of its references.
     """
@@ -71,13 +73,15 @@ class Case(Struct, frozen=True, kw_only=True):
     sizes: tuple[int, ...]
     learn_files: float = 8.0
     measure_files: float = 1.0
+    fresh: bool = False
     suite: Literal["trixie", "bookworm"] = "trixie"
     seed: int = 1
 
     @property
     def name(self) -> str:
         """A name for its files."""
-        return f"{self.workload}-{self.lru}" + ("" if self.suite == "trixie" else f"-{self.suite}")
+        suite = "" if self.suite == "trixie" else f"-{self.suite}"
+        return f"{self.workload}-{self.lru}{suite}{'-fresh' if self.fresh else ''}"
 
     @property
     def pages(self) -> int:

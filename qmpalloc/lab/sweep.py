@@ -340,7 +340,9 @@ class _Sweep:
             await self._reach(target_bytes)
         if scope.cancelled_caught:
             raise HostError(f"{self._case.name}: the balloon does not reach {format_size(target_bytes)}")
-        if grows:  # what the load's misses alone would take long for
+        if self._case.fresh:
+            await self._wires.load.drop_caches()
+        if grows or self._case.fresh:  # what the load's misses alone would take long for
             await self._wires.load.read_through()
 
     async def _reach(self, target_bytes: int) -> None:

@@ -1,5 +1,8 @@
 """A sweep of a simulated guest: what is learnt, measured and kept, and what ends it."""
 
+import importlib.util
+from pathlib import Path
+
 import msgspec
 import pytest
 import trio
@@ -9,6 +12,7 @@ from qmpalloc.experiment import predictions
 from qmpalloc.experiment.access import Loop, Normal, Uniform
 from qmpalloc.experiment.sweep import Case, Shipped
 from qmpalloc.lab.sweep import Wires, _bare_errors, sweep, switch_lru
+from qmpalloc.policy import load as load_policy
 from qmpalloc.qmp import ExecResult, open_agent_on, open_monitor_on
 from qmpalloc.testing import FakeBalloon, open_simulated_guest
 from qmpalloc.testing.replay import ReplayGuest
@@ -31,13 +35,16 @@ class FakeLoad:
     def __init__(self):
         self.went = False
         self.dies_at = None
-        self.filled = 0
+        self.filled = self.emptied = 0
 
     async def go(self):
         self.went = True
 
     async def read_through(self):
         self.filled += 1
+
+    async def drop_caches(self):
+        self.emptied += 1
 
     async def raise_if_dead(self):
         if self.dies_at is not None and trio.current_time() >= self.dies_at:
@@ -110,6 +117,12 @@ async def test_a_loop_is_measured_by_the_lap(autojump_clock):
     assert fits.accesses % bench.case.lap == 0
     assert fits.miss_ratio == 0.0
     assert does_not.miss_ratio > 0.5
+
+
+async def test_every_size_may_begin_with_a_cache_of_its_own(autojump_clock):
+    bench = Bench(case(Normal(deviation=0.15), sizes=(288 * MIB, 224 * MIB), fresh=True))
+    await bench.run()
+    assert (bench.load.emptied, bench.load.filled) == (2, 3)
 
 
 async def test_what_is_kept_is_enough_to_predict_again(autojump_clock):
@@ -191,3 +204,55 @@ async def test_the_page_replacement_is_switched_in_the_guest(lru, value, code, o
         with pytest.raises(HostError, match="cannot be switched to two_list"):
             await switch_lru(lab, lru)
     assert f"echo {value} > /sys/kernel/mm/lru_gen/enabled" in lab.script
+
+
+def benchmark():
+    file = Path(__file__).parents[2] / "benchmarks" / "guest_curves.py"
+    spec = importlib.util.spec_from_file_location("guest_curves", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def test_the_report_of_the_benchmark(autojump_clock, tmp_path, capsys):
+    program = benchmark()
+    bench = Bench(case(Normal(deviation=0.15), workload="normal", sizes=(352 * MIB, 288 * MIB, 224 * MIB)))
+    result = await bench.run()
+    place = tmp_path / "runs" / bench.case.name
+    place.mkdir(parents=True)
+    (place / "result.json").write_bytes(msgspec.json.encode(result))
+    lines = b"".join(msgspec.json.encode(line) + b"\n" for line in bench.kept)
+    (place / "recording.jsonl").write_bytes(lines + b'{"cut off')
+    output = tmp_path / "results.md"
+    output.write_text("# Ours\n\nSaid by us.\n\n## Result\n\noutdated\n")
+    program.report(tmp_path / "runs", output)
+    program.report(tmp_path / "runs", output)  # again: what was said by us stays, the rest is made anew
+    text = output.read_text()
+    assert text.startswith("# Ours\n\nSaid by us.\n\n## Result\n\nMean absolute error")
+    assert text.count("## Every size") == 1
+    assert "outdated" not in text
+    assert "learnt here" in text
+    assert (tmp_path / "results.svg").exists()
+    assert (tmp_path / "results.png").exists()
+    # The measured curves are what the policy oracle takes.
+    policy = load_policy("oracle", {"file": "curves.json", "names": {"g": "normal-lru_gen"}},
+                         file=str(tmp_path / "runs" / "qmpalloc.toml"))  # fmt: skip
+    assert [len(curve.sizes) for curve in policy.settings.curves["g"]] == [3]
+
+
+def test_the_cases_of_the_benchmark_can_be_run():
+    program = benchmark()
+    cases = [*program.all_cases(), program.smoke_case()]
+    assert len({each.name for each in cases[:-1]}) == len(cases) - 1
+    for each in cases:
+        assert each.learn in each.sizes
+        again = msgspec.json.decode(msgspec.json.encode(each), type=Case)
+        assert again == each
+        spec = each.specification
+        assert spec.guests[0].phases[0].total_reads * 4 < spec.guests[0].floor / 4
+    assert [each.name for each in cases if each.suite == "trixie" and not each.fresh][:2] == [
+        "normal-two_list",
+        "normal-lru_gen",
+    ]
+    scan = next(each for each in cases if each.workload == "zipf-scan")
+    assert scan.window == scan.lap == round(scan.pages / 4 / 0.3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -33,11 +33,10 @@ def predictions_figure(sweeps: Sequence[tuple[SweepResult, Sequence[Prediction]]
         sweeps: With what was predicted in each.
     """
     rows = list(dict.fromkeys(result.case.workload for result, _ in sweeps))
-    columns = list(dict.fromkeys((result.case.lru, result.case.suite) for result, _ in sweeps))
+    columns = list(dict.fromkeys(_kind(result) for result, _ in sweeps))
     figure = style.new_figure(1.0 + 2.5 * len(rows))
     panels = figure.subplots(len(rows), len(columns), sharey="row", squeeze=False)
-    found: Mapping[tuple[str, tuple[str, str]], tuple[SweepResult, Sequence[Prediction]]]
-    found = {(result.case.workload, (result.case.lru, result.case.suite)): (result, made) for result, made in sweeps}
+    found = {(result.case.workload, _kind(result)): (result, made) for result, made in sweeps}
     for row, workload in enumerate(rows):
         for column, kind in enumerate(columns):
             axes = panels[row][column]
@@ -55,7 +54,7 @@ def predictions_figure(sweeps: Sequence[tuple[SweepResult, Sequence[Prediction]]
             handles.setdefault(label, handle)
     labels = sorted(handles, key=[*LINES, "measured", "not steady", "learnt here"].index)
     drawn = [handles[label] for label in labels]
-    figure.legend(drawn, labels, loc="outside lower center", ncols=min(8, len(labels)))
+    figure.legend(drawn, labels, loc="outside lower center", ncols=min(4, len(labels)))
     return figure
 
 
@@ -92,7 +91,12 @@ def _panel(axes: Axes, result: SweepResult, made: Sequence[Prediction]) -> None:
             )
     own_error = next((error(result, each).at_sizes for each in made if each.estimator == case.lru), None)
     said = "" if own_error is None else f": {case.lru} off by {own_error:.3f}"
-    axes.set_title(
-        f"{case.workload}, {case.lru}{'' if case.suite == 'trixie' else f' ({case.suite})'}{said}", fontsize=9
-    )
+    axes.set_title(f"{case.workload}, {_kind(result)}{said}", fontsize=9)
     axes.set_ylim(bottom=0)
+
+
+def _kind(result: SweepResult) -> str:
+    """Return what a column is for: the page replacement, and what is not as usual."""
+    case = result.case
+    unusual = [case.suite] * (case.suite != "trixie") + ["fresh"] * case.fresh
+    return f"{case.lru} ({', '.join(unusual)})" if unusual else case.lru
