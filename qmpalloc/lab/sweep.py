@@ -15,7 +15,7 @@ import trio
 from msgspec import Struct, structs
 
 from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
-from qmpalloc.errors import DeadlineError, HostError, QmpallocError, RefusedError, SampleError
+from qmpalloc.errors import DeadlineError, HostError, NonsenseError, QmpallocError, RefusedError
 from qmpalloc.experiment.predictions import Learner
 from qmpalloc.experiment.sweep import Case, Point, Shipped, Steadiness, SweepResult, measured
 from qmpalloc.lab.configuration import arm_configuration
@@ -190,7 +190,7 @@ class _Recording:
             try:
                 line = await self._read()
                 failures = 0
-            except (DeadlineError, SampleError) as error:
+            except (DeadlineError, NonsenseError) as error:
                 failures += 1
                 if failures >= FAILURES_MOST:
                     raise

@@ -9,6 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 from random import Random
 
+from msgspec import structs
+
+from qmpalloc.events import Decided, Header
 from qmpalloc.experiment import latency, parse, scale
 from qmpalloc.experiment.directory import ExperimentDirectory, chosen
 from qmpalloc.experiment.plan import ArmRun
@@ -22,6 +25,8 @@ from qmpalloc.experiment.records import (
     Reading,
     Service,
 )
+from qmpalloc.model import GuestSnapshot, GuestState, Snapshot, hold
+from qmpalloc.record import RecordWriter
 from qmpalloc.units import MIB, PAGE_BYTES
 
 TEXT = """
@@ -72,9 +77,13 @@ rounds = 250
 {arms}
 """
 ARM = '[[arm]]\nname = "{name}"\npolicy = "{policy}"\n'
+POLICIES = {"static", "curve", "oracle"}
 HIT_S, MISS_S = 40e-6, 2e-3
 SYSTEM_BYTES = 160 * MIB
 STEP_BYTES = 24 * MIB
+STEPS = {"curve": 3, "oracle": 20}
+"""Moves in a trial."""
+
 TICK_S = 0.5
 BOOT_S = 60.0
 
@@ -83,7 +92,7 @@ class MadeUp:
     """An experiment in `path`; its runs are added one by one."""
 
     def __init__(self, path, *, arms=("static", "rule"), repeats=3, **manifest):
-        tables = "\n".join(ARM.format(name=name, policy="static" if name == "static" else "paper") for name in arms)
+        tables = "\n".join(ARM.format(name=name, policy=name if name in POLICIES else "paper") for name in arms)
         text = TEXT.format(repeats=repeats, arms=tables)
         spec = chosen(scale(parse(text, file=Path("/home/me/made-up.toml")), Fraction("1/4")), repeats=repeats)
         fields = {
@@ -133,7 +142,7 @@ class MadeUp:
                     guest.restart()
             readings = [guest.reading(trial, trial * spec.interval) for guest in guests]
             place.append_readings([each for each in readings if (each.guest, trial) not in silent])
-            if arm != "static":
+            for _ in range(STEPS.get(arm, 1) if arm != "static" else 0):
                 move(guests)
         finished = all(guest.finished for guest in guests)
         for guest in guests if finished else ():
@@ -147,6 +156,36 @@ class MadeUp:
                     controller_wall_s=150.0,
                 )
             )  # fmt: skip
+        return self
+
+    def record(self, arm, repeat, *, curve=lambda guest, trial: None, settings=None, carry=None):
+        """Add the record of a run that was added: a decision at the end of each trial, with curves in it.
+
+        Args:
+            arm: Its name.
+            repeat: From 1.
+            curve: Returns the curve of a guest at the end of a trial.
+            settings: Of the policy.
+            carry: What each decision carries.
+        """
+        spec, place = self.directory.specification, self.directory.run(ArmRun(repeat, arm))
+        policy = next(each.policy for each in spec.arms if each.name == arm)
+        with RecordWriter(place.record) as write:
+            write(Header(t=0.0, wall=0.0, mode="run", policy=policy,
+                         policy_settings=settings or {}, budget_bytes=spec.budget, interval_s=spec.interval, guests=(),
+                         config={}, versions={}, host={}))  # fmt: skip
+            for trial in range(1, 1 + max(reading.trial for reading in place.readings())):
+                guests = tuple(
+                    GuestSnapshot(name=guest.name, state=GuestState.FRESH, target_bytes=guest.baseline,
+                                  actual_bytes=guest.baseline, charge_bytes=guest.baseline, floor_bytes=guest.floor,
+                                  cap_bytes=guest.cap, baseline_bytes=guest.baseline, curve=curve(guest, trial))
+                    for guest in spec.guests
+                )  # fmt: skip
+                snapshot = Snapshot(cycle=trial, time_s=trial * spec.interval, budget_bytes=spec.budget,
+                                    interval_s=spec.interval, guests=guests)  # fmt: skip
+                decision = structs.replace(hold(snapshot, "made up"), carry=carry)
+                write(Decided(t=snapshot.time_s, wall=0.0, snapshot=snapshot, decision=decision, committed_bytes=0,
+                              duration_s=0.0))  # fmt: skip
         return self
 
 

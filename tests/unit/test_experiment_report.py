@@ -61,8 +61,8 @@ def test_the_order_of_a_report(made_up):
     titles = re.findall(r"^##? (.*?)(?: \(scale.*)?$", written(made_up.all_runs()), flags=re.MULTILINE)
     assert titles == [
         "Experiment made-up, scale 1/4", "Verdict", "How to read this", "The arms", "When each phase ended",
-        "What the loads touch", "What a miss costs", "Do the counts agree with the disk?", "Failed runs",
-        "What is incomplete", "Conditions", "Figures",
+        "How memory moved", "What the loads touch", "What a miss costs", "Do the counts agree with the disk?",
+        "Failed runs", "What is incomplete", "Conditions", "Figures",
     ]  # fmt: skip
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from qmpalloc.errors import HostError
 from qmpalloc.experiment.directory import ExperimentDirectory, write_json, write_whole
+from qmpalloc.experiment.learnt import LearntCurve, learnt_curves
 from qmpalloc.experiment.report import arms, conditions, evidence, words
+from qmpalloc.experiment.report.curves import curves_table, movement_table
 from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Picture
 from qmpalloc.experiment.report.html import html
 from qmpalloc.experiment.report.markdown import markdown
@@ -37,13 +39,14 @@ def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> lis
         HostError: A file cannot be written.
     """
     results = load_results(directory)
+    curves = learnt_curves(directory, results)
     place = directory.path
     pictures: tuple[Picture, ...] = ()
     without = "" if figures else "They were not asked for."
     written: list[Path] = []
     if figures:
         try:
-            pictures, drawn = draw(results, place)
+            pictures, drawn = draw(results, curves, place)
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "matplotlib":
                 raise
@@ -51,7 +54,7 @@ def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> lis
         else:
             written += drawn
             without = "" if pictures else "There is nothing to draw yet."
-    blocks = tuple(_blocks(results, pictures, without))
+    blocks = tuple(_blocks(results, curves, pictures, without))
     title = _title(results)
     texts = {
         "trials.csv": trials_csv(results),
@@ -64,7 +67,7 @@ def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> lis
     return [*(place / name for name in (*texts, "summary.json")), *written]
 
 
-def draw(results: Results, place: Path) -> tuple[tuple[Picture, ...], list[Path]]:
+def draw(results: Results, curves: tuple[LearntCurve, ...], place: Path) -> tuple[tuple[Picture, ...], list[Path]]:
     """Draw all figures there is something for into a directory of `place`.
 
     Raises:
@@ -74,7 +77,7 @@ def draw(results: Results, place: Path) -> tuple[tuple[Picture, ...], list[Path]
     from qmpalloc.experiment.report.figures import draw_all
 
     try:
-        return draw_all(results, place, FIGURES)
+        return draw_all(results, curves, place, FIGURES)
     except OSError as error:
         raise HostError(f"{place / FIGURES} cannot be written: {error.strerror}") from error
 
@@ -83,12 +86,16 @@ def _title(results: Results) -> str:
     return f"Experiment {results.specification.name}, scale {results.specification.scale}"
 
 
-def _blocks(results: Results, pictures: Iterable[Picture], without: str) -> Iterable[Block]:
+def _blocks(
+    results: Results, curves: tuple[LearntCurve, ...], pictures: Iterable[Picture], without: str
+) -> Iterable[Block]:
     yield Heading(_title(results), level=1)
     yield from arms.verdicts(results)
     yield from arms.explanation(results)
     yield from arms.arms_table(results)
     yield from arms.phases_table(results)
+    yield from movement_table(results)
+    yield from curves_table(results, curves)
     yield from evidence.footprints(results)
     yield from evidence.disk(results)
     yield from evidence.witness(results)

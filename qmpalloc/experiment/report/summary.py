@@ -6,7 +6,10 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from qmpalloc.experiment.gain import OracleShare, oracle_share
+from qmpalloc.experiment.movement import Movement, Settling
 from qmpalloc.experiment.records import PhaseFootprint
+from qmpalloc.experiment.report.curves import movements
 from qmpalloc.experiment.results import Results, RunResult, total
 from qmpalloc.experiment.schema import Arm
 from qmpalloc.experiment.statistics import Comparison, Ratio, verdict
@@ -36,17 +39,29 @@ class RepeatSummary(Struct, frozen=True, kw_only=True):
     request_s: float | None
     events_lost: int | None
     controller_cpu_share: float | None
+    moved_bytes: int
+    settlings: tuple[Settling, ...]
     notes: tuple[str, ...]
 
 
 class ArmSummary(Struct, frozen=True, kw_only=True):
-    """One arm. `witness`: guest to bytes the disk read per byte of misses counted, over all repeats."""
+    """One arm.
+
+    Attributes:
+        arm: Its name.
+        policy: Name of its policy.
+        settings: Of that.
+        repeats: The runs that count.
+        witness: Guest to bytes the disk read per byte of misses counted, over all repeats.
+        oracle_share: Of the oracle's gain over the reference; None without an oracle.
+    """
 
     arm: str
     policy: str
     settings: dict[str, Any]
     repeats: tuple[RepeatSummary, ...]
     witness: dict[str, float | None]
+    oracle_share: OracleShare | None
 
 
 class ComparisonSummary(Struct, frozen=True, kw_only=True):
@@ -135,12 +150,13 @@ def _arm(results: Results, arm: Arm) -> ArmSummary:
         arm=arm.name,
         policy=arm.policy,
         settings=arm.settings,
-        repeats=tuple(_repeat(run) for run in runs),
+        repeats=tuple(_repeat(run, moved) for run, moved in zip(runs, movements(results, arm), strict=True)),
         witness={name: total(run.guests[name].counts for run in runs).witness for name in guests},
+        oracle_share=oracle_share(results, arm.name),
     )
 
 
-def _repeat(run: RunResult) -> RepeatSummary:
+def _repeat(run: RunResult, moved: Movement) -> RepeatSummary:
     counts = run.counts
     return RepeatSummary(
         repeat=run.run.repeat,
@@ -155,6 +171,8 @@ def _repeat(run: RunResult) -> RepeatSummary:
         request_s=counts.request_s,
         events_lost=counts.events_lost,
         controller_cpu_share=run.controller_cpu_share,
+        moved_bytes=moved.moved_bytes,
+        settlings=moved.settlings,
         notes=run.notes,
     )
 

@@ -7,21 +7,26 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from qmpalloc.experiment.learnt import LearntCurve
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Picture
 from qmpalloc.experiment.report.figures import style
 from qmpalloc.experiment.report.figures.completion import completion_figure
 from qmpalloc.experiment.report.figures.hits import difference_figure, hits_figure
+from qmpalloc.experiment.report.figures.learnt import learnt_figure
 from qmpalloc.experiment.report.figures.memory import memory_figure
 from qmpalloc.experiment.report.figures.ratio import ratio_figure
 from qmpalloc.experiment.results import Results
 
 
-def draw_all(results: Results, place: Path, folder: str) -> tuple[tuple[Picture, ...], list[Path]]:
+def draw_all(
+    results: Results, curves: tuple[LearntCurve, ...], place: Path, folder: str
+) -> tuple[tuple[Picture, ...], list[Path]]:
     """Draw every figure there is something for.
 
     Args:
         results: Of the experiment.
+        curves: That were learnt.
         place: Its directory.
         folder: Name of the directory in `place` that the files go into.
 
@@ -33,14 +38,14 @@ def draw_all(results: Results, place: Path, folder: str) -> tuple[tuple[Picture,
     """
     pictures, files = [], []
     with style.style():
-        for name, title, caption, figure in _figures(results):
+        for name, title, caption, figure in _figures(results, curves):
             style.describe(figure, results, title)
             files += style.save(figure, place / folder, name)
             pictures.append(Picture(f"{folder}/{name}.svg", title, f"{caption} ({words.conditions(results)})"))
     return tuple(pictures), files
 
 
-def _figures(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
+def _figures(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[tuple[str, str, str, Figure]]:
     """Yield the file name, the title, the caption and the drawing of each."""
     if not any(run.counted and run.result.hits for run in results.runs):
         return
@@ -72,3 +77,10 @@ def _figures(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
     yield "hit-ratio", "Hit ratio of each guest", caption, ratio_figure(results)
     caption = "From the first read to the last of each phase, a row for each arm, guest and repeat."
     yield "phases", "Completion of the phases", caption, completion_figure(results)
+    if any(each.curve is not None or each.true is not None for each in curves):
+        caption = (
+            "The curve a controller last had of each phase, dashed where it was weak, and the oracle's, dotted. "
+            "Points: trials of all arms at sizes that stood still; those of the first two thirds of a phase, in "
+            "which caches may fill, are faint and hollow."
+        )
+        yield "curves", "Miss-ratio curves and what was measured", caption, learnt_figure(results, curves)

@@ -1,0 +1,108 @@
+"""The part of a report on policies that know curves: what memory moved, and how right the curves were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from qmpalloc.experiment.gain import LEAST_GAIN, oracle_arm, oracle_share
+from qmpalloc.experiment.learnt import LearntCurve, curve_error, measured_points
+from qmpalloc.experiment.movement import Movement, Settling, movement
+from qmpalloc.experiment.report import words
+from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
+from qmpalloc.experiment.report.words import spread
+from qmpalloc.experiment.results import Results
+from qmpalloc.experiment.schema import Arm
+
+WEAK_CHARS = 80
+
+
+def movements(results: Results, arm: Arm) -> list[Movement]:
+    """Return how memory moved in every run of an arm that counts."""
+    baselines = {guest.name: arm.baseline(guest) for guest in results.specification.guests}
+    return [movement(run, baselines) for run in results.counted(arm.name)]
+
+
+def movement_table(results: Results) -> Iterator[Block]:
+    """Yield what the arms gained of what there was to gain, and what memory they moved for it."""
+    arms = results.arms_counted
+    if not arms:
+        return
+    moved = {arm.name: movements(results, arm) for arm in arms}
+    settlings = {name: [each for one in found for each in one.settlings] for name, found in moved.items()}
+    rows = []
+    oracle = oracle_arm(results)
+    if oracle is not None:
+        shares = {arm.name: oracle_share(results, arm.name) for arm in arms}
+        for label, field in (("time", "time"), ("misses", "misses")):
+            values = (getattr(shares[arm.name], field, None) for arm in arms)
+            cells = (words.NOTHING if value is None else words.percent(value) for value in values)
+            rows.append((f"Share of the gain of {oracle} in {label}", *cells))
+    rows += [
+        (
+            "Time to come to rest",
+            *(_settled(settlings[arm.name], lambda one: one.seconds, words.seconds) for arm in arms),
+        ),
+        ("The same in trials", *(_settled(settlings[arm.name], lambda one: one.trials, words.whole) for arm in arms)),
+        ("Memory moved", *(spread([one.moved_bytes for one in moved[arm.name]], words.mebibytes) for arm in arms)),
+        ("Trials with a move at rest", *(_at_rest(moved[arm.name]) for arm in arms)),
+    ]
+    yield Heading("How memory moved")
+    caption = f"What was gained, and what moved for it ({words.conditions(results)})"
+    yield Table(caption, ("", *(arm.name for arm in arms)), tuple(rows))
+    said = (
+        "At rest: all guests are within 16 MiB, or 3 %, of where they are at the next change of the loads, the start "
+        "or end of a phase; changes that follow within 3 trials are not judged. Exact to a trial. In 2 of 3: so many "
+        "of the changes came to rest before the next."
+    )
+    if oracle is not None:
+        said += (
+            f" Share of the gain: {results.specification.reference} has 0 %, {oracle} 100 %; only where {oracle} gains "
+            f"at least {LEAST_GAIN * 100:g} %."
+        )
+    yield Paragraph(said)
+
+
+def curves_table(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[Block]:
+    """Yield how far the curves were off that the arms with the policy ``curve`` had learnt."""
+    known = [each for each in curves if each.curve is not None and _policy(results, each) == "curve"]
+    if not known:
+        return
+    rows = []
+    for each in known:
+        assert each.curve is not None
+        points = measured_points(results, each.guest, each.phase)
+        off = curve_error(each.curve, points)
+        rows.append(
+            (
+                f"{each.guest}: {each.phase}, {each.arm}, repeat {each.repeat}",
+                str(each.trial),
+                "weak: " + "; ".join(each.curve.weak)[:WEAK_CHARS] if each.curve.weak else "good",
+                words.NOTHING if off is None else f"{off:.3f}",
+                str(sum(not point.early for point in points)),
+            )
+        )
+    yield Heading("How right the curves were")
+    columns = ("Guest: phase, arm", "Trial", "Curve", "Mean error in miss ratio", "Trials compared")
+    caption = f"The curve last learnt of each phase, beside the trials of all arms ({words.conditions(results)})"
+    yield Table(caption, columns, tuple(rows), numbers=False)
+    yield Paragraph(
+        "The error is the mean absolute difference of the curve to the miss ratios measured in all arms, at sizes that "
+        "stood still, without the first two thirds of each phase, in which caches may fill. First reads of pages are "
+        "in what is measured as well: they miss at any size."
+    )
+
+
+def _policy(results: Results, curve: LearntCurve) -> str:
+    return next(arm.policy for arm in results.arms if arm.name == curve.arm)
+
+
+def _settled(settlings: list[Settling], value: Callable[[Settling], float | None], show: Callable[[float], str]) -> str:
+    return spread([value(settling) for settling in settlings], show)
+
+
+def _at_rest(found: list[Movement]) -> str:
+    rested_s = sum(one.rested_s for one in found)
+    if not rested_s:
+        return words.NOTHING
+    moves = sum(one.moves_at_rest for one in found)
+    return f"{moves} in {rested_s / 60:.0f} min" if rested_s >= 60 else f"{moves} in {rested_s:.0f} s"
