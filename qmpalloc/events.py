@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from qmpalloc.errors import SampleFault
-from qmpalloc.model import Decision, GuestState, Snapshot
+from qmpalloc.model import Curve, Decision, GuestState, Snapshot
 from qmpalloc.sample import Delta, Sample
 
 FORMAT = "qmpalloc-record"
@@ -92,6 +92,17 @@ class SamplesDropped(Event, frozen=True, kw_only=True, tag="samples"):
     message: str
 
 
+class CurveSeen(Event, frozen=True, kw_only=True, tag="curve"):
+    """A guest's miss-ratio curve in a run that decides nothing, once an interval; else it is in each `Decided`.
+
+    `curve` is None where there is none, and `no_curve` says why.
+    """
+
+    guest: str
+    curve: Curve | None
+    no_curve: str = ""
+
+
 class SizeChanged(Event, frozen=True, kw_only=True, tag="size"):
     """A guest's target or actual size changed, and what is committed in all: the sum of max(target, actual)."""
 
@@ -161,6 +172,7 @@ AnyEvent = (
     | Sampled
     | SampleRejected
     | SamplesDropped
+    | CurveSeen
     | SizeChanged
     | Decided
     | Commanded

@@ -23,7 +23,7 @@ from qmpalloc.control.journal import Journal
 from qmpalloc.control.roster import compare, with_budget
 from qmpalloc.control.session import Session
 from qmpalloc.errors import QmpallocError
-from qmpalloc.events import ControlChanged, Ended, Mode, Reloaded, Sink
+from qmpalloc.events import ControlChanged, CurveSeen, Ended, Mode, Reloaded, Sink
 from qmpalloc.host.facts import guest_headers, header
 from qmpalloc.model import Decision, Policy, Snapshot
 from qmpalloc.text import printable
@@ -88,6 +88,7 @@ class Controller:
         self._alive_s = 0.0
         self._ready = False
         self._told_room: set[str] = set()
+        self._without_curve: dict[str, str] = {}
 
     # --- what people may ask ----------------------------------------------------------------------------------------
 
@@ -244,10 +245,22 @@ class Controller:
                 await self._stop.wait()
             if self._stop.is_set() or next_s >= end_s:
                 return
-            if not self._was_away() and self.mode != "watch":
-                self._decider.paused = self.control == "paused"
-                self._carry_out(self._decider.decide())
-                self._close_windows()
+            if self._was_away():
+                continue
+            if self.mode == "watch":
+                self._show_curves()
+                continue
+            self._decider.paused = self.control == "paused"
+            self._carry_out(self._decider.decide())
+            self._close_windows()
+
+    def _show_curves(self) -> None:
+        """Report the curves of all guests, which no decision shows, and those that have none once."""
+        for guest in self.guests:
+            seen = guest.snapshot(self._journal.now_s())
+            if seen.curve is not None or self._without_curve.get(guest.name) != seen.no_curve:
+                self._journal.emit(CurveSeen, guest=guest.name, curve=seen.curve, no_curve=seen.no_curve)
+            self._without_curve[guest.name] = "" if seen.curve is not None else seen.no_curve
 
     async def _wait_for_contact(self) -> None:
         """Wait until every monitor has answered in some way, within a limit."""

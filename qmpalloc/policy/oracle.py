@@ -23,6 +23,7 @@ CACHE_MARGIN_BYTES = 8 * MIB
 
 _OVERHEAD_ALIKE_BYTES = 8 * MIB
 _KEEP = 0.8
+_TELLING_ACCESSES = 100
 
 
 class MeasuredCurve(Struct, frozen=True, kw_only=True):
@@ -171,6 +172,8 @@ def _candidate(guest: GuestSnapshot, measured: MeasuredCurve, overhead_bytes: in
     rate = measured.accesses_per_s
     if rate is None:
         rate = max(0.0, seen / guest.interval_s) if guest.interval_s else 0.0
+    # The rate is that of the misses there are, which are more than the curve's while the cache fills.
+    missed = (guest.misses or 0) / seen if seen >= _TELLING_ACCESSES else None
     of_cache = measured.sizes_of == "cache"
     sizes = tuple(int(size) + (overhead_bytes if of_cache else 0) for size in measured.sizes)
     ratios = tuple(np.minimum.accumulate(measured.miss_ratio).tolist())
@@ -179,7 +182,7 @@ def _candidate(guest: GuestSnapshot, measured: MeasuredCurve, overhead_bytes: in
         curve=Curve(sizes_bytes=sizes, miss_ratio=ratios, estimator="measured"),
         load=Load(
             accesses_per_s=rate,
-            miss_ratio=float(np.interp(guest.actual_bytes, sizes, ratios)),
+            miss_ratio=float(np.interp(guest.actual_bytes, sizes, ratios)) if missed is None else missed,
             miss_s=guest.miss_s,
             waits=guest.waits or 0.0,
             weight=guest.weight,

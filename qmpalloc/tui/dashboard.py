@@ -15,6 +15,7 @@ from qmpalloc.events import (
     AnyEvent,
     Commanded,
     ControlChanged,
+    CurveSeen,
     Decided,
     Ended,
     Faulted,
@@ -26,7 +27,7 @@ from qmpalloc.events import (
     SizeChanged,
     StateChanged,
 )
-from qmpalloc.model import GuestState
+from qmpalloc.model import Curve, GuestState
 from qmpalloc.summary import Summarizer
 from qmpalloc.tui.facts import GuestFacts, LogEntry, collector_cpu, e_term, hit_ratio, seen_terms
 from qmpalloc.tui.text import clean, size
@@ -87,6 +88,8 @@ class Dashboard:
                 self._reject(event)
             case SamplesDropped():
                 self._note(LogEntry(event.t, "rejected", self._guest(event.guest).name, clean(event.message)))
+            case CurveSeen():
+                self._show_curve(self._guest(event.guest), event.curve, event.no_curve)
             case SizeChanged():
                 self._resize(event)
             case Decided():
@@ -163,14 +166,17 @@ class Dashboard:
         guest.target_bytes, guest.actual_bytes = event.target_bytes, event.actual_bytes
         self.committed_bytes = event.committed_bytes
 
+    def _show_curve(self, guest: GuestFacts, curve: Curve | None, no_curve: str) -> None:
+        # A curve without sizes is of no use, whoever made it.
+        guest.curve = curve if curve and curve.sizes_bytes else None
+        guest.no_curve = "" if guest.curve else clean(no_curve)
+
     def _decide(self, event: Decided) -> None:
         self.cycle, self.decided_t, self.decision_s = event.snapshot.cycle, event.t, event.duration_s
         for seen in event.snapshot.guests:
             guest = self._guest(seen.name)
             guest.floor_bytes, guest.cap_bytes = seen.floor_bytes, seen.cap_bytes
-            # A curve without sizes is of no use, whoever made it.
-            guest.curve = seen.curve if seen.curve and seen.curve.sizes_bytes else None
-            guest.no_curve = "" if guest.curve else clean(seen.no_curve)
+            self._show_curve(guest, seen.curve, seen.no_curve)
             # A guest whose monitor never answered has the sizes 0 in a snapshot, which means unknown.
             if guest.actual_bytes is None and seen.actual_bytes:
                 guest.target_bytes, guest.actual_bytes = seen.target_bytes, seen.actual_bytes

@@ -50,7 +50,8 @@ class GuestFacts:
         terms: The policy's numbers of the last decision. ``e`` is added for policies that do not report it,
             and when nothing is decided because the run only watches.
         fault: The last fault while it has not been fresh since.
-        curve: Its miss-ratio curve as the last decision saw it; `no_curve` says why there is none.
+        curve: Its miss-ratio curve as the last decision saw it, or as it was last watched; `no_curve` says why there is
+            none.
         cpu: Share of one CPU that the collector takes.
     """
 

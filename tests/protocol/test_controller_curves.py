@@ -7,9 +7,10 @@ import numpy as np
 import trio
 
 from qmpalloc.curves.observer import NOT_SAMPLED
-from qmpalloc.events import Decided, Faulted, Sampled, SampleRejected, SamplesDropped, decoder, encoder
+from qmpalloc.events import CurveSeen, Decided, Faulted, Sampled, SampleRejected, SamplesDropped, decoder, encoder
 from qmpalloc.experiment.access import Uniform
 from qmpalloc.testing.replay import ReplayGuest, mixed
+from qmpalloc.tui import Dashboard
 from qmpalloc.units import MIB
 
 SAMPLES = "/run/qmpalloc/samples.bin"
@@ -165,3 +166,22 @@ async def test_a_rebooted_guest_is_learnt_anew(lab, autojump_clock):
     await lab.run(75.0, "curve")
     seen, _ = last(lab)["large"]
     assert seen.curve is None or seen.curve.weak
+
+
+async def test_a_run_that_only_watches_shows_the_curves_once_an_interval(lab, autojump_clock):
+    await pair(lab)
+    lab.guests["small"].sampling = False
+    lab.guests["small"].agent.files.pop(SAMPLES, None)
+    await lab.run(21.0, "curve", mode="watch")
+    assert not lab.of(Decided)
+    large = lab.of(CurveSeen, "large")
+    assert len(large) == 10  # an interval is 2 s
+    assert large[-1].curve.sizes_bytes[0] == 200 * MIB
+    (small,) = lab.of(CurveSeen, "small")  # what does not change is told once
+    assert (small.curve, small.no_curve) == (None, f"{NOT_SAMPLED} ({SAMPLES} cannot be read)")
+    assert decoder.decode(encoder.encode(large[-1])) == large[-1]
+    dashboard = Dashboard()
+    for event in lab.events:
+        dashboard.apply(event)
+    assert dashboard.guests["large"].curve == large[-1].curve
+    assert dashboard.guests["small"].curve is None

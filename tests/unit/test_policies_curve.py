@@ -320,6 +320,16 @@ def test_the_oracle_follows_a_guest_by_its_accesses():
     assert targets(policy.decide(structs.replace(now, carry=second.carry))) == [800, 200]
 
 
+def test_the_oracle_foresees_how_fast_a_guest_will_be_when_its_cache_has_filled():
+    """Guest a waits for its misses, most of which are first reads: it is slow now and will be fast."""
+    curves = {
+        "a": [{"sizes": ["100MiB", "499MiB", "500MiB"], "miss_ratio": [0.9, 0.9, 0.0]}],
+        "b": [{"sizes": ["100MiB", "2000MiB"], "miss_ratio": [0.9, 0.0]}],
+    }
+    filling = guest("a", rate=2_000, misses=1_900, miss_s=0.0005, waits=1.0)
+    assert targets(load("oracle", {"curves": curves}).decide(snapshot(filling, guest("b"))))[0] >= 500
+
+
 def test_the_oracle_turns_sizes_of_the_cache_into_sizes_of_the_guest():
     """Guest a has 100 MiB that are not cache, and 27 MiB of the system's files: 300 MiB of cache take 435 of memory."""
     held = Memory(total=500 * MIB, free=32 * MIB, active_file=0, inactive_file=368 * MIB)
