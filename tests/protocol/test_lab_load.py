@@ -320,3 +320,15 @@ async def test_the_throttle_follows_from_cached_reads_in_all_guests(autojump_clo
         assert qemu.throttles == {}
         await set_throttle([first, second], found.iops)
         assert qemu.throttles == other.throttles == ({"data": found.iops} if found.iops else {})
+
+
+async def test_a_load_may_read_its_references_more_than_once(autojump_clock, guest):
+    closed = msgspec.structs.replace(GUEST, phases=GUEST.phases[:1])
+    twice = msgspec.structs.replace(FIRST, reads=20_000)
+    async with guest.connected() as agent, open_load(agent, TRACES, closed, laps=2) as load:
+        assert json.loads(guest.agent.files[PLAN_FILE])["phases"][0]["laps"] == 2
+        guest.say(LoadProgress(sequence=9, monotonic_s=104.0, phases=(twice,), finished=True))
+        assert (await load.progress()).finished
+        guest.say(LoadProgress(sequence=9, monotonic_s=104.0, phases=(FIRST,), finished=True))
+        with pytest.raises(NonsenseError, match="impossible numbers in phase phase1"):
+            await load.progress()

@@ -1,20 +1,29 @@
 """A sweep of a simulated guest: what is learnt, measured and kept, and what ends it."""
 
 import importlib.util
+import json
+import os
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
 
+from qmpalloc.config import GuestConfig
 from qmpalloc.errors import HostError
 from qmpalloc.experiment import predictions
 from qmpalloc.experiment.access import Loop, Normal, Uniform
+from qmpalloc.experiment.records import LoadProgress
 from qmpalloc.experiment.sweep import Case, Shipped
-from qmpalloc.lab.sweep import Wires, _bare_errors, sweep, switch_lru
+from qmpalloc.lab import sweep as lab_sweep
+from qmpalloc.lab.load import GO_FILE, PLAN_FILE, PROGRAM_FILE, PROGRESS_FILE
+from qmpalloc.lab.sweep import Wires, _bare_errors, run_case, sweep, switch_lru
 from qmpalloc.policy import load as load_policy
+from qmpalloc.qemu.accelerator import Accelerator
+from qmpalloc.qemu.argv import Sockets
 from qmpalloc.qmp import ExecResult, open_agent_on, open_monitor_on
-from qmpalloc.testing import FakeBalloon, open_simulated_guest
+from qmpalloc.testing import FakeAgent, FakeBalloon, open_simulated_guest
 from qmpalloc.testing.replay import ReplayGuest
 from qmpalloc.units import MIB
 
@@ -256,3 +265,92 @@ def test_the_cases_of_the_benchmark_can_be_run():
     ]
     scan = next(each for each in cases if each.workload == "zipf-scan")
     assert scan.window == scan.lap == round(scan.pages / 4 / 0.3)
+
+
+class Booted:
+    """What the launcher would start: a simulated guest behind the sockets of a real one, and a lab agent."""
+
+    def __init__(self, directory, the_case):
+        self.name, self.pid = "guest", os.getpid()
+        self.sockets = Sockets(directory, directory / "monitor.sock", directory / "agent.sock")
+        self.lab_socket = self.sockets.lab
+        self.config = GuestConfig(name="guest", floor=1, cap=1, baseline=1)
+        self.accelerator = Accelerator(name="tcg", reason="")
+        self.scripts = []
+        self._case = the_case
+
+    def program(self, argv, _data):
+        line = " ".join(argv)
+        self.scripts.append(line)
+        runs = f"{PROGRAM_FILE} run" in line
+        self.lab.program_s = 1e9 if runs else 0.0
+        if runs:
+            self.lab.files[PROGRESS_FILE] = msgspec.json.encode(LoadProgress(sequence=0, monotonic_s=1.0))
+        return ExecResult(exit_code=0, signal=None, out=b"", err=b"")
+
+    @asynccontextmanager
+    async def open(self, config, *, prepared, report):
+        self.baseline = config.guests[0].baseline
+        balloon = FakeBalloon(self._case.memory)
+        balloon.request(self.baseline)
+        reader = ReplayGuest(
+            "g", self._case.access, file_bytes=self._case.file, size_bytes=self.baseline, observed=False,
+            accesses_per_s=20_000.0, miss_s=2e-4, scale=16, own_bytes=130 * MIB,
+        )  # fmt: skip
+        self.lab = FakeAgent(program=self.program)
+        async with (
+            open_simulated_guest("g", load=reader, memory_bytes=self._case.memory, balloon=balloon) as guest,
+            trio.open_nursery() as nursery,
+        ):
+            await nursery.start(guest.qemu.serve_path, str(self.sockets.people))
+            await nursery.start(guest.agent.serve_path, str(self.sockets.agent))
+            await nursery.start(self.lab.serve_path, str(self.sockets.lab))
+            await trio.sleep(5.0)
+            yield (self,)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def booted(monkeypatch, tmp_path):
+    guest = Booted(tmp_path, case(Uniform(), file=128 * MIB, sizes=(288 * MIB, 224 * MIB)))
+
+    async def never_ends(guests):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(lab_sweep, "open_guests", guest.open)
+    monkeypatch.setattr(lab_sweep, "wait_for_end", never_ends)
+    return guest
+
+
+async def test_a_whole_case_from_boot_to_result(autojump_clock, booted, tmp_path):
+    kept = []
+    result = await run_case(booted._case, prepared=None, run_dir=tmp_path, keep=kept.append, report=lambda line: None)
+    assert booted.baseline == booted._case.learn
+    assert result.accelerator == "tcg"
+    assert [point.target_bytes for point in result.points] == [288 * MIB, 224 * MIB]
+    assert result.kernel == "6.12.0-simulated"
+    assert kept[-1].t > result.learnt_t
+    # The guest was switched before its load was shipped, which began with an empty cache and a file read through.
+    order = ("echo y > /sys", "mkdir -m 700", "generator.py run", "drop_caches", "read-through")
+    found = [next(number for number, line in enumerate(booted.scripts) if words in line) for words in order]
+    assert found == sorted(found)
+    assert GO_FILE in booted.lab.files
+    plan = json.loads(booted.lab.files[PLAN_FILE])
+    assert plan["phases"][0]["laps"] == 10_000
+    assert len(booted.lab.files[plan["phases"][0]["trace"]]) == 4 * 16 * booted._case.pages
+
+
+async def test_a_guest_that_ends_fails_its_case(autojump_clock, booted, tmp_path, monkeypatch):
+    async def ends(guests):
+        await trio.sleep(40.0)
+        return guests[0]
+
+    monkeypatch.setattr(lab_sweep, "wait_for_end", ends)
+    with pytest.raises(HostError, match="the guest's QEMU ended"):
+        await run_case(booted._case, prepared=None, run_dir=tmp_path, keep=lambda line: None, report=lambda line: None)
+
+
+async def test_a_case_that_takes_too_long_is_given_up(autojump_clock, booted, tmp_path, monkeypatch):
+    monkeypatch.setattr(lab_sweep, "CASE_MOST_S", 60.0)
+    with pytest.raises(HostError, match="not finished after 60 s"):
+        await run_case(booted._case, prepared=None, run_dir=tmp_path, keep=lambda line: None, report=lambda line: None)

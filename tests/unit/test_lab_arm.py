@@ -20,6 +20,8 @@ from qmpalloc.experiment.records import DiskCalibration, LoadProgress, PhaseProg
 from qmpalloc.lab import arm
 from qmpalloc.lab.arm import ArmRunner, Live
 from qmpalloc.lab.readings import Link
+from qmpalloc.lab.traces import Traces
+from qmpalloc.policy import load as load_policy
 
 SMOKE = experiment.load(Path(__file__).parents[2] / "examples" / "smoke.toml")
 TOTAL = {guest.name: guest.phases[0].total_reads for guest in SMOKE.guests}
@@ -274,3 +276,50 @@ async def test_cancelling_leaves_no_outcome(lab, autojump_clock):
         outcome = await lab.run()
     assert scope.cancelled_caught
     assert outcome is math.nan
+
+
+@pytest.mark.parametrize(("arm_name", "computed"), [("best", True), ("given", False), ("static", False)])
+async def test_an_oracle_without_curves_gets_those_of_the_references(tmp_path, arm_name, computed):
+    text = """
+        [experiment]
+        name = "try"
+        budget = "256MiB"
+        [[guest]]
+        name = "g1"
+        memory = "256MiB"
+        floor = "128MiB"
+        cap = "256MiB"
+        baseline = "128MiB"
+        [[guest.phase]]
+        file = "1MiB"
+        access = { distribution = "uniform" }
+        reads = 1000
+        rounds = 2
+        [[arm]]
+        name = "static"
+        policy = "static"
+        [[arm]]
+        name = "best"
+        policy = "oracle"
+        settings = { objective = "misses" }
+        [[arm]]
+        name = "given"
+        policy = "oracle"
+        settings = { curves = { g1 = [{ sizes = ["1MiB"], miss_ratio = [0.5] }] } }
+    """
+    spec = experiment.parse(text, file=tmp_path / "try.toml")
+    said = []
+    runner = ArmRunner(
+        spec, ArmRun(1, arm_name), RunDirectory(tmp_path), prepared=None, traces=Traces(spec), disk=None,
+        live=Live(said.append, lambda share, words: None),
+    )  # fmt: skip
+    config = await runner._configuration(tmp_path)
+    settings = config.policy_settings
+    assert (said != []) is computed
+    if computed:
+        assert settings["objective"] == "misses"
+        (curve,) = settings["curves"]["g1"]
+        assert curve["miss_ratio"][-1] == 0.0
+    elif arm_name == "given":
+        assert settings == spec.arms[2].settings
+    load_policy(config.policy, settings, file=config.file)

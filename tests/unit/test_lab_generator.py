@@ -248,6 +248,12 @@ def test_phases_run_one_after_the_other(tmp_path, start, progress):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["go", "load.dat", "plan", "progress"]
 
 
+def test_references_can_be_read_again_and_again(start, progress):
+    process = start({"pages": [1, 2, 3] * 400, "laps": 5}, {"pages": [4] * 10})
+    assert process.wait(30) == 0
+    assert [phase.reads for phase in progress().phases] == [6000, 10]
+
+
 def test_it_waits_for_the_go_file(tmp_path, start, progress):
     process = start({"pages": [1] * 10}, go=False)
     while progress() is None:
