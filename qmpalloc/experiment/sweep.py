@@ -45,6 +45,10 @@ LOOP_ALIKE = 0.03
 """In place of `ALIKE` for a load that only goes round: readings fall anywhere in a lap."""
 
 
+LRU_NAMES: dict[str, Literal["two-list", "multi-gen"]] = {"two_list": "two-list", "lru_gen": "multi-gen"}
+"""Page replacements by the name in counters files, as an experiment names them."""
+
+
 class Case(Struct, frozen=True, kw_only=True):
     """One guest, one load, one page replacement. Sizes in bytes.
 
@@ -127,6 +131,7 @@ class Case(Struct, frozen=True, kw_only=True):
             cap=Size(self.memory),
             baseline=Size(self.learn),
             suite=self.suite,
+            lru=LRU_NAMES[self.lru],
             phases=(phase,),
         )
         return Specification(

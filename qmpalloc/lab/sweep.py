@@ -20,6 +20,7 @@ from qmpalloc.experiment.predictions import Learner
 from qmpalloc.experiment.sweep import Case, Point, Shipped, Steadiness, SweepResult, measured
 from qmpalloc.lab.configuration import arm_configuration
 from qmpalloc.lab.load import Load, open_load
+from qmpalloc.lab.lru import choose_lru
 from qmpalloc.lab.readings import DATA_DISK
 from qmpalloc.lab.traces import Traces
 from qmpalloc.qemu.launcher import Prepared, open_guests, wait_for_end
@@ -52,8 +53,6 @@ MEASURE_MOST_S = 60.0
 MEASURE_LEAST_S = 5.0
 
 CASE_MOST_S = 1500.0
-
-LRU_SWITCH = "/sys/kernel/mm/lru_gen/enabled"
 
 
 class Wires(Struct, frozen=True):
@@ -110,8 +109,9 @@ async def run_case(
                 open_agent(str(guest.sockets.agent)) as agent,
                 open_agent(str(guest.lab_socket)) as lab,
             ):
-                await switch_lru(lab, case.lru)
-                async with open_load(lab, traces, specification.guests[0], laps=LAPS) as load:
+                described = specification.guests[0]
+                await choose_lru(lab, described)
+                async with open_load(lab, traces, described, laps=LAPS) as load:
                     await load.drop_caches()
                     wires = Wires(monitor, agent, load, guest.config.counters_file, guest.config.samples_path)
                     result = await sweep(case, wires, keep=keep, report=report)
@@ -120,20 +120,6 @@ async def run_case(
         raise HostError(f"{case.name}: not finished after {CASE_MOST_S:.0f} s")
     total_s = round(time.monotonic() - started_s, 1)
     return structs.replace(result, accelerator=guest.accelerator.name, total_s=total_s)
-
-
-async def switch_lru(lab: Agent, lru: str) -> None:
-    """Switch a guest's page replacement.
-
-    Raises:
-        HostError: Its kernel has no such.
-    """
-    wanted = "y" if lru == "lru_gen" else "n"
-    script = f"if [ -e {LRU_SWITCH} ]; then echo {wanted} > {LRU_SWITCH}; else [ {wanted} = n ]; fi"
-    with deadline(READ_TIMEOUT_S, lab.address, "switching the page replacement"):
-        ended = await lab.run(["/bin/sh", "-c", script])
-    if ended.exit_code != 0:
-        raise HostError(f"the guest's kernel cannot be switched to {lru}")
 
 
 async def sweep(case: Case, wires: Wires, *, keep: Callable[[Shipped], None], report: Report) -> SweepResult:

@@ -162,8 +162,7 @@ def test_a_file_of_curves_is_kept_with_the_experiment(tmp_path):
 
 def test_a_guest_s_true_curves_depend_on_its_page_replacement():
     guest = specification().guests[0]
-    made = {
-        suite: true_curves(structs.replace(guest, suite=suite), lambda phase: numbers(Zipf()))
-        for suite in ("trixie", "bookworm")
-    }
-    assert made["trixie"] != made["bookworm"]
+    kinds = ({"suite": "trixie"}, {"suite": "bookworm"}, {"suite": "trixie", "lru": "two-list"})
+    made = [true_curves(structs.replace(guest, **kind), lambda phase: numbers(Zipf())) for kind in kinds]
+    assert made[0] != made[1]
+    assert made[1] == made[2]

@@ -39,7 +39,7 @@ MAY_KNOW = {
     "qemu": {"lock"},
 }
 PURE = [
-    *("errors.py", "units.py", "text.py", "sample.py", "model.py", "config", "events.py"),
+    *("errors.py", "units.py", "text.py", "sample.py", "model.py", "config", "events.py", "record.py"),
     *("curves", "rules", "policy", "experiment"),
     *("control/guest.py", "control/roster.py"),
 ]
