@@ -1,0 +1,198 @@
+"""An experiment in the model, before hours are spent on real guests: every arm once, with its own references.
+
+    python benchmarks/experiment_model.py examples/arms-x2.toml --scale 1/4
+    python benchmarks/experiment_model.py examples/mix-idle.toml --arms static,curve,oracle --verbose
+
+Guests are `qmpalloc.testing.ReplayGuest`s at full rate: the references are those of the real run, page replacement is
+simulated, memory moves at once. A hit takes --hit-us, a miss --miss-us more; a load with a rate does not wait. Memory
+that is no cache is what was found in reference guests: 120 MiB and 4.4 % of their RAM. A minute or two for each arm.
+
+How near that is: paper-x2.toml at scale 1/4 took real guests (emulated, Linux 6.12, one repeat) 37 trials and 544 s with
+the arm static, 31 and 456 s with literal (.84), 37 and 546 s with dead-band, and 1.19, 1.07 and 1.18 million misses. The
+model says 39 and 585 s, 33 and 485 s (.83), 39 and 585 s; 1.23, 1.07 and 1.23 million.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qmpalloc.experiment import Guest, Specification, load, phase_pages, scale
+from qmpalloc.experiment.access import Uniform
+from qmpalloc.experiment.schema import Arm
+from qmpalloc.experiment.true_curves import LRUS, SUITE_LRU
+from qmpalloc.lab.traces import Traces
+from qmpalloc.policy import load as load_policy
+from qmpalloc.testing.replay import ReplayGuest, ReplayHost
+from qmpalloc.units import MIB, format_count, format_size, parse_size
+
+OWN_BYTES = 120 * MIB
+OWN_SHARE = 0.044
+TICK_S = 1.0
+"""The collector writes once a second, and so often the curve is fed."""
+
+TRIALS_MOST = 2_000
+
+
+class ModelGuest(ReplayGuest):
+    """A guest of an experiment: its phases one after the other, then nothing.
+
+    Attributes:
+        total_misses: So far.
+        ends: Time at which each phase ended, seconds.
+    """
+
+    def __init__(self, specification: Specification, guest: Guest, arm: Arm, hit_s: float, miss_s: float) -> None:
+        self._spec, self._guest, self._times = specification, guest, (hit_s, miss_s)
+        self.total_misses = self._now_s = self._ahead_s = 0.0
+        self._left = 0
+        self.ends: list[float] = []
+        super().__init__(
+            guest.name, Uniform(), file_bytes=guest.phases[0].file, accesses_per_s=1.0, size_bytes=arm.baseline(guest),
+            lru=SUITE_LRU[guest.suite] if guest.lru is None else LRUS[guest.lru], own_bytes=own_bytes(guest),
+            floor_bytes=guest.floor, cap_bytes=guest.cap, scale=1,
+        )  # fmt: skip
+        self._begin()
+        if specification.warm_up == "read":
+            self.cache.grow(self.first_page + self.file_pages)
+            self.cache.read(list(range(self.first_page, self.first_page + self.file_pages)))
+
+    def advance(self, seconds: float) -> None:
+        """Let the load run through its phases for a time."""
+        hits = misses = 0.0
+        end_s = self._now_s + seconds
+        while self._now_s < end_s:
+            tick_s = min(TICK_S, end_s - self._now_s)
+            self._now_s += tick_s
+            if self.finished:
+                continue
+            super().advance(max(0.0, tick_s - self._ahead_s))
+            self._ahead_s += self.interval_s - tick_s
+            hits, misses = hits + self.hits, misses + self.misses
+            self._left -= round(self.hits + self.misses)
+            if self._left <= 0:
+                self.ends.append(self._now_s + self._ahead_s)
+                if not self.finished:
+                    self._begin()
+        self.hits, self.misses, self.interval_s = hits, misses, seconds
+        self.total_misses += misses
+
+    @property
+    def finished(self) -> bool:
+        """Whether all phases are over."""
+        return len(self.ends) == len(self._guest.phases)
+
+    def _begin(self) -> None:
+        phase = self._guest.phases[len(self.ends)]
+        if self.ends or self._left:
+            self.load(Uniform(), phase.file)  # pages of their own
+        hit_s, miss_s = self._times
+        self.accesses_per_s, self.miss_s = (phase.rate, 0.0) if phase.rate else (1.0 / hit_s, miss_s)
+        pages: Iterator[int] = phase_pages(self._spec, self._guest, phase)
+        self.references = chain(pages, repeat(0))  # a few more than there are, for the last chunk
+        self._left = phase.total_reads
+
+
+def own_bytes(guest: Guest) -> int:
+    """Return the memory of a reference guest that is never cache for its load."""
+    return OWN_BYTES + round(OWN_SHARE * guest.memory)
+
+
+def settings(specification: Specification, arm: Arm, traces: Traces) -> Mapping[str, Any]:
+    """Return the settings of an arm's policy; a computed oracle gets its curves, over sizes of the guest."""
+    if not arm.is_computed_oracle:
+        return arm.policy_settings
+    curves = {}
+    for guest in specification.guests:
+        own = own_bytes(guest)
+        curves[guest.name] = [
+            {**curve, "sizes": [f"{parse_size(size) + own}B" for size in curve["sizes"]], "sizes_of": "guest"}
+            for curve in traces.true_curves()[guest.name]
+        ]
+    return {**arm.settings, "curves": curves}
+
+
+def run(specification: Specification, arm: Arm, traces: Traces, options: argparse.Namespace) -> dict[str, Any]:
+    """Run an arm to the end of all loads and return what came out."""
+    hit_s, miss_s = options.hit_us / 1e6, options.miss_us / 1e6
+    guests = [ModelGuest(specification, guest, arm, hit_s, miss_s) for guest in specification.guests]
+    host = ReplayHost(guests, budget_bytes=specification.budget, interval_s=specification.interval)
+    policy = load_policy(arm.policy, settings(specification, arm, traces), file=specification.file)
+    trials = 0
+    while not all(guest.finished for guest in guests) and trials < TRIALS_MOST:
+        host.step(policy)
+        trials += 1
+        if options.verbose:
+            print(
+                f"  {trials}: {', '.join(map(told, guests))}: {host.decision.summary if host.decision else ''}",
+                flush=True,
+            )
+    ends = {
+        guest.name: [min(trials, int(np.ceil(end / specification.interval))) for end in guest.ends] for guest in guests
+    }
+    return {
+        "arm": arm.name,
+        "trials": trials,
+        "seconds": max((guest.ends[-1] for guest in guests if guest.ends), default=0.0),
+        "misses": sum(guest.total_misses for guest in guests),
+        "moved": host.moved_bytes,
+        "moves": host.moves,
+        "ends": ", ".join(f"{name} {'/'.join(map(str, each))}" for name, each in ends.items()),
+    }
+
+
+def told(guest: ModelGuest) -> str:
+    """Return a guest's state in a few words."""
+    seen = guest.hits + guest.misses
+    curve = guest.snapshot().curve
+    weak = f" ({'; '.join(curve.weak)})" if curve is not None and curve.weak else ""
+    return f"{guest.name} {format_size(guest.size_bytes)} misses {guest.misses / seen if seen else 0:.2f}{weak}"
+
+
+def table(rows: list[dict[str, Any]], reference: str, oracle: str | None) -> str:
+    """Return the results as Markdown."""
+    by_arm = {row["arm"]: row for row in rows}
+    base, best = by_arm.get(reference), by_arm.get(oracle or "")
+    columns = ("arm", "trials", "seconds", f"of {reference}", "share of the oracle's gain", "misses", "moved", "moves",
+               "phases ended in trial")  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        ratio = "-" if base is None else f"{row['seconds'] / base['seconds']:.2f}"
+        share = "-"
+        if base is not None and best is not None and base["seconds"] - best["seconds"] > 0.02 * base["seconds"]:
+            share = f"{(base['seconds'] - row['seconds']) / (base['seconds'] - best['seconds']):.0%}"
+        cells = (row["arm"], str(row["trials"]), f"{row['seconds']:.0f}", ratio, share, format_count(row["misses"]),
+                 format_size(row["moved"]), str(row["moves"]), row["ends"])  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the arms asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="the experiment")
+    parser.add_argument("--scale", type=Fraction, default=Fraction(1))
+    parser.add_argument("--arms", default="", help="only these, separated by commas")
+    parser.add_argument("--hit-us", type=float, default=15.0, help="time of a hit [15]")
+    parser.add_argument("--miss-us", type=float, default=785.0, help="additional time of a miss [785]")
+    parser.add_argument("--verbose", action="store_true", help="tell every trial")
+    options = parser.parse_args()
+    specification = scale(load(options.file), options.scale)
+    wanted = [name for name in options.arms.split(",") if name]
+    traces, rows = Traces(specification), []
+    for arm in specification.arms:
+        if not wanted or arm.name in wanted:
+            print(f"{arm.name} …", flush=True)
+            rows.append(run(specification, arm, traces, options))
+    oracle = next((arm.name for arm in specification.arms if arm.policy == "oracle"), None)
+    print(table(rows, specification.reference, oracle))
+
+
+if __name__ == "__main__":
+    main()
