@@ -71,6 +71,6 @@ def test_every_arm_runs_to_its_end(main, tmp_path, monkeypatch, capsys):
     assert rows["static"][3:5] == ["1.00", "0%"]
     assert rows["oracle"][4] == "100%"
     assert float(rows["oracle"][3]) < 0.9
-    assert rows["static"][6:8] == ["0B", "0"]
-    assert "small" in rows["oracle"][8]
-    assert "/" in rows["oracle"][8].split(",")[0]  # both phases of the first guest ended
+    assert rows["static"][7:9] == ["0B", "0"]
+    assert "small" in rows["oracle"][9]
+    assert "/" in rows["oracle"][9].split(",")[0]  # both phases of the first guest ended
