@@ -156,11 +156,9 @@ def told(guest: ModelGuest) -> str:
     return f"{guest.name} {format_size(guest.size_bytes)} misses {guest.misses / seen if seen else 0:.2f}{weak}"
 
 
-def share(ours: float, base: float | None, best: float | None) -> str:
+def share(ours: float, base: float, best: float) -> str:
     """Return the share of the oracle's gain; nothing where it gains less than a report would tell."""
-    if base is None or best is None or base - best < LEAST_GAIN * base:
-        return "-"
-    return f"{(base - ours) / (base - best):.0%}"
+    return "-" if base - best < LEAST_GAIN * base else f"{(base - ours) / (base - best):.0%}"
 
 
 def table(rows: list[dict[str, Any]], reference: str, oracle: str | None) -> str:
@@ -172,7 +170,10 @@ def table(rows: list[dict[str, Any]], reference: str, oracle: str | None) -> str
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         ratio = "-" if base is None else f"{row['seconds'] / base['seconds']:.2f}"
-        shares = [share(row[key], base and base[key], best and best[key]) for key in ("seconds", "misses")]
+        shares = [
+            share(row[key], base[key], best[key]) if base is not None and best is not None else "-"
+            for key in ("seconds", "misses")
+        ]
         cells = (row["arm"], str(row["trials"]), f"{row['seconds']:.0f}", ratio, shares[0], format_count(row["misses"]),
                  shares[1], format_size(row["moved"]), str(row["moves"]), row["ends"])  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
