@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 from qmpalloc.config import Duration, Size
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
+from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.moves import moves_text
@@ -52,6 +52,9 @@ class CurvePolicy:
         candidates = [self._candidate(guest) for guest in snapshot.guests if not doubts[guest.name]]
         if not candidates:
             return self._without_curves(snapshot, doubts)
+        candidates += self._idle(snapshot, doubts)
+        for candidate in candidates:
+            doubts[candidate.guest.name] = ""
         room = room_bytes(snapshot, [candidate.guest.name for candidate in candidates])
         wanted = divide(candidates, room, self.settings.objective)
         if wanted is None:
@@ -69,12 +72,9 @@ class CurvePolicy:
 
     def _candidate(self, guest: GuestSnapshot) -> Candidate:
         assert guest.curve is not None
-        assert guest.hits is not None
-        assert guest.misses is not None
-        accesses = max(0, guest.hits + guest.misses)
         here = float(np.interp(guest.actual_bytes, guest.curve.sizes_bytes, guest.curve.miss_ratio))
         measured = guest.curve.measured
-        rate = accesses / guest.interval_s if guest.interval_s else 0.0
+        rate = _accesses_per_s(guest)
         steady_s = guest.curve.steady_accesses / rate if rate else 0.0
         return Candidate(
             guest=guest,
@@ -89,6 +89,27 @@ class CurvePolicy:
             horizon_s=max(float(self.settings.horizon), steady_s),
             margin_bytes=min(int(self.settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8)),
         )
+
+    def _idle(self, snapshot: Snapshot, doubts: Mapping[str, str]) -> list[Candidate]:
+        """Return those guests in doubt that access next to nothing: whatever their curves, they cannot lose more.
+
+        An idle guest is hardly sampled, so that its curve stays weak for ever; to hold it for that would keep memory
+        from all others. It is credited with missing all of its accesses as soon as it has any less than now.
+        """
+        known = [guest for guest in snapshot.guests if guest.decidable and guest.interval_s]
+        total = sum(guest.weight * _accesses_per_s(guest) for guest in known)
+        return [
+            Candidate(
+                guest=guest,
+                curve=_cautious(guest),
+                load=Load(accesses_per_s=_accesses_per_s(guest), miss_ratio=0.0, weight=guest.weight),
+            )
+            for guest in known
+            if doubts[guest.name]
+            and guest.state is GuestState.FRESH
+            and not guest.frozen
+            and guest.weight * _accesses_per_s(guest) <= self.settings.least_gain * total
+        ]
 
     def _without_curves(self, snapshot: Snapshot, doubts: Mapping[str, str]) -> Decision:
         """Climb on ghost hits where they are known, else hold."""
@@ -177,6 +198,17 @@ class CurvePolicy:
             limiter=Limiter.STEP if limited else Limiter.POLICY,
             terms={"misses_s": round(before, 2), "misses_s_then": round(after, 2), "hits_s_gained": round(hits, 2)},
         )
+
+
+def _accesses_per_s(guest: GuestSnapshot) -> float:
+    return max(0, (guest.hits or 0) + (guest.misses or 0)) / guest.interval_s if guest.interval_s else 0.0
+
+
+def _cautious(guest: GuestSnapshot) -> Curve:
+    """Return the worst curve that a guest can have: it misses nothing now, and all with any less."""
+    target = max(guest.target_bytes, guest.floor_bytes + 1)
+    sizes = (guest.floor_bytes, target - 1, target) if target - 1 > guest.floor_bytes else (guest.floor_bytes, target)
+    return Curve(sizes_bytes=sizes, miss_ratio=(*([1.0] * (len(sizes) - 1)), 0.0), estimator="idle")
 
 
 def _doubt(guest: GuestSnapshot) -> str:

@@ -242,6 +242,30 @@ def test_weights_count_and_fairness_spreads():
     assert abs(fair[0] - fair[1]) < 60
 
 
+def test_an_idle_guest_gives_whatever_its_curve_for_it_has_nothing_to_lose():
+    weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
+    busy = guest("busy", STRAIGHT)
+    for idle in (guest("idle", weak, rate=10), guest("idle", rate=0), guest("idle", weak, rate=29)):
+        decision = load("curve", {}).decide(snapshot(idle, busy))
+        assert targets(decision)[0] < 500, idle
+        assert targets(decision)[1] > 500
+    # One whose accesses count, one in danger and one that is not heard of are held.
+    for other in (
+        guest("idle", weak, rate=100),
+        guest("idle", weak, rate=10, frozen="danger"),
+        guest("idle", weak, rate=10, state=GuestState.LATE),
+    ):
+        assert targets(load("curve", {}).decide(snapshot(other, busy))) == [500, 500]
+
+
+def test_idle_guests_alone_are_no_reason_to_decide_by_curves():
+    weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
+    ghosts = {"ghost_gain": 100.0, "ghost_loss": 1.0}
+    decision = load("curve", {}).decide(snapshot(guest("idle", weak, rate=10, ghost_gain=0.0, ghost_loss=0.0),
+                                                 guest("busy", weak, **ghosts)))  # fmt: skip
+    assert targets(decision) == [484, 516]  # it climbs
+
+
 # --- hill and oracle ------------------------------------------------------------------------------------------------
 
 
