@@ -37,6 +37,10 @@ class ReuseStack:
         """Pages known."""
         return len(self._stack)
 
+    def pages_since(self, clock: int) -> int:
+        """Return how many pages were accessed at or after a time, in accesses."""
+        return len(self._stack) - int(np.searchsorted(self._stack, clock))
+
     def access(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return distance and reuse time of every access, -1 for the first of a page.
 

@@ -88,6 +88,7 @@ class CurveTracker:
             self.estimator = Simulations(self._policy, sizes, self.lru, scale=scale)
         self._estimators = (self.lru,) if self.estimator is self.lru else (self.lru, self.estimator)
         self._seen = 0
+        self._began_at = 0
         self._events = self._lost = 0.0
         self._settled = False
         self._since_change = math.inf
@@ -209,7 +210,7 @@ class CurveTracker:
         return float(here - more) / mib, float(less - here) / mib
 
     def _weaknesses(self) -> Sequence[str]:
-        weak, pages = [], self.lru.stack.pages
+        weak, pages = [], self._working_set
         if self.lru.sampled < _FEW:
             weak.append(f"only {self.lru.sampled:.0f} sampled accesses")
         elif not self._warm:
@@ -234,7 +235,7 @@ class CurveTracker:
             estimator.observe(ids, expected)
         self._seen += len(ids)
         self._since_change += len(ids)
-        if not self._settled and self._seen >= max(2 * _FEW, _SETTLED_AFTER * self.lru.stack.pages):
+        if not self._settled and self._seen >= max(2 * _FEW, _SETTLED_AFTER * self._working_set):
             # Until now most accesses were the first to their page: misses at any size, that will not come again.
             self._settled = True
             for estimator in self._estimators:
@@ -283,13 +284,18 @@ class CurveTracker:
     @property
     def _warm(self) -> bool:
         """True when the largest size has been filled, or all there is has been seen twice."""
-        pages = self.lru.stack.pages
-        return self._seen >= 2 * pages or pages >= self._keys.limit
+        return self._seen >= 2 * self._working_set or self.lru.stack.pages >= self._keys.limit
+
+    @property
+    def _working_set(self) -> int:
+        """Sampled pages accessed since the load began; those of the load before are known as well, but do not count."""
+        return max(1, self.lru.stack.pages_since(self._began_at))
 
     def _changed(self) -> None:
         self.changes += 1
         self._since_change = self._steady_accesses = 0.0
         self._seen = 0
+        self._began_at = self.lru.stack.clock
         self._settled = False
         self._accesses = self._misses = 0.0
         self._forget_usual()

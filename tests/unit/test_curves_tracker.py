@@ -123,6 +123,16 @@ def test_another_file_is_noticed_by_its_new_pages_and_the_curve_is_weak_until_th
     assert not weak[-1]
 
 
+def test_the_pages_of_the_load_before_are_not_waited_for():
+    """Another file, as large: with the pages of both, two working sets would be twice as many accesses."""
+    tracker, sampled = fed(CurveTracker("two_list", 10_000, 200_000), 12), 0
+    while tracker.changes == 0 or any("working sets" in why or "only" in why for why in curve(tracker).weak):
+        tracker.observe(window(uniform(250, 100 + sampled, 50_000)))
+        tracker.measure(16_000, 8_000, FIT // 2)
+        sampled += 250 * tracker.changes
+    assert sampled <= 2.5 * PAGES
+
+
 def test_a_load_that_misses_more_with_the_same_pages_is_noticed():
     tracker = fed(CurveTracker("lru_gen", 10_000, 200_000), 12)
     fed(tracker, 4, misses=0.8)
