@@ -13,8 +13,8 @@ takes them. Ends with status 1 if a case failed.
 
 A size is measured when it is steady: the last three windows, of at least half as many accesses as the file has pages
 and of whole laps of a scan, have alike miss ratios (within .01, or four standard errors; .03 for the loop) and caches
-(within 2 %). Sizes go down from the largest,
-whose cache is filled by reading the file through. The curve is what a controller would have had at the end of learning.
+(within 2 %). Sizes go down from the largest, whose cache is filled by reading the file through. The curve is what a
+controller would have had at the end of learning.
 """
 
 from __future__ import annotations
