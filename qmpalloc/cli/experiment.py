@@ -96,16 +96,21 @@ def run(
 @click.option(
     "--anyway", is_flag=True, help="Also with other images, another QEMU or on another host; the report says so."
 )
+@click.option("--repeats", type=click.IntRange(min=1), help="More than it was begun with; the report says so.")
 @live_option
-def resume(directory: Path, anyway: bool, live: bool) -> None:
+def resume(directory: Path, anyway: bool, repeats: int | None, live: bool) -> None:
     """Go on with the experiment in DIR: runs that are finished are kept, interrupted and failed ones are run again."""
     from qmpalloc.experiment.directory import ExperimentDirectory
     from qmpalloc.experiment.report import write_report
+    from qmpalloc.experiment.resumption import at_time
     from qmpalloc.lab.runner import prepare_experiment
     from qmpalloc.lab.traces import Traces
 
-    found = ExperimentDirectory.open_existing(directory)
     with _alone_in(directory):
+        found = ExperimentDirectory.open_existing(directory)
+        before = found.manifest.repeats
+        if repeats is not None:
+            found.plan_repeats(repeats)
         if not found.left():
             write_report(found)
             say(f"nothing is left to run; report: {directory / 'report.md'}")
@@ -113,6 +118,9 @@ def resume(directory: Path, anyway: bool, live: bool) -> None:
         with sigterm_interrupts():
             prepared = prepare_experiment(found.specification, report=say)
         _note_changes(found, prepared, anyway=anyway)
+        if found.manifest.repeats > before:
+            text = f"resumed: {found.manifest.repeats} repeats instead of {before}, with the first results known"
+            found.note_changes([at_time(text, time.time())])
         sys.exit(_conduct(found, prepared, Traces(found.specification), live))
 
 

@@ -202,6 +202,20 @@ class ExperimentDirectory:
         self.manifest = msgspec.structs.replace(self.manifest, changes=(*self.manifest.changes, *changes))
         write_json(self.path / "manifest.json", self.manifest)
 
+    def plan_repeats(self, repeats: int) -> None:
+        """Plan more repeats than the experiment has. Written with the next `note_changes`.
+
+        What is finished stays as it is, and so does the order of what was planned.
+
+        Raises:
+            ConfigError: There would be fewer.
+        """
+        if repeats < self.manifest.repeats:
+            message = f"cannot have {repeats} repeats, it has {self.manifest.repeats}"
+            raise ConfigError(message, file=str(self.path), hint="the report is of those that are finished")
+        self.specification = chosen(self.specification, repeats=repeats, arms=self.manifest.arms)
+        self.manifest = msgspec.structs.replace(self.manifest, repeats=repeats)
+
     def write_disk(self, calibration: DiskCalibration) -> None:
         """Keep the throttle of this experiment."""
         write_json(self.path / "disk.json", calibration)

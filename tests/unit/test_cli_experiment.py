@@ -103,6 +103,24 @@ def test_an_experiment_goes_on_where_it_began(begun):
     assert changes_kept(directory) == ()
 
 
+def test_repeats_are_added_and_the_report_will_say_so(begun):
+    directory, _ = begun
+    assert invoke("resume", str(directory.path), "--repeats", "4").exit_code == 0
+    (kept,) = changes_kept(directory)
+    assert kept.endswith("UTC: resumed: 4 repeats instead of 1, with the first results known")
+    again = ExperimentDirectory.open_existing(directory.path)
+    assert again.specification.repeats == 4
+    assert [run.repeat for run in again.left()] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert "cannot have 3 repeats, it has 4" in refused("resume", str(directory.path), "--repeats", "3")
+
+
+def test_repeats_are_not_added_to_what_cannot_go_on(begun):
+    directory, now = begun
+    other(now, images={"g1": "6.12 bbbb"})
+    refused("resume", str(directory.path), "--repeats", "4")
+    assert ExperimentDirectory.open_existing(directory.path).manifest.repeats == 1
+
+
 def test_another_image_is_refused_unless_told_otherwise(begun):
     directory, now = begun
     other(now, images={"g1": "6.12 bbbb"})
