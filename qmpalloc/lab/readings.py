@@ -67,11 +67,14 @@ async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> 
         QmpallocError: The guest, its collector or its QEMU does not answer in time, or answers nonsense.
     """
     with deadline(READING_TIMEOUT_S, link.agent.address, f"the reading of {link.name}"):
-        counters = await link.agent.read_file(link.counters_file, FILE_MAX_BYTES)
+        sample = parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES))
         progress: LoadProgress | None = await link.load.progress()
+        # After its end no later reading would count the reads since the collector last wrote.
+        while progress is not None and progress.finished and sample.monotonic_ns < progress.monotonic_s * 1e9:
+            await trio.sleep(NEW_COUNTERS_POLL_S)
+            sample = parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES))
         actual_bytes = await link.monitor.query_balloon()
         disks = {disk.name: disk for disk in await link.monitor.block_stats()}
-    sample = parse(counters)
     accesses, misses = sample.counters.accesses, sample.counters.inserts_read
     if accesses is None or misses is None:
         raise NonsenseError(f"{link.name}: its collector counts no {'accesses' if accesses is None else 'misses'}")
