@@ -27,7 +27,6 @@ from qmpalloc.experiment import Guest, Specification, load, phase_pages, scale
 from qmpalloc.experiment.access import Uniform
 from qmpalloc.experiment.gain import LEAST_GAIN
 from qmpalloc.experiment.schema import Arm
-from qmpalloc.experiment.true_curves import LRUS, SUITE_LRU
 from qmpalloc.lab.traces import Traces
 from qmpalloc.policy import load as load_policy
 from qmpalloc.testing.replay import ReplayGuest, ReplayHost
@@ -56,7 +55,7 @@ class ModelGuest(ReplayGuest):
         self.ends: list[float] = []
         super().__init__(
             guest.name, Uniform(), file_bytes=guest.phases[0].file, accesses_per_s=1.0, size_bytes=arm.baseline(guest),
-            lru=SUITE_LRU[guest.suite] if guest.lru is None else LRUS[guest.lru], own_bytes=own_bytes(guest),
+            lru=guest.lru_flavour, own_bytes=own_bytes(guest),
             floor_bytes=guest.floor, cap_bytes=guest.cap, scale=1,
         )  # fmt: skip
         self._begin()

@@ -94,6 +94,16 @@ class Phase(PhaseKeys, frozen=True, kw_only=True):
         return self.reads * self.rounds
 
 
+Lru = Literal["two-list", "multi-gen"]
+"""Page replacements, as an experiment names them."""
+
+LRU_FLAVOURS: dict[Lru, Literal["two_list", "lru_gen"]] = {"two-list": "two_list", "multi-gen": "lru_gen"}
+"""The same to their names in counters files, which are also those of the simulations."""
+
+SUITE_LRU: dict[str, Lru] = {"trixie": "multi-gen", "bookworm": "two-list"}
+"""What the kernels of the reference guests choose themselves."""
+
+
 class GuestKeys(Struct, frozen=True, kw_only=True):
     """What a guest has besides its load.
 
@@ -113,7 +123,7 @@ class GuestKeys(Struct, frozen=True, kw_only=True):
     cap: Size
     baseline: Size
     suite: Literal["trixie", "bookworm"] = "trixie"
-    lru: Literal["two-list", "multi-gen"] | None = None
+    lru: Lru | None = None
 
 
 class Guest(GuestKeys, frozen=True, kw_only=True):
@@ -129,6 +139,11 @@ class Guest(GuestKeys, frozen=True, kw_only=True):
     def files(self) -> dict[str, int]:
         """Name to bytes of every file on its data disk."""
         return {phase.file_name: phase.file for phase in self.phases}
+
+    @property
+    def lru_flavour(self) -> Literal["two_list", "lru_gen"]:
+        """The page replacement that it runs, by its name in counters files."""
+        return LRU_FLAVOURS[self.lru or SUITE_LRU[self.suite]]
 
     @property
     def disk_bytes(self) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qmpalloc.config import Duration, Size
 from qmpalloc.experiment.access import Access, Loop, Mixture, Sequential
-from qmpalloc.experiment.schema import Arm, Disk, Guest, Phase, Specification, default_file_name
+from qmpalloc.experiment.schema import LRU_FLAVOURS, Arm, Disk, Guest, Phase, Specification, default_file_name
 from qmpalloc.sample import Sample
 from qmpalloc.units import PAGE_BYTES
 
@@ -43,10 +43,6 @@ LAPS = 2
 
 LOOP_ALIKE = 0.03
 """In place of `ALIKE` for a load that only goes round: readings fall anywhere in a lap."""
-
-
-LRU_NAMES: dict[str, Literal["two-list", "multi-gen"]] = {"two_list": "two-list", "lru_gen": "multi-gen"}
-"""Page replacements by the name in counters files, as an experiment names them."""
 
 
 class Case(Struct, frozen=True, kw_only=True):
@@ -131,7 +127,7 @@ class Case(Struct, frozen=True, kw_only=True):
             cap=Size(self.memory),
             baseline=Size(self.learn),
             suite=self.suite,
-            lru=LRU_NAMES[self.lru],
+            lru=next(name for name, flavour in LRU_FLAVOURS.items() if flavour == self.lru),
             phases=(phase,),
         )
         return Specification(

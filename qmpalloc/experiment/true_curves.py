@@ -19,12 +19,6 @@ from qmpalloc.curves.simulation import POLICIES
 from qmpalloc.experiment.schema import Guest, Phase
 from qmpalloc.units import PAGE_BYTES
 
-SUITE_LRU = {"trixie": "lru_gen", "bookworm": "two_list"}
-"""Page replacement of the reference guests that are not told another."""
-
-LRUS = {"multi-gen": "lru_gen", "two-list": "two_list"}
-"""Page replacements as an experiment names them, to the simulations."""
-
 POINTS = 20
 """Sizes of the cache that are simulated, besides both sides of where all that a phase reads just fits."""
 
@@ -50,8 +44,7 @@ def true_curves(guest: Guest, references: References) -> list[dict[str, Any]]:
     for phase in guest.phases:
         first = first_page.setdefault(phase.file_name, sum(guest.files[name] // PAGE_BYTES + 1 for name in first_page))
         numbers.append(np.asarray(references(phase), dtype=np.int64) + first)
-    lru = SUITE_LRU[guest.suite] if guest.lru is None else LRUS[guest.lru]
-    sizes, ratios = phase_curves(numbers, most_pages=guest.cap // PAGE_BYTES, lru=lru)
+    sizes, ratios = phase_curves(numbers, most_pages=guest.cap // PAGE_BYTES, lru=guest.lru_flavour)
     curves, accesses = [], 0
     for phase, own in zip(guest.phases, ratios, strict=True):
         accesses += phase.total_reads

@@ -27,8 +27,10 @@ from qmpalloc.experiment.directory import RunDirectory
 from qmpalloc.experiment.plan import ArmRun
 from qmpalloc.experiment.records import DiskCalibration, Outcome, Reading, Service
 from qmpalloc.host.memory import read_host_memory
+from qmpalloc.lab import balloon
 from qmpalloc.lab.configuration import arm_configuration
 from qmpalloc.lab.disk import calibrate, set_throttle
+from qmpalloc.lab.failures import cause
 from qmpalloc.lab.load import open_load
 from qmpalloc.lab.lru import choose_lru
 from qmpalloc.lab.readings import Link, load_seconds, read_guest, reads_done, wait_for_new_counters
@@ -41,12 +43,6 @@ from qmpalloc.qemu.progress import Report
 from qmpalloc.qmp import open_agent, open_monitor
 from qmpalloc.record import RecordWriter
 from qmpalloc.units import format_size
-
-BALLOON_TIMEOUT_S = 120.0
-"""For the balloons to reach the baselines after boot."""
-
-BALLOON_SLACK_BYTES = 1024**2
-BALLOON_POLL_S = 0.25
 
 BEGIN_TIMEOUT_S = 120.0
 """For the controller to reach all guests and to find them within the budget."""
@@ -138,7 +134,7 @@ class ArmRunner:
                 await self._with_guests(config, guests)
                 nursery.cancel_scope.cancel()
         except* QmpallocError as group:
-            failed = _reason(group)
+            failed = cause(group).message
         except* Exception as group:  # a defect of ours, or of a user's policy, must not end the other runs
             failed = self._keep_traceback(group)
         if failed:
@@ -232,14 +228,11 @@ class ArmRunner:
 
     async def _reach(self, link: Link, target_bytes: int) -> None:
         """Wait until a guest has the size it was asked to have."""
-        with trio.move_on_after(BALLOON_TIMEOUT_S):
-            while True:
-                if abs(await link.monitor.query_balloon() - target_bytes) <= BALLOON_SLACK_BYTES:
-                    return
-                await trio.sleep(BALLOON_POLL_S)
+        if await balloon.reaches(link.monitor, target_bytes):
+            return
         actual_bytes = await link.monitor.query_balloon()
         raise HostError(
-            f"guest {link.name}: its balloon stands at {format_size(actual_bytes)} after {BALLOON_TIMEOUT_S:.0f} s, "
+            f"guest {link.name}: its balloon stands at {format_size(actual_bytes)} after {balloon.TIMEOUT_S:.0f} s, "
             f"not at its baseline of {format_size(target_bytes)}",
             hint="the baseline may be less than the guest's system needs",
         )
@@ -398,19 +391,6 @@ def _cpu_s() -> float:
     """Return the CPU seconds this process has used."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
-
-
-def _reason(group: BaseExceptionGroup[QmpallocError]) -> str:
-    """Return why a run failed. A guest that ends also breaks connections; those errors only follow from it."""
-    leaves: list[QmpallocError] = []
-
-    def collect(inner: BaseExceptionGroup[QmpallocError]) -> None:
-        for error in inner.exceptions:
-            collect(error) if isinstance(error, BaseExceptionGroup) else leaves.append(error)
-
-    collect(group)
-    leaves.sort(key=lambda error: not isinstance(error, HostError))
-    return leaves[0].message
 
 
 def _tail(file: Path) -> bytes:

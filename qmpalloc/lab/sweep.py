@@ -18,7 +18,9 @@ from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
 from qmpalloc.errors import DeadlineError, HostError, NonsenseError, QmpallocError, RefusedError
 from qmpalloc.experiment.predictions import Learner
 from qmpalloc.experiment.sweep import Case, Point, Shipped, Steadiness, SweepResult, measured
+from qmpalloc.lab import balloon
 from qmpalloc.lab.configuration import arm_configuration
+from qmpalloc.lab.failures import cause
 from qmpalloc.lab.load import Load, open_load
 from qmpalloc.lab.lru import choose_lru
 from qmpalloc.lab.readings import DATA_DISK
@@ -42,10 +44,6 @@ FAILURES_MOST = 5
 
 SILENCE_S = 60.0
 """A guest of which nothing new was read for so long has hung."""
-
-BALLOON_TIMEOUT_S = 120.0
-BALLOON_SLACK_BYTES = 1024**2
-BALLOON_POLL_S = 0.25
 
 LEARN_MOST_S = 150.0
 SETTLE_MOST_S = 75.0
@@ -235,19 +233,12 @@ async def _open_recording(
 
 @contextmanager
 def _bare_errors() -> Iterator[None]:
-    """Raise an error out of its group. A guest that ends also breaks connections; those errors only follow from it."""
+    """Raise an error out of its group."""
     failure: QmpallocError | None = None
     try:
         yield
     except* QmpallocError as group:
-        leaves: list[QmpallocError] = []
-
-        def collect(inner: BaseExceptionGroup[QmpallocError]) -> None:
-            for error in inner.exceptions:
-                collect(error) if isinstance(error, BaseExceptionGroup) else leaves.append(error)
-
-        collect(group)
-        failure = min(leaves, key=lambda error: not isinstance(error, HostError))
+        failure = cause(group)
     if failure is not None:
         raise failure
 
@@ -320,19 +311,11 @@ class _Sweep:
     async def _resize(self, target_bytes: int) -> None:
         monitor = self._wires.monitor
         with deadline(READ_TIMEOUT_S, monitor.address, "balloon"):
-            grows = target_bytes > await monitor.query_balloon() + BALLOON_SLACK_BYTES
+            grows = target_bytes > await monitor.query_balloon() + balloon.SLACK_BYTES
             await monitor.balloon(target_bytes)
-        with trio.move_on_after(BALLOON_TIMEOUT_S) as scope:
-            await self._reach(target_bytes)
-        if scope.cancelled_caught:
+        if not await balloon.reaches(monitor, target_bytes):
             raise HostError(f"{self._case.name}: the balloon does not reach {format_size(target_bytes)}")
         if self._case.fresh:
             await self._wires.load.drop_caches()
         if grows or self._case.fresh:  # what the load's misses alone would take long for
             await self._wires.load.read_through()
-
-    async def _reach(self, target_bytes: int) -> None:
-        while True:
-            if abs(await self._wires.monitor.query_balloon() - target_bytes) <= BALLOON_SLACK_BYTES:
-                return
-            await trio.sleep(BALLOON_POLL_S)

@@ -16,10 +16,11 @@ from qmpalloc.experiment.schema import Disk
 from qmpalloc.lab import generator
 from qmpalloc.lab.disk import calibrate, set_throttle
 from qmpalloc.lab.load import DIRECTORY, GO_FILE, LOG_FILE, PLAN_FILE, PROGRAM_FILE, PROGRESS_FILE, open_load
-from qmpalloc.lab.readings import Link
+from qmpalloc.lab.readings import Link, read_guest
 from qmpalloc.lab.traces import Traces
 from qmpalloc.qmp import ExecResult, open_agent_on, open_monitor_on
-from qmpalloc.testing import FakeAgent, FakeQemu
+from qmpalloc.testing import FakeAgent, FakeQemu, SimulatedGuest
+from qmpalloc.testing import Load as SimulatedLoad
 
 TEXT = """
 [experiment]
@@ -332,3 +333,28 @@ async def test_a_load_may_read_its_references_more_than_once(autojump_clock, gue
         guest.say(LoadProgress(sequence=9, monotonic_s=104.0, phases=(FIRST,), finished=True))
         with pytest.raises(NonsenseError, match="impossible numbers in phase phase1"):
             await load.progress()
+
+
+# --- readings -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("finished", "counted"), [(True, 10_010), (False, 9_000)])
+async def test_the_reading_of_a_finished_load_has_all_its_reads(autojump_clock, guest, qemu, finished, counted):
+    sample = SimulatedGuest("g1", load=SimulatedLoad(file_pages=1, accesses_per_s=1.0), memory_bytes=2**28).sample()
+
+    def collector_writes(accesses, monotonic_s):
+        counters = msgspec.structs.replace(sample.counters, accesses=accesses, inserts_read=0)
+        written = msgspec.structs.replace(sample, counters=counters, monotonic_ns=round(monotonic_s * 1e9))
+        guest.agent.files["/run/qmpalloc/counters.json"] = msgspec.json.encode(written)
+
+    async with link_to(guest, qemu) as link, trio.open_nursery() as nursery:
+        collector_writes(9_000, 103.6)
+        guest.say(msgspec.structs.replace(FINISHED, finished=finished))
+
+        async def later():
+            await trio.sleep(0.6)
+            collector_writes(10_010, 104.6)
+
+        nursery.start_soon(later)
+        reading = await read_guest(link, trial=1, t=15.0, target_bytes=2**28)
+        assert reading.accesses == counted
