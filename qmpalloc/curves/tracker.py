@@ -15,7 +15,7 @@ from qmpalloc.curves.keys import Ids, KeyTable, in_sample
 from qmpalloc.curves.mapping import SizeMapping
 from qmpalloc.curves.reuse import ReuseDistances, ReuseTimes
 from qmpalloc.curves.samples import BLOCK_SHIFT, SHIFT_MAX, Window
-from qmpalloc.curves.simulation import POLICIES, Simulations
+from qmpalloc.curves.simulation import Simulations
 from qmpalloc.curves.usual import Usual
 from qmpalloc.model import Curve
 
@@ -47,6 +47,8 @@ _CHANGE_NEW = 0.15
 _CONTRADICTION = 0.10
 _LEFT_AFTER_CHANGE = 0.2
 _SETTLED_AFTER = 1.5  # working sets
+_KEEPS_OLD_PAGES = "lru_gen"
+"""Under the other page replacements, pages of a load that is over go by themselves, if not at once."""
 _SQUEEZED = 0.9  # of the cache, or less, is left
 
 
@@ -163,7 +165,7 @@ class CurveTracker:
     @property
     def half_life(self) -> float:
         """Sampled accesses after which what was learnt counts half: about one working set."""
-        return float(max(HALF_LIFE_LEAST, min(self.lru.stack.pages, SAMPLED_PAGES_MAX)))
+        return float(max(HALF_LIFE_LEAST, min(self._working_set, SAMPLED_PAGES_MAX)))
 
     @property
     def measured(self) -> float | None:
@@ -347,9 +349,9 @@ class CurveTracker:
         self._forget_usual()
         for estimator in self._estimators:
             estimator.forget(_LEFT_AFTER_CHANGE)
-        if self._policy in POLICIES:
+        if self._policy == _KEEPS_OLD_PAGES:
             pages, scale = self._pages_since(began_at), 2.0**self.shift
-            self._afresh = Afresh(self._policy, pages, self._cached / scale, scale=scale)
+            self._afresh = Afresh(_KEEPS_OLD_PAGES, pages, self._cached / scale, scale=scale)
 
 
 def _telling(sizes: NDArray[np.int64], ratios: Ratios) -> NDArray[np.int64]:

@@ -17,7 +17,6 @@ from qmpalloc.policy.moves import moves_text
 from qmpalloc.policy.purge import Purges
 from qmpalloc.units import MIB, format_count, format_size
 
-_MODEL_ERROR = 0.005
 _DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
 
 
@@ -145,8 +144,7 @@ class CurvePolicy:
             ratios = candidate.miss_ratios(pair)
             # A difference of two points of one curve is a share of its accesses, and as uncertain as such a share is.
             if ratios[0] != ratios[1]:
-                apart = abs(float(ratios[0] - ratios[1]))
-                noise += ((then - now) / apart) ** 2 * (candidate.curve.noise**2 * apart + _MODEL_ERROR**2)
+                noise += ((then - now) * candidate.curve.noise) ** 2 / abs(float(ratios[0] - ratios[1]))
         if all(wanted[candidate.guest.name] == candidate.guest.target_bytes for candidate in candidates):
             return "the split is the best"
         total = sum(c.load.weight * (1.0 if objective == "fair" else c.load.accesses_per_s) for c in candidates)

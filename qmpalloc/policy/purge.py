@@ -152,7 +152,9 @@ def _low_bytes(guest: GuestSnapshot) -> int | None:
         return None
     now = guest.target_bytes
     low = -align_down(-max(guest.floor_bytes, now - max(TAKE_MIN_BYTES, int(now * TAKE_SHARE))))
-    return low if now - low >= _LEAST_SHARE * now else None
+    # What is read now goes first: the rest is only reached if there is not much more of that than is squeezed out.
+    reached = guest.curve.unread_bytes + now - low >= (guest.curve.cached_bytes or 0) / 2
+    return low if reached and now - low >= _LEAST_SHARE * now else None
 
 
 def _gain_per_s(guest: GuestSnapshot, low_bytes: int, objective: Objective, horizon_s: float) -> float:

@@ -70,11 +70,19 @@ def test_once_for_each_change_of_the_load():
     [
         guest("a", stale=0.1),
         guest("a", stale=0.3, floor=750),
+        structs.replace(guest("a"), curve=structs.replace(curve(0.3), unread_bytes=90 * MIB)),
         guest("a", stale=0.3, frozen="was in danger"),
         guest("a", stale=0.3, state=GuestState.LATE),
         guest("a", stale=0.3, misses=1_000, steady=10_000),
     ],
-    ids=["little", "no room", "frozen", "not fresh", "longer to refill than the load is thought to last"],
+    ids=[
+        "little",
+        "no room",
+        "out of reach",
+        "frozen",
+        "not fresh",
+        "longer to refill than the load is thought to last",
+    ],
 )
 def test_it_is_left_alone(one):
     assert sizes(decided(one, guest("b")))[0] == 800
