@@ -57,6 +57,9 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         cached_bytes: Page cache the guest has now, where `measured` holds.
         measured: Miss ratio measured at the present size; None when not known.
         steady_accesses: Accesses since the load was last seen to change, or since it was first seen.
+        stale: Share of the accesses that miss because pages of the load before still fill the cache; 0 unless it is
+            beyond doubt.
+        unread_bytes: How much of the cache, at least, was not read since the load was seen to change.
         estimator: How the curve was made, for example ``lru_gen``.
     """
 
@@ -67,6 +70,8 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     cached_bytes: int | None = None
     measured: float | None = None
     steady_accesses: int = 0
+    stale: float = 0.0
+    unread_bytes: int = 0
     estimator: str = ""
 
 

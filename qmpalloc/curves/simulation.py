@@ -74,7 +74,7 @@ class Simulations:
         """
         self.name = policy
         self.sizes = np.asarray(sizes, dtype=float)
-        self._lru = lru
+        self._lru, self._scale = lru, scale
         self._caches: list[Replacement] = [POLICIES[policy](max(1, round(size)), 0, scale=scale) for size in self.sizes]
         self._misses = np.zeros(len(self.sizes))
         self._expected = 0.0
@@ -93,6 +93,14 @@ class Simulations:
         """Multiply the weight of all that was learnt by `factor`; what the caches hold stays."""
         self._misses *= factor
         self._expected *= factor
+
+    def restart(self, ids: Ids) -> None:
+        """Empty all caches, then fill them with the given pages. Until more is known, misses are those of LRU."""
+        for index, cache in enumerate(self._caches):
+            self._caches[index] = POLICIES[self.name](cache.capacity, 0, scale=self._scale)
+        weight = self._expected
+        self.observe(ids, 0.0)
+        self._misses, self._expected = self._lru.miss_ratios(self.sizes) * weight, weight
 
     def renumber(self, new: Ids) -> None:
         """Give pages new numbers; -1 for those to be dropped."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from qmpalloc.curves.afresh import Afresh
 from qmpalloc.curves.anchor import SIDEWAYS, anchored
 from qmpalloc.curves.estimator import Estimator, Ratios, Sizes
 from qmpalloc.curves.keys import Ids, KeyTable, in_sample
@@ -46,6 +47,9 @@ _CHANGE_NEW = 0.15
 _CONTRADICTION = 0.10
 _LEFT_AFTER_CHANGE = 0.2
 _SETTLED_AFTER = 1.5  # working sets
+_KEEPS_OLD_PAGES = "lru_gen"
+"""Under the other page replacements, pages of a load that is over go by themselves, if not at once."""
+_SQUEEZED = 0.9  # of the cache, or less, is left
 
 
 class CurveTracker:
@@ -96,7 +100,9 @@ class CurveTracker:
         self._steady_accesses = 0.0
         self._accesses = self._misses = 0.0
         self._cached = 0.0
+        self._afresh: Afresh | None = None
         self._forget_usual()
+        self._restart_newcomers()
 
     # --- input ------------------------------------------------------------------------------------------------------
 
@@ -111,8 +117,10 @@ class CurveTracker:
         expected = window.expected * 2.0 ** (window.shift - self.shift)
         known = len(self._keys)
         ids = self._keys.number(keys)
-        self._window_new += len(self._keys) - known
-        self._window_sampled += len(ids)
+        self._new_lately += len(self._keys) - known
+        self._sampled_lately += len(ids)
+        if self._afresh is not None:
+            self._afresh.observe(ids)
         self._learn(ids, expected)
         self._events = self._events * self._forgotten(len(ids)) + window.events
         self._lost = self._lost * self._forgotten(len(ids)) + window.lost
@@ -137,6 +145,8 @@ class CurveTracker:
         else:
             self._busy = 0
         self._steady_accesses += accesses
+        self._compare(accesses, min(max(misses, 0), accesses), cached_pages)
+        self._watch_newcomers()
         if abs(cached_pages - self._cached) > 0.02 * max(cached_pages, self._cached):
             self._accesses = self._misses = 0.0
             self._cached = cached_pages
@@ -155,7 +165,7 @@ class CurveTracker:
     @property
     def half_life(self) -> float:
         """Sampled accesses after which what was learnt counts half: about one working set."""
-        return float(max(HALF_LIFE_LEAST, min(self.lru.stack.pages, SAMPLED_PAGES_MAX)))
+        return float(max(HALF_LIFE_LEAST, min(self._working_set, SAMPLED_PAGES_MAX)))
 
     @property
     def measured(self) -> float | None:
@@ -195,6 +205,8 @@ class CurveTracker:
             cached_bytes=round(self._cached * 4096),
             measured=None if measured is None else round(measured, 5),
             steady_accesses=round(self._steady_accesses),
+            stale=0.0 if self._afresh is None else round(self._afresh.stale, 5),
+            unread_bytes=0 if self._afresh is None else self._unread_bytes(self._afresh),
             estimator=self.estimator.name,
         )
 
@@ -245,6 +257,8 @@ class CurveTracker:
         return float(0.5 ** (accesses / self.half_life))
 
     def _renumber(self, new: Ids) -> None:
+        if self._afresh is not None:
+            self._afresh.renumber(new)
         for estimator in self._estimators:
             estimator.renumber(new)
 
@@ -258,7 +272,7 @@ class CurveTracker:
         self._seen >>= halvings
 
     def _watch(self, accesses: int, misses: int) -> None:
-        """Notice a changed load: misses leave the curve for long, or pages come that were never seen before."""
+        """Notice a changed load: misses leave the curve for long."""
         needed = max(HALF_LIFE_LEAST, self.half_life) / _WINDOWS * 2.0**self.shift
         here = float(self.miss_ratios(np.array([self._cached]))[0])
         self._window_accesses += accesses
@@ -266,20 +280,31 @@ class CurveTracker:
         if self._window_accesses < needed:
             return
         gap = self._window_excess / self._window_accesses
-        new = self._window_new / max(1.0, self._window_sampled)
+        began_at = self._window_began_at
         self._restart_window()
-        if not self._warm:
+        if self._warm and self._gap.unusual(gap):
+            self._changed(began_at)
+
+    def _watch_newcomers(self) -> None:
+        """Notice a changed load by pages never seen before, at whatever size."""
+        if self._sampled_lately < self.half_life / _WINDOWS:
             return
-        # Both are looked at in every window: each keeps its own idea of what is usual.
-        if any([self._gap.unusual(gap), self._newcomers.unusual(new, rising_only=True)]):
-            self._changed()
+        new, began_at = self._new_lately / self._sampled_lately, self._lately_began_at
+        self._restart_newcomers()
+        if self._warm and self._newcomers.unusual(new, rising_only=True):
+            self._changed(began_at)
 
     def _forget_usual(self) -> None:
         self._gap, self._newcomers = Usual(_CHANGE_GAP), Usual(_CHANGE_NEW, strikes=1)
         self._restart_window()
 
     def _restart_window(self) -> None:
-        self._window_accesses = self._window_excess = self._window_sampled = self._window_new = 0.0
+        self._window_accesses = self._window_excess = 0.0
+        self._window_began_at = self.lru.stack.clock
+
+    def _restart_newcomers(self) -> None:
+        self._sampled_lately = self._new_lately = 0.0
+        self._lately_began_at = self.lru.stack.clock
 
     @property
     def _warm(self) -> bool:
@@ -291,7 +316,30 @@ class CurveTracker:
         """Sampled pages accessed since the load began; those of the load before are known as well, but do not count."""
         return max(1, self.lru.stack.pages_since(self._began_at))
 
-    def _changed(self) -> None:
+    def _compare(self, accesses: int, misses: int, cached_pages: float) -> None:
+        """Compare what is measured with a cache that was empty when the load changed."""
+        if self._afresh is None:
+            return
+        if cached_pages < _SQUEEZED * self._cached:
+            self._afresh.restart()
+        self._afresh.forget(0.5 ** (accesses / (self.half_life * 2.0**self.shift / _WINDOWS)))
+        self._afresh.measure(accesses, misses, cached_pages / 2.0**self.shift)
+        if self._afresh.recovered:
+            # The kernel has let go of what it kept for so long; so do the simulated caches.
+            self._afresh.was_stale = False
+            if isinstance(self.estimator, Simulations):
+                self.estimator.restart(self._pages_since(self._began_at))
+
+    def _unread_bytes(self, afresh: Afresh) -> int:
+        return max(0, round(self._cached - afresh.pages_read * 2.0**self.shift)) * 4096
+
+    def _pages_since(self, clock: int) -> Ids:
+        """Return the pages accessed at or after a time, the last one last."""
+        last = self.lru.stack.last
+        ids = np.flatnonzero(last >= clock)
+        return np.asarray(ids[np.argsort(last[ids])])
+
+    def _changed(self, began_at: int) -> None:
         self.changes += 1
         self._since_change = self._steady_accesses = 0.0
         self._seen = 0
@@ -301,6 +349,9 @@ class CurveTracker:
         self._forget_usual()
         for estimator in self._estimators:
             estimator.forget(_LEFT_AFTER_CHANGE)
+        if self._policy == _KEEPS_OLD_PAGES:
+            pages, scale = self._pages_since(began_at), 2.0**self.shift
+            self._afresh = Afresh(_KEEPS_OLD_PAGES, pages, self._cached / scale, scale=scale)
 
 
 def _telling(sizes: NDArray[np.int64], ratios: Ratios) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, GuestS
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.moves import moves_text
+from qmpalloc.policy.purge import Purges
 from qmpalloc.units import MIB, format_count, format_size
 
 _DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
@@ -47,12 +48,24 @@ class CurvePolicy:
         self._hill = HillPolicy()
 
     def decide(self, snapshot: Snapshot) -> Decision:
-        """Return the best split, or hold with the reason."""
+        """Return the best split, or hold with the reason; or squeeze a guest that is full of what nobody reads."""
+        purges, settings = Purges(snapshot.carry), self.settings
+        squeeze = purges.decide(snapshot, settings.objective, float(settings.horizon), settings.least_gain)
+        if squeeze is not None:
+            return squeeze
+        squeezed = "" if purges.squeeze is None else purges.squeeze.name
+        return structs.replace(self._split(snapshot, squeezed), carry=purges.carry)
+
+    def _split(self, snapshot: Snapshot, squeezed: str) -> Decision:
         doubts = {guest.name: _doubt(guest) for guest in snapshot.guests}
+        if squeezed:
+            doubts[squeezed] = "squeezed, until what it reads has taken the place of what it read before"
         candidates = [self._candidate(guest) for guest in snapshot.guests if not doubts[guest.name]]
-        if not candidates:
+        if not candidates and not squeezed:
             return self._without_curves(snapshot, doubts)
-        candidates += self._idle(snapshot, doubts)
+        candidates += self._idle(snapshot, doubts, squeezed)
+        if not candidates:
+            return self._stay(snapshot, [], doubts, "no guest has a curve to act on", Limiter.STATE)
         for candidate in candidates:
             doubts[candidate.guest.name] = ""
         room = room_bytes(snapshot, [candidate.guest.name for candidate in candidates])
@@ -90,7 +103,7 @@ class CurvePolicy:
             margin_bytes=min(int(self.settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8)),
         )
 
-    def _idle(self, snapshot: Snapshot, doubts: Mapping[str, str]) -> list[Candidate]:
+    def _idle(self, snapshot: Snapshot, doubts: Mapping[str, str], squeezed: str) -> list[Candidate]:
         """Return those guests in doubt that access next to nothing: whatever their curves, they cannot lose more.
 
         An idle guest is hardly sampled, so that its curve stays weak for ever; to hold it for that would keep memory
@@ -106,6 +119,7 @@ class CurvePolicy:
             )
             for guest in known
             if doubts[guest.name]
+            and guest.name != squeezed
             and guest.state is GuestState.FRESH
             and not guest.frozen
             and guest.weight * _accesses_per_s(guest) <= self.settings.least_gain * total
@@ -123,14 +137,14 @@ class CurvePolicy:
         """Return why the move to `wanted` is not made; empty when it is worth it."""
         objective, gain, noise = self.settings.objective, 0.0, 0.0
         for candidate in candidates:
-            guest, load = candidate.guest, candidate.load
+            guest = candidate.guest
             pair = [guest.target_bytes, wanted[guest.name]]
             now, then = candidate.values(pair, objective)
             gain += then - now
             ratios = candidate.miss_ratios(pair)
-            scale = 1.0 if objective == "fair" else load.accesses_per_s
             # A difference of two points of one curve is a share of its accesses, and as uncertain as such a share is.
-            noise += (load.weight * scale * candidate.curve.noise) ** 2 * abs(float(ratios[0] - ratios[1]))
+            if ratios[0] != ratios[1]:
+                noise += ((then - now) * candidate.curve.noise) ** 2 / abs(float(ratios[0] - ratios[1]))
         if all(wanted[candidate.guest.name] == candidate.guest.target_bytes for candidate in candidates):
             return "the split is the best"
         total = sum(c.load.weight * (1.0 if objective == "fair" else c.load.accesses_per_s) for c in candidates)

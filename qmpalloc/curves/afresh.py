@@ -1,0 +1,112 @@
+"""Pages of a load that is over, and what they cost the one that followed it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from qmpalloc.curves.keys import Ids
+from qmpalloc.curves.simulation import POLICIES, Replacement
+
+_LEAST = 0.05
+_DEVIATIONS = 3.0
+_FEW = 500
+
+
+class Afresh:
+    """What a guest misses since its load changed, beside what it would have, had its cache been emptied then.
+
+    Linux's multi-generational LRU can keep pages that were read often long after they were read last: as long as new
+    ones come and go in the oldest generation, no generation is added and the younger ones are not looked at. Beside the
+    guest's exact counts, a cache of its present size is simulated that was empty at the change. What the guest misses
+    more is what the pages of the load before cost it.
+
+    Attributes:
+        was_stale: Whether that was ever so.
+    """
+
+    def __init__(self, policy: str, ids: Ids, cached: float, *, scale: float) -> None:
+        """Begin at a change of the load.
+
+        Args:
+            policy: The guest's page replacement, a name of `qmpalloc.curves.simulation.POLICIES`.
+            ids: Pages read since the change, by now, in order.
+            cached: Size of the cache, in pages of the sample.
+            scale: Real pages for each page of the sample.
+        """
+        self._cache: Replacement = POLICIES[policy](max(1, round(cached)), 0, scale=scale)
+        self._read: set[int] = set()
+        self._sampled = self._again = self._missed = 0.0
+        self._accesses = self._misses = 0.0
+        self.was_stale = False
+        self.observe(ids)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was counted, but not what is cached: something has happened to the guest's cache."""
+        self._sampled = self._again = self._missed = 0.0
+        self._accesses = self._misses = 0.0
+
+    def observe(self, ids: Ids) -> None:
+        """Take accesses to pages of the sample."""
+        pages = ids.tolist()
+        if not pages:
+            return
+        self._cache.grow(max(pages) + 1)
+        self._missed += self._cache.read(pages)
+        self._sampled += len(pages)
+        known = len(self._read)
+        self._read.update(pages)
+        self._again += len(pages) - (len(self._read) - known)
+
+    def measure(self, accesses: int, misses: int, cached: float) -> None:
+        """Take what was counted in the guest in the same time; `cached` in pages of the sample."""
+        self._cache.resize(max(1, round(cached)))
+        self._accesses += accesses
+        self._misses += misses
+        self.was_stale |= self.stale > 0
+
+    def forget(self, factor: float) -> None:
+        """Multiply the weight of all that was seen by `factor`."""
+        self._sampled, self._again, self._missed = (
+            factor * value for value in (self._sampled, self._again, self._missed)
+        )
+        self._accesses, self._misses = factor * self._accesses, factor * self._misses
+
+    def renumber(self, new: Ids) -> None:
+        """Give pages new numbers; -1 for those to be dropped."""
+        numbers = new.tolist()
+        self._cache.renumber(numbers, int((new >= 0).sum()))
+        self._read = {numbers[page] for page in self._read if numbers[page] >= 0}
+
+    @property
+    def pages_read(self) -> int:
+        """Pages of the sample read since the change."""
+        return len(self._read)
+
+    @property
+    def recovered(self) -> bool:
+        """Whether pages of the load before were in the way and are no longer: the kernel has let go of them."""
+        return self.was_stale and self._sampled >= _FEW and abs(self._more) < _LEAST
+
+    @property
+    def _more(self) -> float:
+        if not self._accesses or not self._sampled:
+            return 0.0
+        return self._misses / self._accesses - self._missed / self._sampled
+
+    @property
+    def stale(self) -> float:
+        """Share of the accesses that miss for the pages of the load before; 0 unless that is beyond doubt.
+
+        Pages read for the first time miss in any cache, and not for long; they are left out.
+        """
+        if self._sampled < _FEW or self._again <= 0 or not self._accesses:
+            return 0.0
+        simulated = self._missed / self._sampled
+        more = self._more
+        deviation = math.sqrt(max(simulated * (1.0 - simulated), 0.01) / self._sampled)
+        if more < max(_LEAST, _DEVIATIONS * deviation):
+            return 0.0
+        return float(np.clip(more * self._sampled / self._again, 0.0, 1.0))

@@ -1,0 +1,175 @@
+"""One squeeze of a guest whose cache is full of pages that nobody reads any more, and back to where it was.
+
+A kernel that must give memory up lets go of what it would have kept for long. The limits of any other move hold: the
+step on the losing side, the floor, danger, freezing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from msgspec import Struct, structs
+
+from qmpalloc.curves.value import Load, Objective
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
+from qmpalloc.rules.limits import TAKE_MIN_BYTES, TAKE_SHARE
+from qmpalloc.units import PAGE_BYTES, align_down
+
+_STALE_LEAST = 0.15
+"""A squeeze is rough: the guest first loses what it reads now. It is not done for less than this share of accesses."""
+
+_LEAST_SHARE = 0.1
+
+
+class Squeeze(Struct, frozen=True, kw_only=True):
+    """A guest that was squeezed.
+
+    Attributes:
+        name: Of the guest.
+        low_bytes: What it was squeezed to.
+        left_pages: So many of its misses will displace what nobody reads; only then has it use for more memory.
+        until_s: Time at which it ends whatever happens.
+        accesses: Of the guest between the change of its load and the squeeze.
+        before_bytes: The sizes of all guests before.
+        under_way: Whether `low_bytes` is what the limits made of it.
+    """
+
+    name: str
+    low_bytes: int
+    left_pages: int
+    until_s: float
+    accesses: int
+    before_bytes: dict[str, int]
+    under_way: bool = False
+
+
+class Purges:
+    """The squeeze there is, and the guests that have had theirs since their load changed.
+
+    Attributes:
+        squeeze: The one under way; at most one at a time.
+        done: Guest to its accesses between the change of its load and its squeeze.
+    """
+
+    def __init__(self, carry: Any) -> None:
+        known = carry.get("purges", {}) if isinstance(carry, dict) else {}
+        self.done: dict[str, int] = dict(known.get("done", {}))
+        self.squeeze = Squeeze(**known["squeeze"]) if known.get("squeeze") else None
+
+    @property
+    def carry(self) -> dict[str, Any]:
+        """What is handed to the next decision."""
+        squeeze = None if self.squeeze is None else structs.asdict(self.squeeze)
+        return {"purges": {"done": self.done, "squeeze": squeeze}}
+
+    def decide(self, snapshot: Snapshot, objective: Objective, horizon_s: float, least_gain: float) -> Decision | None:
+        """Return the decision that begins or ends a squeeze; None when there is neither to do."""
+        if self.squeeze is not None:
+            return self._go_on(snapshot, self.squeeze)
+        for guest in snapshot.guests:
+            if guest.curve is not None and guest.curve.steady_accesses < self.done.get(guest.name, 0):
+                del self.done[guest.name]  # its load has changed again
+        needed = least_gain * sum(guest.weight * _accesses_per_s(guest) for guest in snapshot.guests)
+        for guest in snapshot.guests:
+            low = None if guest.name in self.done else _low_bytes(guest)
+            if low is not None and _gain_per_s(guest, low, objective, horizon_s) > needed:
+                return self._begin(snapshot, guest, low, horizon_s)
+        return None
+
+    def _begin(self, snapshot: Snapshot, guest: GuestSnapshot, low_bytes: int, horizon_s: float) -> Decision:
+        assert guest.curve is not None
+        self.done[guest.name] = guest.curve.steady_accesses
+        # What is squeezed out first is what is read now, or the rest would not have been kept.
+        squeezed = guest.target_bytes - low_bytes
+        left = min(guest.curve.unread_bytes + squeezed, max(0, (guest.curve.cached_bytes or 0) - squeezed))
+        self.squeeze = Squeeze(
+            name=guest.name,
+            low_bytes=low_bytes,
+            left_pages=left // PAGE_BYTES,
+            until_s=snapshot.time_s + horizon_s,
+            accesses=guest.curve.steady_accesses,
+            before_bytes={other.name: other.target_bytes for other in snapshot.guests},
+        )
+        reason = f"squeezed once: {guest.curve.stale:.0%} of its accesses miss for pages of the load before"
+        return self._decision(snapshot, {guest.name: low_bytes}, reason)
+
+    def _go_on(self, snapshot: Snapshot, squeeze: Squeeze) -> Decision | None:
+        guest = next((guest for guest in snapshot.guests if guest.name == squeeze.name), None)
+        before = squeeze.before_bytes[squeeze.name]
+        others_decided = guest is not None and squeeze.under_way and guest.target_bytes != squeeze.low_bytes
+        if guest is None or guest.state is GuestState.GONE or others_decided or guest.target_bytes >= before:
+            self.squeeze = None
+            return None
+        left = squeeze.left_pages - (guest.misses or 0)
+        self.squeeze = structs.replace(squeeze, left_pages=left, low_bytes=guest.target_bytes, under_way=True)
+        changed = guest.curve is not None and guest.curve.steady_accesses < squeeze.accesses
+        over = left <= 0 or changed or snapshot.time_s >= squeeze.until_s
+        if not over or guest.state is not GuestState.FRESH:
+            return None
+        self.squeeze = None
+        return self._decision(snapshot, _given_back(snapshot, squeeze), f"{guest.name} was squeezed, as before")
+
+    def _decision(self, snapshot: Snapshot, targets: Mapping[str, int], reason: str) -> Decision:
+        guests = tuple(
+            GuestDecision(
+                name=guest.name,
+                target_bytes=targets.get(guest.name, guest.target_bytes),
+                reason=reason if guest.name in targets else "another guest's cache is being purged",
+                limiter=Limiter.POLICY if guest.name in targets else Limiter.GATE,
+            )
+            for guest in snapshot.guests
+        )
+        return Decision(guests=guests, moves=moves_between(snapshot, guests), summary=reason, carry=self.carry)
+
+
+def _given_back(snapshot: Snapshot, squeeze: Squeeze) -> dict[str, int]:
+    """Return the sizes at which the squeezed guest has its memory again, by those that have grown meanwhile."""
+    grown = {
+        guest.name: max(0, guest.target_bytes - squeeze.before_bytes.get(guest.name, guest.target_bytes))
+        for guest in snapshot.guests
+        if guest.name != squeeze.name
+    }
+    before = squeeze.before_bytes[squeeze.name]
+    share = min(1.0, (before - squeeze.low_bytes) / max(1, sum(grown.values())))
+    targets = {
+        guest.name: align_down(guest.target_bytes - int(grown[guest.name] * share))
+        for guest in snapshot.guests
+        if grown.get(guest.name)
+    }
+    return {**targets, squeeze.name: before}
+
+
+def _accesses_per_s(guest: GuestSnapshot) -> float:
+    return max(0, (guest.hits or 0) + (guest.misses or 0)) / guest.interval_s if guest.interval_s else 0.0
+
+
+def _low_bytes(guest: GuestSnapshot) -> int | None:
+    """Return what the guest would be squeezed to; None where there is no reason to, or not enough to give."""
+    fit = guest.state is GuestState.FRESH and guest.decidable and guest.interval_s and not guest.frozen
+    if not fit or guest.curve is None or guest.curve.stale < _STALE_LEAST:
+        return None
+    now = guest.target_bytes
+    low = -align_down(-max(guest.floor_bytes, now - max(TAKE_MIN_BYTES, int(now * TAKE_SHARE))))
+    # What is read now goes first: the rest is only reached if there is not much more of that than is squeezed out.
+    reached = guest.curve.unread_bytes + now - low >= (guest.curve.cached_bytes or 0) / 2
+    return low if reached and now - low >= _LEAST_SHARE * now else None
+
+
+def _gain_per_s(guest: GuestSnapshot, low_bytes: int, objective: Objective, horizon_s: float) -> float:
+    """Return what the objective gains per second, over the horizon, if all that is squeezed out has to come back.
+
+    That takes as many misses as there are pages. Until then the guest gains nothing, and is taken to have no hits.
+    """
+    assert guest.curve is not None
+    rate = _accesses_per_s(guest)
+    if rate <= 0:
+        return 0.0
+    now = (guest.misses or 0) / (rate * (guest.interval_s or 0.0))
+    waits = guest.waits or 0.0
+    load = Load(accesses_per_s=rate, miss_ratio=now, miss_s=guest.miss_s, waits=waits, weight=guest.weight)
+    values = load.values(np.array([now, max(0.0, now - guest.curve.stale), 1.0]), objective)
+    refill_s = (guest.target_bytes - low_bytes) / PAGE_BYTES / max(1e-9, rate * now)
+    refilling = min(1.0, refill_s / max(horizon_s, guest.curve.steady_accesses / rate))
+    return float((values[1] - values[0]) * (1.0 - refilling) - (values[0] - values[2]) * refilling)
