@@ -39,6 +39,9 @@ SETTLE_S = 6.0
 """Longer than a command's time limit."""
 
 WITHIN = 0.1
+PAIRS_LEAST = 10
+"""With fewer the bootstrap's interval means nothing."""
+
 RESAMPLES = 2_000
 HUNG = "g0"
 
@@ -147,7 +150,9 @@ def report(title: str, answering: Sequence[list[float]], hung: Sequence[list[flo
         drawn = [ratio(kinds, random.integers(0, pairs, pairs).tolist(), percent) for _ in range(RESAMPLES)]
         low, high = np.percentile(drawn, [2.5, 97.5])
         verdict = "open"
-        if low >= 1 - WITHIN and high <= 1 + WITHIN:
+        if pairs < PAIRS_LEAST:
+            verdict = "open, with so few pairs"
+        elif low >= 1 - WITHIN and high <= 1 + WITHIN:
             verdict = "shown"
         elif low > 1 + WITHIN or high < 1 - WITHIN:
             verdict = "refuted"

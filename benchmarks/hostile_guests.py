@@ -74,6 +74,7 @@ def crumble(guest: SimulatedGuest) -> None:
 
 TRICKS: dict[str, Callable[[SimulatedGuest], None]] = {
     "samples": lambda guest: forge(guest, 16_000),
+    "allowed-samples": lambda guest: forge(guest, 2_400),
     "many-samples": lambda guest: forge(guest, 65_000),
     "flood": lambda guest: interpose(guest, 5 * COSTLY_LINE),
     "noise": lambda guest: interpose(guest, COSTLY_LINE),

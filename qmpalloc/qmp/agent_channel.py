@@ -34,6 +34,9 @@ NOISE_BYTES_PER_S = 128 * 1024
 given up, for they cost this process time (up to 0.1 s for a MiB) that belongs to the other guests. Late answers of a
 hung agent are far fewer, and two of the longest are not more."""
 
+ANSWER_BYTES = 128
+"""Length of an answer that holds no data."""
+
 
 class NoiseAllowance:
     """What one guest may send that is of no use. It outlives the connection: connecting again gains nothing."""
@@ -53,8 +56,9 @@ class NoiseAllowance:
             raise FloodError(FLOOD)
 
     def answered(self) -> None:
-        """Note that the last line was an answer: as many as we ask for may come."""
+        """Note that the last line was an answer: as many as we ask for may come, if they are short."""
         self._lines.give_back(1)
+        self._bytes.give_back(ANSWER_BYTES)
 
     def used(self, count: int) -> None:
         """Note that so many bytes were what we asked for."""
