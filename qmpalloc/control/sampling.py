@@ -83,9 +83,10 @@ async def run_sampling(guest: Guest, journal: Journal, control: ControlConfig, o
         except FloodError as error:
             if trio.current_time() - began_s >= FLOOD_RETRY_MOST_S:
                 flood_retry_s = FLOOD_RETRY_FIRST_S
-            message = f"{error.message}; it is left alone for {flood_retry_s:g} s"
+            wait_s = max(interval_s, flood_retry_s)
+            message = f"{error.message}; it is left alone for {wait_s:g} s"
             journal.fault(guest.name, "agent", message, error.hint)
-            await trio.sleep(max(interval_s, flood_retry_s))
+            await trio.sleep(wait_s)
             flood_retry_s = min(2 * flood_retry_s, FLOOD_RETRY_MOST_S)
         except (UnreachableError, NonsenseError) as error:
             journal.fault(guest.name, "agent", error.message, error.hint)

@@ -32,7 +32,8 @@ NOISE_LINES_PER_S = 20
 NOISE_BYTES_PER_S = 128 * 1024
 """Lines, and bytes, that are of no use: so much at once, and so much in each second after. With more the connection is
 given up, for they cost this process time (up to 0.1 s for a MiB) that belongs to the other guests. Late answers of a
-hung agent are far fewer, and two of the longest are not more."""
+hung agent are far fewer, and two of the longest are not more. A second brings more than the longest reading of a guest
+that floods no longer, which is counted before it is known to be of use."""
 
 ANSWER_BYTES = 128
 """Length of an answer that holds no data."""
