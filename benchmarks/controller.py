@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
@@ -72,10 +72,10 @@ def configuration_text(count: int) -> str:
 
 
 class Watch:
-    """A sink that notes when things happened, without what the guests do that hang."""
+    """A sink that notes when things happened, without the samples of some guests."""
 
-    def __init__(self, hung: int = 0) -> None:
-        self._hung = {f"g{index}" for index in range(hung)}
+    def __init__(self, without: Container[str] = ()) -> None:
+        self._without = without
         self.begin_s = 0.0
         self.cycles_ms: list[float] = []
         self.ages_ms: list[float] = []
@@ -96,7 +96,9 @@ class Watch:
             case Decided():
                 tick_t = self.begin_s + event.snapshot.cycle * event.snapshot.interval_s
                 self.cycles_ms.append((event.t - tick_t) * 1000)
-                self.ages_ms += [(event.t - t) * 1000 for name, t in self._sampled_t.items() if name not in self._hung]
+                self.ages_ms += [
+                    (event.t - t) * 1000 for name, t in self._sampled_t.items() if name not in self._without
+                ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ def measure(count: int, seconds: float, hung: int) -> Measured:
         ready.wait()
         loaded = configuration.parse(configuration_text(count), file=directory / "lab.toml")
         policy = load_policy(loaded.policy, loaded.policy_settings)
-        watch = Watch(hung)
+        watch = Watch({f"g{index}" for index in range(hung)})
         with RecordWriter(directory / "record.jsonl") as record:
             controller = Controller(loaded, policy, watch, record)
             cpu_s, wall_s = time.process_time(), time.perf_counter()

@@ -11,6 +11,7 @@
     │   └── DisconnectedError   the connection ended while we needed it
     ├── RefusedError        the peer answered, and said no
     └── NonsenseError       the peer sent what its protocol does not allow
+        ├── FloodError          and so much of it that reading it would cost the others
         └── SampleError         a guest's counters file cannot be used
 
 What is not in this tree is a bug of ours. Foreign exceptions (``OSError``, qemu.qmp's, msgspec's) are translated where
@@ -103,6 +104,10 @@ class RefusedError(QmpallocError):
 
 class NonsenseError(QmpallocError):
     """The peer's bytes break its protocol, for example a socket that is not QMP at all."""
+
+
+class FloodError(NonsenseError):
+    """The peer sends more that nobody asked for than it may. Connecting again at once would only repeat it."""
 
 
 class SampleFault(StrEnum):

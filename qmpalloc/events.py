@@ -199,4 +199,30 @@ def plain(value: Any) -> Any:
 
 
 encoder = msgspec.json.Encoder(enc_hook=plain)
+
+
+def encode(event: AnyEvent) -> bytes:
+    """Return an event as a line of a record, without its end.
+
+    Linux allows any bytes in a path, JSON only text: what is no UTF-8 is written as a backslash and ``udcXX``.
+    """
+    try:
+        return encoder.encode(event)
+    except UnicodeEncodeError:
+        return encoder.encode(_textual(msgspec.to_builtins(event, enc_hook=plain)))
+
+
+def _textual(value: Any) -> Any:
+    """Return plain data with half surrogate pairs, which stand for such bytes, spelt out."""
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        case dict():
+            return {_textual(key): _textual(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_textual(each) for each in value]
+        case _:
+            return value
+
+
 decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)

@@ -44,7 +44,7 @@ class RecordWriter:
         if self.failure is not None:
             return
         try:
-            self._file.write(events.encoder.encode(event) + b"\n")
+            self._file.write(events.encode(event) + b"\n")
             self._file.flush()
         except OSError as error:
             self.failure = error

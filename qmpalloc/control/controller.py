@@ -185,6 +185,9 @@ class Controller:
                     task_status.started()
                     await self._control_until_stopped(duration_s)
                     reason = self.reason or "duration reached"
+                except KeyboardInterrupt:  # passed on by a policy
+                    reason = self.reason or "interrupted"
+                    raise
                 except trio.Cancelled:
                     reason = self.reason or "cancelled" if self._serving else reason
                     raise

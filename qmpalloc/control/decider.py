@@ -138,7 +138,9 @@ class Decider:
             # With a copy of what it carries, for the snapshot is recorded as it was shown.
             shown = structs.replace(snapshot, carry=copy.deepcopy(snapshot.carry))
             decision = apply_limits(snapshot, self._policy.decide(shown), dangers)
-        except Exception as error:  # whatever a user's policy raises must not end the run
+        except KeyboardInterrupt:
+            raise  # a person's wish, whoever passes it on: the run ends in order
+        except BaseException as error:  # whatever else a user's policy raises, SystemExit too, must not end the run
             text = error.message if isinstance(error, QmpallocError) else f"{type(error).__name__}: {error}"
             message = f"policy {self.config.policy} failed: {printable(text)}"
             self._journal.fault(None, "policy", message, "all guests are held")

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from msgspec import Struct
+
 from qmpalloc.control.guest import Facts
 from qmpalloc.errors import NonsenseError, RefusedError
+from qmpalloc.host.process import pinned_bytes
 from qmpalloc.qmp import Monitor
+from qmpalloc.units import format_size
 
 MIGRATION_ENDED = frozenset({"none", "completed", "failed", "cancelled"})
 BALLOON_HINT = "start it with -device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on"
+
+PINNING_DEVICES = {"vfio": "an assigned device (vfio)", "vhost-vdpa": "a vDPA device"}
+"""What pins a guest's memory, by the beginning of its type's name."""
+
+DEVICE_HINT = "remove the device, or take the guest out of the configuration"
+HUGE_HINT = "use plain RAM (-m): the balloon works in 4 KiB pages"
+LOCK_HINT = "start QEMU without -overcommit mem-lock=on, and without devices that pin memory"
 
 
 async def ask_facts(monitor: Monitor) -> Facts:
@@ -22,14 +33,17 @@ async def ask_facts(monitor: Monitor) -> Facts:
     path = await monitor.find_balloon()
     if path is None:
         raise _unfit(monitor, "this QEMU has no balloon device", BALLOON_HINT)
-    await _refuse_pinned_memory(monitor)
     memory = await monitor.execute("query-memory-size-summary")
     sizes = [memory.get(key) for key in ("base-memory", "plugged-memory")] if isinstance(memory, dict) else [None]
     if type(sizes[0]) is not int or sizes[0] <= 0:
         raise NonsenseError(f"{monitor.address}: query-memory-size-summary gave no base-memory")
+    ram_bytes = sum(size for size in sizes if type(size) is int)
+    pinned = await find_pinned(monitor, ram_bytes)
+    if pinned is not None:
+        raise _unfit(monitor, pinned.what, pinned.hint)
     deflate = await monitor.execute("qom-get", {"path": path, "property": "deflate-on-oom"})
     return Facts(
-        ram_bytes=sum(size for size in sizes if type(size) is int),
+        ram_bytes=ram_bytes,
         balloon_path=path,
         deflate_on_oom=deflate is True,
         qemu_version=".".join(str(part) for part in monitor.qemu_version),
@@ -47,16 +61,31 @@ async def ask_migrating(monitor: Monitor) -> bool:
     return isinstance(status, str) and status not in MIGRATION_ENDED
 
 
-async def _refuse_pinned_memory(monitor: Monitor) -> None:
-    """Refuse a guest whose balloon takes memory from it without giving it to the host.
+class Pinned(Struct, frozen=True):
+    """Why a guest's balloon takes memory from it without giving it to the host, and what to do about it."""
 
-    An assigned device pins all of a guest's memory, and QEMU then ignores what the balloon hands over
-    (``ram_block_discard_disable``); a huge page only comes back when the guest happens to hand over all of it.
+    what: str
+    hint: str
+
+
+async def find_pinned(monitor: Monitor, ram_bytes: int) -> Pinned | None:
+    """Return what keeps a guest's memory from coming back to the host; None if nothing is found.
+
+    With an assigned device, or a vDPA one, QEMU ignores what the balloon hands over (``ram_block_discard_disable``);
+    a huge page only comes back when the guest happens to hand over all of it; a locked page never
+    (``madvise(MADV_DONTNEED)`` refuses). No QMP command tells of ``-overcommit mem-lock=on``, so the host's kernel is
+    asked about the process behind the monitor.
+
+    Args:
+        monitor: The guest's.
+        ram_bytes: Its RAM.
     """
-    for container in ("/machine/peripheral", "/machine/peripheral-anon"):
-        if await _children(monitor, container, "vfio"):
-            hint = "remove the assigned device, or take the guest out of the configuration"
-            raise _unfit(monitor, "an assigned device (vfio) pins the guest's memory", hint)
+    for prefix, what in PINNING_DEVICES.items():
+        for container in ("/machine/peripheral", "/machine/peripheral-anon"):
+            if await _children(monitor, container, prefix):
+                return Pinned(f"{what} pins the guest's memory", DEVICE_HINT)
+    if "type=vhost-vdpa" in await _networks(monitor):
+        return Pinned(f"{PINNING_DEVICES['vhost-vdpa']} pins the guest's memory", DEVICE_HINT)
     for kind, prop in (("memory-backend-memfd", "hugetlb"), ("memory-backend-file", "mem-path")):
         for name in await _children(monitor, "/objects", kind):  # a guest with NUMA nodes has several
             try:
@@ -64,8 +93,20 @@ async def _refuse_pinned_memory(monitor: Monitor) -> None:
             except RefusedError:
                 continue
             if value is True or (isinstance(value, str) and on_hugetlbfs(value, Path("/proc/mounts"))):
-                hint = "use plain RAM (-m): the balloon works in 4 KiB pages"
-                raise _unfit(monitor, "the guest's memory is made of huge pages", hint)
+                return Pinned("the guest's memory is made of huge pages", HUGE_HINT)
+    pinned = pinned_bytes(monitor.process_id)
+    if pinned * 2 > ram_bytes:  # a device's buffers are far less
+        return Pinned(f"QEMU has {format_size(pinned)} of memory locked or pinned", LOCK_HINT)
+    return None
+
+
+async def _networks(monitor: Monitor) -> str:
+    """Return QEMU's list of network back ends, text for people: nothing else tells of one by vDPA."""
+    try:
+        text = await monitor.execute("human-monitor-command", {"command-line": "info network"})
+    except RefusedError:
+        return ""
+    return text if isinstance(text, str) else ""
 
 
 async def _children(monitor: Monitor, container: str, kind: str) -> list[str]:

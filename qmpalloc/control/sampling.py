@@ -11,9 +11,17 @@ from qmpalloc.control.guest import Guest
 from qmpalloc.control.journal import Journal
 from qmpalloc.curves.observer import NOT_SAMPLED
 from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
-from qmpalloc.errors import DeadlineError, NonsenseError, RefusedError, SampleError, SampleFault, UnreachableError
+from qmpalloc.errors import (
+    DeadlineError,
+    FloodError,
+    NonsenseError,
+    RefusedError,
+    SampleError,
+    SampleFault,
+    UnreachableError,
+)
 from qmpalloc.events import Sampled, SampleRejected, SamplesDropped
-from qmpalloc.qmp import Agent, deadline, open_agent
+from qmpalloc.qmp import Agent, NoiseAllowance, deadline, open_agent
 from qmpalloc.sample import FILE_MAX_BYTES, parse
 
 REREAD_SHARE = 0.15
@@ -27,16 +35,29 @@ SAMPLES_SHARE = 0.5
 """Part of the sample interval that reading the sampled accesses may take, so that the counters come in time."""
 
 SAMPLES_RETRY_S = 10.0
-"""How long a guest whose sampled accesses cannot be read is not asked for them."""
+SAMPLES_RETRY_MOST_S = 300.0
+"""How long a guest whose sampled accesses cannot be read or used is not asked for them; twice as long each time they
+cannot be used."""
+
+SAMPLES_CHUNK_BYTES = 64 * 1024
+SAMPLES_BYTES_PER_S = 128 * 1024
+"""The most of the samples file that is asked for at once, and in a second on average; a collector that samples as
+much as it may ships 48,000 bytes a second."""
+
+FLOOD_RETRY_FIRST_S = 1.0
+FLOOD_RETRY_MOST_S = 60.0
+"""How long a guest that floods its agent channel is left alone: twice as long each time, until a connection has lasted
+for the longest of these times."""
 
 
 async def run_sampling(guest: Guest, journal: Journal, control: ControlConfig, on_change: Callable[[], None]) -> None:
     """Read samples for ever; what goes wrong is reported, and the guest's age shows it."""
     interval_s, timeout_s = float(control.sample_interval), float(control.command_timeout)
-    samples_from_s = 0.0
+    batches, noise, flood_retry_s = BatchReading(guest, journal), NoiseAllowance(), FLOOD_RETRY_FIRST_S
     while True:
+        began_s = trio.current_time()
         try:
-            async with open_agent(guest.config.agent, timeout_s=timeout_s) as agent:
+            async with open_agent(guest.config.agent, timeout_s=timeout_s, noise=noise) as agent:
                 next_s, again, silent = trio.current_time(), False, 0
                 while True:
                     try:
@@ -52,16 +73,21 @@ async def run_sampling(guest: Guest, journal: Journal, control: ControlConfig, o
                     journal.clear_fault(guest.name, "agent")
                     if news:
                         on_change()
-                        if trio.current_time() >= samples_from_s:
-                            limit_s = min(timeout_s, interval_s * SAMPLES_SHARE)
-                            read = await read_batch(agent, guest, journal, limit_s)
-                            samples_from_s = trio.current_time() + (0.0 if read else SAMPLES_RETRY_S)
+                        await batches.read(agent, min(timeout_s, interval_s * SAMPLES_SHARE))
                     # A reading that came just before the collector wrote is repeated once, soon: from then on readings
                     # follow the writings closely. Else a schedule without drift, and without bursts.
                     again = not news and not again
                     next_s += interval_s * (REREAD_SHARE if again else 1.0)
                     next_s = max(next_s, trio.current_time())
                     await trio.sleep_until(next_s)
+        except FloodError as error:
+            if trio.current_time() - began_s >= FLOOD_RETRY_MOST_S:
+                flood_retry_s = FLOOD_RETRY_FIRST_S
+            wait_s = max(interval_s, flood_retry_s)
+            message = f"{error.message}; it is left alone for {wait_s:g} s"
+            journal.fault(guest.name, "agent", message, error.hint)
+            await trio.sleep(wait_s)
+            flood_retry_s = min(2 * flood_retry_s, FLOOD_RETRY_MOST_S)
         except (UnreachableError, NonsenseError) as error:
             journal.fault(guest.name, "agent", error.message, error.hint)
             await trio.sleep(interval_s)
@@ -86,31 +112,61 @@ async def read_sample(agent: Agent, guest: Guest, journal: Journal, timeout_s: f
     return True
 
 
-async def read_batch(agent: Agent, guest: Guest, journal: Journal, limit_s: float) -> bool:
-    """Read the sampled accesses once; return False if the guest should not be asked again soon.
+class BatchReading:
+    """Reading one guest's sampled accesses, as often as they are worth it.
 
     What goes wrong here is told, and weakens the guest's curve; the counters go on without.
     """
-    path = guest.config.samples_path
-    try:
-        with deadline(limit_s, guest.config.agent, "reading the sampled accesses"):
-            data = await agent.read_file(path, SAMPLES_MAX_BYTES)
-    except RefusedError:
-        guest.curves.absent(f"{NOT_SAMPLED} ({path} cannot be read)")
-        return False
-    except (DeadlineError, NonsenseError) as error:
-        _drop(journal, guest, f"cannot read {path}: {error.message}")
-        return False
-    try:
-        lost = guest.curves.take_batch(data)
-    except SampleError as error:
-        if error.fault is not SampleFault.REPEATED:
-            _drop(journal, guest, f"{error.fault}: {error.message}")
-        return True
-    if lost:
-        _drop(journal, guest, f"{lost} sampled accesses were lost", lost)
-    return True
 
+    def __init__(self, guest: Guest, journal: Journal) -> None:
+        self._guest = guest
+        self._journal = journal
+        self._from_s = 0.0
+        self._retry_s = SAMPLES_RETRY_S
+        self._told: str | None = None
 
-def _drop(journal: Journal, guest: Guest, message: str, events: int = 0) -> None:
-    journal.emit(SamplesDropped, guest=guest.name, events=events, message=message)
+    async def read(self, agent: Agent, limit_s: float) -> None:
+        """Read them once, in so much time, unless it is too early for that."""
+        if trio.current_time() < self._from_s:
+            return
+        data = await self._fetch(agent, limit_s)
+        if data is None:
+            self._from_s = trio.current_time() + SAMPLES_RETRY_S
+            return
+        self._from_s = trio.current_time() + len(data) / SAMPLES_BYTES_PER_S
+        self._use(data)
+
+    async def _fetch(self, agent: Agent, limit_s: float) -> bytes | None:
+        path = self._guest.config.samples_path
+        try:
+            with deadline(limit_s, agent.address, "reading the sampled accesses"):
+                return await agent.read_file(path, SAMPLES_MAX_BYTES, chunk_bytes=SAMPLES_CHUNK_BYTES)
+        except FloodError:
+            raise  # this connection has ended
+        except RefusedError:
+            self._guest.curves.absent(f"{NOT_SAMPLED} ({path} cannot be read)")
+        except (DeadlineError, NonsenseError) as error:
+            self._drop(f"cannot read {path}: {error.message}")
+        return None
+
+    def _use(self, data: bytes) -> None:
+        try:
+            lost = self._guest.curves.take_batch(data, trio.current_time())
+        except SampleError as error:
+            if error.fault is not SampleFault.REPEATED:
+                self._refuse(f"{error.fault}: {error.message}")
+            return
+        self._retry_s, self._told = SAMPLES_RETRY_S, None
+        if lost:
+            self._drop(f"{lost} sampled accesses were lost", lost)
+
+    def _refuse(self, message: str) -> None:
+        """Do without for a while; what is told once is told again only after samples that could be used."""
+        self._from_s = trio.current_time() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, SAMPLES_RETRY_MOST_S)
+        if message != self._told:
+            self._told = message
+            self._drop(message)
+
+    def _drop(self, message: str, events: int = 0) -> None:
+        self._journal.emit(SamplesDropped, guest=self._guest.name, events=events, message=message)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from msgspec import Struct, structs
 
+from qmpalloc.allowance import Allowance
 from qmpalloc.curves.keys import in_sample
 from qmpalloc.curves.mapping import SizeMapping
-from qmpalloc.curves.samples import SampleIntake, unpack
+from qmpalloc.curves.samples import SHIFT_MAX, SampleIntake, Window, unpack
 from qmpalloc.curves.service import ServiceTimes
 from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.errors import SampleError, SampleFault
@@ -16,8 +17,13 @@ from qmpalloc.sample import Delta, Sample
 
 NOT_SAMPLED = "accesses are not sampled"
 
-BATCH_SAMPLES_MAX = 16_384
-"""Sampled accesses of one batch that are simulated; more would hold up the other guests for longer than 50 ms."""
+SAMPLES_AT_ONCE = 6_000
+SAMPLES_PER_S = 2_500
+"""Sampled accesses of a guest that are simulated at once, and in each second after. One costs 7 to 12 us whatever its
+page, so a guest takes at most 30 ms of a second, and holds up the others for at most 70 ms. The collector ships 2,000 a
+second at most, and those of its last three intervals at once."""
+
+OVER = f"more than {SAMPLES_AT_ONCE} sampled accesses at once, or {SAMPLES_PER_S} a second: they count as lost"
 
 _SILENT_SAMPLES = 10
 _GHOSTS_FROM = 1_000
@@ -57,6 +63,7 @@ class CurveObserver:
 
     def __init__(self) -> None:
         self._absent = NOT_SAMPLED
+        self._allowance = Allowance(SAMPLES_PER_S, SAMPLES_AT_ONCE)
         self._intake = SampleIntake()
         self._reads: Reads | None = None
         self._reads_at_sample: Reads | None = None
@@ -99,8 +106,15 @@ class CurveObserver:
         self._intake.forget()
         self._restart()
 
-    def take_batch(self, data: bytes) -> int:
+    def take_batch(self, data: bytes, now_s: float | None = None) -> int:
         """Take the content of the samples file; return how many events between it and the last one were lost.
+
+        Of a burst every other page is left out, as often as it takes; the sample is coarser from then on, as it is when
+        the collector lowers its rate. A batch that is too much even so counts as lost.
+
+        Args:
+            data: The content.
+            now_s: The time, by any clock. None: simulate all, whatever it takes.
 
         Raises:
             SampleError: It cannot be used (`qmpalloc.curves.samples`); HUGE also when it would take too long.
@@ -118,15 +132,27 @@ class CurveObserver:
         self._make_tracker()
         if window is None or self.tracker is None:
             return 0
-        simulated = window.keys[in_sample(window.keys, max(self.tracker.shift, window.shift))]
-        if len(simulated) > BATCH_SAMPLES_MAX:
+        if now_s is not None and not self._pay(window, self.tracker, now_s):
             # As if they had been lost, and thereby a reason to distrust the curve.
             none = np.empty(0, dtype=np.uint64)
             self.tracker.observe(structs.replace(window, keys=none, events=0, lost=window.lost + window.events))
             self._count(SampleFault.HUGE)
-            raise SampleError(SampleFault.HUGE, f"more than {BATCH_SAMPLES_MAX} sampled accesses at once")
+            raise SampleError(SampleFault.HUGE, OVER)
         self.tracker.observe(window)
         return window.lost
+
+    def _pay(self, window: Window, tracker: CurveTracker, now_s: float) -> bool:
+        """Take what simulating a window costs out of the guest's allowance, at a lower rate if need be."""
+        shift, left = max(tracker.shift, window.shift), self._allowance.left(now_s)
+        simulated = window.keys[in_sample(window.keys, shift)]
+        while len(simulated) > left and shift < SHIFT_MAX:
+            shift += 1
+            simulated = simulated[in_sample(simulated, shift)]
+        if not self._allowance.take(len(simulated), now_s):
+            return False
+        if shift > max(tracker.shift, window.shift):
+            tracker.lower_rate(shift)
+        return True
 
     def take_sample(
         self, sample: Sample, delta: Delta | None, actual_bytes: int, floor_bytes: int, cap_bytes: int

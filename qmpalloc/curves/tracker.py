@@ -112,7 +112,7 @@ class CurveTracker:
             self._reset()
         if window.shift > self.shift:
             # The guest samples less: what it leaves out from now on must be left out of what was learnt, too.
-            self._lower_rate(window.shift)
+            self.lower_rate(window.shift)
         keys = window.keys[in_sample(window.keys, self.shift)] if window.shift < self.shift else window.keys
         expected = window.expected * 2.0 ** (window.shift - self.shift)
         known = len(self._keys)
@@ -141,7 +141,7 @@ class CurveTracker:
         if interval_s is not None and accesses / interval_s / 2.0**self.shift > SAMPLED_PER_S_MAX:
             self._busy += 1
             if self._busy >= _BUSY_INTERVALS and self.lru.stack.pages >= 2 * SAMPLED_PAGES_LEAST:
-                self._lower_rate(self.shift + 1)
+                self.lower_rate(self.shift + 1)
         else:
             self._busy = 0
         self._steady_accesses += accesses
@@ -159,6 +159,16 @@ class CurveTracker:
         self._misses = self._misses * kept + min(max(misses, 0), accesses)
         self._cached += 0.2 * (cached_pages - self._cached)
         self._watch(accesses, misses)
+
+    def lower_rate(self, shift: int) -> None:
+        """Go on with the rate 2 ** -shift, which is lower than the one in use; what was learnt is kept, scaled."""
+        self._busy = 0
+        halvings = shift - self.shift
+        self.shift = shift
+        self._renumber(self._keys.thin(shift))
+        for estimator in self._estimators:
+            estimator.coarsen(halvings)
+        self._seen >>= halvings
 
     # --- output -----------------------------------------------------------------------------------------------------
 
@@ -261,15 +271,6 @@ class CurveTracker:
             self._afresh.renumber(new)
         for estimator in self._estimators:
             estimator.renumber(new)
-
-    def _lower_rate(self, shift: int) -> None:
-        self._busy = 0
-        halvings = shift - self.shift
-        self.shift = shift
-        self._renumber(self._keys.thin(shift))
-        for estimator in self._estimators:
-            estimator.coarsen(halvings)
-        self._seen >>= halvings
 
     def _watch(self, accesses: int, misses: int) -> None:
         """Notice a changed load: misses leave the curve for long."""

@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from qmpalloc.config import ControlConfig, GuestConfig
+from qmpalloc.control.inspection import find_pinned
 from qmpalloc.curves.observer import NOT_SAMPLED
 from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
 from qmpalloc.curves.samples import unpack
@@ -78,7 +79,7 @@ async def _check_monitor(guest: GuestConfig, timeout_s: float) -> list[Check]:
                 checks.append(await _accelerator(name, monitor))
                 checks += await _balloon(guest, monitor)
                 checks += [check async for check in _disks(name, monitor)]
-                checks += [check async for check in _devices(name, monitor)]
+                checks += [check async for check in _pinned(name, monitor)]
             return checks
     except QmpallocError as error:
         return [failed(name, "monitor", error.message, error.hint or "is this the path of a -qmp socket?")]
@@ -118,12 +119,11 @@ async def _balloon(guest: GuestConfig, monitor: Monitor) -> list[Check]:
         checks.append(warned(name, "balloon stats", "never updated", todo))
     else:
         checks.append(passed(name, "balloon stats", "the guest's balloon driver answers"))
-    memory = await monitor.execute("query-memory-size-summary")
-    ram = memory.get("base-memory") if isinstance(memory, dict) else None
-    if isinstance(ram, int) and ram < guest.cap:
+    ram = await _ram_bytes(monitor)
+    if ram is not None and ram < guest.cap:
         todo = f"lower cap, or start QEMU with -m {guest.cap >> 20}"
         checks.append(warned(name, "RAM", f"{format_size(ram)}, below the cap of {format_size(guest.cap)}", todo))
-    elif isinstance(ram, int):
+    elif ram is not None:
         checks.append(passed(name, "RAM", format_size(ram)))
     return checks
 
@@ -146,19 +146,22 @@ def disk_caches(reply: object) -> Iterator[tuple[str, dict[str, Any]]]:
             yield str(device.get("device") or device.get("qdev") or "?").removesuffix("/virtio-backend"), cache
 
 
-async def _devices(name: str, monitor: Monitor) -> AsyncIterator[Check]:
+async def _pinned(name: str, monitor: Monitor) -> AsyncIterator[Check]:
     """Warn of what makes a balloon take memory from the guest without giving it to the host."""
-    for container in ("/machine/peripheral", "/machine/peripheral-anon"):
-        children = await monitor.execute("qom-list", {"path": container})
-        for child in children if isinstance(children, list) else []:
-            if "vfio" in str(child.get("type") if isinstance(child, dict) else ""):
-                todo = "remove the assigned device: with it QEMU keeps what the balloon takes"
-                yield failed(name, "vfio", "an assigned device pins the guest's memory", todo)
+    pinned = await find_pinned(monitor, await _ram_bytes(monitor) or 0)
+    if pinned is not None:
+        yield failed(name, "pinned memory", pinned.what, pinned.hint)
     backends = await monitor.execute("query-memdev")
     for backend in backends if isinstance(backends, list) else []:
         if isinstance(backend, dict) and backend.get("prealloc") is True:
-            todo = "use plain RAM: preallocated or huge pages do not return what the balloon takes"
+            todo = "use plain RAM: this takes all of it from the host before the balloon gives any back"
             yield warned(name, "RAM backend", "preallocated", todo)
+
+
+async def _ram_bytes(monitor: Monitor) -> int | None:
+    memory = await monitor.execute("query-memory-size-summary")
+    ram = memory.get("base-memory") if isinstance(memory, dict) else None
+    return ram if isinstance(ram, int) else None
 
 
 async def _check_agent(guest: GuestConfig, timeout_s: float, interval_s: float) -> list[Check]:

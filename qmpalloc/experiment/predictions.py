@@ -62,7 +62,7 @@ class Learner:
                 self.observer.take_sample(sample, accepted.delta, line.actual_bytes, *self._range)
             self.observer.take_reads(Reads(line.disk_read_bytes / PAGE_BYTES, line.disk_read_ns / 1e9))
             if line.batch:
-                self.observer.take_batch(line.batch)
+                self.observer.take_batch(line.batch, line.t)
         except SampleError as error:
             self.refused = error.message
 

@@ -69,7 +69,7 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
             found = found(*arguments)
         except ConfigError as error:
             raise ConfigError(error.reason, file=file, key=f"policy.{error.key}", hint=error.hint) from error
-        except Exception as error:  # it is the user's code
+        except (Exception, SystemExit) as error:  # it is the user's code
             raise ConfigError(f"{target} cannot be made: {_told(error)}", file=file, key="policy.name") from error
     if isinstance(found, Policy):
         return found
@@ -97,11 +97,11 @@ def _import(target: str, file: str) -> Any:
         sys.path.append(beside)
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # it is the user's code
+    except (Exception, SystemExit) as error:  # it is the user's code
         raise ConfigError(f"cannot load {target}: {_told(error)}", file=file, key="policy.name") from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """Return an error of a user's module with the place it comes from."""
     if isinstance(error, (ImportError, AttributeError, SyntaxError)):
         return str(error)

@@ -5,6 +5,7 @@ memory stream in a test. Commands have no time limit of their own; `deadline` gi
 """
 
 from qmpalloc.qmp.agent import Agent, open_agent, open_agent_on
+from qmpalloc.qmp.agent_channel import NoiseAllowance
 from qmpalloc.qmp.agent_types import AgentInfo, ExecResult
 from qmpalloc.qmp.deadline import deadline
 from qmpalloc.qmp.monitor import Monitor, open_monitor, open_monitor_on
@@ -19,6 +20,7 @@ __all__ = [
     "ExecResult",
     "Monitor",
     "MonitorEvent",
+    "NoiseAllowance",
     "VmStatus",
     "deadline",
     "open_agent",

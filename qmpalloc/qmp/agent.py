@@ -10,7 +10,7 @@ from typing import TypeVar
 import trio
 
 from qmpalloc.errors import NonsenseError, QmpallocError, RefusedError
-from qmpalloc.qmp.agent_channel import AgentChannel
+from qmpalloc.qmp.agent_channel import AgentChannel, NoiseAllowance
 from qmpalloc.qmp.agent_types import (
     AgentInfo,
     ExecReply,
@@ -32,6 +32,10 @@ CLOSE_FILE_LIMIT_S = 1.0
 READ_CHUNK_BYTES = 512 * 1024
 """Largest single read; in base64 it stays below the limit of a line."""
 
+SHORT_READS_MAX = 16
+"""Reads of one file that bring less than was asked for. An agent reads on until it has all or the end (``fread``); one
+that gives crumbs would have us ask for ever."""
+
 WRITE_CHUNK_BYTES = 64 * 1024
 """Largest single write. An emulated guest takes 1 to 3 MB/s, no more in larger pieces; between two of them other
 commands have their turn."""
@@ -52,10 +56,10 @@ class Agent:
         address: Path of the socket.
     """
 
-    def __init__(self, stream: trio.abc.Stream, address: str) -> None:
+    def __init__(self, stream: trio.abc.Stream, address: str, noise: NoiseAllowance | None = None) -> None:
         self.address = address
         self._connection = Connection(stream, address)
-        self._channel = AgentChannel(self._connection)
+        self._channel = AgentChannel(self._connection, noise)
         self._lock = trio.Lock()
 
     def __repr__(self) -> str:
@@ -103,7 +107,7 @@ class Agent:
         """Return the agent's version and the commands it executes. Errors as `execute`."""
         return (await self._typed("guest-info", None, InfoReply)).values()
 
-    async def read_file(self, path: str, max_bytes: int) -> bytes:
+    async def read_file(self, path: str, max_bytes: int, *, chunk_bytes: int = READ_CHUNK_BYTES) -> bytes:
         """Return the content of a file in the guest, or its first ``max_bytes + 1`` bytes if it is longer.
 
         Cancelling closes the file in the guest, for which it takes up to a second; a file whose opening was cancelled
@@ -112,6 +116,7 @@ class Agent:
         Args:
             path: Absolute, in the guest.
             max_bytes: Longest file of use to the caller, who should refuse a longer result.
+            chunk_bytes: The most to ask for at once.
 
         Raises:
             RefusedError: No such file, no permission, or the agent may not read files.
@@ -124,7 +129,7 @@ class Agent:
             f"{self.address}: the reply to guest-file-open",
         )
         try:
-            return await self._read_all(handle, max_bytes)
+            return await self._read_all(handle, max_bytes, min(chunk_bytes, READ_CHUNK_BYTES))
         finally:
             await self._close_late(handle)
 
@@ -203,7 +208,11 @@ class Agent:
             RefusedError: No such program was started, or its end was told before. Otherwise as `execute`.
         """
         status = await self._typed("guest-exec-status", {"pid": pid}, ExecStatusReply)
-        return status.values(self.address) if status.exited else None
+        if not status.exited:
+            return None
+        result = status.values(self.address)
+        self._channel.noise.used(_base64_bytes(len(result.out)) + _base64_bytes(len(result.err)))
+        return result
 
     async def _typed(self, command: str, arguments: Mapping[str, object] | None, kind: type[T]) -> T:
         return typed(await self.execute(command, arguments), kind, command, self.address)
@@ -237,17 +246,21 @@ class Agent:
             async with self._lock:
                 await self._prepare()
 
-    async def _read_all(self, handle: int, max_bytes: int) -> bytes:
-        data = bytearray()
+    async def _read_all(self, handle: int, max_bytes: int, chunk_bytes: int) -> bytes:
+        data, short = bytearray(), 0
         while len(data) <= max_bytes:
-            wanted = min(max_bytes + 1 - len(data), READ_CHUNK_BYTES)
+            wanted = min(max_bytes + 1 - len(data), chunk_bytes)
             reply = await self._typed("guest-file-read", {"handle": handle, "count": wanted}, ReadReply)
             chunk = decode_base64(reply.buf_b64, self.address)
             if len(chunk) != reply.count or len(chunk) > wanted:
                 raise NonsenseError(f"{self.address}: the agent lies about the length of what it read")
             data += chunk
+            self._channel.noise.used(_base64_bytes(len(chunk)))
             if reply.eof:
                 break
+            short += len(chunk) < wanted
+            if short > SHORT_READS_MAX:
+                raise NonsenseError(f"{self.address}: the agent reads a file in crumbs")
             if not chunk:
                 raise NonsenseError(f"{self.address}: the agent reads nothing and yet no end of the file")
         return bytes(data)
@@ -263,8 +276,13 @@ class Agent:
             start += written
 
 
+def _base64_bytes(count: int) -> int:
+    """Return how long so many bytes are in base64."""
+    return (count + 2) // 3 * 4
+
+
 @asynccontextmanager
-async def open_agent(path: str, *, timeout_s: float = 5.0) -> AsyncIterator[Agent]:
+async def open_agent(path: str, *, timeout_s: float = 5.0, noise: NoiseAllowance | None = None) -> AsyncIterator[Agent]:
     """Connect to a guest agent's socket.
 
     QEMU accepts the connection whether or not an agent runs in the guest, and whether or not it already serves another
@@ -273,19 +291,22 @@ async def open_agent(path: str, *, timeout_s: float = 5.0) -> AsyncIterator[Agen
     Args:
         path: Of the Unix socket.
         timeout_s: For connecting.
+        noise: What the guest may send that is of no use, for who connects again and again; else as much each time.
 
     Raises:
         UnreachableError: Nobody listens, or we may not connect.
     """
     stream = await connect(path, timeout_s=timeout_s)
-    async with open_agent_on(stream, address=path) as agent:
+    async with open_agent_on(stream, address=path, noise=noise) as agent:
         yield agent
 
 
 @asynccontextmanager
-async def open_agent_on(stream: trio.abc.Stream, *, address: str) -> AsyncIterator[Agent]:
+async def open_agent_on(
+    stream: trio.abc.Stream, *, address: str, noise: NoiseAllowance | None = None
+) -> AsyncIterator[Agent]:
     """Use a stream that is already open, and own it from then on. `address` names the peer in errors."""
-    agent = Agent(stream, address)
+    agent = Agent(stream, address, noise)
     async with running(agent._connection, agent._channel):
         try:
             yield agent

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import trio
 from qemu.qmp import Message
 
-from qmpalloc.errors import NonsenseError
+from qmpalloc.allowance import Allowance
+from qmpalloc.errors import FloodError, NonsenseError
 from qmpalloc.qmp.connection import Connection
 from qmpalloc.qmp.framing import SENTINEL, Frame, Mark, decode, encode
 from qmpalloc.qmp.pending import Reply
@@ -26,10 +27,43 @@ ABANDONED_MAX = 32
 
 FLOOD = "the agent floods the connection with what answers nothing"
 NOISE_MAX_LINES = 1000
-NOISE_MAX_BYTES = 4 * 1024 * 1024
-"""Lines, and bytes, that answer nothing since the last answer, after which the connection is given up: they cost this
-process time, which belongs to the other guests (up to 0.2 s for a line of 1 MiB). Late answers of a hung agent are far
-fewer, and four of the longest are not more."""
+NOISE_MAX_BYTES = 2304 * 1024
+NOISE_LINES_PER_S = 20
+NOISE_BYTES_PER_S = 128 * 1024
+"""Lines, and bytes, that are of no use: so much at once, and so much in each second after. With more the connection is
+given up, for they cost this process time (up to 0.1 s for a MiB) that belongs to the other guests. Late answers of a
+hung agent are far fewer, and two of the longest are not more. A second brings more than the longest reading of a guest
+that floods no longer, which is counted before it is known to be of use."""
+
+ANSWER_BYTES = 128
+"""Length of an answer that holds no data."""
+
+
+class NoiseAllowance:
+    """What one guest may send that is of no use. It outlives the connection: connecting again gains nothing."""
+
+    def __init__(self) -> None:
+        self._lines = Allowance(NOISE_LINES_PER_S, NOISE_MAX_LINES)
+        self._bytes = Allowance(NOISE_BYTES_PER_S, NOISE_MAX_BYTES)
+
+    def take_bytes(self, count: int) -> None:
+        """Note bytes that came. `FloodError` when they are too many."""
+        if not self._bytes.take(count, trio.current_time()):
+            raise FloodError(FLOOD)
+
+    def take_line(self) -> None:
+        """Note a line that came. `FloodError` when it is one too many."""
+        if not self._lines.take(1, trio.current_time()):
+            raise FloodError(FLOOD)
+
+    def answered(self) -> None:
+        """Note that the last line was an answer: as many as we ask for may come, if they are short."""
+        self._lines.give_back(1)
+        self._bytes.give_back(ANSWER_BYTES)
+
+    def used(self, count: int) -> None:
+        """Note that so many bytes were what we asked for."""
+        self._bytes.give_back(count)
 
 
 class AgentChannel:
@@ -38,16 +72,17 @@ class AgentChannel:
     Attributes:
         skipped: Lines that were no answer to anything we wait for.
         late_handles: Handles of files that the guest opened for a command we had given up on.
+        noise: What of it may still come. Who uses an answer tells how much of it was of use.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, noise: NoiseAllowance | None = None) -> None:
         self.skipped = 0
+        self.noise = noise or NoiseAllowance()
         self.late_handles: list[int] = []
         self._connection = connection
         self._synced = False
         self._echoes_ids = True
         self._serial = 0
-        self._noise = self._noise_bytes = 0
         self._awaited: _Awaited | None = None
         self._abandoned_opens: dict[str, None] = {}
 
@@ -120,21 +155,17 @@ class AgentChannel:
         """Take notice that bytes came: also those that are no frame, such as empty lines, are a flood at last.
 
         Raises:
-            NonsenseError: They are.
+            FloodError: They are.
         """
-        self._noise_bytes += count  # an answer sets it back
-        if self._noise_bytes > NOISE_MAX_BYTES:
-            raise NonsenseError(FLOOD)
+        self.noise.take_bytes(count)
 
     def on_frame(self, frame: Frame) -> None:
         """Take a frame from the connection. Nothing that a guest sends ends the connection, unless it is a flood.
 
         Raises:
-            NonsenseError: It is.
+            FloodError: It is.
         """
-        self._noise += 1  # an answer sets it back
-        if self._noise > NOISE_MAX_LINES:
-            raise NonsenseError(FLOOD)
+        self.noise.take_line()
         if frame is Mark.SENTINEL:
             return  # the framer has thrown away what was before it, which is all it is for
         try:
@@ -157,7 +188,7 @@ class AgentChannel:
         if awaited is not None and self._answers(message, awaited):
             if awaited.sync_number is not None:
                 self._echoes_ids = "id" in message
-            self._noise = self._noise_bytes = 0
+            self.noise.answered()
             awaited.reply.set(message)
             return
         self.skipped += 1

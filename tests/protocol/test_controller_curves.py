@@ -4,9 +4,13 @@ from itertools import pairwise
 
 import msgspec
 import numpy as np
+import pytest
 import trio
 
-from qmpalloc.curves.observer import NOT_SAMPLED
+from qmpalloc.control.sampling import SAMPLES_BYTES_PER_S, SAMPLES_CHUNK_BYTES
+from qmpalloc.curves.observer import NOT_SAMPLED, OVER, SAMPLES_AT_ONCE
+from qmpalloc.curves.samples import Batch, pack
+from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.events import CurveSeen, Decided, Faulted, Sampled, SampleRejected, SamplesDropped, decoder, encoder
 from qmpalloc.experiment.access import Uniform
 from qmpalloc.testing.replay import ReplayGuest, mixed
@@ -185,3 +189,53 @@ async def test_a_run_that_only_watches_shows_the_curves_once_an_interval(lab, au
         dashboard.apply(event)
     assert dashboard.guests["large"].curve == large[-1].curve
     assert dashboard.guests["small"].curve is None
+
+
+def forging(agent, events):
+    """Let an agent's samples file hold so many new events whenever it is opened; return the times of that."""
+    opened_s = []
+
+    def content():
+        opened_s.append(trio.current_time())
+        first = len(opened_s) * events
+        keys = np.arange(first, first + events, dtype=np.uint64) << np.uint64(10)
+        fields = {"boot_id": b"b" * 16, "start_id": b"s" * 8, "lost": 0, "shift": 6}
+        return pack(Batch(**fields, first=first, accesses=64 * first, events=keys << np.uint64(4)))
+
+    agent.files[SAMPLES] = content
+    return opened_s
+
+
+async def test_a_guest_that_forges_samples_is_asked_for_them_less_and_less_and_told_once(
+    lab, autojump_clock, monkeypatch
+):
+    await pair(lab)
+    guest = lab.guests["large"]
+    guest.sampling = False
+    opened_s = forging(guest.agent, 16_000)
+    simulated = []
+    observe = CurveTracker.observe
+    monkeypatch.setattr(
+        CurveTracker, "observe", lambda self, window: (simulated.append(len(window.keys)), observe(self, window))
+    )
+    await lab.run(200.0, "curve")
+    waits_s = [after - before for before, after in pairwise(opened_s[1:])]
+    assert waits_s == pytest.approx([10, 20, 40, 80], abs=2.1)
+    assert max(simulated) <= SAMPLES_AT_ONCE
+    assert [event.message for event in lab.of(SamplesDropped, "large")] == [f"huge: {OVER}"]
+    seen, _ = last(lab)["large"]
+    assert seen.curve.weak[0].startswith("no samples") or "lost" in seen.curve.weak[0]
+    assert len(lab.of(Sampled, "large")) >= 190
+    assert not lab.of(SamplesDropped, "small")
+    assert last(lab)["small"][0].curve.weak == ()
+
+
+async def test_a_large_samples_file_is_read_less_often(lab, autojump_clock):
+    await pair(lab)
+    guest = lab.guests["large"]
+    guest.sampling = False
+    opened_s = forging(guest.agent, 60_000)
+    await lab.run(8.0, "curve")
+    assert opened_s[1] - opened_s[0] >= 60_000 * 8 / SAMPLES_BYTES_PER_S
+    asked = [arguments["count"] for command, arguments in guest.agent.requests if command == "guest-file-read"]
+    assert max(asked) == SAMPLES_CHUNK_BYTES

@@ -1,6 +1,7 @@
 """Whatever a policy does, the limits hold and the record can be read."""
 
 import itertools
+import sys
 
 import msgspec
 import pytest
@@ -18,12 +19,18 @@ from qmpalloc.units import MIB
 BASELINE = 500
 
 
+class Stop(BaseException):
+    """What is no Exception, and still must not end a run."""
+
+
 @pytest.mark.parametrize(
     "how",
     [
         lambda snapshot: 1 / 0,
         lambda snapshot: None,
         lambda snapshot: (_ for _ in ()).throw(ValueError("\ud800\x1b[2J")),
+        lambda snapshot: sys.exit("policy"),
+        lambda snapshot: (_ for _ in ()).throw(Stop("\x1b[2J")),
         lambda snapshot: Decision(guests=()),
         lambda snapshot: Decision(guests=tuple(GuestDecision(name="x", target_bytes=1, reason="") for _ in "ab")),
     ],
@@ -36,6 +43,22 @@ async def test_a_policy_that_fails_holds_all_guests_visibly(lab, autojump_clock,
     assert "".join(told).isprintable()
     assert lab.size("small") == BASELINE
     assert lab.events[-1].clean
+
+
+async def test_a_policy_that_passes_on_ctrl_c_ends_the_run_in_order(lab, autojump_clock):
+    await lab.two()
+    wanted = lab.toward(small=400, large=600)
+
+    def decide(snapshot):
+        if snapshot.time_s > 15:
+            raise KeyboardInterrupt
+        return wanted.decide(snapshot)
+
+    with pytest.raises(BaseExceptionGroup) as raised:
+        await lab.run(60.0, the_policy=lab.policy(decide))
+    assert raised.group_contains(KeyboardInterrupt)
+    assert lab.events[-1].clean
+    assert (lab.size("small"), lab.size("large")) == (BASELINE, BASELINE)
 
 
 @pytest.mark.parametrize("wanted_mib", [0, 1, 10**7])

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from qmpalloc.control import inspection
 from qmpalloc.events import Commanded, Decided, Faulted
 from qmpalloc.model import Limiter
 from qmpalloc.testing import Refusal
@@ -91,13 +92,13 @@ async def test_another_controller_is_noticed_and_then_left_alone(lab, autojump_c
 
 @pytest.mark.parametrize(
     ("kind", "property_name", "value"),
-    [("vfio-pci", "", None), ("memory-backend-memfd", "hugetlb", True)],
+    [("vfio-pci", "", None), ("vhost-vdpa-device-pci", "", None), ("memory-backend-memfd", "hugetlb", True)],
 )
 async def test_memory_that_does_not_come_back_to_the_host_is_refused(lab, autojump_clock, kind, property_name, value):
     await lab.two()
     qemu = lab.guests["small"].qemu
     own_list, own_get = qemu.commands["qom-list"], qemu.commands["qom-get"]
-    container = "/machine/peripheral" if kind.startswith("vfio") else "/objects"
+    container = "/machine/peripheral" if kind.startswith("v") else "/objects"
 
     def qom_list(arguments):
         children = [{"name": name, "type": f"child<{kind}>"} for name in ("plain", "it")]
@@ -117,6 +118,26 @@ async def test_memory_that_does_not_come_back_to_the_host_is_refused(lab, autoju
     fault = lab.of(Faulted, "small")[0]
     assert "pins" in fault.message or "huge pages" in fault.message
     assert lab.states("large")[-1] == "fresh"
+
+
+async def test_a_network_by_vdpa_is_refused(lab, autojump_clock):
+    await lab.two()
+    info = "net0: index=0,type=vhost-vdpa,vhostdev=/dev/vhost-vdpa-0\r\n"
+    lab.guests["small"].qemu.commands["human-monitor-command"] = lambda _: info
+    await lab.run(12.0, budget=1400)
+    assert lab.states("small")[-1] == "held"
+    assert "a vDPA device pins" in lab.of(Faulted, "small")[0].message
+    assert lab.states("large")[-1] == "fresh"
+
+
+@pytest.mark.parametrize(("pinned_mib", "state"), [(600, "held"), (300, "fresh")])
+async def test_memory_that_is_locked_on_the_host_is_refused(lab, autojump_clock, monkeypatch, pinned_mib, state):
+    await lab.two()
+    monkeypatch.setattr(inspection, "pinned_bytes", lambda process_id: pinned_mib * MIB)
+    await lab.run(12.0, budget=1400)
+    assert {lab.states(name)[-1] for name in ("small", "large")} == {state}
+    told = [event.message for event in lab.of(Faulted, "small")]
+    assert any("has 600M of memory locked" in message for message in told) == (state == "held")
 
 
 async def test_a_guest_without_a_balloon_is_held_and_charged_with_its_cap(lab, autojump_clock):

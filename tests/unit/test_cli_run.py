@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from qmpalloc.cli.conduct import PlainLines
-from qmpalloc.events import Faulted
+from qmpalloc.events import Ended, Faulted
+from qmpalloc.record import read_record
 
 CONFIG = """
 [host]
@@ -47,6 +48,26 @@ def test_no_guest_is_no_success(directory, command):
     assert "no such socket" in result.stdout
     assert "hint: qmpalloc doctor" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_path_that_is_not_utf_8_is_no_obstacle(directory):
+    odd = directory / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    (directory / "lab.toml").rename(odd / os.fsdecode(b"l\xe0b.toml"))
+    for command in (["run", "--out", "out"], ["run"], ["watch"], ["plan"], ["doctor"]):
+        limit = [] if command[0] in {"plan", "doctor"} else ["--duration", "1s"]
+        result = subprocess.run(
+            [sys.executable, "-m", "qmpalloc", *command[:1], b"l\xe0b.toml", *command[1:], *limit],
+            cwd=odd, capture_output=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == 1
+        assert b"Traceback" not in result.stdout + result.stderr
+    (of_itself,) = [path for path in (odd / "runs").iterdir() if "-" in path.name]
+    for record in (odd / "out" / "record.jsonl", of_itself / "record.jsonl"):
+        header, *_, last = read_record(record)
+        assert header.config["file"].endswith("/caf\\udce9/l\\udce0b.toml")
+        assert isinstance(last, Ended)
+        assert (record.parent / "summary.json").exists()
 
 
 @pytest.mark.timeout(20)

@@ -1,11 +1,14 @@
 """One guest's samples and counters into a curve: when there is one, why not, and what makes it void."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from msgspec import structs
 
-from qmpalloc.curves.observer import BATCH_SAMPLES_MAX, NOT_SAMPLED, CurveObserver, Reads
+from qmpalloc.curves.observer import NOT_SAMPLED, SAMPLES_AT_ONCE, SAMPLES_PER_S, CurveObserver, Reads
 from qmpalloc.curves.samples import Batch, pack
+from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.sample import Counters, Delta, Memory, Sample
 from qmpalloc.testing.replay import mixed
@@ -50,6 +53,11 @@ class Feed:
             self.counters()
             self.observer.take_batch(self.batch())
         return self
+
+    def forge(self, count):
+        """A batch of pages that are in the sample at any rate, none of them seen before."""
+        numbers = np.arange(self.events, self.events + count, dtype=np.uint64)
+        return self.batch(count, 10**9, events=numbers << np.uint64(14))
 
     @property
     def facts(self):
@@ -123,10 +131,43 @@ def test_samples_that_stop_while_the_guest_goes_on_weaken_the_curve():
     assert feed.facts.ghost_gain is None
 
 
+def test_a_burst_is_thinned_out_until_it_is_worth_its_time():
+    feed = Feed().run()
+    feed.observer.take_batch(feed.batch(3 * SAMPLES_AT_ONCE, 10**7), 0.0)
+    assert feed.observer.tracker.shift == 8
+    assert not any("lost" in why for why in feed.facts.curve.weak)
+    for second in range(1, 20):  # at the limit of the collector, which the allowance is above
+        feed.counters()
+        assert feed.observer.take_batch(feed.batch(2_000), float(second)) == 0
+    assert feed.observer.tracker.shift == 8
+    assert feed.observer.dropped == {}
+
+
+def test_forged_samples_are_simulated_up_to_an_allowance(monkeypatch):
+    feed = Feed().run()
+    simulated = []
+    observe = CurveTracker.observe
+    monkeypatch.setattr(
+        CurveTracker, "observe", lambda self, window: (simulated.append(len(window.keys)), observe(self, window))
+    )
+    seconds = 60
+    for second in range(seconds):
+        for count in (SAMPLES_PER_S, SAMPLES_AT_ONCE // 2, 65_536):
+            with suppress(SampleError):
+                feed.observer.take_batch(feed.forge(count), float(second))
+        # Another collector, or another kernel, does not give the guest another allowance.
+        if second % 5 == 4:
+            feed.start = bytes([second]) * 8
+            feed.counters()
+            feed.observer.take_batch(feed.batch(10), float(second))
+            feed.counters()
+    assert 0.3 * seconds * SAMPLES_PER_S < sum(simulated) <= SAMPLES_AT_ONCE + seconds * SAMPLES_PER_S
+
+
 def test_a_batch_that_would_take_too_long_is_refused_and_counts_as_lost():
     feed = Feed().run()
-    with pytest.raises(SampleError) as refused:
-        feed.observer.take_batch(feed.batch(BATCH_SAMPLES_MAX + 1, 10**7))
+    with pytest.raises(SampleError, match="at once") as refused:
+        feed.observer.take_batch(feed.forge(SAMPLES_AT_ONCE + 1), 0.0)
     assert refused.value.fault is SampleFault.HUGE
     assert feed.observer.dropped == {SampleFault.HUGE: 1}
     assert "lost" in feed.facts.curve.weak[0]

@@ -135,6 +135,11 @@ async def test_a_guest_in_order(tmp_path, autojump_clock):
         (lambda g: g.qemu.stop(), "state", "cont"),
         (lambda g: setattr(g.qemu.balloon, "memory_bytes", 600 * MIB), "RAM", "-m 800"),
         (lambda g: g.qemu.commands.update({"query-memdev": lambda _: [{"prealloc": True}]}), "RAM backend", "plain"),
+        (
+            lambda g: g.qemu.commands.update({"human-monitor-command": lambda _: "n: type=vhost-vdpa"}),
+            "pinned memory",
+            "remove",
+        ),
         (lambda g: setattr(g.qemu, "greet", False), "monitor", "-qmp"),
     ],
 )
