@@ -44,7 +44,7 @@ from qmpalloc.model import Decision, GuestState, Snapshot
 from qmpalloc.policy import load
 from qmpalloc.rules.hostguard import HostMemory
 from qmpalloc.testing.balloon import FakeBalloon
-from qmpalloc.testing.chaos_faults import RESTARTED, Fault, catalogue, mend, nuisances, shows
+from qmpalloc.testing.chaos_faults import RESTARTED, SPOILT_SAMPLES, Fault, catalogue, mend, nuisances, shows
 from qmpalloc.testing.chaos_witness import ViolationError, Witness
 from qmpalloc.testing.load import Load
 from qmpalloc.testing.simulated_guest import SimulatedGuest, open_simulated_guest
@@ -59,6 +59,9 @@ VISITOR = "visitor"
 """A guest of which nothing breaks, and which leaves the configuration and comes back."""
 
 LEAVE_LIMIT_S = 60.0
+SPOILT_UNSEEN_MAX = 10
+"""Spoilt samples need not be told at once: some are well-formed, and none may have been read."""
+
 GROWTH_MAX_BYTES = 24 * MIB
 
 
@@ -221,6 +224,8 @@ class Chaos:
                     await self._control(last=True)
                 scope.cancel()
         self._compare_use()
+        if self.witness.shown[SPOILT_SAMPLES] > SPOILT_UNSEEN_MAX and not self.witness.dropped:
+            self.witness.object(f"{SPOILT_SAMPLES}: never told")
         if self.witness.violation:
             raise ViolationError(self.witness.violation)
 
@@ -446,6 +451,7 @@ def main(seed: int, guests: int, cycles: int) -> None:
         f"guest-cycles with a fault: {witness.guest_cycles}, without: {chaos.sound_guest_cycles}; "
         f"faults shown: {witness.shown.total()}"
     )
+    click.echo(f"spoilt samples told: {witness.dropped}")
     click.echo(f"use: {chaos.use}")
     for name, count in sorted(witness.shown.items()):
         click.echo(f"  {count:6} {name}")

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
 from qmpalloc.config import DEFAULT_COUNTERS_FILE
+from qmpalloc.curves.samples import BLOCK_SHIFT, EVENTS_MAX, Batch, pack
 from qmpalloc.events import Commanded, Faulted, Sampled, SampleRejected, SizeChanged, StateChanged
 from qmpalloc.model import GuestDecision, GuestState, Limiter
 from qmpalloc.qmp.framing import LINE_MAX_BYTES
@@ -26,6 +28,9 @@ LEAST_BYTES = 128 * MIB
 
 RESTARTED = "restarted"
 """Stands among the events where one controller was followed by another."""
+
+SPOILT_SAMPLES = "samples file is hostile"
+"""Does no harm: the counters go on. That it shows is seen over the whole run, for it is told once and then seldom."""
 
 Shows = Callable[[Sequence[object]], bool]
 Break = Callable[[SimulatedGuest, random.Random], Callable[[], None]]
@@ -119,6 +124,7 @@ def catalogue() -> tuple[Fault, ...]:
         Fault("agent lies", _lie, agent),
         Fault("counters file is hostile", _spoil, rejected),
         Fault("counters file is missing", lambda guest, _: _write(guest, None), rejected),
+        Fault(SPOILT_SAMPLES, _spoil_samples, unharmed),
         Fault("collector stops", lambda guest, _: _set(guest, "collecting", False), _unheard),
         Fault("monitor hangs", lambda guest, _: _set(guest.qemu.faults, "hang", True), state(GuestState.HUNG)),
         Fault("monitor sends noise", lambda guest, _: _set(guest.qemu.faults, "garbage", b"\xff\x1b[m\n"), monitor),
@@ -174,6 +180,43 @@ def _write(guest: SimulatedGuest, content: bytes | None) -> Callable[[], None]:
 
 def _spoil(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
     return _write(guest, rng.choice(list(hostile_files(guest))))
+
+
+def _spoil_samples(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
+    guest.agent.files[guest.samples_file] = rng.choice(list(hostile_samples(rng)))
+
+    def undo() -> None:
+        guest.agent.files.pop(guest.samples_file, None)
+
+    return undo
+
+
+def hostile_samples(rng: random.Random) -> Iterator[bytes]:
+    """Yield contents of a samples file, of any guest, by which no memory must move."""
+    yield from (b"", b"QMPSAMP1", rng.randbytes(4096), bytes(48_000_000))
+    keys = np.array([rng.randrange(2**60) for _ in range(2000)], dtype=np.uint64)
+    honest = Batch(
+        boot_id=rng.randbytes(16),
+        start_id=rng.randbytes(8),
+        first=0,
+        accesses=len(keys) << BLOCK_SHIFT,
+        lost=0,
+        shift=BLOCK_SHIFT,
+        events=keys << np.uint64(4),
+    )
+    yield pack(honest)[:-8]
+    each: tuple[dict[str, object], ...] = (
+        {},  # well-formed, of a guest that reads no page twice
+        {"accesses": 2**63},
+        {"first": 2**64 - 1},
+        {"lost": 2**62},
+        {"shift": 255},
+        {"accesses": 0},
+        {"events": keys | np.uint64(7)},
+        {"events": np.resize(keys, EVENTS_MAX)},
+    )
+    for changes in each:
+        yield pack(msgspec.structs.replace(honest, **changes))
 
 
 def hostile_files(guest: SimulatedGuest) -> Iterator[bytes]:

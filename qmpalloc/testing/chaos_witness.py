@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from qmpalloc.events import AnyEvent, ControlChanged, Decided, Sampled, SizeChanged, StateChanged
+from qmpalloc.events import AnyEvent, ControlChanged, Decided, Sampled, SamplesDropped, SizeChanged, StateChanged
 from qmpalloc.model import GuestState, Limiter
 from qmpalloc.testing.chaos_faults import HOSTILE
 from qmpalloc.testing.fake_qemu import FakeQemu
@@ -35,6 +35,7 @@ class Witness:
         budget_bytes: The budget in force.
         events: Of each guest of which something is wrong: what was reported since, and what was decided about it.
         sampled: Samples accepted, by guest.
+        dropped: Times that sampled accesses were told to be of no use.
         wrong: Guests of which something is wrong now.
         broken: Guests of which something has been wrong since the last decision.
         guest_cycles: Decisions times guests of which something was wrong.
@@ -50,6 +51,7 @@ class Witness:
         self.events: dict[str, list[object]] = {}
         self.states: dict[str, GuestState] = {}
         self.sampled: Counter[str] = Counter()
+        self.dropped = 0
         self.wrong: Counter[str] = Counter()
         self.broken: set[str] = set()
         self.guest_cycles = 0
@@ -81,6 +83,8 @@ class Witness:
                 self.object(f"{name}: a spoilt sample was accepted: {event.sample}")
             case Sampled():
                 self.sampled[event.guest] += 1
+            case SamplesDropped():
+                self.dropped += 1
             case StateChanged():
                 self.states[event.guest] = event.state
             case SizeChanged(actual_bytes=0):  # its QEMU has ended

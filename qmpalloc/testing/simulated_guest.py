@@ -51,6 +51,7 @@ class SimulatedGuest:
         agent: Its agent, to stop, slow down or break.
         cache: Its load and counts. The cache is warm at first, and empty after `reboot`; a replayed one is empty first.
         collecting: False is a collector that has died: the counters file stays as it is.
+        samples_file: Path in the guest of the sampled accesses.
         sampling: False is one that counts but does not sample accesses. Only replayed loads are sampled.
     """
 
@@ -78,7 +79,7 @@ class SimulatedGuest:
         self.collecting = self.sampling = True
         self._interval_s = interval_s
         self._counters_file = counters_file
-        self._samples_file = posixpath.join(posixpath.dirname(counters_file), "samples.bin")
+        self.samples_file = posixpath.join(posixpath.dirname(counters_file), "samples.bin")
         self._boots = 0
         self._sequence = 0
         self._booted_s = 0.0
@@ -109,7 +110,7 @@ class SimulatedGuest:
         self.agent.stop()
         self.agent.start()
         self.agent.files.pop(self._counters_file, None)
-        self.agent.files.pop(self._samples_file, None)
+        self.agent.files.pop(self.samples_file, None)
         self.qemu.reset()
 
     async def run(self) -> None:
@@ -126,7 +127,7 @@ class SimulatedGuest:
             if isinstance(self.cache, ReplayCache):
                 self._read_disk(self.cache)
                 if self.collecting and self.sampling:
-                    self.agent.files[self._samples_file] = pack(self.batch(self.cache))
+                    self.agent.files[self.samples_file] = pack(self.batch(self.cache))
 
     def batch(self, cache: ReplayCache) -> Batch:
         """Return the sampled accesses that the collector would write now."""

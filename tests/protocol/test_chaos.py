@@ -11,7 +11,7 @@ from qmpalloc.events import SizeChanged
 from qmpalloc.sample import parse
 from qmpalloc.testing import Load, chaos
 from qmpalloc.testing.chaos import make_config, run_chaos
-from qmpalloc.testing.chaos_faults import hostile_files
+from qmpalloc.testing.chaos_faults import hostile_files, hostile_samples
 from qmpalloc.testing.chaos_witness import ViolationError, Witness
 from qmpalloc.testing.simulated_guest import SimulatedGuest
 from qmpalloc.units import MIB
@@ -95,3 +95,25 @@ def test_bytes_at_random_are_a_sample_error_or_a_sample():
         data = bytes(rng.randrange(256) for _ in range(rng.randrange(200)))
         with pytest.raises(SampleError):
             parse(data)
+
+
+def test_hostile_samples_are_refused_unless_some_guest_may_really_write_them(tmp_path):
+    config = make_config(tmp_path, 1)
+    refused = []
+
+    async def judge():
+        for content in hostile_samples(random.Random(1)):
+            try:
+                Guest(config.guests[0], config.control).curves.take_batch(content, 0.0)
+            except SampleError as error:
+                refused.append(error.message)
+
+    trio.run(judge)
+    assert all(message.isprintable() for message in refused)
+    assert len(refused) == len(list(hostile_samples(random.Random(1)))) - 3
+
+
+def test_spoilt_samples_show_over_the_run(monkeypatch):
+    only = [fault for fault in chaos.catalogue() if fault.name == chaos.SPOILT_SAMPLES]
+    monkeypatch.setattr(chaos, "catalogue", lambda: tuple(only))
+    assert run_chaos(seed=3, guests=2, cycles=10).witness.dropped
