@@ -118,13 +118,17 @@ def _axis(marks: list[tuple[int, str, str, str]], first: str, last: str, cells: 
 
 
 def _trust(curve: Curve) -> Text:
-    """Return whether the curve may be acted on, and what it rests on."""
+    """Return whether the curve may be acted on, what it rests on, and what pages of a load that is over cost."""
     text = Text()
     if curve.weak:
         text.append(f"weak: {clean('; '.join(curve.weak))}", palette.WARN)
     else:
         text.append("good", palette.GOOD)
     text.append("  measured ", palette.LABEL).append(percent(curve.measured))
+    if curve.stale:
+        text.append("  stale ", palette.LABEL).append(
+            f"{percent(curve.stale)} (pages of the load before)", palette.WARN
+        )
     text.append("  noise ", palette.LABEL).append(percent(curve.noise))
     text.append("  steady for ", palette.LABEL).append(f"{number(curve.steady_accesses)} accesses")
     return text.append("  by ", palette.LABEL).append(clean(curve.estimator) or "?")

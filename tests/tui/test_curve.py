@@ -2,12 +2,14 @@
 
 import pytest
 from drawing import Ascii, draw, reduce
+from msgspec import structs
 from rich.cells import cell_len
 from synthetic import run
 
 from qmpalloc.model import Curve
 from qmpalloc.tui import Ui
-from qmpalloc.tui.curve import miss_ratio_at
+from qmpalloc.tui.curve import miss_ratio_at, panel
+from qmpalloc.tui.facts import GuestFacts
 from qmpalloc.tui.ui import press
 
 SIZES = [(80, 24), (160, 50)]
@@ -35,6 +37,14 @@ def test_a_weak_curve_says_why(size, same_as_snapshot):
     frame = draw(reduce(run(2, 12, curves=("the load has changed", ""))), *size)
     assert "weak: the load has changed" in frame
     same_as_snapshot(f"curve-weak-{size[0]}x{size[1]}", frame)
+
+
+def test_pages_of_the_load_before_show_only_when_there_are_some():
+    curve = Curve(sizes_bytes=(100, 200), miss_ratio=(1.0, 0.5), cached_bytes=100, measured=0.7, stale=0.34)
+    for stale, shown in ((0.34, True), (0.0, False)):
+        guest = GuestFacts("web", 100, 200, 150, curve=structs.replace(curve, stale=stale))
+        lines = [line.plain for line in panel(guest, 100, 12)]
+        assert any("stale 34" in line for line in lines) is shown
 
 
 def test_no_curve_says_why_where_curves_decide_and_only_there():
