@@ -283,6 +283,7 @@ class Guest:
             name=self.name,
             target_bytes=self.target_bytes,
             charge_bytes=charge_bytes,
+            actual_bytes=self.actual_bytes,
             reserve_bytes=self.charge_bytes - charge_bytes,
             desired_bytes=self.target_bytes if alone else self.desired_bytes,
             commandable=self.link is Link.UP and not self.migrating,

@@ -25,6 +25,7 @@ class Account(Struct, frozen=True, kw_only=True):
         target_bytes: Size last asked of QEMU.
         charge_bytes: What it may occupy now: at least max(target, actual), more while the outcome of a command is not
             known yet.
+        actual_bytes: What it was last seen to occupy: with a command in doubt less than its charge may be.
         desired_bytes: The size it is to have.
         reserve_bytes: What it may occupy on top of that without having been granted it, as a system that boots may.
         commandable: False when no command may or can be sent to it now; its charge still counts.
@@ -34,6 +35,7 @@ class Account(Struct, frozen=True, kw_only=True):
     name: str
     target_bytes: int
     charge_bytes: int
+    actual_bytes: int
     desired_bytes: int
     reserve_bytes: int = 0
     commandable: bool = True
@@ -74,7 +76,9 @@ def next_orders(accounts: Sequence[Account], budget_bytes: int) -> list[Order]:
         # Raising a target up to what the guest is charged with already costs nothing: a shrink that is taken back.
         # And what is reserved for the guest itself stands in the way of the others, not of it.
         own_room_bytes = max(room_bytes + account.reserve_bytes, 0)
-        granted_bytes = min(account.desired_bytes, align_down(account.charge_bytes + own_room_bytes))
+        # Beyond the budget that is true only of what it has: a charge may be there for a command in doubt, and is to fall.
+        own_bytes = account.charge_bytes if room_bytes >= 0 else min(account.charge_bytes, account.actual_bytes)
+        granted_bytes = min(account.desired_bytes, align_down(own_bytes + own_room_bytes))
         if granted_bytes - account.target_bytes < min(missing_bytes, GRANT_CHUNK_BYTES):
             continue
         orders.append(Order(name=account.name, target_bytes=granted_bytes, purpose="grant"))

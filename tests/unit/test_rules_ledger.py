@@ -9,11 +9,12 @@ from qmpalloc.rules.ledger import GRANT_CHUNK_BYTES, Account, committed_bytes, n
 from qmpalloc.units import MIB
 
 
-def account(name, target, charge, desired, commandable=True):
+def account(name, target, charge, desired, commandable=True, actual=None):
     return Account(
         name=name,
         target_bytes=target * MIB,
         charge_bytes=charge * MIB,
+        actual_bytes=(charge if actual is None else actual) * MIB,
         desired_bytes=desired * MIB,
         commandable=commandable,
     )
@@ -44,6 +45,16 @@ def test_taking_a_shrink_back_needs_no_room():
 
 def test_nothing_is_granted_while_the_budget_is_exceeded():
     assert orders([account("a", 500, 600, 500), account("b", 500, 500, 600)], 1000) == []
+
+
+def test_beyond_the_budget_a_charge_in_doubt_is_no_room():
+    shrunk = account("a", 480, 520, 500, actual=480)
+    assert orders([shrunk, account("b", 500, 500, 500)], 1000) == []
+    assert orders([shrunk, account("b", 480, 480, 480)], 1000) == [("a", 500, "grant")]
+
+
+def test_beyond_the_budget_a_shrink_that_has_not_happened_yet_can_be_taken_back():
+    assert orders([account("a", 400, 520, 500), account("b", 500, 500, 500)], 1000) == [("a", 500, "grant")]
 
 
 def test_a_guest_that_cannot_be_commanded_still_counts():
