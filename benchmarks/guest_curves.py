@@ -31,6 +31,7 @@ import msgspec
 import trio
 from msgspec import structs
 
+from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.errors import QmpallocError
 from qmpalloc.experiment.access import Access, HotCold, Loop, Mixture, Normal, Part, Zipf
 from qmpalloc.experiment.directory import write_json, write_whole
@@ -245,7 +246,7 @@ def points_table(sweeps: Sweeps) -> list[str]:
             predicted = cell(own.at_sizes[index] if own else None)
             raw = cell(own.at_cache[index] if own else None)
             cache = format_size(own.cache_pages[index] * 4096) if own else "-"
-            seen = format_size(max(0.0, point.file_bytes - 7_000 * 4096))
+            seen = format_size(max(0.0, point.file_bytes - SYSTEM_PAGES * 4096))
             witness = "-" if point.witness is None else f"{point.witness:.3f}"
             notes = [] if point.steady else ["not steady"]
             if point.target_bytes == result.case.learn:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from qmpalloc.sample import Memory
 from qmpalloc.units import MIB, PAGE_BYTES
 
-SYSTEM_PAGES = 7_000
-"""File pages of a small Linux system itself (programs, libraries): in the cache, but no room for the load. Measured in
-the reference guest; a guest with more of them is corrected by anchoring (`qmpalloc.curves.anchor`)."""
+SYSTEM_PAGES = 2_500
+"""File pages of a small Linux system itself (programs, libraries) that stay in the cache while a load needs it: no room
+for the load. Chosen by what was measured in the reference guest (docs/results/guest-curves.md), where some 3,700 are
+cached without such need; a guest with more of them is corrected by anchoring (`qmpalloc.curves.anchor`)."""
 
 FREE_BYTES = 32 * MIB
 """Memory that a guest keeps free when nothing of it was seen yet: near the kernel's high watermark."""

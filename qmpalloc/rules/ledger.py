@@ -76,7 +76,7 @@ def next_orders(accounts: Sequence[Account], budget_bytes: int) -> list[Order]:
         # Raising a target up to what the guest is charged with already costs nothing: a shrink that is taken back.
         # And what is reserved for the guest itself stands in the way of the others, not of it.
         own_room_bytes = max(room_bytes + account.reserve_bytes, 0)
-        # Beyond the budget that is true only of what it has: a charge may be there for a command in doubt, and is to fall.
+        # Beyond the budget that is true only of what it has: a charge that is there for a command in doubt is to fall.
         own_bytes = account.charge_bytes if room_bytes >= 0 else min(account.charge_bytes, account.actual_bytes)
         granted_bytes = min(account.desired_bytes, align_down(own_bytes + own_room_bytes))
         if granted_bytes - account.target_bytes < min(missing_bytes, GRANT_CHUNK_BYTES):

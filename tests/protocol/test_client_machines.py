@@ -220,6 +220,7 @@ class AgentMachine(Machine):
     def __init__(self):
         self.handles = {}
         self.opened = self.restarts = 0
+        self.torn = False  # what comes next belongs to a line that was begun
         super().__init__()
 
     def open(self, client):
@@ -251,7 +252,8 @@ class AgentMachine(Machine):
                 prefix, result = SENTINEL, arguments["id"]
             case "guest-file-open":
                 self.opened += 1
-                self.handles[self.opened] = arguments["path"]
+                if not self.torn:  # else nobody can know of it: its answer is swallowed by noise
+                    self.handles[self.opened] = arguments["path"]
                 result = self.opened
             case "guest-file-read" | "guest-file-close" if arguments["handle"] not in self.handles:
                 assert self.restarts  # else it was never opened, or closed before
@@ -275,6 +277,7 @@ class AgentMachine(Machine):
     def answer_the_oldest(self, manner):
         """Agents answer in order, however late."""
         self.do(self.send, self._answer_to(self.unanswered[0]), manner)
+        self.torn = False
 
     @precondition(lambda self: self.unanswered)
     @rule()
@@ -297,6 +300,7 @@ class AgentMachine(Machine):
     @rule(stranger=STRANGERS, manner=MANNERS)
     def answer_what_nobody_asked(self, stranger, manner):
         self.do(self.send, encode(stranger), manner)
+        self.torn = False
 
     @rule(
         noise=st.sampled_from(
@@ -305,6 +309,7 @@ class AgentMachine(Machine):
     )
     def make_noise(self, noise):
         self.do(self.send, noise)
+        self.torn = noise == b"{"  # the others end the line, or are the sentinel
 
     @precondition(lambda self: len(self.calls) > 3 and not self.hung_up)
     @rule()
@@ -324,6 +329,7 @@ class AgentMachine(Machine):
         """At last the agent answers everything: then everybody is served, and no file stays open."""
         if self._thread.is_alive() and not self.hung_up:
             self.do(self.send, b"\n")
+            self.torn = False
             self.do(self.call, self._ask)
             while self.unanswered:
                 self.answer_the_oldest("whole")

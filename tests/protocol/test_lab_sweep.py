@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from qmpalloc.config import GuestConfig
+from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.errors import HostError
 from qmpalloc.experiment import predictions
 from qmpalloc.experiment.access import Loop, Normal, Uniform
@@ -115,7 +116,7 @@ async def test_predictions_from_one_size_meet_what_is_measured_at_the_others(aut
     assert own.at_sizes < 0.03
     assert own.at_cache < 0.03
     # The mapping from size to cache was learnt at one size; these caches are full.
-    cached = [point.file_bytes / 4096 - 7_000 for point in result.points[-2:]]
+    cached = [point.file_bytes / 4096 - SYSTEM_PAGES for point in result.points[-2:]]
     assert made["lru_gen"].cache_pages[-2:] == pytest.approx(cached, rel=0.12)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.curves.observer import NOT_SAMPLED, SAMPLES_AT_ONCE, SAMPLES_PER_S, CurveObserver, Reads
 from qmpalloc.curves.samples import Batch, pack
 from qmpalloc.curves.tracker import CurveTracker
@@ -38,7 +39,7 @@ class Feed:
 
     def counters(self, accesses=ACCESSES, misses=ACCESSES // 2):
         self.sequence += 1
-        file = PAGES * 64 // 2 * 4096 + 7_000 * 4096
+        file = PAGES * 64 // 2 * 4096 + SYSTEM_PAGES * 4096
         sample = Sample(
             format="qmpalloc-counters", version=1, boot_id="0" * 36, start_id="0" * 16, sequence=self.sequence,
             monotonic_ns=self.sequence * 10**9, interval_ms=1000, kernel="6.12", page_size=4096, lru=self.lru,

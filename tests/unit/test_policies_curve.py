@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.curves.value import Load
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Limiter, Snapshot
@@ -364,7 +365,7 @@ def test_the_oracle_turns_sizes_of_the_cache_into_sizes_of_the_guest():
     policy = load("oracle", {"curves": curves})
     now = snapshot(guest("a", memory=held), guest("b"))
     decision = policy.decide(now)
-    wanted = 300 + (500 - 368) + 7_000 / 256 + 8
+    wanted = 300 + (500 - 368) + SYSTEM_PAGES / 256 + 8
     assert targets(decision)[0] == pytest.approx(wanted, abs=3)
     # A little more or less memory that is not cache is noise; much more is not.
     noise = structs.replace(held, inactive_file=364 * MIB)
