@@ -32,25 +32,30 @@ from qmpalloc import Controller, RecordWriter, load_policy
 from qmpalloc import config as configuration
 from qmpalloc.events import AnyEvent, Commanded, ControlChanged, Decided, Sampled
 from qmpalloc.testing import FakeBalloon, Load, open_simulated_guest
+from qmpalloc.testing.simulated_guest import SimulatedGuest
 from qmpalloc.units import MIB
 
 BASELINE_MIB = 512
 
 
+async def open_guests(stack: AsyncExitStack, directory: Path, count: int) -> list[SimulatedGuest]:
+    """Open simulated guests until the stack is closed: every other one has a file that does not fit."""
+    guests = []
+    for index in range(count):
+        balloon = FakeBalloon(1024 * MIB, inflate_bytes_per_s=200.0 * MIB, deflate_bytes_per_s=1500.0 * MIB)
+        balloon.request(BASELINE_MIB * MIB)
+        load = Load(file_pages=(100 if index % 2 else 900) * 256, accesses_per_s=20_000.0)
+        opening = open_simulated_guest(f"g{index}", directory, load=load, memory_bytes=1024 * MIB, balloon=balloon)
+        guests.append(await stack.enter_async_context(opening))
+    return guests
+
+
 def serve_guests(directory: Path, count: int, hung: int, ready: Event) -> None:
-    """Run the simulated guests until killed: every other one has a file that does not fit."""
+    """Run the simulated guests until killed; the first `hung` of them stop answering."""
 
     async def serve() -> None:
-        guests = []
         async with AsyncExitStack() as stack:
-            for index in range(count):
-                balloon = FakeBalloon(1024 * MIB, inflate_bytes_per_s=200.0 * MIB, deflate_bytes_per_s=1500.0 * MIB)
-                balloon.request(BASELINE_MIB * MIB)
-                load = Load(file_pages=(100 if index % 2 else 900) * 256, accesses_per_s=20_000.0)
-                opening = open_simulated_guest(
-                    f"g{index}", directory, load=load, memory_bytes=1024 * MIB, balloon=balloon
-                )
-                guests.append(await stack.enter_async_context(opening))
+            guests = await open_guests(stack, directory, count)
             await trio.sleep(3.0)
             ready.set()
             await trio.sleep(3.0)

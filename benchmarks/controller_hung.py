@@ -27,13 +27,11 @@ import click
 import msgspec
 import numpy as np
 import trio
-from controller import BASELINE_MIB, configuration_text
+from controller import configuration_text, open_guests
 
 from qmpalloc import Controller, RecordWriter, load_policy
 from qmpalloc import config as configuration
 from qmpalloc.events import AnyEvent, ControlChanged, Decided, Sampled
-from qmpalloc.testing import FakeBalloon, Load, open_simulated_guest
-from qmpalloc.units import MIB
 
 SETTLE_S = 6.0
 """Longer than a command's time limit."""
@@ -51,15 +49,7 @@ def serve_guests(directory: Path, count: int, ready: Event, hang: Event) -> None
 
     async def serve() -> None:
         async with AsyncExitStack() as stack:
-            guests = []
-            for index in range(count):
-                balloon = FakeBalloon(1024 * MIB, inflate_bytes_per_s=200.0 * MIB, deflate_bytes_per_s=1500.0 * MIB)
-                balloon.request(BASELINE_MIB * MIB)
-                load = Load(file_pages=(100 if index % 2 else 900) * 256, accesses_per_s=20_000.0)
-                opening = open_simulated_guest(
-                    f"g{index}", directory, load=load, memory_bytes=1024 * MIB, balloon=balloon
-                )
-                guests.append(await stack.enter_async_context(opening))
+            guests = await open_guests(stack, directory, count)
             await trio.sleep(3.0)
             ready.set()
             while True:
