@@ -60,6 +60,8 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         stale: Share of the accesses that miss because pages of the load before still fill the cache; 0 unless it is
             beyond doubt.
         unread_bytes: How much of the cache, at least, was not read since the load was seen to change.
+        turned_over: Whether the load has read more different pages than the cache holds, which evicts: what it misses
+            is not for want of time to fill it.
         estimator: How the curve was made, for example ``lru_gen``.
     """
 
@@ -72,6 +74,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     steady_accesses: int = 0
     stale: float = 0.0
     unread_bytes: int = 0
+    turned_over: bool = False
     estimator: str = ""
 
 

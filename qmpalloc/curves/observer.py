@@ -178,7 +178,8 @@ class CurveObserver:
         self._silent += delta.accesses > 0
         cached = self.mapping.cached_pages(memory)
         if cached is not None:
-            self.tracker.measure(delta.accesses, delta.misses, cached, delta.interval_s)
+            evicting = bool(delta.evictions)
+            self.tracker.measure(delta.accesses, delta.misses, cached, delta.interval_s, evicting=evicting)
         self.service.observe(delta.accesses, delta.misses, delta.interval_s, disk_miss_s=disk_miss_s)
 
     def take_reads(self, reads: Reads) -> None:

@@ -100,6 +100,7 @@ class CurveTracker:
         self._steady_accesses = 0.0
         self._accesses = self._misses = 0.0
         self._cached = 0.0
+        self._evicting = False
         self._afresh: Afresh | None = None
         self._forget_usual()
         self._restart_newcomers()
@@ -127,7 +128,15 @@ class CurveTracker:
         if self._keys.full:
             self._renumber(self._keys.trim(self.lru.stack.last))
 
-    def measure(self, accesses: int, misses: int, cached_pages: float, interval_s: float | None = None) -> None:
+    def measure(
+        self,
+        accesses: int,
+        misses: int,
+        cached_pages: float,
+        interval_s: float | None = None,
+        *,
+        evicting: bool = False,
+    ) -> None:
         """Learn what was measured by the exact counters.
 
         Args:
@@ -135,7 +144,9 @@ class CurveTracker:
             misses: Pages brought in for them.
             cached_pages: Pages of the load in the cache at the time.
             interval_s: Time in which all this happened; None if it is not known.
+            evicting: Whether pages were evicted in it.
         """
+        self._evicting = evicting
         if accesses <= 0:
             return
         if interval_s is not None and accesses / interval_s / 2.0**self.shift > SAMPLED_PER_S_MAX:
@@ -217,6 +228,7 @@ class CurveTracker:
             steady_accesses=round(self._steady_accesses),
             stale=0.0 if self._afresh is None else round(self._afresh.stale, 5),
             unread_bytes=0 if self._afresh is None else self._unread_bytes(self._afresh),
+            turned_over=self._evicting and self._working_set * 2.0**self.shift > self._cached,
             estimator=self.estimator.name,
         )
 

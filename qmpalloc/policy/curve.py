@@ -63,7 +63,7 @@ class CurvePolicy:
         candidates = [self._candidate(guest) for guest in snapshot.guests if not doubts[guest.name]]
         if not candidates and not squeezed:
             return self._without_curves(snapshot, doubts)
-        candidates += self._idle(snapshot, doubts, squeezed)
+        candidates += self._bounded(snapshot, doubts, squeezed)
         if not candidates:
             return self._stay(snapshot, [], doubts, "no guest has a curve to act on", Limiter.STATE)
         for candidate in candidates:
@@ -103,11 +103,12 @@ class CurvePolicy:
             margin_bytes=min(int(self.settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8)),
         )
 
-    def _idle(self, snapshot: Snapshot, doubts: Mapping[str, str], squeezed: str) -> list[Candidate]:
-        """Return those guests in doubt that access next to nothing: whatever their curves, they cannot lose more.
+    def _bounded(self, snapshot: Snapshot, doubts: Mapping[str, str], squeezed: str) -> list[Candidate]:
+        """Return those guests in doubt that have next to nothing to lose, whatever their curves.
 
-        An idle guest is hardly sampled, so that its curve stays weak for ever; to hold it for that would keep memory
-        from all others. It is credited with missing all of its accesses as soon as it has any less than now.
+        An idle guest is hardly sampled, and a scan that does not come back for minutes shows no reuse, so that their
+        curves stay weak for long; to hold them for that would keep memory from all others. They are credited with
+        missing all of their accesses as soon as they have any less than now.
         """
         known = [guest for guest in snapshot.guests if guest.decidable and guest.interval_s]
         total = sum(guest.weight * _accesses_per_s(guest) for guest in known)
@@ -115,14 +116,14 @@ class CurvePolicy:
             Candidate(
                 guest=guest,
                 curve=_cautious(guest),
-                load=Load(accesses_per_s=_accesses_per_s(guest), miss_ratio=0.0, weight=guest.weight),
+                load=Load(accesses_per_s=_accesses_per_s(guest), miss_ratio=_lost_now(guest), weight=guest.weight),
             )
             for guest in known
             if doubts[guest.name]
             and guest.name != squeezed
             and guest.state is GuestState.FRESH
             and not guest.frozen
-            and guest.weight * _accesses_per_s(guest) <= self.settings.least_gain * total
+            and guest.weight * _accesses_per_s(guest) * (1.0 - _lost_now(guest)) <= self.settings.least_gain * total
         ]
 
     def _without_curves(self, snapshot: Snapshot, doubts: Mapping[str, str]) -> Decision:
@@ -218,11 +219,22 @@ def _accesses_per_s(guest: GuestSnapshot) -> float:
     return max(0, (guest.hits or 0) + (guest.misses or 0)) / guest.interval_s if guest.interval_s else 0.0
 
 
+def _lost_now(guest: GuestSnapshot) -> float:
+    """Return the share of its accesses that a guest misses for no passing reason, and so cannot lose.
+
+    0 unless its cache has turned over: one that is still being filled misses what it will hit.
+    """
+    if guest.curve is None or not guest.curve.turned_over or guest.curve.measured is None:
+        return 0.0
+    accesses = max(1, (guest.hits or 0) + (guest.misses or 0))
+    return min(guest.curve.measured, (guest.misses or 0) / accesses)
+
+
 def _cautious(guest: GuestSnapshot) -> Curve:
-    """Return the worst curve that a guest can have: it misses nothing now, and all with any less."""
+    """Return the worst curve that a guest can have: what it hits now it misses with any less."""
     target = max(guest.target_bytes, guest.floor_bytes + 1)
     sizes = (guest.floor_bytes, target - 1, target) if target - 1 > guest.floor_bytes else (guest.floor_bytes, target)
-    return Curve(sizes_bytes=sizes, miss_ratio=(*([1.0] * (len(sizes) - 1)), 0.0), estimator="idle")
+    return Curve(sizes_bytes=sizes, miss_ratio=(*([1.0] * (len(sizes) - 1)), _lost_now(guest)), estimator="bound")
 
 
 def _doubt(guest: GuestSnapshot) -> str:

@@ -17,6 +17,9 @@ from qmpalloc.units import MIB, PAGE_BYTES, align_down
 
 UNITS_MAX = 512
 
+_PARTS = 512
+"""Of a growth, to sum up what it is worth."""
+
 
 class Candidate(Struct, frozen=True, kw_only=True):
     """A guest whose size may be chosen.
@@ -26,8 +29,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
         curve: Its miss-ratio curve.
         load: Its load at the present size.
         margin_bytes: The curve is read this much to the left: memory that the guest is given but not credited with.
-        horizon_s: How long a size is thought to last. What a guest gains from growing begins only when the memory has
-            been filled, by its misses, so that only the rest of the horizon counts. None: for ever.
+        horizon_s: How long a size is thought to last. Memory that a guest is given is worth something once it has been
+            filled, by its misses, so that only what is left of the horizon then counts. None: for ever.
     """
 
     guest: GuestSnapshot
@@ -43,14 +46,21 @@ class Candidate(Struct, frozen=True, kw_only=True):
 
     def values(self, sizes_bytes: Sequence[float] | NDArray[Any], objective: Objective) -> Values:
         """Return the objective at each size, on average over the horizon."""
-        values = self.load.values(self.miss_ratios(sizes_bytes), objective)
+        sizes = np.asarray(sizes_bytes, dtype=float)
         if self.horizon_s is None:
+            return self.load.values(self.miss_ratios(sizes), objective)
+        target = float(self.guest.target_bytes)
+        values = self.load.values(self.miss_ratios(np.minimum(sizes, target)), objective)
+        most = float(sizes.max()) - target
+        if most <= 0:
             return values
-        now = self.load.values(self.miss_ratios([self.guest.target_bytes]), objective)[0]
-        growth = np.maximum(0.0, np.asarray(sizes_bytes, dtype=float) - self.guest.target_bytes) / PAGE_BYTES
-        misses_per_s = max(1e-9, self.load.accesses_per_s * self.load.miss_ratio)
-        lasting = 1.0 - np.minimum(1.0, growth / misses_per_s / self.horizon_s)
-        return np.asarray(np.where(growth > 0, now + (values - now) * lasting, values))
+        # Each part of the growth is worth what it adds, for the time that is left once it has been filled.
+        growth = np.linspace(0.0, most, _PARTS + 1)
+        added = np.diff(self.load.values(self.miss_ratios(target + growth), objective))
+        filled_per_s = max(1e-9, self.load.accesses_per_s * self.load.miss_ratio) * PAGE_BYTES
+        lasting = np.maximum(0.0, 1.0 - growth[1:] / filled_per_s / self.horizon_s)
+        gained = np.concatenate([[0.0], np.cumsum(added * lasting)])
+        return np.asarray(values + np.interp(sizes - target, growth, gained))
 
 
 def room_bytes(snapshot: Snapshot, chosen: Sequence[str]) -> int:

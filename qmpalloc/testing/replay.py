@@ -208,14 +208,15 @@ class ReplayGuest:
         file_bytes = self.cached_pages * PAGE_BYTES
         free = max(0, self.size_bytes - self.own_bytes - file_bytes)
         memory = Memory(total=self.size_bytes, free=free, active_file=0, inactive_file=file_bytes)
-        self.mapping.observe(self.size_bytes, memory, evicting=self.cache.resident >= self.cache.capacity)
+        evicting = self.cache.resident >= self.cache.capacity
+        self.mapping.observe(self.size_bytes, memory, evicting=evicting)
         if not accesses or not self._observed:
             return
         keys = self.sampled(numbers)
         self.tracker.observe(Window(keys=keys, accesses=accesses, events=len(keys), lost=0, shift=BLOCK_SHIFT))
         cached = self.mapping.cached_pages(memory)
         assert cached is not None
-        self.tracker.measure(accesses, misses, cached, self.interval_s)
+        self.tracker.measure(accesses, misses, cached, self.interval_s, evicting=evicting)
         self.service.observe(accesses, misses, self.interval_s)
 
 

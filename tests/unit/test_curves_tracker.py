@@ -95,6 +95,14 @@ def test_misses_while_the_cache_fills_say_nothing_of_its_size():
     assert tracker.measured == pytest.approx(0.2, abs=0.01)
 
 
+def test_a_cache_has_turned_over_when_more_was_read_than_it_holds_and_pages_leave_it():
+    tracker = CurveTracker("lru_gen", 10_000, 200_000)
+    for seen, evicting, turned_over in ((400, True, False), (600, False, False), (600, True, True)):
+        tracker.observe(window(np.arange(seen)))
+        tracker.measure(32_000, 32_000, FIT // 2, evicting=evicting)
+        assert curve(tracker).turned_over is turned_over
+
+
 def test_at_the_edge_of_a_cliff_both_sides_of_it_are_believed():
     for misses in (1.0, 0.5, 0.0):
         tracker = CurveTracker("lru_gen", 10_000, 200_000)

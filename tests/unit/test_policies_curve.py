@@ -18,7 +18,7 @@ from qmpalloc.sample import Memory
 from qmpalloc.units import MIB
 
 
-def line(*points, weak=(), measured=None, steady=10**9):
+def line(*points, weak=(), measured=None, steady=10**9, turned_over=False):
     """A curve through points of MiB and miss ratio."""
     return Curve(
         sizes_bytes=tuple(mib * MIB for mib, _ in points),
@@ -26,6 +26,7 @@ def line(*points, weak=(), measured=None, steady=10**9):
         weak=weak,
         measured=measured,
         steady_accesses=steady,
+        turned_over=turned_over,
     )
 
 
@@ -257,6 +258,32 @@ def test_an_idle_guest_gives_whatever_its_curve_for_it_has_nothing_to_lose():
         guest("idle", weak, rate=10, state=GuestState.LATE),
     ):
         assert targets(load("curve", {}).decide(snapshot(other, busy))) == [500, 500]
+
+
+def test_a_scan_gives_before_its_curve_is_known_for_it_hits_nothing():
+    unknown = ("1.0 working sets seen, 2 are needed",)
+    busy = guest("busy", STRAIGHT)
+
+    def sizes(scan):
+        return targets(load("curve", {}).decide(snapshot(scan, busy)))
+
+    def scan(measured=1.0, misses=10_000, *, turned_over=True, **more):
+        curve = line((100, 1.0), (2000, 1.0), weak=unknown, measured=measured, turned_over=turned_over)
+        return guest("scan", curve, misses=misses, **more)
+
+    assert sizes(scan())[0] < 500
+    assert sizes(scan())[1] > 500
+    # One that is still filling its cache, that hits as much as counts, or did so a moment ago, or is held anyway.
+    held = scan(turned_over=False), scan(misses=9_000), scan(measured=0.9), scan(frozen="danger")
+    for one in held:
+        assert sizes(one) == [500, 500], one
+
+
+def test_memory_that_nobody_needs_is_given_in_one_go_as_far_as_it_will_be_filled():
+    # 213 misses a second fill 100 MiB in the horizon of 120 s. What is filled first is worth more than what is last.
+    slow = guest("slow", line((100, 1.0), (2000, 0.0), steady=0), rate=270)
+    decision = load("curve", {"margin": "0B", "least_gain": 0.0}).decide(snapshot(guest("none", FLAT, rate=0), slow))
+    assert targets(decision)[0] == pytest.approx(500 - 100, abs=3)
 
 
 def test_idle_guests_alone_are_no_reason_to_decide_by_curves():
