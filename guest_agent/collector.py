@@ -16,8 +16,11 @@ from guest_agent import procfs
 from guest_agent.btf import BtfError
 from guest_agent.counters_file import DIRECTORY, CountersFile, Series, log, publish
 from guest_agent.probes import KERNEL_BTF, Probes
-from guest_agent.reader import STOP_SIGNALS
+from guest_agent.reader import COUNTERS, STOP_SIGNALS
 from guest_agent.samples import NAME as SAMPLES_NAME
+
+EXIT_UNSUITABLE = 78
+"""Exit status that keeps systemd from starting the collector again (EX_CONFIG of sysexits.h)."""
 
 _PROGRAM = Path(__file__).with_name("program.c")
 _LARGE_BYTES = 1 << 20
@@ -30,6 +33,10 @@ _READER = (
 
 class CannotCountError(Exception):
     """Why this guest's page cache cannot be counted, in one line, with what to do about it."""
+
+
+class UnsuitableKernelError(CannotCountError):
+    """The running kernel itself is why: another try cannot end otherwise before another kernel is booted."""
 
 
 class AlreadyRunningError(Exception):
@@ -80,12 +87,13 @@ def check_kernel(status: str | None, btf: Path = Path(KERNEL_BTF)) -> None:
         btf: Where the kernel keeps its type information.
 
     Raises:
-        CannotCountError: A privilege or the type information is missing.
+        CannotCountError: A privilege is missing.
+        UnsuitableKernelError: The type information is missing.
     """
     if not (procfs.has_capabilities(status, _CAP_SYS_ADMIN) or procfs.has_capabilities(status, _CAP_PERFMON, _CAP_BPF)):
         raise CannotCountError("no privilege to load eBPF programs: run as root, or with CAP_BPF and CAP_PERFMON")
     if not btf.exists():
-        raise CannotCountError(f"this kernel has no type information ({btf}): it needs CONFIG_DEBUG_INFO_BTF=y")
+        raise UnsuitableKernelError(f"this kernel has no type information ({btf}): it needs CONFIG_DEBUG_INFO_BTF=y")
 
 
 def compile_and_attach(flags: list[str]) -> Any:
@@ -202,6 +210,14 @@ def compile_with_samples(probes: Probes) -> Any | None:
         return None
 
 
+def describe(counted: set[str], missing: list[str]) -> str:
+    """Return the line of the log that tells what is counted, and what is not for want of which hooks."""
+    absent = [name for name in COUNTERS if name not in counted]
+    line = f"counting {', '.join(sorted(counted))}"
+    line += f"; not counting {', '.join(absent)}" if absent else ""
+    return line + (f"; not usable in this kernel: {', '.join(missing)}" if missing else "")
+
+
 def start(directory: Path, series: Series, *, sampling: bool = True) -> NoReturn:
     """Attach all hooks that this kernel has and become the reader.
 
@@ -212,20 +228,24 @@ def start(directory: Path, series: Series, *, sampling: bool = True) -> NoReturn
 
     Raises:
         CannotCountError: Nothing can be counted.
+        UnsuitableKernelError: Nothing can be counted on this kernel.
     """
     check_kernel(procfs.read("/proc/self/status"))
-    check_headers(os.uname().release)
+    release = os.uname().release
     try:
         probes = Probes(Path(KERNEL_BTF).read_bytes())
     except BtfError as error:
-        raise CannotCountError(f"the kernel's type information ({KERNEL_BTF}) is not understood: {error}") from None
+        raise UnsuitableKernelError(f"the type information of {release} is not understood: {error}") from None
+    series.missing_hooks = probes.missing
     counted = probes.countable
     if not counted:
-        raise CannotCountError("this kernel has none of the functions to count at; Linux 6.1 and later have")
+        raise UnsuitableKernelError(
+            f"nothing can be counted on Linux {release}, 6.1 or later is needed: no usable {', '.join(probes.missing)}"
+        )
+    check_headers(release)
     sampled = compile_with_samples(probes) if sampling else None
     module = compile_and_attach(probes.compiler_flags) if sampled is None else sampled
-    absent = f"; not in this kernel: {', '.join(probes.missing)}" if probes.missing else ""
-    log(f"counting {', '.join(sorted(counted))}{absent}")
+    log(describe(counted, probes.missing))
     tell_service_manager("READY=1")
     become_reader(module, directory, series, counted, probes.missing, sampling=sampled is not None)
 
@@ -263,6 +283,8 @@ def main(arguments: list[str]) -> int:
     except (CannotCountError, OSError) as error:
         log(str(error))
         publish(file, series, None, str(error))
+        if isinstance(error, UnsuitableKernelError):
+            return EXIT_UNSUITABLE
     except SystemExit:
         file.remove()
         raise

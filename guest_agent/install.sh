@@ -94,6 +94,7 @@ check_agent() {
 remove_files() {
     rm -rf -- "${library:?}/guest_agent" "$units/$unit" "$wants/$unit"
     rmdir -- "$library" 2>/dev/null || true
+    [ -n "$offline" ] || rm -rf -- /run/qmpalloc
 }
 
 copy_files() {

@@ -142,6 +142,17 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         """True when the guest is fresh and its counts are known."""
         return self.state is GuestState.FRESH and self.hits is not None and self.misses is not None
 
+    @property
+    def undecidable(self) -> str:
+        """Why the guest is not `decidable`, for people; empty when it is."""
+        if self.decidable:
+            return ""
+        if self.state is not GuestState.FRESH:
+            return f"not fresh but {self.state}"
+        if self.interval_s is None:
+            return "counts not known yet"
+        return "its hits are not counted: see qmpalloc doctor"
+
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All guests at the moment of a decision.

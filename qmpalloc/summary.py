@@ -22,15 +22,15 @@ from qmpalloc.events import (
 
 
 class GuestSummary(Struct, kw_only=True):
-    """One guest's part. Bytes, and pages for the counts; they cover the time of control."""
+    """One guest's part. Bytes, and pages for the counts; they cover the time of control. None: nothing was counted."""
 
     name: str
     start_bytes: int
     end_bytes: int
     floor_bytes: int
     cap_bytes: int
-    hits: int = 0
-    misses: int = 0
+    hits: int | None = None
+    misses: int | None = None
 
 
 class Summary(Struct, kw_only=True):
@@ -96,8 +96,8 @@ class Summarizer:
                 summary.samples += 1
                 if event.delta is not None and self._in_force and not self._stopping:
                     guest = self._guests[event.guest]
-                    guest.hits += event.delta.hits or 0
-                    guest.misses += event.delta.misses or 0
+                    guest.hits = _plus(guest.hits, event.delta.hits)
+                    guest.misses = _plus(guest.misses, event.delta.misses)
             case SampleRejected():
                 summary.rejected_samples += 1
             case Decided():
@@ -142,3 +142,8 @@ class Summarizer:
             guest.end_bytes = event.actual_bytes
             if not self._in_force or guest.start_bytes == 0:
                 guest.start_bytes = event.actual_bytes
+
+
+def _plus(total: int | None, more: int | None) -> int | None:
+    """Return the sum of what is known; None when nothing is."""
+    return total if more is None else (total or 0) + more

@@ -196,7 +196,8 @@ async def _check_collector(guest: GuestConfig, agent: Agent, timeout_s: float, i
         todo = "install guest_agent/ in the guest (docs/guests.md) and start qmpalloc-collector.service"
         return [failed(name, "collector", error.message, todo)]
     except SampleError as error:
-        return [failed(name, "collector", error.message, error.hint or "journalctl -u qmpalloc-collector in the guest")]
+        todo = error.hint or "guest_agent/README.md explains it; in the guest: journalctl -u qmpalloc-collector"
+        return [failed(name, "collector", error.message, todo)]
     checks = []
     if first.sequence == second.sequence and first.start_id == second.start_id:
         todo = "systemctl restart qmpalloc-collector in the guest"
@@ -230,7 +231,7 @@ async def _check_samples(guest: GuestConfig, agent: Agent, timeout_s: float) -> 
 def counter_checks(name: str, sample: Sample) -> list[Check]:
     """Return what is wrong with the counts of a guest: which are absent, and why; what was lost on the way."""
     absent = [field for field in COUNTED if getattr(sample.counters, field) is None]
-    kernel = f"; this kernel has no {', '.join(sample.missing_hooks)}" if sample.missing_hooks else ""
+    kernel = f"; this kernel has no usable {', '.join(sample.missing_hooks)}" if sample.missing_hooks else ""
     needed = [field for field in absent if field in NEEDED_COUNTERS]
     checks = []
     if needed:
@@ -243,7 +244,10 @@ def counter_checks(name: str, sample: Sample) -> list[Check]:
         checks.append(warned(name, "counters", f"not counted: {', '.join(absent)}{kernel}", todo))
     lost, missed = sample.counters.events_lost, sample.collector.intervals_missed
     if lost:
-        todo = "boot the guest with preempt=voluntary (docs/counters-file.md): counts are short by as many"
+        todo = (
+            "counts are short by that many reads or insertions: its kernel is preemptible; before Linux 7.0, "
+            "preempt=voluntary avoids it (docs/counters-file.md)"
+        )
         checks.append(warned(name, "losses", f"{lost} events were not counted since the collector started", todo))
     if missed:
         todo = "the guest has too little CPU, or cannot write its counters file: journalctl -u qmpalloc-collector"

@@ -239,9 +239,9 @@ def _cautious(guest: GuestSnapshot) -> Curve:
 
 def _doubt(guest: GuestSnapshot) -> str:
     """Return why the guest is held as it is; empty when its curve may be acted on."""
-    if guest.state is not GuestState.FRESH:
-        return f"not fresh but {guest.state}"
-    if not guest.decidable or not guest.interval_s:
+    if not guest.decidable:
+        return guest.undecidable
+    if not guest.interval_s:
         return "counts not known yet"
     if guest.frozen:
         return guest.frozen

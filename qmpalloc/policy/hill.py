@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from qmpalloc.config import Size
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, moves_between
 from qmpalloc.policy.moves import moves_text
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
 
@@ -96,8 +96,7 @@ def _verdict(guest: GuestSnapshot, target: int, reason: str) -> GuestDecision:
     if guest.ghost_gain is not None and guest.ghost_loss is not None:
         terms = {"gain_mib": round(guest.ghost_gain, 3), "loss_mib": round(guest.ghost_loss, 3)}
     if not guest.decidable:
-        fresh = guest.state is GuestState.FRESH
-        reason, limiter = "counts not known yet" if fresh else f"not fresh but {guest.state}", Limiter.STATE
+        reason, limiter = guest.undecidable, Limiter.STATE
     elif guest.ghost_gain is None:
         reason, limiter = "its ghost hits are not known", Limiter.STATE
     elif target > guest.target_bytes:

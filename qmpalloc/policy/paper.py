@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from qmpalloc.config import Size
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Move, Snapshot
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Move, Snapshot
 from qmpalloc.units import PAGE_BYTES, SIZE_UNITS, align_down, format_count, format_size
 
 
@@ -129,7 +129,7 @@ def _held(guest: GuestSnapshot) -> GuestDecision:
     return GuestDecision(
         name=guest.name,
         target_bytes=guest.target_bytes,
-        reason="counts not known yet" if guest.state is GuestState.FRESH else f"not fresh but {guest.state}",
+        reason=guest.undecidable,
         limiter=Limiter.STATE,
     )
 

@@ -34,7 +34,7 @@ def closing_table(dashboard: Dashboard) -> Table:
             _moved(facts.received_bytes, facts.moves_in),
             _moved(facts.given_bytes, facts.moves_out),
         )
-    hits, misses = (sum(getattr(guest, field) for guest in summary.guests) for field in ("hits", "misses"))
+    hits, misses = (sum(getattr(guest, field) or 0 for guest in summary.guests) for field in ("hits", "misses"))
     table.add_section()
     table.add_row(
         "all",

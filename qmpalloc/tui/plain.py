@@ -19,6 +19,7 @@ from qmpalloc.events import (
     SamplesDropped,
     StateChanged,
 )
+from qmpalloc.model import GuestState
 from qmpalloc.tui.facts import hit_ratio, seen_terms
 from qmpalloc.tui.text import clean, number, percent, signed_size, size
 
@@ -111,7 +112,10 @@ def _decided(event: Decided) -> str:
         e = (seen_terms(seen) | verdict.terms).get("e")
         change = verdict.target_bytes - seen.target_bytes
         parts.append(f"{clean(verdict.name)} {'' if e is None else f'e {number(e)} '}{size(verdict.target_bytes)}")
-        parts[-1] += f" ({signed_size(change)}: {clean(verdict.reason)})" if change else ""
+        if change:
+            parts[-1] += f" ({signed_size(change)}: {clean(verdict.reason)})"
+        elif seen.state is GuestState.FRESH and not seen.decidable:
+            parts[-1] += f" ({seen.undecidable})"
     return f"decision {event.snapshot.cycle}: {clean(event.decision.summary)}; {', '.join(parts)}"
 
 

@@ -1,9 +1,10 @@
 """Log lines: what a person reads where there is no terminal."""
 
+from msgspec import structs
 from synthetic import run
 
 from qmpalloc.errors import SampleFault
-from qmpalloc.events import Sampled, SampleRejected
+from qmpalloc.events import Decided, Sampled, SampleRejected
 from qmpalloc.tui import PlainLog, plain_line
 
 WALL = 1_800_000_000.0
@@ -36,6 +37,16 @@ def test_a_decision_line_tells_e_moves_and_budget():
         "2027-01-15T08:00:05Z decision 1: db → web 95.4M; web e 61.3 1.09G (+95.4M: lowest e, takes 95.4M from db), "
         "db e 122 929M (-95.4M: highest e, gives 95.4M to web); committed 2G of 2G"
     )
+
+
+def test_a_decision_line_tells_which_guest_is_held_because_nothing_counts_its_hits():
+    event = next(event for event in run(2, 10) if isinstance(event, Decided))
+    web, db = event.snapshot.guests
+    held = structs.replace(event.decision.guests[0], target_bytes=web.target_bytes, terms={})
+    snapshot = structs.replace(event.snapshot, guests=(structs.replace(web, hits=None), db))
+    decision = structs.replace(event.decision, guests=(held, event.decision.guests[1]))
+    line = plain_line(structs.replace(event, snapshot=snapshot, decision=decision))
+    assert "web 1G (its hits are not counted: see qmpalloc doctor), db e 122 929M" in line
 
 
 def test_refusals_that_repeat_are_reported_once_a_minute_with_their_number():

@@ -81,7 +81,7 @@ COUNTED = Counters(
 @pytest.mark.parametrize(
     ("changes", "verdict", "says", "todo"),
     [
-        ({"counters": Counters(inserts_read=1)}, Verdict.FAIL, "this kernel has no filemap_read", "hold this guest"),
+        ({"counters": Counters(inserts_read=1)}, Verdict.FAIL, "kernel has no usable filemap_read", "hold this guest"),
         (
             {"counters": structs.replace(COUNTED, evictions=None)},
             Verdict.WARN,

@@ -1,6 +1,7 @@
 """How the collector starts, and each way in which it cannot: one line, in the log and in the file, and no traceback."""
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -185,6 +186,37 @@ def test_a_failure_is_one_line_in_log_and_file(tmp_path, monkeypatch, capsys):
     log = capsys.readouterr().err
     assert log.startswith("qmpalloc-collector: no privilege")
     assert log.count("\n") == 1
+
+
+def test_a_kernel_that_has_nothing_to_count_at_is_named_and_not_tried_again(tmp_path, monkeypatch, capsys):
+    """Linux 5.10: what it lacks is in log and file, and the exit status is one that systemd does not restart after."""
+
+    class Probes:
+        countable, missing = set[str](), ["filemap_read", "mm_filemap_add_to_page_cache"]
+
+        def __init__(self, _):
+            pass
+
+    btf = tmp_path / "vmlinux"
+    btf.touch()
+    monkeypatch.setattr(collector, "Probes", Probes)
+    monkeypatch.setattr(collector, "KERNEL_BTF", str(btf))
+    monkeypatch.setattr(collector, "check_kernel", lambda _: None)
+    status = collector.main(["--directory", str(tmp_path)])
+    assert f"RestartPreventExitStatus={status}\n" in (SOURCES / "qmpalloc-collector.service").read_text()
+    said = "6.1 or later is needed: no usable filemap_read, mm_filemap_add_to_page_cache"
+    assert fault_in(tmp_path / "counters.json").endswith(said)
+    assert json.loads((tmp_path / "counters.json").read_text())["missing_hooks"] == Probes.missing
+    assert capsys.readouterr().err.endswith(f"{said}\n")
+
+
+def test_the_log_names_what_is_not_counted():
+    every = set(reader.COUNTERS)
+    assert collector.describe({"accesses"}, []).startswith("counting accesses; not counting inserts_read, ")
+    assert "; not" not in collector.describe(every, [])
+    line = collector.describe(every - {"evictions"}, ["mm_filemap_delete_from_page_cache"])
+    assert line.endswith("; not counting evictions; not usable in this kernel: mm_filemap_delete_from_page_cache")
+    assert "not counting" not in collector.describe(every, ["filemap_splice_read"])
 
 
 def test_told_to_stop_while_starting(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, GuestSnapshot, GuestState, Limiter, Snapshot, hold
@@ -109,8 +110,14 @@ def test_only_fresh_guests_take_part(state):
 
 
 def test_unknown_counts_are_not_zero():
-    decision = paper().decide(snapshot(guest("a", hits=100), guest("b", hits=None, misses=None)))
+    unknown = guest("b", hits=None, misses=None)
+    decision = paper().decide(snapshot(guest("a", hits=100), unknown))
     assert decision.moves == ()
+    assert decision.guests[1].limiter is Limiter.STATE
+    assert decision.guests[1].reason == "its hits are not counted: see qmpalloc doctor"
+    assert structs.replace(unknown, interval_s=None).undecidable == "counts not known yet"
+    assert structs.replace(unknown, state=GuestState.WARMING).undecidable == "not fresh but warming"
+    assert guest("a").undecidable == ""
 
 
 @given(

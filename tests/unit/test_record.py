@@ -173,6 +173,12 @@ def test_the_summary_of_a_run():
     assert summary.reason == "duration reached"
 
 
+def test_what_was_never_counted_is_unknown_in_the_summary():
+    summarizer = Summarizer()
+    summarizer(RUN[0])
+    assert [(guest.hits, guest.misses) for guest in summarizer.summary.guests] == [(None, None), (None, None)]
+
+
 def test_faults_do_not_disturb_the_summary():
     summarizer = Summarizer()
     for event in [header("watch"), Faulted(**at(1.0), guest=None, kind="policy", message="x")]:
