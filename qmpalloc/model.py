@@ -46,6 +46,10 @@ class Limiter(StrEnum):
     NONE = "none"  # nothing to change
 
 
+UNMEASURED = "no miss ratio measured at this size yet"
+"""A curve's weakness that passes by itself, when its guest's size has not changed for a while."""
+
+
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
     """A guest's miss-ratio curve as it is thought to be now.
 
@@ -76,6 +80,11 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     unread_bytes: int = 0
     turned_over: bool = False
     estimator: str = ""
+
+    @property
+    def settling(self) -> bool:
+        """True when nothing is wrong with it but that the guest's size, or what fills it, has just changed."""
+        return self.weak == (UNMEASURED,)
 
 
 class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):

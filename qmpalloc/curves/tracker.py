@@ -17,7 +17,7 @@ from qmpalloc.curves.reuse import ReuseDistances, ReuseTimes
 from qmpalloc.curves.samples import BLOCK_SHIFT, SHIFT_MAX, Window
 from qmpalloc.curves.simulation import Simulations
 from qmpalloc.curves.usual import Usual
-from qmpalloc.model import Curve
+from qmpalloc.model import UNMEASURED, Curve
 
 SAMPLED_PAGES_MAX = 8_192
 """Pages of the largest simulated cache; the rate is lowered until it fits."""
@@ -204,7 +204,7 @@ class CurveTracker:
         measured, weak = self.measured, list(self._weaknesses())
         if measured is None:
             ratios = self.miss_ratios(cache)
-            weak.append("no miss ratio measured at this size yet")
+            weak.append(UNMEASURED)
         else:
             grid = np.concatenate([cache, [self._cached]])
             order = np.argsort(grid, kind="stable")

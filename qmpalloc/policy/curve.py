@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from msgspec import Struct, structs
@@ -15,9 +17,12 @@ from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.moves import moves_text
 from qmpalloc.policy.purge import Purges
+from qmpalloc.policy.reversals import Reversals
 from qmpalloc.units import MIB, format_count, format_size
 
 _DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
+_CHOSEN_S = "chosen_s"
+"""What is carried over: when curves last chose a split."""
 
 
 class CurvePolicy:
@@ -30,7 +35,8 @@ class CurvePolicy:
             objective: ``hits``: most hits per second. ``misses``: fewest misses per second. ``fair``: largest sum of
                 weight times the logarithm of each guest's speed.
             margin: Memory given to a guest but not credited: a curve's cliffs are not known to the page.
-            least_gain: A move must improve the objective by this share of all accesses (``fair``: of all weights).
+            least_gain: A move must improve the objective by this share of all accesses (``fair``: of all weights); by
+                as much more for each time that moves were taken back since a load changed.
             horizon: How long a split is thought to last at least; a load that has been the same for longer is thought
                 to stay so for as long again. Growth pays only from when the memory has been filled, by the misses of
                 the guest that got it.
@@ -49,14 +55,18 @@ class CurvePolicy:
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Return the best split, or hold with the reason; or squeeze a guest that is full of what nobody reads."""
-        purges, settings = Purges(snapshot.carry), self.settings
+        purges, reversals = Purges(snapshot.carry), Reversals(_carried(snapshot), snapshot)
+        settings = self.settings
         squeeze = purges.decide(snapshot, settings.objective, float(settings.horizon), settings.least_gain)
-        if squeeze is not None:
-            return squeeze
-        squeezed = "" if purges.squeeze is None else purges.squeeze.name
-        return structs.replace(self._split(snapshot, squeezed), carry=purges.carry)
+        if squeeze is None:
+            squeezed = "" if purges.squeeze is None else purges.squeeze.name
+            decision = self._split(snapshot, squeezed, reversals)
+        else:
+            decision = squeeze
+        carry = _carried(snapshot) | (decision.carry or {}) | purges.carry | reversals.carry
+        return structs.replace(decision, carry=carry)
 
-    def _split(self, snapshot: Snapshot, squeezed: str) -> Decision:
+    def _split(self, snapshot: Snapshot, squeezed: str, reversals: Reversals) -> Decision:
         doubts = {guest.name: _doubt(guest) for guest in snapshot.guests}
         if squeezed:
             doubts[squeezed] = "squeezed, until what it reads has taken the place of what it read before"
@@ -73,13 +83,15 @@ class CurvePolicy:
         if wanted is None:
             return self._stay(snapshot, candidates, doubts, "the budget does not hold all floors", Limiter.BUDGET)
         present = sum(candidate.guest.target_bytes for candidate in candidates)
-        against = "" if present > room else self._not_worth_it(candidates, wanted)
+        against = "" if present > room else self._not_worth_it(candidates, wanted, 1 + reversals.count)
         if against:
             return self._stay(snapshot, candidates, doubts, against, Limiter.GATE)
         targets = take_slowly(candidates, wanted, room)
+        reversals.moved({candidate.guest.name: candidate.guest.target_bytes for candidate in candidates}, targets)
         guests = tuple(self._verdict(guest, candidates, targets, wanted, doubts) for guest in snapshot.guests)
         moves = moves_between(snapshot, guests)
-        return Decision(guests=guests, moves=moves, summary=moves_text(moves), carry=snapshot.carry)
+        carry = _carried(snapshot) | {_CHOSEN_S: snapshot.time_s}
+        return Decision(guests=guests, moves=moves, summary=moves_text(moves), carry=carry)
 
     # --- what counts as a candidate -----------------------------------------------------------------------------------
 
@@ -127,15 +139,22 @@ class CurvePolicy:
         ]
 
     def _without_curves(self, snapshot: Snapshot, doubts: Mapping[str, str]) -> Decision:
-        """Climb on ghost hits where they are known, else hold."""
+        """Climb on ghost hits where they are known, else hold.
+
+        What curves have chosen is not climbed away from while they wait to be measured at the new sizes.
+        """
+        chosen_s = _carried(snapshot).get(_CHOSEN_S, -math.inf)
+        settling = any(guest.curve is not None and guest.curve.settling for guest in snapshot.guests)
+        if settling and snapshot.time_s - chosen_s < float(self.settings.horizon):
+            return self._stay(snapshot, [], doubts, "waits for what is missed at the new sizes", Limiter.STATE)
         if any(guest.decidable and guest.ghost_gain is not None for guest in snapshot.guests):
             return self._hill.decide(snapshot)
         return self._stay(snapshot, [], doubts, "no guest has a curve to act on", Limiter.STATE)
 
     # --- is it worth it -----------------------------------------------------------------------------------------------
 
-    def _not_worth_it(self, candidates: Sequence[Candidate], wanted: Mapping[str, int]) -> str:
-        """Return why the move to `wanted` is not made; empty when it is worth it."""
+    def _not_worth_it(self, candidates: Sequence[Candidate], wanted: Mapping[str, int], factor: int) -> str:
+        """Return why the move to `wanted` is not made; empty when it gains `factor` times the least gain."""
         objective, gain, noise = self.settings.objective, 0.0, 0.0
         for candidate in candidates:
             guest = candidate.guest
@@ -149,7 +168,7 @@ class CurvePolicy:
         if all(wanted[candidate.guest.name] == candidate.guest.target_bytes for candidate in candidates):
             return "the split is the best"
         total = sum(c.load.weight * (1.0 if objective == "fair" else c.load.accesses_per_s) for c in candidates)
-        needed = max(self.settings.least_gain * total, 2.0 * noise**0.5)
+        needed = max(factor * self.settings.least_gain * total, 2.0 * noise**0.5)
         unit = "" if objective == "fair" else f" {objective}/s"
         if gain < needed or gain <= 0:
             return f"gains {format_count(gain)}{unit}, below {format_count(needed)}"
@@ -213,6 +232,10 @@ class CurvePolicy:
             limiter=Limiter.STEP if limited else Limiter.POLICY,
             terms={"misses_s": round(before, 2), "misses_s_then": round(after, 2), "hits_s_gained": round(hits, 2)},
         )
+
+
+def _carried(snapshot: Snapshot) -> dict[str, Any]:
+    return snapshot.carry if isinstance(snapshot.carry, dict) else {}
 
 
 def _accesses_per_s(guest: GuestSnapshot) -> float:

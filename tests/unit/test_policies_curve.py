@@ -11,8 +11,9 @@ from msgspec import structs
 from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.curves.value import Load
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Curve, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.model import UNMEASURED, Curve, GuestSnapshot, GuestState, Limiter, Snapshot
 from qmpalloc.policy import load
+from qmpalloc.policy.reversals import Reversals
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.sample import Memory
 from qmpalloc.units import MIB
@@ -292,6 +293,50 @@ def test_idle_guests_alone_are_no_reason_to_decide_by_curves():
     decision = load("curve", {}).decide(snapshot(guest("idle", weak, rate=10, ghost_gain=0.0, ghost_loss=0.0),
                                                  guest("busy", weak, **ghosts)))  # fmt: skip
     assert targets(decision) == [484, 516]  # it climbs
+
+
+def test_what_curves_chose_is_not_climbed_away_from_while_the_new_sizes_are_not_measured():
+    ghosts = {"ghost_gain": 1.0, "ghost_loss": 1.0}, {"ghost_gain": 100.0, "ghost_loss": 1.0}
+    good = guest("a", FLAT, **ghosts[0]), guest("b", STRAIGHT, **ghosts[1])
+    policy = load("curve", {"horizon": "60s"})
+    first = policy.decide(snapshot(*good))
+    assert targets(first)[0] < 500
+    unmeasured = [structs.replace(one, curve=structs.replace(one.curve, weak=(UNMEASURED,))) for one in good]
+
+    def then(*guests, seconds=2.0, carry=first.carry):
+        return policy.decide(structs.replace(snapshot(*guests, carry=carry), time_s=seconds))
+
+    held = then(*unmeasured)
+    assert held.moves == ()
+    assert held.summary.startswith("waits")
+    assert then(*unmeasured, carry=held.carry, seconds=60.0).moves == ()
+    # It climbs when that lasts, where curves have chosen nothing, and when the curves are weak for another reason.
+    assert targets(then(*unmeasured, carry=held.carry, seconds=61.0)) == [484, 516]
+    assert targets(then(*unmeasured, carry=None)) == [484, 516]
+    changed = [structs.replace(one, curve=structs.replace(one.curve, weak=("the load has changed",))) for one in good]
+    assert targets(then(*changed)) == [484, 516]
+
+
+def test_moves_to_and_fro_under_steady_loads_must_gain_more_each_time():
+    """Two curves that take turns: each is right for a while, as the miss ratios of a kernel that ages in rounds are."""
+    policy, carry, moves, size = load("curve", {"margin": "0B"}), None, [], 500
+    for turn in range(40):
+        up, down = (0.06, 0.14) if turn % 2 else (0.14, 0.06)
+        pair = [
+            guest("a", line((100, 0.5 + up), (2000, 0.5 - up), steady=10**8 + turn), size=size),
+            guest("b", line((100, 0.5 + down), (2000, 0.5 - down), steady=10**8 + turn), size=1000 - size),
+        ]
+        decision = policy.decide(snapshot(*pair, carry=carry))
+        carry = json.loads(json.dumps(decision.carry))
+        moves.append(bool(decision.moves))
+        size = targets(decision)[0]
+    assert sum(moves) >= 3
+    assert not any(moves[20:])
+    # Another load, and it begins anew.
+    again = [structs.replace(one, curve=structs.replace(one.curve, steady_accesses=10)) for one in pair]
+    assert Reversals(carry, snapshot(*pair)).count > 0
+    assert Reversals(carry, snapshot(*again)).count == 0
+    assert Reversals(carry, snapshot(pair[0])).count == 0
 
 
 # --- hill and oracle ------------------------------------------------------------------------------------------------
