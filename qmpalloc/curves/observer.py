@@ -26,7 +26,6 @@ second at most, and those of its last three intervals at once."""
 OVER = f"more than {SAMPLES_AT_ONCE} sampled accesses at once, or {SAMPLES_PER_S} a second: they count as lost"
 
 _SILENT_SAMPLES = 10
-_GHOSTS_FROM = 1_000
 _DISK_PAGES_LEAST = 100
 
 
@@ -209,8 +208,9 @@ class CurveObserver:
         if self.tracker is None:
             return CurveFacts(no_curve="the size of its cache is not known")
         gain = loss = None
-        if accesses_per_s is not None and self.tracker.lru.sampled >= _GHOSTS_FROM and not self._is_silent:
-            gain, loss = (round(ghosts * accesses_per_s, 4) for ghosts in self.tracker.ghosts())
+        ghosts = self.tracker.ghosts()
+        if accesses_per_s is not None and ghosts is not None and not self._is_silent:
+            gain, loss = (round(each * accesses_per_s, 4) for each in ghosts)
         return CurveFacts(
             curve=self._curve(self.tracker, floor_bytes, cap_bytes),
             no_curve="",

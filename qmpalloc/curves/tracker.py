@@ -232,11 +232,14 @@ class CurveTracker:
             estimator=self.estimator.name,
         )
 
-    def ghosts(self, mib: float = 16.0) -> tuple[float, float]:
+    def ghosts(self, mib: float = 16.0) -> tuple[float, float] | None:
         """Return the hits by access that a MiB more would bring, and that a MiB less would cost, at the present size.
 
-        Taken from the LRU curve over `mib` on each side: misses on pages that were evicted not long ago.
+        Taken from the LRU curve over `mib` on each side: misses on pages that were evicted not long ago. None after few
+        accesses.
         """
+        if self.lru.sampled < _FEW:
+            return None
         step = mib * 256.0
         less, here, more = self.lru.miss_ratios(
             np.array([self._cached - step, self._cached, self._cached + step]) / 2.0**self.shift

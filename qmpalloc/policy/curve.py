@@ -13,6 +13,7 @@ from qmpalloc.config import Duration, Size
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
+from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, missed_anyway
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.moves import moves_text
@@ -21,6 +22,10 @@ from qmpalloc.policy.reversals import Reversals
 from qmpalloc.units import MIB, format_count, format_size
 
 _DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
+_LITTLE = 0.02
+"""A guest of which nothing is known but what it can lose at most may give if that is so little of all accesses. What is
+gained for it must be more."""
+
 _CHOSEN_S = "chosen_s"
 """What is carried over: when curves last chose a split."""
 
@@ -99,7 +104,7 @@ class CurvePolicy:
         assert guest.curve is not None
         here = float(np.interp(guest.actual_bytes, guest.curve.sizes_bytes, guest.curve.miss_ratio))
         measured = guest.curve.measured
-        rate = _accesses_per_s(guest)
+        rate = accesses_per_s(guest)
         steady_s = guest.curve.steady_accesses / rate if rate else 0.0
         return Candidate(
             guest=guest,
@@ -123,19 +128,19 @@ class CurvePolicy:
         missing all of their accesses as soon as they have any less than now.
         """
         known = [guest for guest in snapshot.guests if guest.decidable and guest.interval_s]
-        total = sum(guest.weight * _accesses_per_s(guest) for guest in known)
+        total = sum(guest.weight * accesses_per_s(guest) for guest in known)
         return [
             Candidate(
                 guest=guest,
                 curve=_cautious(guest),
-                load=Load(accesses_per_s=_accesses_per_s(guest), miss_ratio=_lost_now(guest), weight=guest.weight),
+                load=Load(accesses_per_s=accesses_per_s(guest), miss_ratio=missed_anyway(guest), weight=guest.weight),
             )
             for guest in known
             if doubts[guest.name]
             and guest.name != squeezed
             and guest.state is GuestState.FRESH
             and not guest.frozen
-            and guest.weight * _accesses_per_s(guest) * (1.0 - _lost_now(guest)) <= self.settings.least_gain * total
+            and guest.weight * losable_per_s(guest) <= _LITTLE * total
         ]
 
     def _without_curves(self, snapshot: Snapshot, doubts: Mapping[str, str]) -> Decision:
@@ -238,26 +243,11 @@ def _carried(snapshot: Snapshot) -> dict[str, Any]:
     return snapshot.carry if isinstance(snapshot.carry, dict) else {}
 
 
-def _accesses_per_s(guest: GuestSnapshot) -> float:
-    return max(0, (guest.hits or 0) + (guest.misses or 0)) / guest.interval_s if guest.interval_s else 0.0
-
-
-def _lost_now(guest: GuestSnapshot) -> float:
-    """Return the share of its accesses that a guest misses for no passing reason, and so cannot lose.
-
-    0 unless its cache has turned over: one that is still being filled misses what it will hit.
-    """
-    if guest.curve is None or not guest.curve.turned_over or guest.curve.measured is None:
-        return 0.0
-    accesses = max(1, (guest.hits or 0) + (guest.misses or 0))
-    return min(guest.curve.measured, (guest.misses or 0) / accesses)
-
-
 def _cautious(guest: GuestSnapshot) -> Curve:
     """Return the worst curve that a guest can have: what it hits now it misses with any less."""
     target = max(guest.target_bytes, guest.floor_bytes + 1)
     sizes = (guest.floor_bytes, target - 1, target) if target - 1 > guest.floor_bytes else (guest.floor_bytes, target)
-    return Curve(sizes_bytes=sizes, miss_ratio=(*([1.0] * (len(sizes) - 1)), _lost_now(guest)), estimator="bound")
+    return Curve(sizes_bytes=sizes, miss_ratio=(*([1.0] * (len(sizes) - 1)), missed_anyway(guest)), estimator="bound")
 
 
 def _doubt(guest: GuestSnapshot) -> str:

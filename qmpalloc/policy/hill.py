@@ -12,12 +12,16 @@ from msgspec import Struct
 from qmpalloc.config import Size
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, moves_between
+from qmpalloc.policy.bounds import accesses_per_s, losable_per_s
 from qmpalloc.policy.moves import moves_text
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
 
 
 class HillPolicy:
-    """One step per decision, from the guest that loses least to the one that gains most."""
+    """One step per decision, from the guest that loses least to the one that gains most.
+
+    A guest whose ghost hits are not known, as it reads next to nothing, is given nothing and may give.
+    """
 
     class Settings(Struct, frozen=True, kw_only=True):
         """Settings of ``[policy]`` with ``name = "hill"``.
@@ -41,17 +45,15 @@ class HillPolicy:
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Move a step between the two guests where it gains most, if it gains enough."""
-        known = [
-            guest
-            for guest in snapshot.guests
-            if guest.decidable and guest.ghost_gain is not None and guest.ghost_loss is not None
-        ]
+        known = [guest for guest in snapshot.guests if guest.decidable and guest.interval_s]
         step = align_down(int(self.settings.step))
-        donors = [guest for guest in known if guest.target_bytes - guest.floor_bytes >= step]
-        receivers = [guest for guest in known if guest.cap_bytes - guest.target_bytes >= step]
+        donors = [guest for guest in known if guest.target_bytes - guest.floor_bytes >= step and not guest.frozen]
+        receivers = [
+            guest for guest in known if guest.cap_bytes - guest.target_bytes >= step and guest.ghost_gain is not None
+        ]
         best = max(
             (
-                (_gain(receiver) - _loss(donor), donor, receiver)
+                (_gain(receiver) - _loss(donor, step), donor, receiver)
                 for donor in donors
                 for receiver in receivers
                 if donor is not receiver
@@ -63,8 +65,8 @@ class HillPolicy:
         reason = "no two guests to move between"
         if best is not None:
             difference, donor, receiver = best
-            rate = sum(_rate(guest) for guest in known)
-            if _gain(receiver) <= self.settings.ratio * _loss(donor):
+            rate = sum(guest.weight * accesses_per_s(guest) for guest in known)
+            if _gain(receiver) <= self.settings.ratio * _loss(donor, step):
                 reason = "no step gains more than it costs"
             elif difference * step / MIB < self.settings.least_gain * rate:
                 reason = f"the best step gains {format_count(difference * step / MIB)} hits/s: too little"
@@ -81,14 +83,11 @@ def _gain(guest: GuestSnapshot) -> float:
     return guest.weight * (guest.ghost_gain or 0.0)
 
 
-def _loss(guest: GuestSnapshot) -> float:
-    return guest.weight * (guest.ghost_loss or 0.0)
-
-
-def _rate(guest: GuestSnapshot) -> float:
-    assert guest.hits is not None
-    assert guest.misses is not None
-    return guest.weight * (guest.hits + guest.misses) / guest.interval_s if guest.interval_s else 0.0
+def _loss(guest: GuestSnapshot, step: int) -> float:
+    """Return the hits per second that a MiB less costs; at most, where it is not known: a step takes all it has."""
+    if guest.ghost_loss is None:
+        return guest.weight * losable_per_s(guest) * MIB / step
+    return guest.weight * guest.ghost_loss
 
 
 def _verdict(guest: GuestSnapshot, target: int, reason: str) -> GuestDecision:
@@ -97,12 +96,14 @@ def _verdict(guest: GuestSnapshot, target: int, reason: str) -> GuestDecision:
         terms = {"gain_mib": round(guest.ghost_gain, 3), "loss_mib": round(guest.ghost_loss, 3)}
     if not guest.decidable:
         reason, limiter = guest.undecidable, Limiter.STATE
-    elif guest.ghost_gain is None:
-        reason, limiter = "its ghost hits are not known", Limiter.STATE
     elif target > guest.target_bytes:
-        reason, limiter = f"gains {format_count(guest.ghost_gain)} hits/s for each MiB", Limiter.POLICY
+        reason, limiter = f"gains {format_count(guest.ghost_gain or 0.0)} hits/s for each MiB", Limiter.POLICY
+    elif target < guest.target_bytes and guest.ghost_loss is None:
+        reason, limiter = f"loses {format_count(losable_per_s(guest))} hits/s at most", Limiter.POLICY
     elif target < guest.target_bytes:
         reason, limiter = f"loses {format_count(guest.ghost_loss or 0.0)} hits/s for each MiB", Limiter.POLICY
+    elif guest.ghost_gain is None:
+        reason, limiter = "its ghost hits are not known", Limiter.STATE
     else:
         reason, limiter = reason or "another pair gains more", Limiter.GATE
     return GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter, terms=terms)

@@ -14,6 +14,7 @@ from msgspec import Struct, structs
 
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
+from qmpalloc.policy.bounds import accesses_per_s
 from qmpalloc.rules.limits import TAKE_MIN_BYTES, TAKE_SHARE
 from qmpalloc.units import PAGE_BYTES, align_down
 
@@ -71,7 +72,7 @@ class Purges:
         for guest in snapshot.guests:
             if guest.curve is not None and guest.curve.steady_accesses < self.done.get(guest.name, 0):
                 del self.done[guest.name]  # its load has changed again
-        needed = least_gain * sum(guest.weight * _accesses_per_s(guest) for guest in snapshot.guests)
+        needed = least_gain * sum(guest.weight * accesses_per_s(guest) for guest in snapshot.guests)
         for guest in snapshot.guests:
             low = None if guest.name in self.done else _low_bytes(guest)
             if low is not None and _gain_per_s(guest, low, objective, horizon_s) > needed:
@@ -141,10 +142,6 @@ def _given_back(snapshot: Snapshot, squeeze: Squeeze) -> dict[str, int]:
     return {**targets, squeeze.name: before}
 
 
-def _accesses_per_s(guest: GuestSnapshot) -> float:
-    return max(0, (guest.hits or 0) + (guest.misses or 0)) / guest.interval_s if guest.interval_s else 0.0
-
-
 def _low_bytes(guest: GuestSnapshot) -> int | None:
     """Return what the guest would be squeezed to; None where there is no reason to, or not enough to give."""
     fit = guest.state is GuestState.FRESH and guest.decidable and guest.interval_s and not guest.frozen
@@ -163,7 +160,7 @@ def _gain_per_s(guest: GuestSnapshot, low_bytes: int, objective: Objective, hori
     That takes as many misses as there are pages. Until then the guest gains nothing, and is taken to have no hits.
     """
     assert guest.curve is not None
-    rate = _accesses_per_s(guest)
+    rate = accesses_per_s(guest)
     if rate <= 0:
         return 0.0
     now = (guest.misses or 0) / (rate * (guest.interval_s or 0.0))

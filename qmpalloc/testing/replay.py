@@ -154,7 +154,7 @@ class ReplayGuest:
     def snapshot(self) -> GuestSnapshot:
         """Return what a policy sees."""
         rate = (self.hits + self.misses) / self.interval_s if self.interval_s else 0.0
-        gain, loss = self.tracker.ghosts() if self._observed else (0.0, 0.0)
+        ghosts = self.tracker.ghosts() if self._observed else None
         return GuestSnapshot(
             name=self.name,
             state=GuestState.FRESH,
@@ -169,8 +169,8 @@ class ReplayGuest:
             misses=round(self.misses),
             interval_s=self.interval_s or None,
             curve=self.tracker.curve(self.mapping, self.floor_bytes, self.cap_bytes) if self._observed else None,
-            ghost_gain=gain * rate if self._observed else None,
-            ghost_loss=loss * rate if self._observed else None,
+            ghost_gain=None if ghosts is None else ghosts[0] * rate,
+            ghost_loss=None if ghosts is None else ghosts[1] * rate,
             hit_s=self.service.hit_s,
             miss_s=self.service.miss_s,
             waits=self.service.waits,

@@ -248,13 +248,13 @@ def test_weights_count_and_fairness_spreads():
 def test_an_idle_guest_gives_whatever_its_curve_for_it_has_nothing_to_lose():
     weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
     busy = guest("busy", STRAIGHT)
-    for idle in (guest("idle", weak, rate=10), guest("idle", rate=0), guest("idle", weak, rate=29)):
+    for idle in (guest("idle", weak, rate=10), guest("idle", rate=0), guest("idle", weak, rate=190)):
         decision = load("curve", {}).decide(snapshot(idle, busy))
         assert targets(decision)[0] < 500, idle
         assert targets(decision)[1] > 500
     # One whose accesses count, one in danger and one that is not heard of are held.
     for other in (
-        guest("idle", weak, rate=100),
+        guest("idle", weak, rate=210),
         guest("idle", weak, rate=10, frozen="danger"),
         guest("idle", weak, rate=10, state=GuestState.LATE),
     ):
@@ -275,7 +275,7 @@ def test_a_scan_gives_before_its_curve_is_known_for_it_hits_nothing():
     assert sizes(scan())[0] < 500
     assert sizes(scan())[1] > 500
     # One that is still filling its cache, that hits as much as counts, or did so a moment ago, or is held anyway.
-    held = scan(turned_over=False), scan(misses=9_000), scan(measured=0.9), scan(frozen="danger")
+    held = scan(turned_over=False), scan(misses=9_500), scan(measured=0.95), scan(frozen="danger")
     for one in held:
         assert sizes(one) == [500, 500], one
 
@@ -359,10 +359,18 @@ def test_hill_rests_when_gain_and_loss_are_near_or_small():
     assert load("hill", {}).decide(snapshot(*small)).moves == ()
 
 
-def test_hill_leaves_guests_without_ghosts_alone():
-    decision = load("hill", {}).decide(snapshot(guest("a", ghost_gain=30.0, ghost_loss=30.0), guest("b")))
+def test_hill_takes_from_a_guest_without_ghosts_only_what_it_cannot_miss():
+    receiver = guest("a", ghost_gain=30.0, ghost_loss=30.0)
+    decision = load("hill", {}).decide(snapshot(receiver, guest("b")))
     assert decision.moves == ()
     assert decision.guests[1].reason == "its ghost hits are not known"
+    # 20 accesses a second are more than none of them hit: 16 MiB gain 480 hits a second.
+    idle = load("hill", {}).decide(snapshot(receiver, guest("b", rate=20)))
+    assert targets(idle) == [516, 484]
+    assert idle.guests[1].reason == "loses 20 hits/s at most"
+    assert load("hill", {}).decide(snapshot(receiver, guest("b", rate=20, frozen="danger"))).moves == ()
+    scan = line((100, 1.0), (2000, 1.0), measured=1.0, turned_over=True)
+    assert targets(load("hill", {}).decide(snapshot(receiver, guest("b", scan)))) == [516, 484]
 
 
 def test_the_oracle_goes_to_the_best_split_of_the_curves_it_was_given_and_changes_with_them():
