@@ -24,6 +24,10 @@ _DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
 _CHOSEN_S = "chosen_s"
 """What is carried over: when curves last chose a split."""
 
+_HITS_NOTHING = 0.95
+"""Of a guest's accesses that miss, from which on it is said to hit nothing. A slow guest that hits more has few hits by
+number, but perhaps because it is starved: then it goes slower for it, and learns its curve the slower."""
+
 
 class CurvePolicy:
     """Dynamic programming over the curves of all guests that have a good one; the others are held as they are."""
@@ -51,6 +55,8 @@ class CurvePolicy:
         self.settings = settings or self.Settings()
         if not 0 <= self.settings.least_gain <= 1:
             raise ConfigError("is not from 0 to 1", key="least_gain", hint="0.003 is 3 in 1,000 of all accesses")
+        if self.settings.horizon <= 0:
+            raise ConfigError("must be above 0", key="horizon", hint='for example "120s"')
         self._hill = HillPolicy()
 
     def decide(self, snapshot: Snapshot) -> Decision:
@@ -245,12 +251,14 @@ def _accesses_per_s(guest: GuestSnapshot) -> float:
 def _lost_now(guest: GuestSnapshot) -> float:
     """Return the share of its accesses that a guest misses for no passing reason, and so cannot lose.
 
-    0 unless its cache has turned over: one that is still being filled misses what it will hit.
+    0 unless that is nearly all, its disks confirm it, and its cache has turned over: one that is still being filled
+    misses what it will hit.
     """
-    if guest.curve is None or not guest.curve.turned_over or guest.curve.measured is None:
+    if guest.curve is None or not guest.curve.turned_over or guest.curve.measured is None or _unconfirmed(guest):
         return 0.0
     accesses = max(1, (guest.hits or 0) + (guest.misses or 0))
-    return min(guest.curve.measured, (guest.misses or 0) / accesses)
+    lost = min(guest.curve.measured, (guest.misses or 0) / accesses)
+    return lost if lost >= _HITS_NOTHING else 0.0
 
 
 def _cautious(guest: GuestSnapshot) -> Curve:
@@ -272,11 +280,15 @@ def _doubt(guest: GuestSnapshot) -> str:
         return f"no curve: {guest.no_curve}"
     if guest.curve.weak:
         return f"weak curve: {guest.curve.weak[0]}"
-    assert guest.misses is not None
-    if guest.disk_read_pages is not None:
-        # Its memory is worth at most the misses it has, and those must have come from the disk that QEMU serves.
-        most = guest.disk_read_pages * _DISK_TOLERANCE + _DISK_SLACK_PAGES
-        if guest.misses > most:
-            read = format_count(guest.disk_read_pages)
-            return f"reports {format_count(guest.misses)} misses, but its disks read {read} pages"
-    return ""
+    return _unconfirmed(guest)
+
+
+def _unconfirmed(guest: GuestSnapshot) -> str:
+    """Return in which way the guest's disks contradict its misses; empty when they do not, or are not known."""
+    if guest.disk_read_pages is None or guest.misses is None:
+        return ""
+    # Its memory is worth at most the misses it has, and those must have come from the disk that QEMU serves.
+    if guest.misses <= guest.disk_read_pages * _DISK_TOLERANCE + _DISK_SLACK_PAGES:
+        return ""
+    read = format_count(guest.disk_read_pages)
+    return f"reports {format_count(guest.misses)} misses, but its disks read {read} pages"
