@@ -109,6 +109,22 @@ def test_a_cliff_is_jumped_with_a_margin():
     assert sum(sizes) <= 1000
 
 
+def test_nothing_moves_for_the_sake_of_the_margin_alone():
+    """16 MiB more would be credited with what is steep up to the present size, and bring what is flat beyond."""
+    decision = load("curve", {}).decide(
+        snapshot(guest("a", line((100, 1.0), (500, 0.3), (2000, 0.25))), guest("b", STRAIGHT))
+    )
+    assert decision.moves == ()
+    assert decision.summary.startswith("gains -")
+
+
+def test_a_guest_that_fits_by_less_than_the_margin_is_not_robbed_as_if_it_did_not():
+    fits = guest("fits", structs.replace(CLIFF, measured=0.0), size=610)
+    decision = load("curve", {}).decide(snapshot(fits, guest("a", STRAIGHT, rate=2_000)))
+    assert decision.moves == ()
+    assert decision.summary.startswith("gains -")
+
+
 def test_the_best_split_stays():
     decision = load("curve", {}).decide(snapshot(guest("a", STRAIGHT), guest("b", STRAIGHT)))
     assert targets(decision) == [500, 500]
