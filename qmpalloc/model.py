@@ -66,6 +66,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         unread_bytes: How much of the cache, at least, was not read since the load was seen to change.
         turned_over: Whether the load has read more different pages than the cache holds, which evicts: what it misses
             is not for want of time to fill it.
+        pages_per_sampled: The curve rests on one page of so many; more when the rate of the sample was lowered.
         estimator: How the curve was made, for example ``lru_gen``.
     """
 
@@ -79,6 +80,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     stale: float = 0.0
     unread_bytes: int = 0
     turned_over: bool = False
+    pages_per_sampled: int = 0
     estimator: str = ""
 
     @property

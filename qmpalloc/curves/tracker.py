@@ -229,6 +229,7 @@ class CurveTracker:
             stale=0.0 if self._afresh is None else round(self._afresh.stale, 5),
             unread_bytes=0 if self._afresh is None else self._unread_bytes(self._afresh),
             turned_over=self._evicting and self._working_set * 2.0**self.shift > self._cached,
+            pages_per_sampled=2**self.shift,
             estimator=self.estimator.name,
         )
 

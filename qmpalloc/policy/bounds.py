@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from qmpalloc.model import GuestSnapshot
+from qmpalloc.units import format_count
+
+_DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
+
+_HITS_NOTHING = 0.95
+"""Of a guest's accesses that miss, from which on it is said to hit nothing. A slow guest that hits more has few hits by
+number, but perhaps because it is starved: then it goes slower for it, and learns its curve the slower."""
 
 
 def accesses_per_s(guest: GuestSnapshot) -> float:
@@ -13,14 +20,27 @@ def accesses_per_s(guest: GuestSnapshot) -> float:
 def missed_anyway(guest: GuestSnapshot) -> float:
     """Return the share of its accesses that a guest misses for no passing reason, and so cannot lose.
 
-    0 unless its cache has turned over: one that is still being filled misses what it will hit.
+    0 unless that is nearly all, its disks confirm it, and its cache has turned over: one that is still being filled
+    misses what it will hit.
     """
-    if guest.curve is None or not guest.curve.turned_over or guest.curve.measured is None:
+    if guest.curve is None or not guest.curve.turned_over or guest.curve.measured is None or unconfirmed(guest):
         return 0.0
     accesses = max(1, (guest.hits or 0) + (guest.misses or 0))
-    return min(guest.curve.measured, (guest.misses or 0) / accesses)
+    lost = min(guest.curve.measured, (guest.misses or 0) / accesses)
+    return lost if lost >= _HITS_NOTHING else 0.0
 
 
 def losable_per_s(guest: GuestSnapshot) -> float:
     """Return the hits per second that the guest can lose, at most."""
     return accesses_per_s(guest) * (1.0 - missed_anyway(guest))
+
+
+def unconfirmed(guest: GuestSnapshot) -> str:
+    """Return in which way the guest's disks contradict its misses; empty when they do not, or are not known."""
+    if guest.disk_read_pages is None or guest.misses is None:
+        return ""
+    # Its memory is worth at most the misses it has, and those must have come from the disk that QEMU serves.
+    if guest.misses <= guest.disk_read_pages * _DISK_TOLERANCE + _DISK_SLACK_PAGES:
+        return ""
+    read = format_count(guest.disk_read_pages)
+    return f"reports {format_count(guest.misses)} misses, but its disks read {read} pages"

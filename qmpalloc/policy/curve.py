@@ -13,7 +13,7 @@ from qmpalloc.config import Duration, Size
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, missed_anyway
+from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, missed_anyway, unconfirmed
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.moves import moves_text
@@ -21,10 +21,9 @@ from qmpalloc.policy.purge import Purges
 from qmpalloc.policy.reversals import Reversals
 from qmpalloc.units import MIB, format_count, format_size
 
-_DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
-_LITTLE = 0.02
-"""A guest of which nothing is known but what it can lose at most may give if that is so little of all accesses. What is
-gained for it must be more."""
+_LITTLE, _HITS_ALL = 0.02, 0.05
+"""A guest of which nothing is known but what it can lose at most may give if that is so little of all accesses, and if
+it misses next to nothing, or next to all. What is gained for it must be more."""
 
 _CHOSEN_S = "chosen_s"
 """What is carried over: when curves last chose a split."""
@@ -56,6 +55,8 @@ class CurvePolicy:
         self.settings = settings or self.Settings()
         if not 0 <= self.settings.least_gain <= 1:
             raise ConfigError("is not from 0 to 1", key="least_gain", hint="0.003 is 3 in 1,000 of all accesses")
+        if self.settings.horizon <= 0:
+            raise ConfigError("must be above 0", key="horizon", hint='for example "120s"')
         self._hill = HillPolicy()
 
     def decide(self, snapshot: Snapshot) -> Decision:
@@ -140,8 +141,17 @@ class CurvePolicy:
             and guest.name != squeezed
             and guest.state is GuestState.FRESH
             and not guest.frozen
-            and guest.weight * losable_per_s(guest) <= _LITTLE * total
+            and guest.weight * losable_per_s(guest) <= self._little(guest) * total
         ]
+
+    def _little(self, guest: GuestSnapshot) -> float:
+        """Return the share of all accesses that a guest in doubt may lose for what others gain.
+
+        One that hits a part of what it reads may read so little because it is starved: it waits for its misses, and
+        its curve is learnt the more slowly for that.
+        """
+        missed = (guest.misses or 0) / max(1, (guest.hits or 0) + (guest.misses or 0))
+        return _LITTLE if missed <= _HITS_ALL or missed_anyway(guest) else self.settings.least_gain
 
     def _without_curves(self, snapshot: Snapshot, doubts: Mapping[str, str]) -> Decision:
         """Climb on ghost hits where they are known, else hold.
@@ -160,12 +170,14 @@ class CurvePolicy:
 
     def _not_worth_it(self, candidates: Sequence[Candidate], wanted: Mapping[str, int], factor: int) -> str:
         """Return why the move to `wanted` is not made; empty when it gains `factor` times the least gain."""
-        objective, gain, noise = self.settings.objective, 0.0, 0.0
+        objective, gain, expected, noise = self.settings.objective, 0.0, 0.0, 0.0
         for candidate in candidates:
             guest = candidate.guest
             pair = [guest.target_bytes, wanted[guest.name]]
             now, then = candidate.values(pair, objective)
             gain += then - now
+            bare = structs.replace(candidate, margin_bytes=0).values(pair, objective)
+            expected += float(bare[1] - bare[0])
             ratios = candidate.miss_ratios(pair)
             # A difference of two points of one curve is a share of its accesses, and as uncertain as such a share is.
             if ratios[0] != ratios[1]:
@@ -175,6 +187,7 @@ class CurvePolicy:
         total = sum(c.load.weight * (1.0 if objective == "fair" else c.load.accesses_per_s) for c in candidates)
         needed = max(factor * self.settings.least_gain * total, 2.0 * noise**0.5)
         unit = "" if objective == "fair" else f" {objective}/s"
+        gain = min(gain, expected)  # what pays only for the sake of the margin does not pay
         if gain < needed or gain <= 0:
             return f"gains {format_count(gain)}{unit}, below {format_count(needed)}"
         return ""
@@ -262,11 +275,4 @@ def _doubt(guest: GuestSnapshot) -> str:
         return f"no curve: {guest.no_curve}"
     if guest.curve.weak:
         return f"weak curve: {guest.curve.weak[0]}"
-    assert guest.misses is not None
-    if guest.disk_read_pages is not None:
-        # Its memory is worth at most the misses it has, and those must have come from the disk that QEMU serves.
-        most = guest.disk_read_pages * _DISK_TOLERANCE + _DISK_SLACK_PAGES
-        if guest.misses > most:
-            read = format_count(guest.disk_read_pages)
-            return f"reports {format_count(guest.misses)} misses, but its disks read {read} pages"
-    return ""
+    return unconfirmed(guest)

@@ -131,7 +131,10 @@ def _trust(curve: Curve) -> Text:
         )
     text.append("  noise ", palette.LABEL).append(percent(curve.noise))
     text.append("  steady for ", palette.LABEL).append(f"{number(curve.steady_accesses)} accesses")
-    return text.append("  by ", palette.LABEL).append(clean(curve.estimator) or "?")
+    text.append("  by ", palette.LABEL).append(clean(curve.estimator) or "?")
+    if curve.pages_per_sampled:
+        text.append(" from ", palette.LABEL).append(f"1 page in {number(curve.pages_per_sampled)}")
+    return text
 
 
 def _decision(guest: GuestFacts) -> Text:

@@ -2,10 +2,10 @@
 
 from itertools import pairwise
 
-import msgspec
 import numpy as np
 import pytest
 import trio
+from msgspec import structs
 
 from qmpalloc.control.sampling import SAMPLES_BYTES_PER_S, SAMPLES_CHUNK_BYTES
 from qmpalloc.curves.observer import NOT_SAMPLED, OVER, SAMPLES_AT_ONCE
@@ -137,7 +137,7 @@ async def test_a_guest_that_claims_a_curve_it_does_not_have_gains_nothing(lab, a
     def forged(cache):
         batch = true_batch(cache)
         keys = random.integers(0, 3_000, len(batch.events)).astype(np.uint64)
-        return msgspec.structs.replace(batch, events=mixed(keys) >> np.uint64(4) << np.uint64(4))
+        return structs.replace(batch, events=mixed(keys) >> np.uint64(4) << np.uint64(4))
 
     small.batch = forged
     await lab.run(120.0, "curve")
@@ -145,6 +145,87 @@ async def test_a_guest_that_claims_a_curve_it_does_not_have_gains_nothing(lab, a
     assert seen.curve.weak
     assert "measured are 0.00" in verdict.reason or "working sets" in verdict.reason
     assert lab.size("small") == 500
+
+
+class Spoilt:
+    """Sampled accesses of a guest that go wrong from a time on."""
+
+    def __init__(self, lab, name, how, after_s):
+        self.lab, self.name, self.how = lab, name, how
+        self.begin_s = trio.current_time() + after_s
+        self.size_then = None
+        self.served, self.next = [], 0
+        self.true_batch, lab.guests[name].batch = lab.guests[name].batch, self.batch
+
+    def batch(self, cache):
+        batch = self.true_batch(cache)
+        if trio.current_time() < self.begin_s:
+            self.next = batch.first + len(batch.events)
+            return batch
+        self.size_then = self.size_then or self.lab.size(self.name)
+        self.served.append(batch)
+        return getattr(self, self.how)(batch)
+
+    def lost(self, batch):
+        return structs.replace(batch, first=batch.first + 1_000)
+
+    def reordered(self, batch):
+        return self.served[0] if len(self.served) % 2 else batch
+
+    def repeated(self, _):
+        return self.served[0]
+
+    def coarser(self, batch):
+        """Every other block is left out."""
+        kept = structs.replace(batch, first=self.next, shift=7, events=batch.events[batch.events & np.uint64(16) == 0])
+        self.next += len(kept.events)
+        return kept
+
+    def another_inode(self, batch):
+        """The file has another inode, or another generation of it: all of its pages have other keys."""
+        return structs.replace(batch, events=mixed(batch.events) >> np.uint64(4) << np.uint64(4))
+
+
+@pytest.mark.parametrize(
+    ("how", "after_s", "for_s", "why", "told"),
+    [
+        ("lost", 15.0, 40.0, "of the samples were lost", "1000 sampled accesses were lost"),
+        ("reordered", 15.0, 40.0, "", "backwards: the samples are older than those before"),
+        ("repeated", 15.0, 40.0, "no samples for", ""),
+        ("another_inode", 80.0, 10.0, "the load has changed", ""),
+    ],
+)
+async def test_bad_samples_are_shown_and_hold_their_guest(lab, autojump_clock, how, after_s, for_s, why, told):
+    await pair(lab)
+    spoilt = Spoilt(lab, "large", how, after_s)
+    await lab.run(after_s + for_s, "curve")
+    # Shown: why its curve is not used, in each decision; what was refused or lost, in the log. Held: it gets nothing.
+    seen, verdict = last(lab)["large"]
+    assert any(why in reason for reason in seen.curve.weak)
+    assert verdict.reason.startswith("weak curve: ")
+    targets = {
+        verdict.target_bytes // MIB
+        for event in lab.of(Decided)
+        if event.t > after_s
+        for verdict in event.decision.guests
+        if verdict.name == "large"
+    }
+    assert targets == {spoilt.size_then}
+    dashboard = Dashboard()
+    for event in lab.events:
+        dashboard.apply(event)
+    assert any(told in entry.text for entry in dashboard.log if entry.guest == "large")
+    assert dashboard.guests["large"].curve.weak == seen.curve.weak
+
+
+async def test_a_rate_that_is_lowered_in_mid_run_is_shown_and_the_curve_goes_on(lab, autojump_clock):
+    await pair(lab)
+    Spoilt(lab, "large", "coarser", 15.0)
+    await lab.run(120.0, "curve")
+    seen, _ = last(lab)["large"]
+    assert (seen.curve.pages_per_sampled, seen.curve.weak) == (128, ())
+    assert seen.actual_bytes > 600 * MIB
+    assert not lab.of(SamplesDropped, "large")
 
 
 async def test_other_policies_decide_as_before_and_the_record_has_the_curves(lab, autojump_clock):

@@ -194,7 +194,7 @@ class Run:
         measured = round(misses / (hits + misses), 4) if hits + misses else None
         return Curve(
             sizes_bytes=tuple(sizes), miss_ratio=tuple(ratios), weak=weak, noise=0.004, cached_bytes=600 * MIB,
-            measured=measured, steady_accesses=2_345_678, estimator="multi-generational",
+            measured=measured, steady_accesses=2_345_678, pages_per_sampled=64, estimator="multi-generational",
         )  # fmt: skip
 
     def decided(self) -> Iterator[AnyEvent]:

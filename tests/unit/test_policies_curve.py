@@ -109,6 +109,22 @@ def test_a_cliff_is_jumped_with_a_margin():
     assert sum(sizes) <= 1000
 
 
+def test_nothing_moves_for_the_sake_of_the_margin_alone():
+    """16 MiB more would be credited with what is steep up to the present size, and bring what is flat beyond."""
+    decision = load("curve", {}).decide(
+        snapshot(guest("a", line((100, 1.0), (500, 0.3), (2000, 0.25))), guest("b", STRAIGHT))
+    )
+    assert decision.moves == ()
+    assert decision.summary.startswith("gains -")
+
+
+def test_a_guest_that_fits_by_less_than_the_margin_is_not_robbed_as_if_it_did_not():
+    fits = guest("fits", structs.replace(CLIFF, measured=0.0), size=610)
+    decision = load("curve", {}).decide(snapshot(fits, guest("a", STRAIGHT, rate=2_000)))
+    assert decision.moves == ()
+    assert decision.summary.startswith("gains -")
+
+
 def test_the_best_split_stays():
     decision = load("curve", {}).decide(snapshot(guest("a", STRAIGHT), guest("b", STRAIGHT)))
     assert targets(decision) == [500, 500]
@@ -245,16 +261,35 @@ def test_weights_count_and_fairness_spreads():
     assert abs(fair[0] - fair[1]) < 60
 
 
+@pytest.mark.parametrize("objective", ["hits", "misses", "fair"])
+def test_weights_count_in_every_objective(objective):
+    policy = load("curve", {"objective": objective})
+    heavy, _ = settled(policy, guest("a", STRAIGHT, weight=3.0), guest("b", STRAIGHT))
+    light, _ = settled(policy, guest("a", STRAIGHT), guest("b", STRAIGHT, weight=3.0))
+    assert heavy[0] > 560
+    assert light[1] > 560
+
+
+def test_fewest_misses_and_most_hits_are_not_the_same():
+    """A load that waits reads more when it misses less: worth it for its hits, not for the disk."""
+    waiting = guest("waits", line((100, 0.5), (2000, 0.3)), hit_s=10e-6, miss_s=400e-6, waits=1.0, misses=4_500)
+    paced = guest("paced", line((100, 0.5), (2000, 0.3)), misses=4_500)
+    hits = load("curve", {}).decide(snapshot(waiting, paced))
+    misses = load("curve", {"objective": "misses"}).decide(snapshot(waiting, paced))
+    assert targets(hits)[0] > 500 > targets(misses)[0]
+
+
 def test_an_idle_guest_gives_whatever_its_curve_for_it_has_nothing_to_lose():
     weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
     busy = guest("busy", STRAIGHT)
-    for idle in (guest("idle", weak, rate=10), guest("idle", rate=0), guest("idle", weak, rate=190)):
+    for idle in (guest("idle", weak, rate=10), guest("idle", rate=0), guest("idle", weak, rate=190, misses=5)):
         decision = load("curve", {}).decide(snapshot(idle, busy))
         assert targets(decision)[0] < 500, idle
         assert targets(decision)[1] > 500
     # One whose accesses count, one in danger and one that is not heard of are held.
     for other in (
-        guest("idle", weak, rate=210),
+        guest("idle", weak, rate=210, misses=5),
+        guest("starved", weak, rate=190),
         guest("idle", weak, rate=10, frozen="danger"),
         guest("idle", weak, rate=10, state=GuestState.LATE),
     ):
@@ -274,10 +309,22 @@ def test_a_scan_gives_before_its_curve_is_known_for_it_hits_nothing():
 
     assert sizes(scan())[0] < 500
     assert sizes(scan())[1] > 500
-    # One that is still filling its cache, that hits as much as counts, or did so a moment ago, or is held anyway.
+    # One that is still filling its cache, that hits as much as counts, or did so a moment ago, or is held anyway, or
+    # whose disks do not confirm what it says.
     held = scan(turned_over=False), scan(misses=9_500), scan(measured=0.95), scan(frozen="danger")
-    for one in held:
+    for one in (*held, scan(disk_read_pages=100)):
         assert sizes(one) == [500, 500], one
+
+
+def test_a_starved_guest_beside_a_fast_one_is_not_taken_for_a_scan():
+    """Its few hits are next to nothing beside the other's, for it waits for its disk; what it could do is not known."""
+    unknown = structs.replace(line((100, 0.9), (2000, 0.1), measured=0.9, turned_over=True), weak=("1.0 of 2",))
+    fast = guest("fast", STRAIGHT, rate=100_000)
+    assert targets(load("curve", {}).decide(snapshot(guest("starved", unknown, rate=1_000, misses=900), fast))) == [
+        500,
+        500,
+    ]
+    assert targets(load("curve", {}).decide(snapshot(guest("scan", unknown, rate=100), fast)))[0] < 500
 
 
 def test_memory_that_nobody_needs_is_given_in_one_go_as_far_as_it_will_be_filled():
@@ -402,7 +449,14 @@ def test_the_oracle_refuses_what_is_no_curve(curve):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [("curve", {"least_gain": 2.0}), ("hill", {"ratio": 0.5}), ("hill", {"step": "1kB"})]
+    ("name", "settings"),
+    [
+        ("curve", {"least_gain": 2.0}),
+        ("curve", {"horizon": "0s"}),
+        ("curve", {"objective": "most"}),
+        ("hill", {"ratio": 0.5}),
+        ("hill", {"step": "1kB"}),
+    ],
 )
 def test_settings_out_of_range_are_refused(name, settings):
     with pytest.raises(ConfigError):
