@@ -170,14 +170,12 @@ class CurvePolicy:
 
     def _not_worth_it(self, candidates: Sequence[Candidate], wanted: Mapping[str, int], factor: int) -> str:
         """Return why the move to `wanted` is not made; empty when it gains `factor` times the least gain."""
-        objective, gain, expected, noise = self.settings.objective, 0.0, 0.0, 0.0
+        objective, gain, noise = self.settings.objective, 0.0, 0.0
         for candidate in candidates:
             guest = candidate.guest
             pair = [guest.target_bytes, wanted[guest.name]]
             now, then = candidate.values(pair, objective)
             gain += then - now
-            bare = structs.replace(candidate, margin_bytes=0).values(pair, objective)
-            expected += float(bare[1] - bare[0])
             ratios = candidate.miss_ratios(pair)
             # A difference of two points of one curve is a share of its accesses, and as uncertain as such a share is.
             if ratios[0] != ratios[1]:
@@ -187,7 +185,6 @@ class CurvePolicy:
         total = sum(c.load.weight * (1.0 if objective == "fair" else c.load.accesses_per_s) for c in candidates)
         needed = max(factor * self.settings.least_gain * total, 2.0 * noise**0.5)
         unit = "" if objective == "fair" else f" {objective}/s"
-        gain = min(gain, expected)  # what pays only for the sake of the margin does not pay
         if gain < needed or gain <= 0:
             return f"gains {format_count(gain)}{unit}, below {format_count(needed)}"
         return ""

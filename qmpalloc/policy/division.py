@@ -28,7 +28,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
         guest: Its snapshot.
         curve: Its miss-ratio curve.
         load: Its load at the present size.
-        margin_bytes: The curve is read this much to the left: memory that the guest is given but not credited with.
+        margin_bytes: The curve is read this much to the left: memory that the guest is given but not credited with. So
+            far a smaller size is thought to be worse than it is, and a larger one not to be better than the present.
         horizon_s: How long a size is thought to last. Memory that a guest is given is worth something once it has been
             filled, by its misses, so that only what is left of the horizon then counts. None: for ever.
     """
@@ -40,9 +41,16 @@ class Candidate(Struct, frozen=True, kw_only=True):
     horizon_s: float | None = None
 
     def miss_ratios(self, sizes_bytes: Sequence[float] | NDArray[Any]) -> Values:
-        """Return the miss ratio to plan with at each size."""
-        left = np.asarray(sizes_bytes, dtype=float) - self.margin_bytes
-        return np.asarray(np.interp(left, self.curve.sizes_bytes, self.curve.miss_ratio))
+        """Return the miss ratio to plan with at each size.
+
+        The margin is for sizes that the guest does not have. What it has now it keeps, if it does not shrink: a guest
+        whose file fits by less than the margin must not be robbed as if it missed everything already.
+        """
+        sizes = np.asarray(sizes_bytes, dtype=float)
+        known = self.curve.sizes_bytes, self.curve.miss_ratio
+        with_margin = np.interp(sizes - self.margin_bytes, *known)
+        now = float(np.interp(self.guest.target_bytes, *known))
+        return np.asarray(np.where(sizes < self.guest.target_bytes, with_margin, np.minimum(with_margin, now)))
 
     def values(self, sizes_bytes: Sequence[float] | NDArray[Any], objective: Objective) -> Values:
         """Return the objective at each size, on average over the horizon."""

@@ -115,14 +115,12 @@ def test_nothing_moves_for_the_sake_of_the_margin_alone():
         snapshot(guest("a", line((100, 1.0), (500, 0.3), (2000, 0.25))), guest("b", STRAIGHT))
     )
     assert decision.moves == ()
-    assert decision.summary.startswith("gains -")
 
 
 def test_a_guest_that_fits_by_less_than_the_margin_is_not_robbed_as_if_it_did_not():
     fits = guest("fits", structs.replace(CLIFF, measured=0.0), size=610)
     decision = load("curve", {}).decide(snapshot(fits, guest("a", STRAIGHT, rate=2_000)))
     assert decision.moves == ()
-    assert decision.summary.startswith("gains -")
 
 
 def test_the_best_split_stays():
