@@ -123,8 +123,11 @@ async def test_a_monitor_that_hangs_stays_charged_and_recovers(lab, autojump_clo
     def hang(on):
         faults.hang = on
 
-    await lab.run(30.0, actions=[(5.1, lambda _: hang(True)), (20.0, lambda _: hang(False))])
+    charges = []
+    note = lambda controller: charges.append(controller.guests[0].charge_bytes // MIB)  # noqa: E731
+    await lab.run(30.0, actions=[(5.1, lambda _: hang(True)), (19.0, note), (20.0, lambda _: hang(False))])
     assert "hung" in lab.states("small")
+    assert charges[0] >= min(event.actual_bytes for event in lab.of(SizeChanged, "small")) // MIB > 0
     assert lab.states("small")[-1] == "fresh"
     assert lab.size("small") == lab.size("large") == BASELINE
 

@@ -272,15 +272,15 @@ class TestWindow:
 
 class TestDanger:
     @pytest.mark.parametrize(
-        ("earlier", "later"),
+        ("earlier", "later", "told"),
         [
-            ({}, {"memory_bytes": Memory(total=GIB, available=10 * MIB)}),
-            ({"oom_kills": 1}, {"oom_kills": 2}),
-            ({"swap_pages": SwapPages(in_=0)}, {"swap_pages": SwapPages(in_=1000)}),
+            ({}, {"memory_bytes": Memory(total=GIB, available=10 * MIB)}, "10M available"),
+            ({"oom_kills": 1}, {"oom_kills": 3}, "2 processes killed"),
+            ({"swap_pages": SwapPages(in_=0)}, {"swap_pages": SwapPages(in_=1000)}, "1000 pages/s"),
         ],
     )
-    def test_signs(self, earlier, later):
-        assert find_danger(sample(1, **earlier), sample(2, **later), GIB)
+    def test_signs(self, earlier, later, told):
+        assert told in find_danger(sample(1, **earlier), sample(2, **later), GIB)
 
     def test_pressure_for_cache_is_not_danger(self):
         quiet = {"memory_bytes": Memory(total=GIB, available=200 * MIB), "oom_kills": 2, "swap_pages": SwapPages(in_=9)}
