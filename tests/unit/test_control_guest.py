@@ -305,6 +305,14 @@ class TestDanger:
         guest.measured(2 * GIB, 1.0)
         assert guest.danger(1.0) is None
 
+    def test_allocations_that_begin_to_wait_are_a_sign(self):
+        guest, scarce = connected(), Memory(total=GIB, available=100 * MIB)
+        for second in range(1, 20):
+            guest.take_sample(sample(second, memory_bytes=scarce, allocation_stalls=second), float(second))
+        assert guest.danger(19.0) is None
+        guest.take_sample(sample(20, memory_bytes=scarce, allocation_stalls=900), 20.0)
+        assert "881 allocations/s wait for memory" in guest.danger(20.0)
+
     def test_it_freezes_the_guest_for_a_while(self):
         guest = connected()
         guest.take_sample(sample(1, oom_kills=0), 1.0)
