@@ -20,6 +20,7 @@ from qmpalloc.events import (
 from qmpalloc.model import GuestState, Limiter
 from qmpalloc.policy import load
 from qmpalloc.qmp.framing import encode
+from qmpalloc.qmp.subscriptions import BUFFER_EVENTS
 from qmpalloc.testing import Refusal
 from qmpalloc.units import MIB
 
@@ -356,6 +357,23 @@ async def test_a_flood_of_other_events_hides_none_that_matters(lab, autojump_clo
     await lab.run(30.0, actions=[(5.1, lambda _: qemu.stop()), (9.0, resume)])
     assert "paused" in lab.states("small")
     assert lab.states("small")[-1] == "fresh"
+
+
+async def test_events_that_are_lost_are_told_and_the_state_is_asked_for_again(lab, autojump_clock):
+    await lab.two()
+    qemu = lab.guests["small"].qemu
+
+    def resume(_):
+        qemu.status, qemu.balloon.paused = "running", False
+        names = ["BALLOON_CHANGE", "RESUME"] + ["BALLOON_CHANGE"] * (BUFFER_EVENTS + 10)
+        qemu._events.send_nowait(b"".join(encode({"event": name}) for name in names))  # at once
+
+    await lab.run(30.0, actions=[(5.1, lambda _: qemu.stop()), (9.0, resume)])
+    assert "paused" in lab.states("small")
+    assert lab.states("small")[-1] == "fresh"
+    assert not {"connecting", "hung", "held"} & set(lab.states("small"))  # it is the same connection
+    fault = next(event for event in lab.of(Faulted, "small") if event.kind == "events")
+    assert "events of its QEMU were lost" in fault.message
 
 
 async def test_a_guest_that_takes_long_to_answer_is_charged_before_anything_is_granted(lab, autojump_clock):
