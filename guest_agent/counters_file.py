@@ -99,8 +99,9 @@ class Series:
         }
         if self.missing_hooks:
             content["missing_hooks"] = self.missing_hooks
-        if "oom_kill" in vmstat:
-            content["oom_kills"] = vmstat["oom_kill"]
+        for name, key in (("oom_kills", "oom_kill"), ("allocation_stalls", "allocstall")):
+            if key in vmstat:
+                content[name] = vmstat[key]
         if error is not None:
             content["error"] = printable(error, _ERROR_MAX_CHARS)
         self.sequence += 1

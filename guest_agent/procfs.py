@@ -27,7 +27,11 @@ def read(path: str) -> str | None:
     except OSError:
         return None
     try:
-        return os.read(fd, _READ_MAX_BYTES).decode("ascii", "replace")
+        content = b""
+        # The kernel hands out a long file, such as /proc/vmstat, a page at a time.
+        while (part := os.read(fd, _READ_MAX_BYTES)) and len(content) < _READ_MAX_BYTES:
+            content += part
+        return content.decode("ascii", "replace")
     except OSError:
         return None
     finally:
@@ -46,13 +50,20 @@ def memory_bytes(meminfo: str | None) -> dict[str, int]:
 
 
 def vmstat(text: str | None) -> dict[str, int]:
-    """Return the counters of ``/proc/vmstat`` that the counters file uses, by the kernel's names."""
+    """Return the counters of ``/proc/vmstat`` that the counters file uses, by the kernel's names.
+
+    ``allocstall`` is the sum over all zones.
+    """
     wanted = ("pswpin", "pswpout", "oom_kill", "workingset_refault_file")
-    facts = {}
+    facts: dict[str, int] = {}
     for line in (text or "").splitlines():
         name, _, value = line.partition(" ")
-        if name in wanted and value.isdigit():
+        if not value.isdigit():
+            continue
+        if name in wanted:
             facts[name] = int(value)
+        elif name.startswith("allocstall_"):  # one for each zone
+            facts["allocstall"] = facts.get("allocstall", 0) + int(value)
     return facts
 
 

@@ -125,6 +125,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     swap_pages: SwapPages = SwapPages()
     psi_memory: Psi = Psi()
     oom_kills: Count | None = None
+    allocation_stalls: Count | None = None
     collector: CollectorUse = CollectorUse()
     missing_hooks: Annotated[tuple[Printable, ...], Meta(max_length=32)] = ()
     error: Annotated[str, Meta(max_length=400, pattern=r"^[\x20-\x7e]*\Z")] | None = None

@@ -106,6 +106,7 @@ class Guest:
         self._counted = self._unseen = False
         self._base: Sample | None = None
         self._thrash = Level()
+        self._waits = Level()  # allocations that wait: by the guest's own account, and by its balloon's
         self._stalls = Level()
         self._stats: tuple[int, int, int] | None = None
         self._danger = ""
@@ -368,7 +369,7 @@ class Guest:
         self.received_s, self._counted, self._reset, self._unseen = now_s, True, False, False
         self.learn_need(sample)
         self.curves.take_sample(sample, accepted.delta, self.actual_bytes, self.floor_bytes, self.cap_bytes)
-        danger = find_danger(earlier, sample, self.actual_bytes, self._thrash)
+        danger = find_danger(earlier, sample, self.actual_bytes, self._thrash, self._waits)
         if danger:
             self._endanger(danger, now_s)
         return accepted

@@ -182,7 +182,7 @@ class Session:
                         nursery.cancel_scope.cancel()
 
                 nursery.start_soon(guard, lambda: self._watch_balloon(monitor))
-                nursery.start_soon(guard, lambda: self._watch_events(events))
+                nursery.start_soon(guard, lambda: self._watch_events(monitor, events))
                 nursery.start_soon(guard, lambda: self._watch_migration(monitor))
                 if monitor.qemu_version >= STATS_VERSION:
                     nursery.start_soon(guard, lambda: self._watch_stats(monitor, facts.balloon_path))
@@ -358,9 +358,16 @@ class Session:
             error=error,
         )
 
-    async def _watch_events(self, events: trio.MemoryReceiveChannel[MonitorEvent]) -> None:
-        guest = self.guest
+    async def _watch_events(self, monitor: Monitor, events: trio.MemoryReceiveChannel[MonitorEvent]) -> None:
+        guest, dropped = self.guest, 0
         async for event in events:
+            if monitor.events_dropped > dropped:  # one of them may have said that it was stopped, or that it goes on
+                dropped = monitor.events_dropped
+                message = f"{dropped} events of its QEMU were lost: they came faster than they could be heard"
+                self._journal.fault(guest.name, "events", message, "whether it runs is asked for again")
+                with deadline(self._timeout_s, monitor.address, "query-status"):
+                    guest.paused = not (await monitor.query_status()).running
+                self._on_change()
             match event.name:
                 case "BALLOON_CHANGE":
                     self._poll_now.set()

@@ -16,7 +16,7 @@ from qmpalloc.curves.observer import NOT_SAMPLED
 from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
 from qmpalloc.curves.samples import unpack
 from qmpalloc.doctor.checks import Check, Verdict, failed, passed, warned
-from qmpalloc.doctor.sockets import holders
+from qmpalloc.doctor.sockets import holders, who_else_may_open
 from qmpalloc.errors import DeadlineError, QmpallocError, RefusedError, SampleError
 from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
@@ -39,12 +39,12 @@ async def check_guest(guest: GuestConfig, control: ControlConfig) -> AsyncIterat
     timeout_s = float(control.command_timeout)
     socket = _socket(guest.name, "monitor socket", guest.monitor)
     yield socket
-    if socket.verdict is Verdict.OK:
+    if socket.verdict is not Verdict.FAIL:
         for check in await _check_monitor(guest, timeout_s):
             yield check
     socket = _socket(guest.name, "agent socket", guest.agent)
     yield socket
-    if socket.verdict is Verdict.OK:
+    if socket.verdict is not Verdict.FAIL:
         for check in await _check_agent(guest, timeout_s, float(control.sample_interval)):
             yield check
 
@@ -65,6 +65,10 @@ def _socket(name: str, what: str, path: str) -> Check:
     if held:
         todo = "end it, or give it a socket of its own (a second -qmp): QEMU serves one client per socket"
         return failed(name, what, f"{path} is held by {', '.join(held)}", todo)
+    others = who_else_may_open(Path(path))
+    if others:
+        todo = "put it in a directory of mode 700: who opens a guest's sockets owns the guest (docs/safety.md)"
+        return warned(name, what, f"{path} may be opened by {others}", todo)
     return passed(name, what, path)
 
 

@@ -1,14 +1,34 @@
-"""Who is connected to a Unix socket: from ``ss`` (iproute2)."""
+"""Who is connected to a Unix socket, from ``ss`` (iproute2), and who else may connect, by its mode."""
 
 from __future__ import annotations
 
 import re
 import shutil
+import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _USERS = re.compile(r'\("([^"]*)",pid=(\d+)')
+
+
+def who_else_may_open(path: Path) -> str:
+    """Return who but its owner may connect to a socket, in words; empty if nobody.
+
+    That takes the right to write to it and to search every directory above it (unix(7)). Access lists do not count.
+    """
+    path = path.resolve()
+    return who_else(path.stat().st_mode, [directory.stat().st_mode for directory in path.parents])
+
+
+def who_else(socket_mode: int, directory_modes: Iterable[int]) -> str:
+    """Return what `who_else_may_open` does, from the modes of a socket and of all directories above it."""
+    modes = list(directory_modes)
+    for who, write, search in (("everybody", stat.S_IWOTH, stat.S_IXOTH), ("its group", stat.S_IWGRP, stat.S_IXGRP)):
+        # Directories may be of other groups: what everybody may search, a group may, too.
+        if socket_mode & write and all(mode & (search | stat.S_IXOTH) for mode in modes):
+            return who
+    return ""
 
 
 def holders(path: str) -> list[str]:

@@ -88,12 +88,14 @@ class CurvePolicy:
         wanted = divide(candidates, room, self.settings.objective)
         if wanted is None:
             return self._stay(snapshot, candidates, doubts, "the budget does not hold all floors", Limiter.BUDGET)
-        present = sum(candidate.guest.target_bytes for candidate in candidates)
-        against = "" if present > room else self._not_worth_it(candidates, wanted, 1 + reversals.count)
+        now = {candidate.guest.name: candidate.guest.target_bytes for candidate in candidates}
+        against = (
+            "" if sum(now.values()) > room else self._not_worth_it(candidates, wanted, 1 + reversals.most(now, wanted))
+        )
         if against:
             return self._stay(snapshot, candidates, doubts, against, Limiter.GATE)
         targets = take_slowly(candidates, wanted, room)
-        reversals.moved({candidate.guest.name: candidate.guest.target_bytes for candidate in candidates}, targets)
+        reversals.moved(now, targets)
         guests = tuple(self._verdict(guest, candidates, targets, wanted, doubts) for guest in snapshot.guests)
         moves = moves_between(snapshot, guests)
         carry = _carried(snapshot) | {_CHOSEN_S: snapshot.time_s}

@@ -7,16 +7,19 @@ from typing import Any
 
 from qmpalloc.model import Snapshot
 
+_MOST = 10
+"""Beyond, a guest's reversals count no more: what gains much is never held for them."""
+
 
 class Reversals:
-    """Counts moves in the direction opposite to a guest's move before, until a load changes.
+    """Counts, for each guest, moves in the direction opposite to its move before, until a load changes.
 
     The miss ratio of a steady load is not steady: the kernel ages its lists in rounds that take minutes, and at the
     same size a guest may miss a half now and three fifths later. A split that follows this moves to and fro for ever.
     So the gain that a move must promise rises with each reversal: whatever the noise, the moves of a steady load end.
 
     Attributes:
-        count: Reversals so far.
+        counts: Guest to its reversals so far, at most 10.
     """
 
     def __init__(self, carry: Mapping[str, Any], snapshot: Snapshot) -> None:
@@ -30,20 +33,24 @@ class Reversals:
         self._steady = {guest.name: guest.curve.steady_accesses if guest.curve else 0 for guest in snapshot.guests}
         before = known.get("steady", {})
         same = before.keys() == self._steady.keys() and all(self._steady[name] >= before[name] for name in before)
-        self.count: int = known.get("count", 0) if same else 0
+        self.counts: dict[str, int] = dict(known.get("counts", {})) if same else {}
         self._directions: dict[str, int] = dict(known.get("directions", {})) if same else {}
+
+    def most(self, before: Mapping[str, int], after: Mapping[str, int]) -> int:
+        """Return the reversals of that guest, among those whose sizes would change, that has most."""
+        return max((self.counts.get(name, 0) for name, size in after.items() if size != before[name]), default=0)
 
     def moved(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
         """Note a decision: sizes before and after it, in bytes."""
-        reversed_ = False
         for name, size in after.items():
             direction = (size > before[name]) - (size < before[name])
-            if direction:
-                reversed_ |= self._directions.get(name, direction) != direction
-                self._directions[name] = direction
-        self.count += reversed_
+            if not direction:
+                continue
+            if self._directions.get(name, direction) != direction:
+                self.counts[name] = min(_MOST, self.counts.get(name, 0) + 1)
+            self._directions[name] = direction
 
     @property
     def carry(self) -> dict[str, Any]:
         """What is handed to the next decision."""
-        return {"reversals": {"count": self.count, "directions": self._directions, "steady": self._steady}}
+        return {"reversals": {"counts": self.counts, "directions": self._directions, "steady": self._steady}}

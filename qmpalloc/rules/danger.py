@@ -21,7 +21,7 @@ PRESSURE_SHARE = 0.5
 """Part of the time for which *all* tasks waited for memory, from which twice the available memory is required."""
 
 THRASH_PAGES_PER_S = 200.0
-THRASH_AVAILABLE_SHARE = 0.15
+SCARCE_SHARE = 0.15
 """With more than this available, reclaim has other pages to take: a program that starts reads its files once more."""
 
 STALLS_PER_S = 100.0
@@ -59,7 +59,13 @@ class Level:
         return self._rate
 
 
-def find_danger(earlier: Sample | None, later: Sample, actual_bytes: int, thrash: Level | None = None) -> str | None:
+def find_danger(
+    earlier: Sample | None,
+    later: Sample,
+    actual_bytes: int,
+    thrash: Level | None = None,
+    stalls: Level | None = None,
+) -> str | None:
     """Return why the guest is in danger, with the numbers, or None.
 
     Args:
@@ -67,6 +73,7 @@ def find_danger(earlier: Sample | None, later: Sample, actual_bytes: int, thrash
         later: The newest sample.
         actual_bytes: Its size as QEMU reports it.
         thrash: Its recent level of mapped pages read again; updated.
+        stalls: Its recent level of allocations that had to wait; updated.
     """
     available = later.memory_bytes.available
     least = max(AVAILABLE_MIN_BYTES, int(actual_bytes * AVAILABLE_MIN_SHARE))
@@ -87,8 +94,11 @@ def find_danger(earlier: Sample | None, later: Sample, actual_bytes: int, thrash
     if stalled > PRESSURE_SHARE and available is not None and available < 2 * least:
         return f"danger: all tasks waited for memory {stalled:.0%} of the time, {format_size(available)} available"
     thrashing = _find_thrashing(earlier, later, seconds, thrash) if thrash is not None else None
-    scarce = available is None or available < actual_bytes * THRASH_AVAILABLE_SHARE
-    return thrashing if scarce else None
+    waits = _change(earlier.allocation_stalls, later.allocation_stalls)
+    waiting = None if waits is None or stalls is None else find_stalls(max(waits, 0), 0, seconds, stalls)
+    # Allocations wait for a page of the cache to be dropped as well: no sign while there is plenty of that.
+    scarce = available is None or available < actual_bytes * SCARCE_SHARE
+    return thrashing or waiting if scarce else None
 
 
 def _find_thrashing(earlier: Sample, later: Sample, seconds: float, thrash: Level) -> str | None:

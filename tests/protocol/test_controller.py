@@ -63,6 +63,7 @@ async def test_guests_found_above_the_budget_go_to_baseline_before_anything_is_d
     assert controls == ["settling", "running", "returning", "stopped"]
     settled = next(event.t for event in lab.of(ControlChanged) if event.control == "running")
     assert 5.0 < settled < 8.0  # 300 MiB at 50 MiB/s
+    assert [event.t for event in lab.of(Decided) if event.t < settled] == []
 
 
 @pytest.mark.parametrize("mode", ["watch", "dry-run"])

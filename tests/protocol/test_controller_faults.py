@@ -20,6 +20,7 @@ from qmpalloc.events import (
 from qmpalloc.model import GuestState, Limiter
 from qmpalloc.policy import load
 from qmpalloc.qmp.framing import encode
+from qmpalloc.qmp.subscriptions import BUFFER_EVENTS
 from qmpalloc.testing import Refusal
 from qmpalloc.units import MIB
 
@@ -123,8 +124,11 @@ async def test_a_monitor_that_hangs_stays_charged_and_recovers(lab, autojump_clo
     def hang(on):
         faults.hang = on
 
-    await lab.run(30.0, actions=[(5.1, lambda _: hang(True)), (20.0, lambda _: hang(False))])
+    charges = []
+    note = lambda controller: charges.append(controller.guests[0].charge_bytes // MIB)  # noqa: E731
+    await lab.run(30.0, actions=[(5.1, lambda _: hang(True)), (19.0, note), (20.0, lambda _: hang(False))])
     assert "hung" in lab.states("small")
+    assert charges[0] >= min(event.actual_bytes for event in lab.of(SizeChanged, "small")) // MIB > 0
     assert lab.states("small")[-1] == "fresh"
     assert lab.size("small") == lab.size("large") == BASELINE
 
@@ -353,6 +357,23 @@ async def test_a_flood_of_other_events_hides_none_that_matters(lab, autojump_clo
     await lab.run(30.0, actions=[(5.1, lambda _: qemu.stop()), (9.0, resume)])
     assert "paused" in lab.states("small")
     assert lab.states("small")[-1] == "fresh"
+
+
+async def test_events_that_are_lost_are_told_and_the_state_is_asked_for_again(lab, autojump_clock):
+    await lab.two()
+    qemu = lab.guests["small"].qemu
+
+    def resume(_):
+        qemu.status, qemu.balloon.paused = "running", False
+        names = ["BALLOON_CHANGE", "RESUME"] + ["BALLOON_CHANGE"] * (BUFFER_EVENTS + 10)
+        qemu._events.send_nowait(b"".join(encode({"event": name}) for name in names))  # at once
+
+    await lab.run(30.0, actions=[(5.1, lambda _: qemu.stop()), (9.0, resume)])
+    assert "paused" in lab.states("small")
+    assert lab.states("small")[-1] == "fresh"
+    assert not {"connecting", "hung", "held"} & set(lab.states("small"))  # it is the same connection
+    fault = next(event for event in lab.of(Faulted, "small") if event.kind == "events")
+    assert "events of its QEMU were lost" in fault.message
 
 
 async def test_a_guest_that_takes_long_to_answer_is_charged_before_anything_is_granted(lab, autojump_clock):

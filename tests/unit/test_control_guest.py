@@ -272,15 +272,15 @@ class TestWindow:
 
 class TestDanger:
     @pytest.mark.parametrize(
-        ("earlier", "later"),
+        ("earlier", "later", "told"),
         [
-            ({}, {"memory_bytes": Memory(total=GIB, available=10 * MIB)}),
-            ({"oom_kills": 1}, {"oom_kills": 2}),
-            ({"swap_pages": SwapPages(in_=0)}, {"swap_pages": SwapPages(in_=1000)}),
+            ({}, {"memory_bytes": Memory(total=GIB, available=10 * MIB)}, "10M available"),
+            ({"oom_kills": 1}, {"oom_kills": 3}, "2 processes killed"),
+            ({"swap_pages": SwapPages(in_=0)}, {"swap_pages": SwapPages(in_=1000)}, "1000 pages/s"),
         ],
     )
-    def test_signs(self, earlier, later):
-        assert find_danger(sample(1, **earlier), sample(2, **later), GIB)
+    def test_signs(self, earlier, later, told):
+        assert told in find_danger(sample(1, **earlier), sample(2, **later), GIB)
 
     def test_pressure_for_cache_is_not_danger(self):
         quiet = {"memory_bytes": Memory(total=GIB, available=200 * MIB), "oom_kills": 2, "swap_pages": SwapPages(in_=9)}
@@ -304,6 +304,14 @@ class TestDanger:
         guest.ordered(2 * GIB)
         guest.measured(2 * GIB, 1.0)
         assert guest.danger(1.0) is None
+
+    def test_allocations_that_begin_to_wait_are_a_sign(self):
+        guest, scarce = connected(), Memory(total=GIB, available=100 * MIB)
+        for second in range(1, 20):
+            guest.take_sample(sample(second, memory_bytes=scarce, allocation_stalls=second), float(second))
+        assert guest.danger(19.0) is None
+        guest.take_sample(sample(20, memory_bytes=scarce, allocation_stalls=900), 20.0)
+        assert "881 allocations/s wait for memory" in guest.danger(20.0)
 
     def test_it_freezes_the_guest_for_a_while(self):
         guest = connected()

@@ -13,7 +13,7 @@ from qmpalloc.cli.doctor import doctor
 from qmpalloc.doctor import Verdict, check_guest
 from qmpalloc.doctor.guests import counter_checks, disk_caches
 from qmpalloc.doctor.host import cgroup_limit, check_host
-from qmpalloc.doctor.sockets import parse_holders
+from qmpalloc.doctor.sockets import parse_holders, who_else, who_else_may_open
 from qmpalloc.experiment.access import Uniform
 from qmpalloc.sample import CollectorUse, Counters, Sample
 from qmpalloc.testing import Load, ReplayGuest, open_simulated_guest
@@ -182,6 +182,37 @@ async def test_sockets_that_are_not_there_or_no_sockets(tmp_path, autojump_clock
     checks = await checks_of(a_config(tmp_path))
     assert "does not exist" in checks["monitor socket"].detail
     assert "is not a socket" in checks["agent socket"].detail
+
+
+@pytest.mark.parametrize(
+    ("directory_mode", "socket_mode", "who"),
+    [
+        (0o755, 0o755, ""),
+        (0o700, 0o777, ""),
+        (0o711, 0o777, "everybody"),
+        (0o750, 0o770, "its group"),
+        (0o755, 0o770, "its group"),
+        (0o750, 0o700, ""),
+    ],
+)
+def test_who_else_may_open_a_socket(directory_mode, socket_mode, who):
+    assert who_else(socket_mode, [directory_mode, 0o755]) == who
+
+
+async def test_a_socket_that_others_may_open_is_a_warning(tmp_path, autojump_clock, monkeypatch):
+    (tmp_path / "inner").mkdir(mode=0o700)
+    (tmp_path / "inner" / "socket").touch(mode=0o777)
+    assert who_else_may_open(tmp_path / "inner" / "socket") == ""
+    monkeypatch.setattr("qmpalloc.doctor.guests.who_else_may_open", lambda path: "everybody")
+    async with simulated(tmp_path) as guest:
+        guest.qemu.last_update = 1
+        await trio.sleep(1)
+        checks = await checks_of(a_config(tmp_path))
+    for name in ("monitor socket", "agent socket"):
+        assert checks[name].verdict is Verdict.WARN
+        assert "may be opened by everybody" in checks[name].detail
+        assert "mode 700" in checks[name].todo
+    assert checks["monitor"].verdict is checks["agent"].verdict is Verdict.OK  # they are asked all the same
 
 
 def test_the_command_exits_with_1_if_a_check_failed(tmp_path):

@@ -33,7 +33,8 @@ SUnreclaim:        12368 kB
 HugePages_Total:       0
 """
 VMSTAT = (
-    "nr_free_pages 207000\nworkingset_refault_anon 1\nworkingset_refault_file 42\npswpin 3\npswpout 4\noom_kill 1\n"
+    "nr_free_pages 207000\nworkingset_refault_anon 1\nworkingset_refault_file 42\npswpin 3\npswpout 4\n"
+    "allocstall_dma 0\nallocstall_normal 5\nallocstall_movable 6\noom_kill 1\n"
 )
 PRESSURE = "some avg10=1.25 avg60=0.00 avg300=0.00 total=96\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=90\n"
 
@@ -71,6 +72,7 @@ def test_a_file_with_every_field_at_its_largest_is_accepted_and_small(series):
     assert sample.memory_bytes.total == 990152 * 1024
     assert sample.memory_bytes.slab_unreclaimable == 12368 * 1024
     assert (sample.swap_pages.in_, sample.swap_pages.out, sample.oom_kills) == (3, 4, 1)
+    assert sample.allocation_stalls == 5 + 6
     assert (sample.psi_memory.some_total_us, sample.psi_memory.some_avg10) == (96, 1.25)
     assert (sample.lru, sample.interval_ms, sample.sequence) == ("lru_gen", 1000, 0)
     assert sample.collector.rss_bytes == 2792 * os.sysconf("SC_PAGE_SIZE")
@@ -86,6 +88,7 @@ def test_unknown_is_absent(series, kernel_files):
     assert sample.swap_pages.in_ is None
     assert sample.psi_memory.full_avg10 is None
     assert sample.oom_kills is None
+    assert sample.allocation_stalls is None
     assert sample.collector.rss_bytes is None
 
 
@@ -261,6 +264,13 @@ def test_capabilities():
     assert procfs.has_capabilities("CapEff:\t000001ffffffffff\n", 21, 39)
     assert not procfs.has_capabilities("CapEff:\t0000000000000000\n", 21)
     assert not procfs.has_capabilities(None, 21)
+
+
+def test_a_file_that_the_kernel_hands_out_in_parts_is_read_whole(tmp_path, monkeypatch):
+    (tmp_path / "vmstat").write_text("pswpin 3\noom_kill 1\n")
+    real_read = os.read
+    monkeypatch.setattr(os, "read", lambda fd, count: real_read(fd, 9))
+    assert procfs.vmstat(procfs.read(str(tmp_path / "vmstat"))) == {"pswpin": 3, "oom_kill": 1}
 
 
 def test_reads_nothing_where_there_is_nothing(tmp_path):

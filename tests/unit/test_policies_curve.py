@@ -379,9 +379,22 @@ def test_moves_to_and_fro_under_steady_loads_must_gain_more_each_time():
     assert not any(moves[20:])
     # Another load, and it begins anew.
     again = [structs.replace(one, curve=structs.replace(one.curve, steady_accesses=10)) for one in pair]
-    assert Reversals(carry, snapshot(*pair)).count > 0
-    assert Reversals(carry, snapshot(*again)).count == 0
-    assert Reversals(carry, snapshot(pair[0])).count == 0
+    sizes = {"a": 500, "b": 500}, {"a": 400, "b": 600}
+    assert Reversals(carry, snapshot(*pair)).most(*sizes) > 0
+    assert Reversals(carry, snapshot(*pair)).most(sizes[0], sizes[0]) == 0
+    assert Reversals(carry, snapshot(*again)).most(*sizes) == 0
+    assert Reversals(carry, snapshot(pair[0])).most(*sizes) == 0
+
+
+def test_who_swings_does_not_hold_up_the_others_nor_for_ever():
+    three = snapshot(guest("a"), guest("b"), guest("c"))
+    reversals, low, high = Reversals({}, three), {"a": 400, "b": 600}, {"a": 500, "b": 500}
+    for _ in range(20):
+        reversals.moved(low, high)
+        reversals.moved(high, low)
+    carried = Reversals(json.loads(json.dumps(reversals.carry)), three)
+    assert carried.most(low, high) == 10
+    assert carried.most({"c": 1}, {"c": 2}) == 0
 
 
 # --- hill and oracle ------------------------------------------------------------------------------------------------

@@ -7,20 +7,20 @@ from qmpalloc.sample import Counters, Memory, Psi, Sample
 from qmpalloc.units import GIB, MIB
 
 
-def sample(second, *, refaults=0, faults=0, reads=0, full_s=0.0, available=GIB // 2):
+def sample(second, *, refaults=0, faults=0, reads=0, full_s=0.0, available=GIB // 2, stalls=None):
     return Sample(
         format="qmpalloc-counters", version=1, boot_id="0" * 36, start_id="0" * 16, sequence=second,
         monotonic_ns=second * 10**9, interval_ms=1000, kernel="6.12", page_size=4096,
         counters=Counters(refaults=refaults, inserts_fault=faults, inserts_read=reads),
         memory_bytes=Memory(total=GIB, available=available),
-        psi_memory=Psi(full_total_us=int(full_s * 1e6)),
+        psi_memory=Psi(full_total_us=int(full_s * 1e6)), allocation_stalls=stalls,
     )  # fmt: skip
 
 
 def dangers(samples):
-    level = Level()
+    thrash, stalls = Level(), Level()
     pairs = itertools.pairwise(samples)
-    return [find_danger(earlier, later, GIB, level) for earlier, later in pairs]
+    return [find_danger(earlier, later, GIB, thrash, stalls) for earlier, later in pairs]
 
 
 def test_programs_that_are_read_again_and_again_are_danger_and_the_numbers_are_told():
@@ -56,6 +56,24 @@ def test_what_goes_on_for_long_is_the_guests_normal_life():
 def test_nothing_is_told_before_a_level_is_known():
     level = Level()
     assert not level.rises(1e6, LEARN_S / 2, 1.0)
+
+
+def test_allocations_that_begin_to_wait_by_the_guests_own_account_are_danger():
+    calm = [sample(second, stalls=7 * second, available=100 * MIB) for second in range(1, 20)]
+    found = dangers([*calm, sample(20, stalls=800, available=100 * MIB)])
+    assert set(found[:-1]) == {None}
+    assert found[-1] == "danger: 667 allocations/s wait for memory, 7/s lately"
+
+
+def test_allocations_that_wait_for_a_large_cache_are_none():
+    calm = [sample(second, stalls=0) for second in range(1, 20)]
+    assert set(dangers([*calm, sample(20, stalls=5000)])) == {None}
+
+
+def test_stalls_that_went_back_or_are_not_told_are_none():
+    calm = [sample(second, stalls=9000, available=100 * MIB) for second in range(1, 20)]
+    assert set(dangers([*calm, sample(20, stalls=3, available=100 * MIB)])) == {None}
+    assert set(dangers([*calm, sample(20, stalls=None, available=100 * MIB)])) == {None}
 
 
 def test_a_standstill_is_danger_only_when_little_is_available():
