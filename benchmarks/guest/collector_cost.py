@@ -36,7 +36,15 @@ STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 BCC, CORRECTED = Path("/usr/sbin/cachestat-bpfcc"), Path("/run/cachestat")
 # Debian 13 and 12 name it differently.
 LIBBPF = next(filter(os.path.exists, ("/usr/sbin/cachestat-libbpf", "/usr/sbin/cachestat")), "cachestat-libbpf")
+# What is left of any tool when its program does nothing: what it costs to be called.
+EMPTY = "import time; from bcc import BPF; bpf = BPF(text='{}'); print('1 attached'); time.sleep(9999)"
+PROGRAMS = {
+    "an empty program before filemap_read (fentry)": "KFUNC_PROBE(filemap_read) { return 0; }",
+    "an empty program after filemap_read (fexit)": "KRETFUNC_PROBE(filemap_read) { return 0; }",
+    "an empty kprobe of filemap_read": "int kprobe__filemap_read(void *ctx) { return 0; }",
+}
 TOOLS = {
+    **{name: ["python3", "-uc", EMPTY.format(program)] for name, program in PROGRAMS.items()},
     "bcc cachestat": ["python3", "-u", str(BCC), "1"],
     # As it would be if it hooked the functions that reads call since Linux 5.16.
     "bcc cachestat with today's function names": ["python3", "-u", str(CORRECTED), "1"],

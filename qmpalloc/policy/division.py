@@ -17,6 +17,9 @@ from qmpalloc.units import MIB, PAGE_BYTES, align_down
 
 UNITS_MAX = 512
 
+_CLIFF = 0.15
+"""A miss ratio that rises by so much within the margin does not slope: it breaks off."""
+
 _PARTS = 512
 """Of a growth, to sum up what it is worth."""
 
@@ -28,8 +31,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
         guest: Its snapshot.
         curve: Its miss-ratio curve.
         load: Its load at the present size.
-        margin_bytes: The curve is read this much to the left: memory that the guest is given but not credited with. So
-            far a smaller size is thought to be worse than it is, and a larger one not to be better than the present.
+        margin_bytes: The curve is read this much to the left: memory that the guest is given but not credited with.
         horizon_s: How long a size is thought to last. Memory that a guest is given is worth something once it has been
             filled, by its misses, so that only what is left of the horizon then counts. None: for ever.
     """
@@ -43,14 +45,16 @@ class Candidate(Struct, frozen=True, kw_only=True):
     def miss_ratios(self, sizes_bytes: Sequence[float] | NDArray[Any]) -> Values:
         """Return the miss ratio to plan with at each size.
 
-        The margin is for sizes that the guest does not have. What it has now it keeps, if it does not shrink: a guest
-        whose file fits by less than the margin must not be robbed as if it missed everything already.
+        A guest that stands at the edge of a cliff, nearer than the margin, keeps what it has if it does not shrink: one
+        whose file fits by less must not be robbed as if it missed everything already.
         """
-        sizes = np.asarray(sizes_bytes, dtype=float)
+        sizes, target = np.asarray(sizes_bytes, dtype=float), float(self.guest.target_bytes)
         known = self.curve.sizes_bytes, self.curve.miss_ratio
-        with_margin = np.interp(sizes - self.margin_bytes, *known)
-        now = float(np.interp(self.guest.target_bytes, *known))
-        return np.asarray(np.where(sizes < self.guest.target_bytes, with_margin, np.minimum(with_margin, now)))
+        planned = np.interp(sizes - self.margin_bytes, *known)
+        below, now = np.interp([target - self.margin_bytes, target], *known)
+        if below - now >= _CLIFF:
+            planned = np.where(sizes < target, planned, np.minimum(planned, now))
+        return np.asarray(planned)
 
     def values(self, sizes_bytes: Sequence[float] | NDArray[Any], objective: Objective) -> Values:
         """Return the objective at each size, on average over the horizon."""

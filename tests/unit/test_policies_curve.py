@@ -109,18 +109,18 @@ def test_a_cliff_is_jumped_with_a_margin():
     assert sum(sizes) <= 1000
 
 
-def test_nothing_moves_for_the_sake_of_the_margin_alone():
-    """16 MiB more would be credited with what is steep up to the present size, and bring what is flat beyond."""
-    decision = load("curve", {}).decide(
-        snapshot(guest("a", line((100, 1.0), (500, 0.3), (2000, 0.25))), guest("b", STRAIGHT))
-    )
-    assert decision.moves == ()
-
-
 def test_a_guest_that_fits_by_less_than_the_margin_is_not_robbed_as_if_it_did_not():
     fits = guest("fits", structs.replace(CLIFF, measured=0.0), size=610)
     decision = load("curve", {}).decide(snapshot(fits, guest("a", STRAIGHT, rate=2_000)))
     assert decision.moves == ()
+
+
+def test_on_a_slope_the_margin_is_no_reason_to_stay():
+    """Were only the sizes that a guest does not have read with the margin, both would stay 60 MiB from the best."""
+    bent = line(*((mib, (1 - mib / 1000) ** 2) for mib in range(100, 1001, 10)))
+    guests = guest("slow", bent, size=420, rate=10_000), guest("fast", bent, size=780, rate=40_000)
+    sizes, _ = settled(load("curve", {"least_gain": 0.0}), *guests)
+    assert sizes == pytest.approx([360, 840], abs=16)
 
 
 def test_the_best_split_stays():
