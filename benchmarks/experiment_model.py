@@ -4,8 +4,9 @@
     python benchmarks/experiment_model.py examples/mix-idle.toml --arms static,curve,oracle --verbose
 
 Guests are `qmpalloc.testing.ReplayGuest`s at full rate: the references are those of the real run, page replacement is
-simulated, memory moves at once. A hit takes --hit-us, a miss --miss-us more; a load with a rate does not wait. Memory
-that is no cache is what was found in reference guests: 120 MiB and 4.4 % of their RAM. A minute or two for each arm.
+simulated, memory moves at once. A hit takes --hit-us, a miss --miss-us more; a load with a rate that it cannot keep up
+with catches up later. Memory that is no cache is what was found in reference guests: 120 MiB and 4.4 % of their RAM. A
+minute or two for each arm.
 
 How near that is: paper-x2.toml at scale 1/4 took real guests (emulated, Linux 6.12, one repeat) 37 trials and 544 s
 with the arm static, 31 and 456 s with literal (.84), 37 and 546 s with dead-band, and 1.19, 1.07 and 1.18 million
@@ -93,7 +94,7 @@ class ModelGuest(ReplayGuest):
         if self.ends or self._left:
             self.load(Uniform(), phase.file)  # pages of their own
         hit_s, miss_s = self._times
-        self.accesses_per_s, self.miss_s = (phase.rate, 0.0) if phase.rate else (1.0 / hit_s, miss_s)
+        self.accesses_per_s, self.miss_s, self.due_per_s = 1.0 / hit_s, miss_s, phase.rate
         pages: Iterator[int] = phase_pages(self._spec, self._guest, phase)
         self.references = chain(pages, repeat(0))  # a few more than there are, for the last chunk
         self._left = phase.total_reads

@@ -118,7 +118,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         hit_s: Time of a hit as the load sees it, seconds by access; None if not known.
         miss_s: Additional time of a miss, the same; None if not known.
         waits: Whether the load waits for its reads, so that it goes faster when it misses less: 1 for a load that does,
-            0 for reads that come at a rate of their own, between for a mixture; None if not known.
+            0 for reads that come at a rate of their own, 1/n for one that has n reads outstanding; None if not known.
         disk_read_pages: Pages that QEMU itself has seen being read from the guest's disks, all together, in the same
             interval as `hits`; None if not known.
     """

@@ -6,6 +6,11 @@ memory, so rates are predicted from the time of a hit and the additional time of
     T(m) = T(m0) + waits * (m - m0) * miss_s
 
 at miss ratio m, where m0 is the present one: the time of hits and any pauses are in T(m0) = 1 / rate.
+
+A load that has many reads outstanding may be one that waits for all of them, or one that comes at a rate of its own and
+has fallen behind: both go as fast as the disk lets them now, but the second will not go faster than its own rate for
+longer than it takes to catch up. Nothing that can be seen from outside tells them apart until then. So the more reads
+are outstanding, the less of the speed that fewer misses would bring is counted.
 """
 
 from __future__ import annotations
@@ -24,6 +29,9 @@ _IDLE_PER_S = 0.001
 _HITS_LEAST = 0.01
 """Below this share of hits ``fair`` sees no difference: the logarithm of nothing would outweigh all else."""
 
+_OUTSTANDING_SURE = 8.0
+"""Reads outstanding up to which a load is taken for one that waits for each of them, as that many threads do."""
+
 _FASTER_MOST = 20.0
 """No prediction makes a load more than this many times as fast as it was seen to be."""
 
@@ -35,7 +43,8 @@ class Load(Struct, frozen=True, kw_only=True):
         accesses_per_s: Pages accessed per second.
         miss_ratio: Misses by accesses.
         miss_s: Additional time of a miss, seconds by access; None if not known.
-        waits: 1 for a load that waits for its reads, 0 for one whose reads come at a rate of their own.
+        waits: 1 for a load that waits for its reads, 0 for one whose reads come at a rate of their own, 1/n for one
+            that has n reads outstanding.
         weight: Relative importance.
     """
 
@@ -51,6 +60,7 @@ class Load(Struct, frozen=True, kw_only=True):
             return np.zeros(len(miss_ratios))
         now_s = 1.0 / self.accesses_per_s
         slower_s = self.waits * (self.miss_s or 0.0) * (miss_ratios - self.miss_ratio)
+        slower_s = np.where(slower_s < 0, min(1.0, self.waits * _OUTSTANDING_SURE) * slower_s, slower_s)
         return np.asarray(1.0 / np.maximum(now_s + slower_s, now_s / _FASTER_MOST))
 
     def values(self, miss_ratios: Values, objective: Objective) -> Values:

@@ -55,6 +55,7 @@ def true_curves(guest: Guest, references: References) -> list[dict[str, Any]]:
                 "sizes_of": "cache",
                 "until_accesses": accesses,
             }
+            | ({"accesses_per_s": phase.rate} if phase.rate else {})
         )
     del curves[-1]["until_accesses"]
     return curves

@@ -33,7 +33,8 @@ class MeasuredCurve(Struct, frozen=True, kw_only=True):
         sizes: Sizes, rising.
         miss_ratio: Misses by accesses at each.
         sizes_of: What `sizes` are of: the ``guest``'s memory, or the ``cache`` that its load has.
-        accesses_per_s: Its rate; None: the present one.
+        accesses_per_s: The rate at which its reads come, however many miss, while there are any; None: the present
+            one, which follows the misses if the load waits for its reads.
         until: Seconds since the run's start up to which it holds; None: to the end.
         until_accesses: The same in accesses of the guest since the run's start.
     """
@@ -169,9 +170,9 @@ class _Seen:
 
 def _candidate(guest: GuestSnapshot, measured: MeasuredCurve, overhead_bytes: int) -> Candidate:
     seen = (guest.hits or 0) + (guest.misses or 0)
-    rate = measured.accesses_per_s
-    if rate is None:
-        rate = max(0.0, seen / guest.interval_s) if guest.interval_s else 0.0
+    present = max(0.0, seen / guest.interval_s) if guest.interval_s else 0.0
+    # A load at a rate of its own that cannot keep up goes as fast as its misses let it, but that is not what it is for.
+    paced = measured.accesses_per_s if present else None
     # The rate is that of the misses there are, which are more than the curve's while the cache fills.
     missed = (guest.misses or 0) / seen if seen >= _TELLING_ACCESSES else None
     of_cache = measured.sizes_of == "cache"
@@ -181,10 +182,10 @@ def _candidate(guest: GuestSnapshot, measured: MeasuredCurve, overhead_bytes: in
         guest=guest,
         curve=Curve(sizes_bytes=sizes, miss_ratio=ratios, estimator="measured"),
         load=Load(
-            accesses_per_s=rate,
+            accesses_per_s=present if paced is None else paced,
             miss_ratio=float(np.interp(guest.actual_bytes, sizes, ratios)) if missed is None else missed,
             miss_s=guest.miss_s,
-            waits=guest.waits or 0.0,
+            waits=0.0 if paced is not None else guest.waits or 0.0,
             weight=guest.weight,
         ),
         margin_bytes=CACHE_MARGIN_BYTES if of_cache else 0,

@@ -34,6 +34,10 @@ from qmpalloc.units import MIB, PAGE_BYTES, align_down
 
 _CHUNK = 1_000
 
+OUTSTANDING = 250
+"""Reads that wait for the disk at a time when they come faster than it serves them: Linux lets 256 queue for it. Real
+guests had 250 of them (``docs/results/arms-x1/trials.csv``, ``disk_read_s`` by ``seconds``)."""
+
 
 class ReplayGuest:
     """A guest with a load that reads a file, and the page cache that serves it.
@@ -49,6 +53,8 @@ class ReplayGuest:
         baseline_bytes: Its size under a static split; its size at first.
         accesses_per_s: Pages read per second; by a load that waits, if all of them hit.
         miss_s: Additional time of a miss; 0 for a load that does not wait.
+        due_per_s: Rate of its own at which reads come, whatever became of those before; None: one comes when the one
+            before is done. What could not be done in time is caught up with as fast as the misses let it.
         weight: Relative importance.
         own_bytes: Memory that is never cache.
         pages_read: Pages of the model that were read in the last `advance`, in order.
@@ -71,6 +77,7 @@ class ReplayGuest:
         floor_bytes: int = 224 * MIB,
         cap_bytes: int = 4096 * MIB,
         miss_s: float = 0.0,
+        due_per_s: float | None = None,
         weight: float = 1.0,
         scale: int = 8,
         seed: int = 1,
@@ -89,6 +96,7 @@ class ReplayGuest:
             floor_bytes: The least it may be set to.
             cap_bytes: The most.
             miss_s: Additional time of a miss; 0 for a load that does not wait for its reads.
+            due_per_s: Rate of its own at which reads come, if that is not as fast as they are done.
             weight: Relative importance.
             scale: Pages of the guest that one page of the model stands for, a power of two up to 64.
             seed: Of its references.
@@ -98,6 +106,7 @@ class ReplayGuest:
         self.size_bytes = self.baseline_bytes = size_bytes
         self.floor_bytes, self.cap_bytes = floor_bytes, cap_bytes
         self.accesses_per_s, self.miss_s, self.weight = accesses_per_s, miss_s, weight
+        self.due_per_s = due_per_s
         self._lru, self.own_bytes, self._scale, self._seed = lru, own_bytes, scale, seed
         self._generation = 0
         self._observed = observed
@@ -115,6 +124,7 @@ class ReplayGuest:
         """Read another file from now on; the pages of the one before stay cached until they are evicted."""
         self._generation += 1
         self._pages = max(1, file_bytes // PAGE_BYTES // self._scale)
+        self._due = 0.0
         phase = str(self._generation)
         self.references: Iterator[int] = page_numbers(
             access, self._pages, seed=self._seed, guest=self.name, phase=phase
@@ -135,19 +145,22 @@ class ReplayGuest:
         left_s, accesses, misses = seconds, 0, 0
         parts: list[NDArray[np.int64]] = []
         each_s = self._scale / self.accesses_per_s if self.accesses_per_s > 0 else float("inf")
-        while left_s >= each_s:
-            count = min(_CHUNK, int(left_s / each_s))
+        self._due = float("inf") if self.due_per_s is None else self._due + self.due_per_s * seconds / self._scale
+        while left_s >= each_s and self._due >= 1:
+            count = int(min(_CHUNK, left_s / each_s, self._due))
             pages = list(islice(self.references, count))
             numbers = np.array(pages, dtype=np.int64) + self.first_page
             self.cache.grow(self.first_page + self._pages)
             missed = self.cache.read(numbers.tolist())
+            self._due -= count
             left_s -= count * each_s + missed * self.miss_s * self._scale
             accesses += count
             misses += missed
             parts.append(numbers)
         scale = self._scale
         self.hits, self.misses = float((accesses - misses) * scale), float(misses * scale)
-        self.interval_s = seconds - left_s
+        # A load that has nothing to do rests; one that is at work ends its last read later than asked.
+        self.interval_s = seconds - (left_s if self.due_per_s is None else min(0.0, left_s))
         self.pages_read = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
         self._observe(self.pages_read, accesses * scale, misses * scale)
 
@@ -217,7 +230,12 @@ class ReplayGuest:
         cached = self.mapping.cached_pages(memory)
         assert cached is not None
         self.tracker.measure(accesses, misses, cached, self.interval_s, evicting=evicting)
-        self.service.observe(accesses, misses, self.interval_s)
+        self.service.observe(accesses, misses, self.interval_s, disk_miss_s=self._disk_miss_s())
+
+    def _disk_miss_s(self) -> float | None:
+        """Return what QEMU would measure for a read: with those it waits for, if reads have piled up."""
+        behind = self.due_per_s is not None and self._due >= OUTSTANDING
+        return self.miss_s * (OUTSTANDING if behind else 1) or None
 
 
 def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
