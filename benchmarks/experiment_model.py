@@ -61,12 +61,11 @@ class ModelGuest(ReplayGuest):
         )  # fmt: skip
         self._begin()
         if specification.warm_up == "read":
-            self.cache.grow(self.first_page + self.file_pages)
-            self.cache.read(list(range(self.first_page, self.first_page + self.file_pages)))
+            self.read_through()
 
     def advance(self, seconds: float) -> None:
         """Let the load run through its phases for a time."""
-        hits = misses = 0.0
+        hits = misses = refaults = 0.0
         end_s = self._now_s + seconds
         while self._now_s < end_s:
             tick_s = min(TICK_S, end_s - self._now_s)
@@ -75,13 +74,13 @@ class ModelGuest(ReplayGuest):
                 continue
             super().advance(max(0.0, tick_s - self._ahead_s))
             self._ahead_s += self.interval_s - tick_s
-            hits, misses = hits + self.hits, misses + self.misses
+            hits, misses, refaults = hits + self.hits, misses + self.misses, refaults + self.refaults
             self._left -= round(self.hits + self.misses)
             if self._left <= 0:
                 self.ends.append(self._now_s + self._ahead_s)
                 if not self.finished:
                     self._begin()
-        self.hits, self.misses, self.interval_s = hits, misses, seconds
+        self.hits, self.misses, self.refaults, self.interval_s = hits, misses, refaults, seconds
         self.total_misses += misses
 
     @property
@@ -94,7 +93,7 @@ class ModelGuest(ReplayGuest):
         if self.ends or self._left:
             self.load(Uniform(), phase.file)  # pages of their own
         hit_s, miss_s = self._times
-        self.accesses_per_s, self.miss_s, self.due_per_s = 1.0 / hit_s, miss_s, phase.rate
+        self.accesses_per_s, self.miss_s, self.due_per_s = 1.0 / hit_s, miss_s, phase.rate or None
         pages: Iterator[int] = phase_pages(self._spec, self._guest, phase)
         self.references = chain(pages, repeat(0))  # a few more than there are, for the last chunk
         self._left = phase.total_reads

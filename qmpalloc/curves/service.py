@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-_KEEP = 0.98
-_SPREAD_LEAST = 0.02
-"""Standard deviation of the miss ratio from which on it says something about the rate."""
+import math
 
+_KEEP = 0.96
+"""Of what was seen before, with each interval: a load that has caught up must be known for what it is in a minute."""
+
+_ERROR_MOST = 0.25
+"""Standard error of what a miss costs, by what it would cost if all of the load's time went to misses, up to which the
+fit is believed."""
+
+_TELLING = 5.0
 _BUSY = 0.8
 
 
@@ -13,8 +19,9 @@ class ServiceTimes:
     """Time per access as a straight line in the miss ratio, fitted with exponential forgetting.
 
     A load that waits takes ``hit_s + m * waits * miss_s`` per access; one that does not takes the same time at any m.
-    Until the miss ratio has varied enough, the time that QEMU measured for the reads of the disk stands in, if known: a
-    load that spends most of its time waiting for the disk is taken for one that waits.
+    How well the slope is known decides, not how much the miss ratio has varied: chance is enough to tell that a load
+    keeps to its rate. Until then, the time that QEMU measured for the reads of the disk stands in, if known: a load
+    that spends most of its time waiting for the disk is taken for one that waits.
 
     A load with n reads outstanding at a time is held up by 1/n of what one of them takes. So `waits` is small for reads
     that have piled up, as those of a fixed rate do when it is more than the disk can serve.
@@ -30,7 +37,7 @@ class ServiceTimes:
         self.hit_s: float | None = None
         self.miss_s: float | None = None
         self.waits: float | None = None
-        self._n = self._m = self._t = self._mm = self._mt = 0.0
+        self._n = self._m = self._t = self._mm = self._mt = self._tt = 0.0
         self._disk_misses = self._disk_s = 0.0
 
     def observe(self, accesses: int, misses: int, interval_s: float, *, disk_miss_s: float | None = None) -> None:
@@ -50,20 +57,32 @@ class ServiceTimes:
         self._t = _KEEP * self._t + t
         self._mm = _KEEP * self._mm + m * m
         self._mt = _KEEP * self._mt + m * t
+        self._tt = _KEEP * self._tt + t * t
         if disk_miss_s is not None:
             self._disk_misses = _KEEP * self._disk_misses + max(0, misses)
             self._disk_s = _KEEP * self._disk_s + max(0, misses) * disk_miss_s
-        mean_m, mean_t = self._m / self._n, self._t / self._n
-        variance = self._mm / self._n - mean_m**2
-        if self._n >= 5 and variance >= _SPREAD_LEAST**2:
-            slope = (self._mt / self._n - mean_m * mean_t) / variance
-            self._fitted(max(0.0, slope), mean_m, mean_t)
+        slope = self._slope()
+        if slope is not None:
+            self._fitted(slope)
         elif self.waits is None and disk_miss_s is not None:
             self.miss_s = disk_miss_s
             self.hit_s = max(0.0, t - m * disk_miss_s)
             self.waits = min(1.0, t / (m * disk_miss_s)) if m * disk_miss_s > _BUSY * t else None
 
-    def _fitted(self, slope: float, mean_m: float, mean_t: float) -> None:
+    def _slope(self) -> float | None:
+        """Return how much longer an access takes that misses; None if it is not known well enough."""
+        n = self._n
+        mean_m, mean_t = self._m / n, self._t / n
+        variance = self._mm / n - mean_m**2
+        if n < _TELLING or variance <= 0:
+            return None
+        slope = (self._mt / n - mean_m * mean_t) / variance
+        rest = max(0.0, self._tt / n - mean_t**2 - slope**2 * variance)
+        error = math.sqrt(rest / variance / n)
+        return max(0.0, slope) if error <= _ERROR_MOST * mean_t / max(mean_m, 0.05) else None
+
+    def _fitted(self, slope: float) -> None:
+        mean_m, mean_t = self._m / self._n, self._t / self._n
         # Without the disk's own time, what misses can cost at most is all of the time there is.
         disk_miss_s = self._disk_s / self._disk_misses if self._disk_misses else None
         expected = disk_miss_s if disk_miss_s is not None else mean_t / max(mean_m, 0.05)

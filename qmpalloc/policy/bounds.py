@@ -30,6 +30,11 @@ def missed_anyway(guest: GuestSnapshot) -> float:
     return lost if lost >= _HITS_NOTHING else 0.0
 
 
+def hits_nothing(guest: GuestSnapshot) -> bool:
+    """Return whether all but one in twenty of the guest's accesses missed in the last interval."""
+    return (guest.misses or 0) >= _HITS_NOTHING * max(1, (guest.hits or 0) + (guest.misses or 0))
+
+
 def losable_per_s(guest: GuestSnapshot) -> float:
     """Return the hits per second that the guest can lose, at most."""
     return accesses_per_s(guest) * (1.0 - missed_anyway(guest))

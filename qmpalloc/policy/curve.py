@@ -12,18 +12,16 @@ from msgspec import Struct, structs
 from qmpalloc.config import Duration, Size
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, missed_anyway, unconfirmed
+from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, moves_between
+from qmpalloc.policy.bounds import accesses_per_s, missed_anyway, unconfirmed
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.moves import moves_text
 from qmpalloc.policy.purge import Purges
+from qmpalloc.policy.quiet import Quiet
 from qmpalloc.policy.reversals import Reversals
+from qmpalloc.policy.spare import give_spare, read_next_to_nothing, with_nothing_to_lose
 from qmpalloc.units import MIB, format_count, format_size
-
-_LITTLE, _HITS_ALL = 0.02, 0.05
-"""A guest of which nothing is known but what it can lose at most may give if that is so little of all accesses, and if
-it misses next to nothing, or next to all. What is gained for it must be more."""
 
 _CHOSEN_S = "chosen_s"
 """What is carried over: when curves last chose a split."""
@@ -63,23 +61,26 @@ class CurvePolicy:
         """Return the best split, or hold with the reason; or squeeze a guest that is full of what nobody reads."""
         purges, reversals = Purges(snapshot.carry), Reversals(_carried(snapshot), snapshot)
         settings = self.settings
+        quiet = Quiet(_carried(snapshot), snapshot, read_next_to_nothing(snapshot, settings.least_gain))
         squeeze = purges.decide(snapshot, settings.objective, float(settings.horizon), settings.least_gain)
         if squeeze is None:
             squeezed = "" if purges.squeeze is None else purges.squeeze.name
-            decision = self._split(snapshot, squeezed, reversals)
+            decision = self._split(snapshot, squeezed, reversals, quiet)
         else:
             decision = squeeze
-        carry = _carried(snapshot) | (decision.carry or {}) | purges.carry | reversals.carry
+        carry = _carried(snapshot) | (decision.carry or {}) | purges.carry | reversals.carry | quiet.carry
         return structs.replace(decision, carry=carry)
 
-    def _split(self, snapshot: Snapshot, squeezed: str, reversals: Reversals) -> Decision:
+    def _split(self, snapshot: Snapshot, squeezed: str, reversals: Reversals, quiet: Quiet) -> Decision:
         doubts = {guest.name: _doubt(guest) for guest in snapshot.guests}
         if squeezed:
             doubts[squeezed] = "squeezed, until what it reads has taken the place of what it read before"
         candidates = [self._candidate(guest) for guest in snapshot.guests if not doubts[guest.name]]
+        held = [guest for guest in snapshot.guests if doubts[guest.name] and guest.name != squeezed]
+        spare = with_nothing_to_lose(snapshot, held, quiet, self.settings.least_gain)
         if not candidates and not squeezed:
-            return self._without_curves(snapshot, doubts)
-        candidates += self._bounded(snapshot, doubts, squeezed)
+            return self._without_curves(snapshot, doubts, spare)
+        candidates += [_bounded(guest) for guest in spare]
         if not candidates:
             return self._stay(snapshot, [], doubts, "no guest has a curve to act on", Limiter.STATE)
         for candidate in candidates:
@@ -123,40 +124,10 @@ class CurvePolicy:
             margin_bytes=min(int(self.settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8)),
         )
 
-    def _bounded(self, snapshot: Snapshot, doubts: Mapping[str, str], squeezed: str) -> list[Candidate]:
-        """Return those guests in doubt that have next to nothing to lose, whatever their curves.
-
-        An idle guest is hardly sampled, and a scan that does not come back for minutes shows no reuse, so that their
-        curves stay weak for long; to hold them for that would keep memory from all others. They are credited with
-        missing all of their accesses as soon as they have any less than now.
-        """
-        known = [guest for guest in snapshot.guests if guest.decidable and guest.interval_s]
-        total = sum(guest.weight * accesses_per_s(guest) for guest in known)
-        return [
-            Candidate(
-                guest=guest,
-                curve=_cautious(guest),
-                load=Load(accesses_per_s=accesses_per_s(guest), miss_ratio=missed_anyway(guest), weight=guest.weight),
-            )
-            for guest in known
-            if doubts[guest.name]
-            and guest.name != squeezed
-            and guest.state is GuestState.FRESH
-            and not guest.frozen
-            and guest.weight * losable_per_s(guest) <= self._little(guest) * total
-        ]
-
-    def _little(self, guest: GuestSnapshot) -> float:
-        """Return the share of all accesses that a guest in doubt may lose for what others gain.
-
-        One that hits a part of what it reads may read so little because it is starved: it waits for its misses, and
-        its curve is learnt the more slowly for that.
-        """
-        missed = (guest.misses or 0) / max(1, (guest.hits or 0) + (guest.misses or 0))
-        return _LITTLE if missed <= _HITS_ALL or missed_anyway(guest) else self.settings.least_gain
-
-    def _without_curves(self, snapshot: Snapshot, doubts: Mapping[str, str]) -> Decision:
-        """Climb on ghost hits where they are known, else hold.
+    def _without_curves(
+        self, snapshot: Snapshot, doubts: Mapping[str, str], spare: Sequence[GuestSnapshot]
+    ) -> Decision:
+        """Give away what nobody would miss, or climb on ghost hits where they are known, else hold.
 
         What curves have chosen is not climbed away from while they wait to be measured at the new sizes.
         """
@@ -164,6 +135,9 @@ class CurvePolicy:
         settling = any(guest.curve is not None and guest.curve.settling for guest in snapshot.guests)
         if settling and snapshot.time_s - chosen_s < float(self.settings.horizon):
             return self._stay(snapshot, [], doubts, "waits for what is missed at the new sizes", Limiter.STATE)
+        given = give_spare(snapshot, spare, self.settings.least_gain)
+        if given is not None:
+            return given
         if any(guest.decidable and guest.ghost_gain is not None for guest in snapshot.guests):
             return self._hill.decide(snapshot)
         return self._stay(snapshot, [], doubts, "no guest has a curve to act on", Limiter.STATE)
@@ -253,6 +227,13 @@ class CurvePolicy:
 
 def _carried(snapshot: Snapshot) -> dict[str, Any]:
     return snapshot.carry if isinstance(snapshot.carry, dict) else {}
+
+
+def _bounded(guest: GuestSnapshot) -> Candidate:
+    """Return a guest whose curve is in doubt, credited with missing all it reads as soon as it has less than now."""
+    rate, missed = accesses_per_s(guest), missed_anyway(guest)
+    load = Load(accesses_per_s=rate, miss_ratio=missed, weight=guest.weight)
+    return Candidate(guest=guest, curve=_cautious(guest), load=load)
 
 
 def _cautious(guest: GuestSnapshot) -> Curve:

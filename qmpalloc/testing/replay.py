@@ -117,7 +117,7 @@ class ReplayGuest:
         self.mapping, self.service = SizeMapping(system_pages=0, free_bytes=0), ServiceTimes()
         self.load(access, file_bytes)
         self.drop_cache()
-        self.hits = self.misses = self.interval_s = 0.0
+        self.hits = self.misses = self.refaults = self.interval_s = 0.0
         self.pages_read = np.empty(0, dtype=np.int64)
 
     def load(self, access: Access, file_bytes: int) -> None:
@@ -125,6 +125,7 @@ class ReplayGuest:
         self._generation += 1
         self._pages = max(1, file_bytes // PAGE_BYTES // self._scale)
         self._due = 0.0
+        self._seen = np.zeros(self._pages, dtype=bool)
         phase = str(self._generation)
         self.references: Iterator[int] = page_numbers(
             access, self._pages, seed=self._seed, guest=self.name, phase=phase
@@ -135,6 +136,12 @@ class ReplayGuest:
         self.size_bytes = size_bytes
         self.cache.resize(self._room_pages(size_bytes))
 
+    def read_through(self) -> None:
+        """Read the present file once from end to end, unobserved and in no time: to warm the cache up."""
+        self.cache.grow(self.first_page + self._pages)
+        self.cache.read(range(self.first_page, self.first_page + self._pages))
+        self._seen[:] = True
+
     def drop_cache(self) -> None:
         """Begin with an empty cache, as after a boot."""
         pages = self.first_page + self._pages
@@ -142,16 +149,18 @@ class ReplayGuest:
 
     def advance(self, seconds: float) -> None:
         """Let the load run, and observe it."""
-        left_s, accesses, misses = seconds, 0, 0
+        left_s, accesses, misses, known = seconds, 0, 0, int(self._seen.sum())
         parts: list[NDArray[np.int64]] = []
         each_s = self._scale / self.accesses_per_s if self.accesses_per_s > 0 else float("inf")
         self._due = float("inf") if self.due_per_s is None else self._due + self.due_per_s * seconds / self._scale
+        longest_s = each_s + self.miss_s * self._scale
         while left_s >= each_s and self._due >= 1:
-            count = int(min(_CHUNK, left_s / each_s, self._due))
+            count = int(min(_CHUNK, max(1.0, left_s / longest_s), self._due))
             pages = list(islice(self.references, count))
             numbers = np.array(pages, dtype=np.int64) + self.first_page
             self.cache.grow(self.first_page + self._pages)
             missed = self.cache.read(numbers.tolist())
+            self._seen[pages] = True
             self._due -= count
             left_s -= count * each_s + missed * self.miss_s * self._scale
             accesses += count
@@ -161,6 +170,7 @@ class ReplayGuest:
         self.hits, self.misses = float((accesses - misses) * scale), float(misses * scale)
         # A load that has nothing to do rests; one that is at work ends its last read later than asked.
         self.interval_s = seconds - (left_s if self.due_per_s is None else min(0.0, left_s))
+        self.refaults = float(max(0, misses + known - int(self._seen.sum())) * scale)
         self.pages_read = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
         self._observe(self.pages_read, accesses * scale, misses * scale)
 
@@ -180,6 +190,7 @@ class ReplayGuest:
             weight=self.weight,
             hits=round(self.hits),
             misses=round(self.misses),
+            refaults=round(self.refaults),
             interval_s=self.interval_s or None,
             curve=self.tracker.curve(self.mapping, self.floor_bytes, self.cap_bytes) if self._observed else None,
             ghost_gain=None if ghosts is None else ghosts[0] * rate,

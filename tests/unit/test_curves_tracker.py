@@ -216,6 +216,17 @@ def test_without_variation_the_disk_speaks():
     assert times.waits is None
 
 
+def test_each_of_many_outstanding_reads_holds_a_load_up_for_its_part():
+    """The disk serves 1,400 reads a second, and each has waited for 249 others."""
+    times = ServiceTimes()
+    times.observe(2_800, 1_400, 1.0, disk_miss_s=250 / 1_400)
+    assert times.waits == pytest.approx(1 / 250)
+    for m in np.linspace(0.6, 0.3, 20):
+        times.observe(round(1_400 / m), 1_400, 1.0, disk_miss_s=250 / 1_400)
+    assert times.waits == pytest.approx(1 / 250, rel=0.02)
+    assert times.waits * times.miss_s == pytest.approx(1 / 1_400, rel=0.02)
+
+
 def test_usual_needs_two_in_a_row():
     usual = Usual(0.05)
     assert not any(usual.unusual(value) for value in [0.1, 0.1, 0.1, 0.1, 0.3, 0.1, 0.3])

@@ -128,6 +128,14 @@ def test_each_phase_has_a_curve_that_holds_for_its_accesses():
     assert isinstance(policy, OraclePolicy)
 
 
+def test_a_phase_at_a_rate_of_its_own_is_known_by_it():
+    guest = specification().guests[0]
+    paced = structs.replace(guest, phases=(structs.replace(guest.phases[0], rate=4_000.0), guest.phases[1]))
+    first, second = true_curves(paced, lambda phase: numbers(Uniform(), 5_000))
+    assert first["accesses_per_s"] == 4_000.0
+    assert "accesses_per_s" not in second
+
+
 def test_an_experiment_may_leave_the_oracles_curves_out():
     arm = specification().arms[1]
     assert arm.is_computed_oracle

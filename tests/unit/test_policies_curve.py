@@ -18,6 +18,9 @@ from qmpalloc.rules.limits import apply_limits
 from qmpalloc.sample import Memory
 from qmpalloc.units import MIB
 
+IDLE = {"quiet_s": {"idle": -60.0, "scan": -60.0}}
+"""Carried over: these guests have been quiet for a minute."""
+
 
 def line(*points, weak=(), measured=None, steady=10**9, turned_over=False):
     """A curve through points of MiB and miss ratio."""
@@ -235,6 +238,20 @@ def test_a_starved_load_that_waits_is_worth_what_it_would_do_not_what_it_does():
     assert paced.rates(np.array([0.95, 0.0])) == pytest.approx([2_500, 2_500])
 
 
+def test_reads_that_have_piled_up_are_not_promised_to_go_faster_but_more_misses_slow_them_down():
+    """250 reads outstanding: a rate of its own that its disk cannot serve looks like that."""
+    behind = Load(accesses_per_s=4_000, miss_ratio=0.35, miss_s=250 * 700e-6, waits=1 / 250)
+    more, now, fewer = behind.rates(np.array([0.7, 0.35, 0.05]))
+    assert now == pytest.approx(4_000)
+    assert fewer == pytest.approx(4_000, rel=0.05)
+    assert more == pytest.approx(4_000 / (1 + 4_000 * 0.35 * 700e-6))
+    # Eight threads that wait are believed, and more of them in part.
+    eight = structs.replace(behind, miss_s=8 * 700e-6, waits=1 / 8)
+    assert eight.rates(np.array([0.05]))[0] == pytest.approx(1 / (1 / 4_000 - 0.3 * 700e-6))
+    many = structs.replace(behind, miss_s=32 * 700e-6, waits=1 / 32)
+    assert now < many.rates(np.array([0.05]))[0] < eight.rates(np.array([0.05]))[0]
+
+
 @settings(deadline=None)
 @given(
     st.floats(0, 1e6), st.floats(0, 1), st.floats(0, 0.1), st.floats(0, 1), st.sampled_from(["hits", "misses", "fair"])
@@ -281,7 +298,7 @@ def test_an_idle_guest_gives_whatever_its_curve_for_it_has_nothing_to_lose():
     weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
     busy = guest("busy", STRAIGHT)
     for idle in (guest("idle", weak, rate=10), guest("idle", rate=0), guest("idle", weak, rate=190, misses=5)):
-        decision = load("curve", {}).decide(snapshot(idle, busy))
+        decision = load("curve", {}).decide(snapshot(idle, busy, carry=IDLE))
         assert targets(decision)[0] < 500, idle
         assert targets(decision)[1] > 500
     # One whose accesses count, one in danger and one that is not heard of are held.
@@ -291,7 +308,73 @@ def test_an_idle_guest_gives_whatever_its_curve_for_it_has_nothing_to_lose():
         guest("idle", weak, rate=10, frozen="danger"),
         guest("idle", weak, rate=10, state=GuestState.LATE),
     ):
-        assert targets(load("curve", {}).decide(snapshot(other, busy))) == [500, 500]
+        assert targets(load("curve", {}).decide(snapshot(other, busy, carry=IDLE))) == [500, 500]
+
+
+def test_a_pause_is_not_idleness():
+    """A guest has to be quiet for 15 s in a row; an interval in which it reads begins them anew."""
+    weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
+    policy, busy, carry, sizes = load("curve", {}), guest("busy", STRAIGHT), None, []
+    for second, rate in enumerate([10] * 10 + [5_000] + [10] * 15):
+        now = structs.replace(snapshot(guest("idle", weak, rate=rate), busy, carry=carry), time_s=second + 1.0)
+        decision = policy.decide(now)
+        carry = json.loads(json.dumps(decision.carry))
+        sizes.append(targets(decision)[0])
+    assert sizes[:-1] == [500] * 25
+    assert sizes[-1] < 500
+
+
+def test_what_nobody_would_miss_goes_before_any_curve_is_known_to_who_reads_again_what_it_had_to_drop():
+    weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
+    idle = guest("idle", weak, rate=10, misses=0)
+
+    def decide(*guests, carry=IDLE):
+        return load("curve", {}).decide(snapshot(*guests, carry=carry))
+
+    lacking = guest("lacking", weak, refaults=3_000)
+    decision = decide(idle, lacking)
+    assert targets(decision) == [500 - 128, 500 + 128]
+    assert [one.reason for one in decision.guests] == [
+        "loses 10 hits/s at most",
+        "reads 3k pages/s again that it had to drop",
+    ]
+    # Among two, the one that lacks more; weights count. Floors and caps hold, and what is needed is not taken.
+    assert targets(decide(idle, lacking, guest("other", weak, refaults=4_000))) == [372, 500, 628]
+    heavy = structs.replace(lacking, weight=2.0)
+    assert targets(decide(idle, heavy, guest("other", weak, refaults=4_000))) == [372, 628, 500]
+    assert targets(decide(guest("idle", weak, rate=10, misses=0, floor=450), lacking)) == [450, 550]
+    assert targets(decide(idle, guest("lacking", weak, refaults=3_000, cap=520))) == [480, 520]
+    # Not from one that only pauses, is in danger or reads as much as counts; not to one that has dropped nothing, whose
+    # misses its disks do not confirm, or that hits nothing.
+    assert targets(decide(idle, lacking, carry=None)) == [500, 500]
+    for donor in (guest("idle", weak, rate=400, misses=0), guest("idle", weak, rate=10, misses=0, frozen="danger")):
+        assert targets(decide(donor, lacking)) == [500, 500]
+    for taker in (
+        guest("lacking", weak),
+        guest("lacking", weak, refaults=0),
+        guest("lacking", weak, refaults=20),
+        guest("lacking", weak, refaults=3_000, disk_read_pages=100),
+        guest("lacking", weak, refaults=3_000, misses=9_900),
+        guest("lacking", weak, refaults=3_000, state=GuestState.LATE),
+    ):
+        assert targets(decide(idle, taker)) == [500, 500], taker
+
+
+def test_memory_that_nobody_would_miss_is_given_away_until_the_floor_and_then_it_rests():
+    idle, lacking = guest("idle", rate=10, misses=0), guest("lacking", refaults=3_000)
+    policy, sizes, carry = load("curve", {}), [(500, 500)], IDLE
+    for second in range(10):
+        now = snapshot(
+            structs.replace(idle, target_bytes=sizes[-1][0] * MIB, actual_bytes=sizes[-1][0] * MIB),
+            structs.replace(lacking, target_bytes=sizes[-1][1] * MIB, actual_bytes=sizes[-1][1] * MIB),
+            budget=1000,
+            carry=carry,
+        )
+        decision = apply_limits(now, policy.decide(structs.replace(now, time_s=float(second))), {})
+        carry = decision.carry
+        sizes.append(tuple(targets(decision)))
+    assert sizes[1:4] == [(372, 628), (244, 756), (200, 800)]
+    assert set(sizes[4:]) == {(200, 800)}
 
 
 def test_a_scan_gives_before_its_curve_is_known_for_it_hits_nothing():
@@ -322,7 +405,7 @@ def test_a_starved_guest_beside_a_fast_one_is_not_taken_for_a_scan():
         500,
         500,
     ]
-    assert targets(load("curve", {}).decide(snapshot(guest("scan", unknown, rate=100), fast)))[0] < 500
+    assert targets(load("curve", {}).decide(snapshot(guest("scan", unknown, rate=100), fast, carry=IDLE)))[0] < 500
 
 
 def test_memory_that_nobody_needs_is_given_in_one_go_as_far_as_it_will_be_filled():
@@ -498,6 +581,22 @@ def test_the_oracle_foresees_how_fast_a_guest_will_be_when_its_cache_has_filled(
     }
     filling = guest("a", rate=2_000, misses=1_900, miss_s=0.0005, waits=1.0)
     assert targets(load("oracle", {"curves": curves}).decide(snapshot(filling, guest("b"))))[0] >= 500
+
+
+def test_the_oracle_counts_with_a_rate_it_was_given_as_long_as_there_are_reads():
+    """Guest a is catching up, as fast as its misses let it; then it will make the 500 reads a second it is for."""
+    straight = {"sizes": ["100MiB", "2000MiB"], "miss_ratio": [1.0, 0.0]}
+    bent = {"sizes": ["100MiB", "200MiB", "500MiB", "2000MiB"], "miss_ratio": [1.0, 0.35, 0.3, 0.0]}
+    behind = guest("a", rate=1_000, misses=790, miss_s=0.001, waits=1.0)
+    steady = guest("b", rate=2_000, misses=600)
+
+    def sizes(rate, first=behind):
+        curves = {"a": [straight | ({"accesses_per_s": rate} if rate else {})], "b": [bent]}
+        return targets(load("oracle", {"curves": curves}).decide(snapshot(first, steady)))
+
+    assert sizes(None) == sizes(5_000.0) == [800, 200]
+    assert sizes(500.0) == [200, 800]
+    assert sizes(5_000.0, structs.replace(behind, hits=0, misses=0)) == [200, 800]  # its load is over
 
 
 def test_the_oracle_turns_sizes_of_the_cache_into_sizes_of_the_guest():

@@ -1,0 +1,125 @@
+"""Memory that nobody would miss: who has it, and who gets it before any curve is known.
+
+An idle guest is hardly sampled, and a scan that does not come back for minutes shows no reuse, so that their curves
+stay weak for long; to hold them for that would keep memory from all others. Nor need the others' curves be known, which
+takes one and a half working sets, minutes for a starved guest: where there is nothing to lose, memory can only help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
+from qmpalloc.policy.bounds import accesses_per_s, hits_nothing, losable_per_s, missed_anyway, unconfirmed
+from qmpalloc.policy.moves import moves_text
+from qmpalloc.policy.quiet import Quiet
+from qmpalloc.rules.limits import TAKE_MIN_BYTES, TAKE_SHARE
+from qmpalloc.units import align_down, format_count
+
+_LITTLE, _HITS_ALL = 0.02, 0.05
+"""A guest of which nothing is known but what it can lose at most may give if that is so little of all accesses, and if
+it misses next to nothing, or next to all. What is gained for it must be more."""
+
+_LOSS_MOST = 0.1
+"""What donors may lose at most, of the hits that the receiver lacks."""
+
+
+def read_next_to_nothing(snapshot: Snapshot, least_gain: float) -> dict[str, bool]:
+    """Return, for each guest whose counts are known, whether its accesses are next to none of all."""
+    known = _known(snapshot)
+    total = _accesses_per_s(known)
+    return {guest.name: guest.weight * accesses_per_s(guest) <= _little(guest, least_gain) * total for guest in known}
+
+
+def with_nothing_to_lose(
+    snapshot: Snapshot, held: Sequence[GuestSnapshot], quiet: Quiet, least_gain: float
+) -> list[GuestSnapshot]:
+    """Return those of the guests `held` for their curves that have next to nothing to lose, idle ones and scans."""
+    total = _accesses_per_s(_known(snapshot))
+    return [
+        guest
+        for guest in held
+        if guest.decidable
+        and guest.interval_s
+        and guest.state is GuestState.FRESH
+        and not guest.frozen
+        and guest.weight * losable_per_s(guest) <= _little(guest, least_gain) * total
+        and (missed_anyway(guest) or quiet.lasts(guest.name))
+    ]
+
+
+def give_spare(snapshot: Snapshot, donors: Sequence[GuestSnapshot], least_gain: float) -> Decision | None:
+    """Return a step from guests that have next to nothing to lose to the one that lacks most; None if none lacks any.
+
+    A guest lacks as many hits as it has refaults: misses of pages that it had and its kernel evicted. One that hits
+    nothing does not count, for what it reads may never fit. Its disks must confirm what it misses.
+
+    Args:
+        snapshot: What is decided on.
+        donors: Guests that may give, each one step.
+        least_gain: What the receiver lacks must be this share of all accesses.
+    """
+    names = {donor.name for donor in donors}
+    takers = [guest for guest in snapshot.guests if guest.name not in names and _lacks_per_s(guest) > 0]
+    if not donors or not takers:
+        return None
+    taker = max(takers, key=_lacks_per_s)
+    lacks = _lacks_per_s(taker)
+    total = _accesses_per_s(_known(snapshot))
+    lost = sum(donor.weight * losable_per_s(donor) for donor in donors)
+    if lacks < least_gain * total or lost > _LOSS_MOST * lacks:
+        return None
+    targets, left = {taker.name: taker.target_bytes}, taker.cap_bytes - taker.target_bytes
+    for donor in donors:
+        now = max(donor.target_bytes, donor.actual_bytes)
+        least = max(donor.floor_bytes, now - max(TAKE_MIN_BYTES, int(now * TAKE_SHARE)))
+        given = align_down(min(left, max(0, donor.target_bytes + align_down(-least))))
+        if given:
+            targets[donor.name] = donor.target_bytes - given
+            targets[taker.name] += given
+            left -= given
+    if len(targets) == 1:
+        return None
+    guests = tuple(_verdict(guest, targets.get(guest.name, guest.target_bytes)) for guest in snapshot.guests)
+    moves = moves_between(snapshot, guests)
+    return Decision(guests=guests, moves=moves, summary=moves_text(moves), carry=snapshot.carry)
+
+
+def _known(snapshot: Snapshot) -> list[GuestSnapshot]:
+    return [guest for guest in snapshot.guests if guest.decidable and guest.interval_s]
+
+
+def _accesses_per_s(guests: Sequence[GuestSnapshot]) -> float:
+    return sum(guest.weight * accesses_per_s(guest) for guest in guests)
+
+
+def _little(guest: GuestSnapshot, least_gain: float) -> float:
+    """Return the share of all accesses that a guest in doubt may lose for what others gain.
+
+    One that hits a part of what it reads may read so little because it is starved: it waits for its misses, and its
+    curve is learnt the more slowly for that.
+    """
+    missed = (guest.misses or 0) / max(1, (guest.hits or 0) + (guest.misses or 0))
+    return _LITTLE if missed <= _HITS_ALL or missed_anyway(guest) else least_gain
+
+
+def _lacks_per_s(guest: GuestSnapshot) -> float:
+    """Return the weighted refaults per second of a guest that more memory may help; 0 if that is not known."""
+    if not guest.decidable or guest.state is not GuestState.FRESH or not guest.interval_s or not guest.refaults:
+        return 0.0
+    if hits_nothing(guest) or unconfirmed(guest) or guest.cap_bytes <= guest.target_bytes:
+        return 0.0
+    return guest.weight * max(0, min(guest.refaults, guest.misses or 0)) / guest.interval_s
+
+
+def _verdict(guest: GuestSnapshot, target: int) -> GuestDecision:
+    limiter = Limiter.POLICY
+    if not guest.decidable:
+        reason, limiter = guest.undecidable, Limiter.STATE
+    elif target > guest.target_bytes:
+        reason = f"reads {format_count(_lacks_per_s(guest) / guest.weight)} pages/s again that it had to drop"
+    elif target < guest.target_bytes:
+        reason = f"loses {format_count(losable_per_s(guest))} hits/s at most"
+    else:
+        reason, limiter = "another guest lacks more, or has less to lose", Limiter.GATE
+    return GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter)
