@@ -39,6 +39,10 @@ SAMPLES_RETRY_MOST_S = 300.0
 """How long a guest whose sampled accesses cannot be read or used is not asked for them; twice as long each time they
 cannot be used."""
 
+SAMPLES_LATE_FIRST_S = 1.0
+"""How long one that has not answered in time is left alone: twice as long each time, up to `SAMPLES_RETRY_S`. The file
+holds what was shipped in the last three intervals, so that nothing is lost when a busy guest is late once."""
+
 SAMPLES_CHUNK_BYTES = 64 * 1024
 SAMPLES_BYTES_PER_S = 128 * 1024
 """The most of the samples file that is asked for at once, and in a second on average; a collector that samples as
@@ -122,7 +126,7 @@ class BatchReading:
         self._guest = guest
         self._journal = journal
         self._from_s = 0.0
-        self._retry_s = SAMPLES_RETRY_S
+        self._retry_s, self._late_s = SAMPLES_RETRY_S, SAMPLES_LATE_FIRST_S
         self._told: str | None = None
 
     async def read(self, agent: Agent, limit_s: float) -> None:
@@ -131,13 +135,13 @@ class BatchReading:
             return
         data = await self._fetch(agent, limit_s)
         if data is None:
-            self._from_s = trio.current_time() + SAMPLES_RETRY_S
             return
+        self._late_s = SAMPLES_LATE_FIRST_S
         self._from_s = trio.current_time() + len(data) / SAMPLES_BYTES_PER_S
         self._use(data)
 
     async def _fetch(self, agent: Agent, limit_s: float) -> bytes | None:
-        path = self._guest.config.samples_path
+        path, retry_s = self._guest.config.samples_path, SAMPLES_RETRY_S
         try:
             with deadline(limit_s, agent.address, "reading the sampled accesses"):
                 return await agent.read_file(path, SAMPLES_MAX_BYTES, chunk_bytes=SAMPLES_CHUNK_BYTES)
@@ -145,8 +149,12 @@ class BatchReading:
             raise  # this connection has ended
         except RefusedError:
             self._guest.curves.absent(f"{NOT_SAMPLED} ({path} cannot be read)")
-        except (DeadlineError, NonsenseError) as error:
+        except DeadlineError as error:
+            retry_s, self._late_s = self._late_s, min(2 * self._late_s, SAMPLES_RETRY_S)
             self._drop(f"cannot read {path}: {error.message}")
+        except NonsenseError as error:
+            self._drop(f"cannot read {path}: {error.message}")
+        self._from_s = trio.current_time() + retry_s
         return None
 
     def _use(self, data: bytes) -> None:

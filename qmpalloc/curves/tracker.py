@@ -40,7 +40,8 @@ HALF_LIFE_LEAST = 2_048
 
 _FEW = 1_000
 _BUSY_INTERVALS = 3
-_LOST_SHARE = 0.001
+_LOST_SHARE = 0.01
+"""Of the samples. A lost access hides itself and a reuse, so that the curve is off by twice the share at most."""
 _WINDOWS = 4  # by half-life, to look for changes
 _CHANGE_GAP = 0.05
 _CHANGE_NEW = 0.15

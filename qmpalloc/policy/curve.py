@@ -76,11 +76,13 @@ class CurvePolicy:
         if squeezed:
             doubts[squeezed] = "squeezed, until what it reads has taken the place of what it read before"
         candidates = [self._candidate(guest) for guest in snapshot.guests if not doubts[guest.name]]
-        held = [guest for guest in snapshot.guests if doubts[guest.name] and guest.name != squeezed]
-        spare = with_nothing_to_lose(snapshot, held, quiet, self.settings.least_gain)
+        free = [guest for guest in snapshot.guests if guest.name != squeezed]
+        spare = with_nothing_to_lose(snapshot, free, quiet, self.settings.least_gain)
+        lacking = [guest for guest in free if doubts[guest.name] and not self._settles(snapshot, guest)]
+        given = give_spare(snapshot, spare, lacking, self.settings.least_gain)
         if not candidates and not squeezed:
-            return self._without_curves(snapshot, doubts, spare)
-        candidates += [_bounded(guest) for guest in spare]
+            return given or self._without_curves(snapshot, doubts)
+        candidates += [_bounded(guest) for guest in spare if doubts[guest.name]]
         if not candidates:
             return self._stay(snapshot, [], doubts, "no guest has a curve to act on", Limiter.STATE)
         for candidate in candidates:
@@ -93,6 +95,8 @@ class CurvePolicy:
         against = (
             "" if sum(now.values()) > room else self._not_worth_it(candidates, wanted, 1 + reversals.most(now, wanted))
         )
+        if against and given is not None:
+            return given
         if against:
             return self._stay(snapshot, candidates, doubts, against, Limiter.GATE)
         targets = take_slowly(candidates, wanted, room)
@@ -124,20 +128,16 @@ class CurvePolicy:
             margin_bytes=min(int(self.settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8)),
         )
 
-    def _without_curves(
-        self, snapshot: Snapshot, doubts: Mapping[str, str], spare: Sequence[GuestSnapshot]
-    ) -> Decision:
-        """Give away what nobody would miss, or climb on ghost hits where they are known, else hold.
-
-        What curves have chosen is not climbed away from while they wait to be measured at the new sizes.
-        """
+    def _settles(self, snapshot: Snapshot, guest: GuestSnapshot) -> bool:
+        """Return whether a good curve only waits for what is missed at the size that curves have just chosen."""
         chosen_s = _carried(snapshot).get(_CHOSEN_S, -math.inf)
-        settling = any(guest.curve is not None and guest.curve.settling for guest in snapshot.guests)
-        if settling and snapshot.time_s - chosen_s < float(self.settings.horizon):
+        settling = guest.curve is not None and guest.curve.settling
+        return settling and snapshot.time_s - chosen_s < float(self.settings.horizon)
+
+    def _without_curves(self, snapshot: Snapshot, doubts: Mapping[str, str]) -> Decision:
+        """Climb on ghost hits where they are known, else hold; but not away from what curves have just chosen."""
+        if any(self._settles(snapshot, guest) for guest in snapshot.guests):
             return self._stay(snapshot, [], doubts, "waits for what is missed at the new sizes", Limiter.STATE)
-        given = give_spare(snapshot, spare, self.settings.least_gain)
-        if given is not None:
-            return given
         if any(guest.decidable and guest.ghost_gain is not None for guest in snapshot.guests):
             return self._hill.decide(snapshot)
         return self._stay(snapshot, [], doubts, "no guest has a curve to act on", Limiter.STATE)

@@ -32,13 +32,13 @@ def read_next_to_nothing(snapshot: Snapshot, least_gain: float) -> dict[str, boo
 
 
 def with_nothing_to_lose(
-    snapshot: Snapshot, held: Sequence[GuestSnapshot], quiet: Quiet, least_gain: float
+    snapshot: Snapshot, guests: Sequence[GuestSnapshot], quiet: Quiet, least_gain: float
 ) -> list[GuestSnapshot]:
-    """Return those of the guests `held` for their curves that have next to nothing to lose, idle ones and scans."""
+    """Return those of `guests` that have next to nothing to lose whatever their curves: idle ones and scans."""
     total = _accesses_per_s(_known(snapshot))
     return [
         guest
-        for guest in held
+        for guest in guests
         if guest.decidable
         and guest.interval_s
         and guest.state is GuestState.FRESH
@@ -48,7 +48,9 @@ def with_nothing_to_lose(
     ]
 
 
-def give_spare(snapshot: Snapshot, donors: Sequence[GuestSnapshot], least_gain: float) -> Decision | None:
+def give_spare(
+    snapshot: Snapshot, donors: Sequence[GuestSnapshot], lacking: Sequence[GuestSnapshot], least_gain: float
+) -> Decision | None:
     """Return a step from guests that have next to nothing to lose to the one that lacks most; None if none lacks any.
 
     A guest lacks as many hits as it has refaults: misses of pages that it had and its kernel evicted. One that hits
@@ -57,10 +59,11 @@ def give_spare(snapshot: Snapshot, donors: Sequence[GuestSnapshot], least_gain: 
     Args:
         snapshot: What is decided on.
         donors: Guests that may give, each one step.
+        lacking: Guests that may be given something.
         least_gain: What the receiver lacks must be this share of all accesses.
     """
     names = {donor.name for donor in donors}
-    takers = [guest for guest in snapshot.guests if guest.name not in names and _lacks_per_s(guest) > 0]
+    takers = [guest for guest in lacking if guest.name not in names and _lacks_per_s(guest) > 0]
     if not donors or not takers:
         return None
     taker = max(takers, key=_lacks_per_s)

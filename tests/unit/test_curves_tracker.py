@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from qmpalloc.curves.mapping import SYSTEM_PAGES, SizeMapping
 from qmpalloc.curves.samples import Window
@@ -69,6 +70,17 @@ def test_lost_samples_make_a_curve_weak_until_they_are_long_ago():
     tracker.observe(window(uniform(2_000), lost=200))
     assert "lost" in curve(tracker).weak[0]
     assert curve(fed(tracker, 20)).weak == ()
+
+
+def test_samples_lost_in_a_row_shift_a_curve_by_twice_their_share_at_most():
+    whole, gap = (CurveTracker("lru_gen", 10_000, 200_000) for _ in range(2))
+    for number in range(40):
+        one = window(uniform(2_000, number))
+        whole.observe(one)
+        gap.observe(structs.replace(one, keys=one.keys[400:], events=1_600, lost=400) if number == 35 else one)
+    assert "lost" not in str(curve(gap).weak)
+    difference = np.abs(np.subtract(curve(gap).miss_ratio, curve(whole).miss_ratio))
+    assert 0 < difference.max() < 0.02
 
 
 def test_a_restart_forgets_all():

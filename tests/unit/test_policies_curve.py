@@ -338,6 +338,8 @@ def test_what_nobody_would_miss_goes_before_any_curve_is_known_to_who_reads_agai
         "loses 10 hits/s at most",
         "reads 3k pages/s again that it had to drop",
     ]
+    # So it is when the idle guest's own curve is known: by curves nothing gains.
+    assert targets(decide(guest("idle", STRAIGHT, rate=10, misses=0), lacking)) == [372, 628]
     # Among two, the one that lacks more; weights count. Floors and caps hold, and what is needed is not taken.
     assert targets(decide(idle, lacking, guest("other", weak, refaults=4_000))) == [372, 500, 628]
     heavy = structs.replace(lacking, weight=2.0)
