@@ -13,7 +13,7 @@ from qmpalloc.config import Duration, Size
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, missed_anyway, unconfirmed
+from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, missed_anyway, unconfirmed
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.moves import moves_text
@@ -79,7 +79,10 @@ class CurvePolicy:
         free = [guest for guest in snapshot.guests if guest.name != squeezed]
         spare = with_nothing_to_lose(snapshot, free, quiet, self.settings.least_gain)
         lacking = [guest for guest in free if doubts[guest.name] and not self._settles(snapshot, guest)]
-        given = give_spare(snapshot, spare, lacking, self.settings.least_gain)
+        # Where every guest counts alike, however little it reads, only what reads nothing has nothing to lose.
+        fair = self.settings.objective == "fair"
+        donors = [guest for guest in spare if not (fair and losable_per_s(guest))]
+        given = give_spare(snapshot, donors, lacking, self.settings.least_gain)
         if not candidates and not squeezed:
             return given or self._without_curves(snapshot, doubts)
         candidates += [_bounded(guest) for guest in spare if doubts[guest.name]]

@@ -340,6 +340,10 @@ def test_what_nobody_would_miss_goes_before_any_curve_is_known_to_who_reads_agai
     ]
     # So it is when the idle guest's own curve is known: by curves nothing gains.
     assert targets(decide(guest("idle", STRAIGHT, rate=10, misses=0), lacking)) == [372, 628]
+    # Where fairness is the objective, only from one that reads nothing at all.
+    fair = load("curve", {"objective": "fair"})
+    assert targets(fair.decide(snapshot(idle, lacking, carry=IDLE))) == [500, 500]
+    assert targets(fair.decide(snapshot(guest("idle", weak, rate=0), lacking, carry=IDLE))) == [372, 628]
     # Among two, the one that lacks more; weights count. Floors and caps hold, and what is needed is not taken.
     assert targets(decide(idle, lacking, guest("other", weak, refaults=4_000))) == [372, 500, 628]
     heavy = structs.replace(lacking, weight=2.0)
