@@ -105,7 +105,7 @@ async def test_predictions_from_one_size_meet_what_is_measured_at_the_others(aut
     ratios = [point.miss_ratio for point in result.points]
     assert ratios == pytest.approx(sorted(ratios), abs=0.01)
     assert ratios[0] < 0.02  # first reads: the simulated guest is not filled
-    assert ratios[-1] > 0.2
+    assert ratios[-1] > 0.15
     for point in result.points:
         assert point.accesses >= bench.case.pages
         assert point.witness is None or point.witness == pytest.approx(1.0, abs=0.01)
