@@ -10,7 +10,7 @@ minute or two for each arm.
 
 How near that is: paper-x2.toml at scale 1/4 took real guests (emulated, Linux 6.12, one repeat) 37 trials and 544 s
 with the arm static, 31 and 456 s with literal (.84), 37 and 546 s with dead-band, and 1.19, 1.07 and 1.18 million
-misses. The model says 39 and 585 s, 33 and 485 s (.83), 39 and 585 s; 1.23, 1.07 and 1.23 million.
+misses. The model says 40 and 586 s, 36 and 529 s (.90), 40 and 586 s; 1.23, 1.04 and 1.23 million.
 """
 
 from __future__ import annotations
