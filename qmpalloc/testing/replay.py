@@ -35,8 +35,8 @@ from qmpalloc.units import MIB, PAGE_BYTES, align_down
 _CHUNK = 1_000
 
 OUTSTANDING = 250
-"""Reads that wait for the disk at a time when they come faster than it serves them: Linux lets 256 queue for it. Real
-guests had 250 of them (``docs/results/arms-x1/trials.csv``, ``disk_read_s`` by ``seconds``)."""
+"""Reads that wait for the disk at a time when they come faster than it serves them: Linux lets 256 queue for it, and
+real guests had 250 of them (QEMU's ``rd_total_time_ns`` by time)."""
 
 
 class ReplayGuest:
