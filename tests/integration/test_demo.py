@@ -37,10 +37,8 @@ data = {{ size = "384MiB", files = {{ "load.dat" = "128MiB", "exact.dat" = "100M
 load = ["sh", "-c", "{load}"]
 """
 # Reads its file once first: a slow machine is not done with that by random reads when the controller ends.
-SMALL = (
-    "cat /data/exact.dat >/dev/null; exec fio --name=small --filename=/data/exact.dat --rw=randread --norandommap --bs=4k --ioengine=psync \
---invalidate=0 --time_based --runtime=9999"
-)
+SMALL = "cat /data/exact.dat >/dev/null; exec fio --name=small --filename=/data/exact.dat --rw=randread \
+--norandommap --bs=4k --ioengine=psync --invalidate=0 --time_based --runtime=9999"
 # Drops what it has read, so that it misses for ever.
 LARGE = "while :; do dd if=/data/load.dat of=/dev/null bs=64k; dd if=/data/load.dat iflag=nocache count=0; done"
 
