@@ -130,7 +130,8 @@ def check_actual_follows(events):
     assert shrunk
     for command in shrunk[:3]:
         later = [e for e in events if isinstance(e, SizeChanged) and e.guest == command.guest and e.t >= command.t]
-        assert any(event.actual_bytes == command.target_bytes for event in later)
+        # A slow balloon may be on its way to the next target when it gets there.
+        assert any(event.actual_bytes <= command.target_bytes for event in later)
     sizes = [event for event in events if isinstance(event, SizeChanged) and event.t >= running]
     assert max(event.committed_bytes for event in sizes) <= 1024 * MIB
 
