@@ -1,0 +1,58 @@
+"""Snapshots of guests with curves, for tests of policies."""
+
+import numpy as np
+
+from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
+from qmpalloc.units import MIB
+
+IDLE = {"quiet_s": {"idle": -60.0, "scan": -60.0}}
+"""Carried over: these guests have been quiet for a minute."""
+
+
+def line(*points, weak=(), measured=None, steady=10**9, turned_over=False):
+    """A curve through points of MiB and miss ratio."""
+    return Curve(
+        sizes_bytes=tuple(mib * MIB for mib, _ in points),
+        miss_ratio=tuple(ratio for _, ratio in points),
+        weak=weak,
+        measured=measured,
+        steady_accesses=steady,
+        turned_over=turned_over,
+    )
+
+
+STRAIGHT = line((100, 1.0), (2000, 0.0))
+FLAT = line((100, 1.0), (2000, 1.0))
+CLIFF = line((100, 1.0), (599, 1.0), (600, 0.0), (2000, 0.0))
+
+
+def guest(name, curve=None, *, size=500, rate=10_000, misses=None, state=GuestState.FRESH, floor=200, cap=2000, **more):
+    ratio = 0.5
+    if misses is not None:
+        ratio = misses / rate
+    elif curve is not None:
+        ratio = float(np.interp(size * MIB, curve.sizes_bytes, curve.miss_ratio))
+    return GuestSnapshot(
+        name=name,
+        state=state,
+        target_bytes=size * MIB,
+        actual_bytes=size * MIB,
+        charge_bytes=size * MIB,
+        floor_bytes=floor * MIB,
+        cap_bytes=cap * MIB,
+        baseline_bytes=size * MIB,
+        hits=round(rate * (1 - ratio)),
+        misses=round(rate * ratio),
+        interval_s=1.0,
+        curve=curve,
+        **more,
+    )
+
+
+def snapshot(*guests, budget=None, carry=None):
+    budget = budget or sum(one.target_bytes for one in guests) // MIB
+    return Snapshot(cycle=1, time_s=1.0, budget_bytes=budget * MIB, interval_s=1.0, guests=guests, carry=carry)
+
+
+def targets(decision):
+    return [one.target_bytes // MIB for one in decision.guests]
