@@ -1,9 +1,8 @@
-"""How memory moved, what was gained of what there was to gain, and the curves learnt on the way."""
+"""How memory moved, and the curves learnt on the way."""
 
 import pytest
 from made_up_experiment import MadeUp
 
-from qmpalloc.experiment.gain import oracle_arm, oracle_share
 from qmpalloc.experiment.learnt import curve_error, learnt_curves, measured_points
 from qmpalloc.experiment.movement import movement
 from qmpalloc.experiment.phases import PhaseResult
@@ -92,27 +91,6 @@ def test_changes_that_follow_at_once_are_not_judged():
 def all_arms(tmp_path_factory):
     made = MadeUp(tmp_path_factory.mktemp("arms") / "out", arms=("static", "rule", "curve", "oracle"), repeats=2)
     return made.all_runs()
-
-
-def test_the_share_of_the_oracles_gain(all_arms):
-    results = load_results(all_arms.directory)
-    assert oracle_arm(results) == "oracle"
-    shares = {arm.name: oracle_share(results, arm.name) for arm in results.arms}
-    assert (shares["static"].time, shares["oracle"].time) == (0.0, 1.0)
-    assert 0 < shares["rule"].time < shares["curve"].time
-    assert shares["curve"].misses > 0
-    assert shares["curve"].repeats == 2
-
-
-def test_without_an_oracle_there_is_no_share(tmp_path):
-    results = load_results(MadeUp(tmp_path / "out", repeats=1).all_runs().directory)
-    assert oracle_share(results, "rule") is None
-
-
-def test_an_oracle_that_gains_nothing_has_nothing_to_share(tmp_path, monkeypatch):
-    monkeypatch.setattr("made_up_experiment.STEPS", {"oracle": 0})
-    results = load_results(MadeUp(tmp_path / "out", arms=("static", "rule", "oracle"), repeats=1).all_runs().directory)
-    assert oracle_share(results, "rule").time is None
 
 
 def straight(guest, trial):

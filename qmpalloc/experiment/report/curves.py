@@ -33,7 +33,7 @@ def movement_table(results: Results) -> Iterator[Block]:
     oracle = oracle_arm(results)
     if oracle is not None:
         shares = {arm.name: oracle_share(results, arm.name) for arm in arms}
-        for label, field in (("time", "time"), ("misses", "misses")):
+        for label, field in (("time", "time"), ("misses", "misses"), ("misses, second half", "late_misses")):
             values = (getattr(shares[arm.name], field, None) for arm in arms)
             cells = (words.NOTHING if value is None else words.percent(value) for value in values)
             rows.append((f"Share of the gain of {oracle} in {label}", *cells))
@@ -57,7 +57,8 @@ def movement_table(results: Results) -> Iterator[Block]:
     if oracle is not None:
         said += (
             f" Share of the gain: {results.specification.reference} has 0 %, {oracle} 100 %; only where {oracle} gains "
-            f"at least {LEAST_GAIN * 100:g} %."
+            f"at least {LEAST_GAIN * 100:g} %. Second half: of what each guest accesses, when a policy that learns may "
+            "have learnt."
         )
     yield Paragraph(said)
 
