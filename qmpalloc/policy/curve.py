@@ -20,7 +20,13 @@ from qmpalloc.policy.moves import moves_text
 from qmpalloc.policy.purge import Purges
 from qmpalloc.policy.quiet import Quiet
 from qmpalloc.policy.reversals import Reversals
-from qmpalloc.policy.spare import give_spare, read_next_to_nothing, with_nothing_to_lose
+from qmpalloc.policy.spare import (
+    give_spare,
+    read_next_to_nothing,
+    with_more_than_needed,
+    with_nothing_at_stake,
+    with_nothing_to_lose,
+)
 from qmpalloc.units import MIB, format_count, format_size
 
 _CHOSEN_S = "chosen_s"
@@ -81,7 +87,12 @@ class CurvePolicy:
         lacking = [guest for guest in free if doubts[guest.name] and not self._settles(snapshot, guest)]
         # Where every guest counts alike, however little it reads, only what reads nothing has nothing to lose.
         fair = self.settings.objective == "fair"
-        donors = [guest for guest in spare if not (fair and losable_per_s(guest))]
+        donors = [with_nothing_at_stake(guest) for guest in spare if not (fair and losable_per_s(guest))]
+        idle = {donor.guest.name for donor in donors}
+        beyond = [
+            with_more_than_needed(one, self.settings.least_gain) for one in candidates if one.guest.name not in idle
+        ]
+        donors += [donor for donor in beyond if donor is not None]
         given = give_spare(snapshot, donors, lacking, self.settings.least_gain)
         if not candidates and not squeezed:
             return given or self._without_curves(snapshot, doubts)

@@ -3,18 +3,23 @@
 An idle guest is hardly sampled, and a scan that does not come back for minutes shows no reuse, so that their curves
 stay weak for long; to hold them for that would keep memory from all others. Nor need the others' curves be known, which
 takes one and a half working sets, minutes for a starved guest: where there is nothing to lose, memory can only help.
+The same goes for what a guest has beyond its need, when its own curve is good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from msgspec import Struct
+
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
 from qmpalloc.policy.bounds import accesses_per_s, hits_nothing, losable_per_s, missed_anyway, unconfirmed
+from qmpalloc.policy.division import Candidate
 from qmpalloc.policy.moves import moves_text
 from qmpalloc.policy.quiet import Quiet
 from qmpalloc.rules.limits import TAKE_MIN_BYTES, TAKE_SHARE
-from qmpalloc.units import align_down, format_count
+from qmpalloc.units import MIB, align_down, format_count
 
 _LITTLE, _HITS_ALL = 0.02, 0.05
 """A guest of which nothing is known but what it can lose at most may give if that is so little of all accesses, and if
@@ -22,6 +27,55 @@ it misses next to nothing, or next to all. What is gained for it must be more.""
 
 _LOSS_MOST = 0.1
 """What donors may lose at most, of the hits that the receiver lacks."""
+
+_STEP_BYTES = 4 * MIB
+_BEYOND_LEAST_BYTES = 16 * MIB
+"""A curve is not exact to the page: where it says that a guest could do without less than this, nothing is taken."""
+
+
+class Donor(Struct, frozen=True, kw_only=True):
+    """A guest that has memory to spare.
+
+    Attributes:
+        guest: Its snapshot.
+        least_bytes: How far down it may be taken.
+        loses_per_s: Weighted hits per second that it may lose by that.
+        why: The same in words.
+    """
+
+    guest: GuestSnapshot
+    least_bytes: int
+    loses_per_s: float
+    why: str
+
+
+def with_nothing_at_stake(guest: GuestSnapshot) -> Donor:
+    """Return a guest that has next to nothing to lose whatever its curve: it may be taken down to its floor."""
+    loses = losable_per_s(guest)
+    why = f"loses {format_count(loses)} hits/s at most"
+    return Donor(guest=guest, least_bytes=guest.floor_bytes, loses_per_s=guest.weight * loses, why=why)
+
+
+def with_more_than_needed(candidate: Candidate, least_gain: float) -> Donor | None:
+    """Return a guest with what its good curve says it can do without; None when that is not worth taking.
+
+    Args:
+        candidate: The guest, its curve and load.
+        least_gain: Share of its accesses of which it may lose the hits, reads that get slower included.
+    """
+    guest = candidate.guest
+    least = max(guest.floor_bytes, guest.target_bytes - _most_taken(guest))
+    sizes = np.arange(least, guest.target_bytes + 1, _STEP_BYTES, dtype=float)
+    if not len(sizes):
+        return None
+    values = candidate.values(np.append(sizes, guest.target_bytes), "hits")
+    loses = np.maximum(0.0, values[-1] - values[:-1])
+    enough = np.flatnonzero(loses <= least_gain * guest.weight * accesses_per_s(guest))
+    if not len(enough) or guest.target_bytes - sizes[enough[0]] < _BEYOND_LEAST_BYTES:
+        return None
+    lost = float(loses[enough[0]])
+    why = f"loses {format_count(lost / guest.weight)} hits/s by its curve"
+    return Donor(guest=guest, least_bytes=int(sizes[enough[0]]), loses_per_s=lost, why=why)
 
 
 def read_next_to_nothing(snapshot: Snapshot, least_gain: float) -> dict[str, bool]:
@@ -49,9 +103,9 @@ def with_nothing_to_lose(
 
 
 def give_spare(
-    snapshot: Snapshot, donors: Sequence[GuestSnapshot], lacking: Sequence[GuestSnapshot], least_gain: float
+    snapshot: Snapshot, donors: Sequence[Donor], lacking: Sequence[GuestSnapshot], least_gain: float
 ) -> Decision | None:
-    """Return a step from guests that have next to nothing to lose to the one that lacks most; None if none lacks any.
+    """Return a step from guests that have memory to spare to the one that lacks most; None if none lacks any.
 
     A guest lacks as many hits as it has refaults: misses of pages that it had and its kernel evicted. One that hits
     nothing does not count, for what it reads may never fit. Its disks must confirm what it misses.
@@ -62,30 +116,44 @@ def give_spare(
         lacking: Guests that may be given something.
         least_gain: What the receiver lacks must be this share of all accesses.
     """
-    names = {donor.name for donor in donors}
+    names = {donor.guest.name for donor in donors}
     takers = [guest for guest in lacking if guest.name not in names and _lacks_per_s(guest) > 0]
     if not donors or not takers:
         return None
     taker = max(takers, key=_lacks_per_s)
     lacks = _lacks_per_s(taker)
-    total = _accesses_per_s(_known(snapshot))
-    lost = sum(donor.weight * losable_per_s(donor) for donor in donors)
-    if lacks < least_gain * total or lost > _LOSS_MOST * lacks:
+    if lacks < least_gain * _accesses_per_s(_known(snapshot)):
         return None
     targets, left = {taker.name: taker.target_bytes}, taker.cap_bytes - taker.target_bytes
-    for donor in donors:
-        now = max(donor.target_bytes, donor.actual_bytes)
-        least = max(donor.floor_bytes, now - max(TAKE_MIN_BYTES, int(now * TAKE_SHARE)))
-        given = align_down(min(left, max(0, donor.target_bytes + align_down(-least))))
-        if given:
-            targets[donor.name] = donor.target_bytes - given
+    giving, lost = {}, 0.0
+    for donor in sorted(donors, key=_loses_per_s):
+        guest = donor.guest
+        lost += donor.loses_per_s
+        least = max(guest.floor_bytes, donor.least_bytes, guest.target_bytes - _most_taken(guest))
+        given = align_down(min(left, max(0, guest.target_bytes + align_down(-least))))
+        if given and lost <= _LOSS_MOST * lacks:
+            giving[guest.name] = donor
+            targets[guest.name] = guest.target_bytes - given
             targets[taker.name] += given
             left -= given
-    if len(targets) == 1:
+    if not giving:
         return None
-    guests = tuple(_verdict(guest, targets.get(guest.name, guest.target_bytes)) for guest in snapshot.guests)
+    guests = tuple(
+        _verdict(guest, targets.get(guest.name, guest.target_bytes), giving.get(guest.name))
+        for guest in snapshot.guests
+    )
     moves = moves_between(snapshot, guests)
     return Decision(guests=guests, moves=moves, summary=moves_text(moves), carry=snapshot.carry)
+
+
+def _loses_per_s(donor: Donor) -> float:
+    return donor.loses_per_s
+
+
+def _most_taken(guest: GuestSnapshot) -> int:
+    """Return how far below its target a guest may go at once: a step, less what it has still to give of one before."""
+    now = max(guest.target_bytes, guest.actual_bytes)
+    return max(0, guest.target_bytes - now + max(TAKE_MIN_BYTES, int(now * TAKE_SHARE)))
 
 
 def _known(snapshot: Snapshot) -> list[GuestSnapshot]:
@@ -115,14 +183,14 @@ def _lacks_per_s(guest: GuestSnapshot) -> float:
     return guest.weight * max(0, min(guest.refaults, guest.misses or 0)) / guest.interval_s
 
 
-def _verdict(guest: GuestSnapshot, target: int) -> GuestDecision:
+def _verdict(guest: GuestSnapshot, target: int, donor: Donor | None) -> GuestDecision:
     limiter = Limiter.POLICY
     if not guest.decidable:
         reason, limiter = guest.undecidable, Limiter.STATE
+    elif donor is not None:
+        reason = donor.why
     elif target > guest.target_bytes:
         reason = f"reads {format_count(_lacks_per_s(guest) / guest.weight)} pages/s again that it had to drop"
-    elif target < guest.target_bytes:
-        reason = f"loses {format_count(losable_per_s(guest))} hits/s at most"
     else:
         reason, limiter = "another guest lacks more, or has less to lose", Limiter.GATE
     return GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_guests import CLIFF, FLAT, IDLE, STRAIGHT, guest, line, snapshot, targets
+from made_up_guests import CLIFF, FLAT, STRAIGHT, guest, line, snapshot, targets
 from msgspec import structs
 
 from qmpalloc.curves.value import Load
@@ -241,139 +241,11 @@ def test_fewest_misses_and_most_hits_are_not_the_same():
     assert targets(hits)[0] > 500 > targets(misses)[0]
 
 
-def test_an_idle_guest_gives_whatever_its_curve_for_it_has_nothing_to_lose():
-    weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
-    busy = guest("busy", STRAIGHT)
-    for idle in (guest("idle", weak, rate=10), guest("idle", rate=0), guest("idle", weak, rate=190, misses=5)):
-        decision = load("curve", {}).decide(snapshot(idle, busy, carry=IDLE))
-        assert targets(decision)[0] < 500, idle
-        assert targets(decision)[1] > 500
-    # One whose accesses count, one in danger and one that is not heard of are held.
-    for other in (
-        guest("idle", weak, rate=210, misses=5),
-        guest("starved", weak, rate=190),
-        guest("idle", weak, rate=10, frozen="danger"),
-        guest("idle", weak, rate=10, state=GuestState.LATE),
-    ):
-        assert targets(load("curve", {}).decide(snapshot(other, busy, carry=IDLE))) == [500, 500]
-
-
-def test_a_pause_is_not_idleness():
-    """A guest has to be quiet for 15 s in a row; an interval in which it reads begins them anew."""
-    weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
-    policy, busy, carry, sizes = load("curve", {}), guest("busy", STRAIGHT), None, []
-    for second, rate in enumerate([10] * 10 + [5_000] + [10] * 15):
-        now = structs.replace(snapshot(guest("idle", weak, rate=rate), busy, carry=carry), time_s=second + 1.0)
-        decision = policy.decide(now)
-        carry = json.loads(json.dumps(decision.carry))
-        sizes.append(targets(decision)[0])
-    assert sizes[:-1] == [500] * 25
-    assert sizes[-1] < 500
-
-
-def test_what_nobody_would_miss_goes_before_any_curve_is_known_to_who_reads_again_what_it_had_to_drop():
-    weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
-    idle = guest("idle", weak, rate=10, misses=0)
-
-    def decide(*guests, carry=IDLE):
-        return load("curve", {}).decide(snapshot(*guests, carry=carry))
-
-    lacking = guest("lacking", weak, refaults=3_000)
-    decision = decide(idle, lacking)
-    assert targets(decision) == [500 - 128, 500 + 128]
-    assert [one.reason for one in decision.guests] == [
-        "loses 10 hits/s at most",
-        "reads 3k pages/s again that it had to drop",
-    ]
-    # So it is when the idle guest's own curve is known: by curves nothing gains.
-    assert targets(decide(guest("idle", STRAIGHT, rate=10, misses=0), lacking)) == [372, 628]
-    # Where fairness is the objective, only from one that reads nothing at all.
-    fair = load("curve", {"objective": "fair"})
-    assert targets(fair.decide(snapshot(idle, lacking, carry=IDLE))) == [500, 500]
-    assert targets(fair.decide(snapshot(guest("idle", weak, rate=0), lacking, carry=IDLE))) == [372, 628]
-    # Among two, the one that lacks more; weights count. Floors and caps hold, and what is needed is not taken.
-    assert targets(decide(idle, lacking, guest("other", weak, refaults=4_000))) == [372, 500, 628]
-    heavy = structs.replace(lacking, weight=2.0)
-    assert targets(decide(idle, heavy, guest("other", weak, refaults=4_000))) == [372, 628, 500]
-    assert targets(decide(guest("idle", weak, rate=10, misses=0, floor=450), lacking)) == [450, 550]
-    assert targets(decide(idle, guest("lacking", weak, refaults=3_000, cap=520))) == [480, 520]
-    # Not from one that only pauses, is in danger or reads as much as counts; not to one that has dropped nothing, whose
-    # misses its disks do not confirm, or that hits nothing.
-    assert targets(decide(idle, lacking, carry=None)) == [500, 500]
-    for donor in (guest("idle", weak, rate=400, misses=0), guest("idle", weak, rate=10, misses=0, frozen="danger")):
-        assert targets(decide(donor, lacking)) == [500, 500]
-    for taker in (
-        guest("lacking", weak),
-        guest("lacking", weak, refaults=0),
-        guest("lacking", weak, refaults=20),
-        guest("lacking", weak, refaults=3_000, disk_read_pages=100),
-        guest("lacking", weak, refaults=3_000, misses=9_900),
-        guest("lacking", weak, refaults=3_000, state=GuestState.LATE),
-    ):
-        assert targets(decide(idle, taker)) == [500, 500], taker
-
-
-def test_memory_that_nobody_would_miss_is_given_away_until_the_floor_and_then_it_rests():
-    idle, lacking = guest("idle", rate=10, misses=0), guest("lacking", refaults=3_000)
-    policy, sizes, carry = load("curve", {}), [(500, 500)], IDLE
-    for second in range(10):
-        now = snapshot(
-            structs.replace(idle, target_bytes=sizes[-1][0] * MIB, actual_bytes=sizes[-1][0] * MIB),
-            structs.replace(lacking, target_bytes=sizes[-1][1] * MIB, actual_bytes=sizes[-1][1] * MIB),
-            budget=1000,
-            carry=carry,
-        )
-        decision = apply_limits(now, policy.decide(structs.replace(now, time_s=float(second))), {})
-        carry = decision.carry
-        sizes.append(tuple(targets(decision)))
-    assert sizes[1:4] == [(372, 628), (244, 756), (200, 800)]
-    assert set(sizes[4:]) == {(200, 800)}
-
-
-def test_a_scan_gives_before_its_curve_is_known_for_it_hits_nothing():
-    unknown = ("1.0 working sets seen, 2 are needed",)
-    busy = guest("busy", STRAIGHT)
-
-    def sizes(scan):
-        return targets(load("curve", {}).decide(snapshot(scan, busy)))
-
-    def scan(measured=1.0, misses=10_000, *, turned_over=True, **more):
-        curve = line((100, 1.0), (2000, 1.0), weak=unknown, measured=measured, turned_over=turned_over)
-        return guest("scan", curve, misses=misses, **more)
-
-    assert sizes(scan())[0] < 500
-    assert sizes(scan())[1] > 500
-    # One that is still filling its cache, that hits as much as counts, or did so a moment ago, or is held anyway, or
-    # whose disks do not confirm what it says.
-    held = scan(turned_over=False), scan(misses=9_500), scan(measured=0.95), scan(frozen="danger")
-    for one in (*held, scan(disk_read_pages=100)):
-        assert sizes(one) == [500, 500], one
-
-
-def test_a_starved_guest_beside_a_fast_one_is_not_taken_for_a_scan():
-    """Its few hits are next to nothing beside the other's, for it waits for its disk; what it could do is not known."""
-    unknown = structs.replace(line((100, 0.9), (2000, 0.1), measured=0.9, turned_over=True), weak=("1.0 of 2",))
-    fast = guest("fast", STRAIGHT, rate=100_000)
-    assert targets(load("curve", {}).decide(snapshot(guest("starved", unknown, rate=1_000, misses=900), fast))) == [
-        500,
-        500,
-    ]
-    assert targets(load("curve", {}).decide(snapshot(guest("scan", unknown, rate=100), fast, carry=IDLE)))[0] < 500
-
-
 def test_memory_that_nobody_needs_is_given_in_one_go_as_far_as_it_will_be_filled():
     # 213 misses a second fill 100 MiB in the horizon of 120 s. What is filled first is worth more than what is last.
     slow = guest("slow", line((100, 1.0), (2000, 0.0), steady=0), rate=270)
     decision = load("curve", {"margin": "0B", "least_gain": 0.0}).decide(snapshot(guest("none", FLAT, rate=0), slow))
     assert targets(decision)[0] == pytest.approx(500 - 100, abs=3)
-
-
-def test_idle_guests_alone_are_no_reason_to_decide_by_curves():
-    weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
-    ghosts = {"ghost_gain": 100.0, "ghost_loss": 1.0}
-    decision = load("curve", {}).decide(snapshot(guest("idle", weak, rate=10, ghost_gain=0.0, ghost_loss=0.0),
-                                                 guest("busy", weak, **ghosts)))  # fmt: skip
-    assert targets(decision) == [484, 516]  # it climbs
 
 
 def test_what_curves_chose_is_not_climbed_away_from_while_the_new_sizes_are_not_measured():

@@ -1,0 +1,208 @@
+"""What policy curve does with memory that nobody would miss: idle guests, scans, and what is beyond a guest's need."""
+
+import json
+
+from made_up_guests import IDLE, STRAIGHT, guest, line, snapshot, targets
+from msgspec import structs
+
+from qmpalloc.model import GuestState
+from qmpalloc.policy import load
+from qmpalloc.rules.limits import apply_limits
+from qmpalloc.units import MIB
+
+WEAK = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
+
+
+def test_an_idle_guest_gives_whatever_its_curve_for_it_has_nothing_to_lose():
+    busy = guest("busy", STRAIGHT)
+    for idle in (guest("idle", WEAK, rate=10), guest("idle", rate=0), guest("idle", WEAK, rate=190, misses=5)):
+        decision = load("curve", {}).decide(snapshot(idle, busy, carry=IDLE))
+        assert targets(decision)[0] < 500, idle
+        assert targets(decision)[1] > 500
+    # One whose accesses count, one in danger and one that is not heard of are held.
+    for other in (
+        guest("idle", WEAK, rate=210, misses=5),
+        guest("starved", WEAK, rate=190),
+        guest("idle", WEAK, rate=10, frozen="danger"),
+        guest("idle", WEAK, rate=10, state=GuestState.LATE),
+    ):
+        assert targets(load("curve", {}).decide(snapshot(other, busy, carry=IDLE))) == [500, 500]
+
+
+def test_a_pause_is_not_idleness():
+    """A guest has to be quiet for 15 s in a row; an interval in which it reads begins them anew."""
+    policy, busy, carry, sizes = load("curve", {}), guest("busy", STRAIGHT), None, []
+    for second, rate in enumerate([10] * 10 + [5_000] + [10] * 15):
+        now = structs.replace(snapshot(guest("idle", WEAK, rate=rate), busy, carry=carry), time_s=second + 1.0)
+        decision = policy.decide(now)
+        carry = json.loads(json.dumps(decision.carry))
+        sizes.append(targets(decision)[0])
+    assert sizes[:-1] == [500] * 25
+    assert sizes[-1] < 500
+
+
+def test_what_nobody_would_miss_goes_before_any_curve_is_known_to_who_reads_again_what_it_had_to_drop():
+    idle = guest("idle", WEAK, rate=10, misses=0)
+
+    def decide(*guests, carry=IDLE):
+        return load("curve", {}).decide(snapshot(*guests, carry=carry))
+
+    lacking = guest("lacking", WEAK, refaults=3_000)
+    decision = decide(idle, lacking)
+    assert targets(decision) == [500 - 128, 500 + 128]
+    assert [one.reason for one in decision.guests] == [
+        "loses 10 hits/s at most",
+        "reads 3k pages/s again that it had to drop",
+    ]
+    # So it is when the idle guest's own curve is known: by curves nothing gains.
+    assert targets(decide(guest("idle", STRAIGHT, rate=10, misses=0), lacking)) == [372, 628]
+    # Where fairness is the objective, only from one that reads nothing at all.
+    fair = load("curve", {"objective": "fair"})
+    assert targets(fair.decide(snapshot(idle, lacking, carry=IDLE))) == [500, 500]
+    assert targets(fair.decide(snapshot(guest("idle", WEAK, rate=0), lacking, carry=IDLE))) == [372, 628]
+    # Among two, the one that lacks more; weights count. Floors and caps hold, and what is needed is not taken.
+    assert targets(decide(idle, lacking, guest("other", WEAK, refaults=4_000))) == [372, 500, 628]
+    heavy = structs.replace(lacking, weight=2.0)
+    assert targets(decide(idle, heavy, guest("other", WEAK, refaults=4_000))) == [372, 628, 500]
+    assert targets(decide(guest("idle", WEAK, rate=10, misses=0, floor=450), lacking)) == [450, 550]
+    assert targets(decide(idle, guest("lacking", WEAK, refaults=3_000, cap=520))) == [480, 520]
+    # Not from one that only pauses, is in danger or reads as much as counts; not to one that has dropped nothing, whose
+    # misses its disks do not confirm, or that hits nothing.
+    assert targets(decide(idle, lacking, carry=None)) == [500, 500]
+    for donor in (guest("idle", WEAK, rate=400, misses=0), guest("idle", WEAK, rate=10, misses=0, frozen="danger")):
+        assert targets(decide(donor, lacking)) == [500, 500]
+    for taker in (
+        guest("lacking", WEAK),
+        guest("lacking", WEAK, refaults=0),
+        guest("lacking", WEAK, refaults=20),
+        guest("lacking", WEAK, refaults=3_000, disk_read_pages=100),
+        guest("lacking", WEAK, refaults=3_000, misses=9_900),
+        guest("lacking", WEAK, refaults=3_000, state=GuestState.LATE),
+    ):
+        assert targets(decide(idle, taker)) == [500, 500], taker
+
+
+def test_memory_that_nobody_would_miss_is_given_away_until_the_floor_and_then_it_rests():
+    idle, lacking = guest("idle", rate=10, misses=0), guest("lacking", refaults=3_000)
+    policy, sizes, carry = load("curve", {}), [(500, 500)], IDLE
+    for second in range(10):
+        now = snapshot(
+            structs.replace(idle, target_bytes=sizes[-1][0] * MIB, actual_bytes=sizes[-1][0] * MIB),
+            structs.replace(lacking, target_bytes=sizes[-1][1] * MIB, actual_bytes=sizes[-1][1] * MIB),
+            budget=1000,
+            carry=carry,
+        )
+        decision = apply_limits(now, policy.decide(structs.replace(now, time_s=float(second))), {})
+        carry = decision.carry
+        sizes.append(tuple(targets(decision)))
+    assert sizes[1:4] == [(372, 628), (244, 756), (200, 800)]
+    assert set(sizes[4:]) == {(200, 800)}
+
+
+def test_a_scan_gives_before_its_curve_is_known_for_it_hits_nothing():
+    unknown = ("1.0 working sets seen, 2 are needed",)
+    busy = guest("busy", STRAIGHT)
+
+    def sizes(scan):
+        return targets(load("curve", {}).decide(snapshot(scan, busy)))
+
+    def scan(measured=1.0, misses=10_000, *, turned_over=True, **more):
+        curve = line((100, 1.0), (2000, 1.0), weak=unknown, measured=measured, turned_over=turned_over)
+        return guest("scan", curve, misses=misses, **more)
+
+    assert sizes(scan())[0] < 500
+    assert sizes(scan())[1] > 500
+    # One that is still filling its cache, that hits as much as counts, or did so a moment ago, or is held anyway, or
+    # whose disks do not confirm what it says.
+    held = scan(turned_over=False), scan(misses=9_500), scan(measured=0.95), scan(frozen="danger")
+    for one in (*held, scan(disk_read_pages=100)):
+        assert sizes(one) == [500, 500], one
+
+
+def test_a_starved_guest_beside_a_fast_one_is_not_taken_for_a_scan():
+    """Its few hits are next to nothing beside the other's, for it waits for its disk; what it could do is not known."""
+    unknown = structs.replace(line((100, 0.9), (2000, 0.1), measured=0.9, turned_over=True), weak=("1.0 of 2",))
+    fast = guest("fast", STRAIGHT, rate=100_000)
+    assert targets(load("curve", {}).decide(snapshot(guest("starved", unknown, rate=1_000, misses=900), fast))) == [
+        500,
+        500,
+    ]
+    assert targets(load("curve", {}).decide(snapshot(guest("scan", unknown, rate=100), fast, carry=IDLE)))[0] < 500
+
+
+def test_idle_guests_alone_are_no_reason_to_decide_by_curves():
+    ghosts = {"ghost_gain": 100.0, "ghost_loss": 1.0}
+    decision = load("curve", {}).decide(snapshot(guest("idle", WEAK, rate=10, ghost_gain=0.0, ghost_loss=0.0),
+                                                 guest("busy", WEAK, **ghosts)))  # fmt: skip
+    assert targets(decision) == [484, 516]  # it climbs
+
+
+FITS = line((100, 1.0), (400, 0.0), (2000, 0.0))
+"""A file that fits into 400 MiB of memory."""
+
+
+def test_what_a_good_curve_says_is_beyond_need_goes_to_who_lacks_before_its_own_curve_is_known():
+    lacking = guest("lacking", WEAK, refaults=3_000)
+
+    def decide(*guests, **settings):
+        return load("curve", settings).decide(snapshot(*guests))
+
+    decision = decide(guest("fits", FITS), lacking)
+    kept = targets(decision)[0]
+    assert 400 + 16 <= kept < 400 + 16 + 4  # with the margin, and to the grid
+    assert targets(decision)[1] == 1000 - kept
+    assert decision.guests[0].reason.endswith("hits/s by its curve")
+    # A step at a time; down to the floor.
+    small = line((100, 1.0), (150, 0.0), (2000, 0.0))
+    assert targets(decide(guest("fits", small), lacking)) == [500 - 128, 500 + 128]
+    assert targets(decide(guest("fits", small, floor=450), lacking)) == [450, 550]
+    # Whatever the objective: nobody loses by it.
+    for objective in ("misses", "fair"):
+        assert targets(decide(guest("fits", FITS), lacking, objective=objective)) == [kept, 1000 - kept]
+
+
+def test_what_is_needed_or_hardly_worth_taking_is_not_beyond_need():
+    lacking = guest("lacking", WEAK, refaults=3_000)
+    rate = {"rate": 10_000}
+    for held in (
+        guest("slope", STRAIGHT, **rate),
+        guest("fits", structs.replace(FITS, weak=("only 26 sampled accesses",)), **rate),
+        guest("fits", FITS, frozen="danger", **rate),
+        guest("fits", FITS, state=GuestState.LATE, **rate),
+        guest("fits", FITS, size=430, **rate),
+    ):
+        assert targets(load("curve", {}).decide(snapshot(held, lacking)))[0] == held.target_bytes // MIB, held
+    # Nor does it go to one that lacks nothing.
+    assert targets(load("curve", {}).decide(snapshot(guest("fits", FITS), guest("other", WEAK)))) == [500, 500]
+
+
+def test_a_load_that_waits_for_its_reads_needs_what_keeps_it_from_slowing_down():
+    """One more miss in 500 reads is next to nothing of the hits, were it not for the time that it takes."""
+    nearly = line((100, 1.0), (350, 0.002), (450, 0.0), (2000, 0.0))
+    lacking = guest("lacking", WEAK, refaults=3_000)
+    paced = guest("fits", nearly, waits=0.0, miss_s=0.01)
+    waiting = guest("fits", nearly, waits=1.0, miss_s=0.01)
+    sizes = [targets(load("curve", {}).decide(snapshot(one, lacking)))[0] for one in (paced, waiting)]
+    assert sizes[0] < 400 < 450 < sizes[1]
+
+
+def test_the_least_loss_gives_first_and_all_together_lose_no_more_than_a_tenth_of_what_is_lacked():
+    costly = line((100, 1.0), (350, 0.0029), (470, 0.0), (2000, 0.0))
+    lacking = guest("lacking", WEAK, refaults=3_000)
+    assert targets(load("curve", {}).decide(snapshot(guest("costly", costly, rate=200_000), lacking)))[0] == 500
+    both = snapshot(guest("costly", costly, rate=200_000), guest("fits", FITS), lacking)
+    sizes = targets(load("curve", {}).decide(both))
+    assert sizes[0] == 500
+    assert sizes[1] < 450
+
+
+def test_beyond_need_is_taken_until_it_is_needed_and_then_it_rests():
+    policy, sizes = load("curve", {}), [(500, 500)]
+    for second in range(8):
+        now = structs.replace(
+            snapshot(guest("fits", FITS, size=sizes[-1][0]), guest("lacking", WEAK, size=sizes[-1][1], refaults=3_000)),
+            time_s=float(second),
+        )
+        sizes.append(tuple(targets(apply_limits(now, policy.decide(now), {}))))
+    assert sizes[1] == sizes[-1] != (500, 500)
+    assert sum(sizes[-1]) == 1000
