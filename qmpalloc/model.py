@@ -57,6 +57,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         sizes_bytes: Memory sizes of the guest, rising.
         miss_ratio: Misses by accesses at each size, 0 to 1, never rising; one entry per size.
         weak: Why the curve must not be acted on; empty when it may.
+        suspect: Whether samples are missing or were refused, so that it is not just too early for a good curve.
         noise: What sampling makes uncertain: a share p of the accesses has the standard deviation noise * sqrt(p).
         cached_bytes: Page cache the guest has now, where `measured` holds.
         measured: Miss ratio measured at the present size; None when not known.
@@ -73,6 +74,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     sizes_bytes: tuple[int, ...]
     miss_ratio: tuple[float, ...]
     weak: tuple[str, ...] = ()
+    suspect: bool = False
     noise: float = 0.0
     cached_bytes: int | None = None
     measured: float | None = None
@@ -121,6 +123,8 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
             0 for reads that come at a rate of their own, 1/n for one that has n reads outstanding; None if not known.
         disk_read_pages: Pages that QEMU itself has seen being read from the guest's disks, all together, in the same
             interval as `hits`; None if not known.
+        misses_lately: Misses of the last minutes, each counting half after a minute; None if not known.
+        disk_read_pages_lately: Pages that QEMU has seen being read, the same.
     """
 
     name: str
@@ -147,6 +151,8 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     miss_s: float | None = None
     waits: float | None = None
     disk_read_pages: int | None = None
+    misses_lately: int | None = None
+    disk_read_pages_lately: int | None = None
 
     @property
     def decidable(self) -> bool:

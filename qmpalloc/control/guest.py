@@ -466,4 +466,6 @@ class Guest:
             miss_s=known.miss_s,
             waits=known.waits,
             disk_read_pages=known.disk_read_pages,
+            misses_lately=known.misses_lately,
+            disk_read_pages_lately=known.disk_read_pages_lately,
         )

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from qmpalloc.sample import Memory
 from qmpalloc.units import MIB, PAGE_BYTES
 
@@ -61,9 +66,13 @@ class SizeMapping:
 
     def cache_pages(self, size_bytes: float) -> float:
         """Return the pages of cache for the load that a guest of `size_bytes` has; 0 before anything was seen."""
+        return float(self.caches_pages(np.array([size_bytes]))[0])
+
+    def caches_pages(self, sizes_bytes: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the same for many sizes."""
         if self.overhead_bytes is None:
-            return 0.0
-        return max(0.0, size_bytes - self.overhead_bytes - self._system_bytes) / PAGE_BYTES
+            return np.zeros(len(sizes_bytes))
+        return np.maximum(0.0, sizes_bytes - float(self.overhead_bytes + self._system_bytes)) / PAGE_BYTES
 
     def cached_pages(self, memory: Memory) -> float | None:
         """Return the pages of the load that are cached now, which may be fewer than would fit."""

@@ -11,6 +11,7 @@ from qmpalloc.curves.mapping import SizeMapping
 from qmpalloc.curves.samples import SHIFT_MAX, SampleIntake, Window, unpack
 from qmpalloc.curves.service import ServiceTimes
 from qmpalloc.curves.tracker import CurveTracker
+from qmpalloc.curves.witness import Witness
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.model import Curve
 from qmpalloc.sample import Delta, Sample
@@ -26,6 +27,12 @@ second at most, and those of its last three intervals at once."""
 OVER = f"more than {SAMPLES_AT_ONCE} sampled accesses at once, or {SAMPLES_PER_S} a second: they count as lost"
 
 _SILENT_SAMPLES = 10
+_SUSPECT_SAMPLES = 3
+"""Intervals with accesses and no batch after which something is wrong, if not enough to distrust a good curve."""
+
+_REFUSED_SAMPLES = 10
+"""Intervals for which a refused batch is remembered."""
+
 _DISK_PAGES_LEAST = 100
 
 
@@ -47,6 +54,8 @@ class CurveFacts(Struct, frozen=True, kw_only=True):
     miss_s: float | None = None
     waits: float | None = None
     disk_read_pages: int | None = None
+    misses_lately: int | None = None
+    disk_read_pages_lately: int | None = None
 
 
 class CurveObserver:
@@ -67,6 +76,7 @@ class CurveObserver:
         self._reads: Reads | None = None
         self._reads_at_sample: Reads | None = None
         self._reads_at_window: Reads | None = None
+        self._witness = Witness()
         self._restart()
 
     def _restart(self) -> None:
@@ -78,6 +88,7 @@ class CurveObserver:
         self._sample: Sample | None = None
         self._range = 0, 0
         self._silent = 0
+        self._since_refused = _REFUSED_SAMPLES
 
     # --- input ------------------------------------------------------------------------------------------------------
 
@@ -99,6 +110,7 @@ class CurveObserver:
         """Note that the connection ended: what comes next does not continue what came before, but the guest may."""
         self._intake.forget()
         self._reads = self._reads_at_sample = self._reads_at_window = None
+        self._witness = Witness()
 
     def was_reset(self) -> None:
         """Note that the guest was reset: nothing that was learnt holds."""
@@ -122,11 +134,17 @@ class CurveObserver:
             batch = unpack(data)
         except SampleError as error:
             self._count(error.fault)
+            self._since_refused = 0
             raise
         source = batch.boot_id, batch.start_id
         if self._source is not None and source != self._source:
             self._restart()
-        window = self._intake.accept(batch)
+        try:
+            window = self._intake.accept(batch)
+        except SampleError as error:
+            if error.fault is not SampleFault.REPEATED:
+                self._since_refused = 0
+            raise
         self._source, self._absent, self._silent = source, "", 0
         self._make_tracker()
         if window is None or self.tracker is None:
@@ -169,12 +187,15 @@ class CurveObserver:
         self.mapping.observe(actual_bytes, memory, evicting=delta is not None and bool(delta.evictions))
         self._sample, self._range = sample, (floor_bytes, cap_bytes)
         disk_miss_s = self._disk_miss_s()
+        if self._reads is not None and delta is not None and delta.misses is not None:
+            self._witness.report(delta.misses, delta.interval_s)
         if self.tracker is None:
             return
         self._make_tracker()
         if delta is None or delta.accesses is None or delta.misses is None:
             return
         self._silent += delta.accesses > 0
+        self._since_refused += 1
         cached = self.mapping.cached_pages(memory)
         if cached is not None:
             evicting = bool(delta.evictions)
@@ -185,6 +206,9 @@ class CurveObserver:
         """Take what QEMU says it has read from the guest's disks. Counts that went back begin a new series."""
         if self._reads is not None and reads.pages < self._reads.pages:
             self._reads_at_sample = self._reads_at_window = None
+            self._witness = Witness()
+        elif self._reads is not None:
+            self._witness.see(reads.pages - self._reads.pages)
         self._reads = reads
         if self._reads_at_window is None:
             self._reads_at_window = reads
@@ -220,13 +244,16 @@ class CurveObserver:
             miss_s=_short(self.service.miss_s),
             waits=_short(self.service.waits),
             disk_read_pages=self._disk_read_pages(),
+            misses_lately=None if self._reads is None else round(self._witness.misses),
+            disk_read_pages_lately=None if self._reads is None else round(self._witness.pages),
         )
 
     def _curve(self, tracker: CurveTracker, floor_bytes: int, cap_bytes: int) -> Curve:
         curve = tracker.curve(self.mapping, floor_bytes, cap_bytes)
         silent = (f"no samples for {self._silent} intervals",) if self._is_silent else ()
         ratios = tuple(round(ratio, 4) for ratio in curve.miss_ratio)
-        return structs.replace(curve, miss_ratio=ratios, weak=silent + curve.weak)
+        wrong = self._silent >= _SUSPECT_SAMPLES or self._since_refused < _REFUSED_SAMPLES
+        return structs.replace(curve, miss_ratio=ratios, weak=silent + curve.weak, suspect=curve.suspect or wrong)
 
     @property
     def _is_silent(self) -> bool:

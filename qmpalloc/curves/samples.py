@@ -211,6 +211,8 @@ class SampleIntake:
         if batch.accesses < last.accesses or batch.lost < last.lost:
             raise SampleError(SampleFault.BACKWARDS, "a counter of the samples went back")
         seen = max(0, last.next - batch.first)
+        if seen and batch.shift != last.shift:
+            raise SampleError(SampleFault.ABSURD, "samples that were read before have another rate now")
         if (batch.events[:seen] != last.events[len(last.events) - seen :]).any():
             raise SampleError(SampleFault.ABSURD, "samples that were read before are others now")
         new = structs.replace(batch, first=batch.first + seen, events=batch.events[seen:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from qmpalloc.curves.samples import BLOCK_SHIFT, SHIFT_MAX, Window
 from qmpalloc.curves.simulation import Simulations
 from qmpalloc.curves.usual import Usual
 from qmpalloc.model import UNMEASURED, Curve
+from qmpalloc.units import MIB, PAGE_BYTES
 
 SAMPLED_PAGES_MAX = 8_192
 """Pages of the largest simulated cache; the rate is lowered until it fits."""
@@ -37,6 +38,14 @@ _FINE = 1_024
 
 HALF_LIFE_LEAST = 2_048
 """Sampled accesses after which what was learnt counts half, at least; else as many as there are known pages."""
+
+_COARSE_PAGES = 256
+_COARSE_BYTES = 16 * MIB
+"""With fewer sampled pages than this a curve is too coarse if its error, some square root of them, is that much memory:
+what 113 pages at a rate of 1 in 1,024 say of a working set of 450 MiB may be off by 40."""
+
+_FINER_AFTER = 30
+"""Windows that hold more than is used, after which a curve that is too coarse begins anew with all they hold."""
 
 _FEW = 1_000
 _BUSY_INTERVALS = 3
@@ -76,6 +85,7 @@ class CurveTracker:
         self.shift = BLOCK_SHIFT
         while largest_pages / 2**self.shift > SAMPLED_PAGES_MAX and self.shift < SHIFT_MAX:
             self.shift += 1
+        self._finest_shift = self.shift
         self.changes = 0
         self._reset()
 
@@ -103,6 +113,7 @@ class CurveTracker:
         self._cached = 0.0
         self._evicting = False
         self._afresh: Afresh | None = None
+        self._finer_windows = 0
         self._forget_usual()
         self._restart_newcomers()
 
@@ -115,6 +126,7 @@ class CurveTracker:
         if window.shift > self.shift:
             # The guest samples less: what it leaves out from now on must be left out of what was learnt, too.
             self.lower_rate(window.shift)
+        self._raise_rate(window.shift)
         keys = window.keys[in_sample(window.keys, self.shift)] if window.shift < self.shift else window.keys
         expected = window.expected * 2.0 ** (window.shift - self.shift)
         known = len(self._keys)
@@ -180,7 +192,9 @@ class CurveTracker:
         self._renumber(self._keys.thin(shift))
         for estimator in self._estimators:
             estimator.coarsen(halvings)
+        self._finer_windows = 0
         self._seen >>= halvings
+        self._since_change /= 2.0**halvings
 
     # --- output -----------------------------------------------------------------------------------------------------
 
@@ -201,11 +215,11 @@ class CurveTracker:
     def curve(self, mapping: SizeMapping, floor_bytes: int, cap_bytes: int) -> Curve:
         """Return the curve over memory sizes from floor to cap, anchored at what was measured."""
         sizes_bytes = np.linspace(floor_bytes, max(cap_bytes, floor_bytes + _FINE), _FINE).astype(np.int64)
-        cache = np.array([mapping.cache_pages(float(size)) for size in sizes_bytes])
-        measured, weak = self.measured, list(self._weaknesses())
+        cache = mapping.caches_pages(sizes_bytes)
+        measured, early, suspicious = self.measured, list(self._early()), list(self._suspicious())
         if measured is None:
             ratios = self.miss_ratios(cache)
-            weak.append(UNMEASURED)
+            early.append(UNMEASURED)
         else:
             grid = np.concatenate([cache, [self._cached]])
             order = np.argsort(grid, kind="stable")
@@ -213,16 +227,19 @@ class CurveTracker:
             ratios[order], _ = anchored(self.miss_ratios(grid[order]), grid[order], self._cached, measured)
             left = self._contradiction(measured)
             if abs(left) > _CONTRADICTION:
-                weak.append(f"the curve says {measured - left:.2f} misses here, measured are {measured:.2f}")
+                # While pages are read for the first time, the curve has them miss for longer than they do.
+                reasons = early if early else suspicious
+                reasons.append(f"the curve says {measured - left:.2f} misses here, measured are {measured:.2f}")
             ratios = ratios[:-1]
         if mapping.overhead_bytes is None:
-            weak.append("the size of the cache is not known")
+            early.append("the size of the cache is not known")
         ratios = np.minimum.accumulate(ratios)
         points = _telling(sizes_bytes, ratios)
         return Curve(
             sizes_bytes=tuple(sizes_bytes[points].tolist()),
             miss_ratio=tuple(np.round(ratios[points], 5).tolist()),
-            weak=tuple(weak),
+            weak=tuple(suspicious + early),
+            suspect=bool(suspicious),
             noise=round(1.0 / math.sqrt(max(1.0, self.lru.sampled)), 5),
             cached_bytes=round(self._cached * 4096),
             measured=None if measured is None else round(measured, 5),
@@ -238,9 +255,9 @@ class CurveTracker:
         """Return the hits by access that a MiB more would bring, and that a MiB less would cost, at the present size.
 
         Taken from the LRU curve over `mib` on each side: misses on pages that were evicted not long ago. None after few
-        accesses.
+        accesses, and when too many were lost: reuses that are not seen make both too small.
         """
-        if self.lru.sampled < _FEW:
+        if self.lru.sampled < _FEW or self._lost_share > _LOST_SHARE:
             return None
         step = mib * 256.0
         less, here, more = self.lru.miss_ratios(
@@ -248,17 +265,32 @@ class CurveTracker:
         )
         return float(here - more) / mib, float(less - here) / mib
 
-    def _weaknesses(self) -> Sequence[str]:
-        weak, pages = [], self._working_set
+    def _early(self) -> Iterator[str]:
+        """Yield why it is too early to act on the curve."""
+        pages = self._working_set
         if self.lru.sampled < _FEW:
-            weak.append(f"only {self.lru.sampled:.0f} sampled accesses")
+            yield f"only {self.lru.sampled:.0f} sampled accesses"
         elif not self._warm:
-            weak.append(f"{self._seen / pages:.1f} working sets seen, 2 are needed")
-        if self._lost > _LOST_SHARE * (self._events + self._lost):
-            weak.append(f"{self._lost / (self._events + self._lost):.1%} of the samples were lost")
+            yield f"{self._seen / pages:.1f} working sets seen, 2 are needed"
+        elif self._coarse:
+            yield f"too coarse: {pages} pages of 1 in {2**self.shift}"
         if self._since_change < self.half_life:
-            weak.append("the load has changed")
-        return weak
+            yield "the load has changed"
+
+    def _suspicious(self) -> Iterator[str]:
+        """Yield what is wrong with the samples."""
+        if self._lost_share > _LOST_SHARE:
+            yield f"{self._lost_share:.1%} of the samples were lost"
+
+    @property
+    def _coarse(self) -> bool:
+        """Whether so few pages are in the sample that the curve says little of where it is steep."""
+        pages = self._working_set
+        return pages < _COARSE_PAGES and math.sqrt(pages) * 2.0**self.shift * PAGE_BYTES > _COARSE_BYTES
+
+    @property
+    def _lost_share(self) -> float:
+        return self._lost / max(1.0, self._events + self._lost)
 
     def _contradiction(self, measured: float) -> float:
         """Return how far the measured miss ratio is from the curve anywhere near the present size."""
@@ -266,6 +298,15 @@ class CurveTracker:
         return measured - min(max(measured, float(less)), float(more))
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
+
+    def _raise_rate(self, shift: int) -> None:
+        """Begin anew at a higher rate when the guest has offered it for long, and the curve is too coarse without."""
+        possible = max(shift, self._finest_shift)
+        offered = possible < self.shift and self._warm and self._coarse
+        self._finer_windows = self._finer_windows + 1 if offered else 0
+        if self._finer_windows >= _FINER_AFTER:
+            self.shift = possible
+            self._reset()
 
     def _learn(self, ids: Ids, expected: float) -> None:
         factor = self._forgotten(len(ids))
@@ -327,7 +368,7 @@ class CurveTracker:
     @property
     def _warm(self) -> bool:
         """True when the largest size has been filled, or all there is has been seen twice."""
-        return self._seen >= 2 * self._working_set or self.lru.stack.pages >= self._keys.limit
+        return self._seen >= 2 * self._working_set or self._working_set >= self._keys.limit
 
     @property
     def _working_set(self) -> int:

@@ -6,6 +6,7 @@ from qmpalloc.model import GuestSnapshot
 from qmpalloc.units import format_count
 
 _DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
+"""Misses by page that the disks read, and pages beside that: both are not read at the same moment."""
 
 _HITS_NOTHING = 0.95
 """Of a guest's accesses that miss, from which on it is said to hit nothing. A slow guest that hits more has few hits by
@@ -41,11 +42,15 @@ def losable_per_s(guest: GuestSnapshot) -> float:
 
 
 def unconfirmed(guest: GuestSnapshot) -> str:
-    """Return in which way the guest's disks contradict its misses; empty when they do not, or are not known."""
-    if guest.disk_read_pages is None or guest.misses is None:
-        return ""
-    # Its memory is worth at most the misses it has, and those must have come from the disk that QEMU serves.
-    if guest.misses <= guest.disk_read_pages * _DISK_TOLERANCE + _DISK_SLACK_PAGES:
-        return ""
-    read = format_count(guest.disk_read_pages)
-    return f"reports {format_count(guest.misses)} misses, but its disks read {read} pages"
+    """Return in which way the guest's disks contradict its misses; empty when they do not, or are not known.
+
+    Its memory is worth at most the misses it has, and those must have come from the disk that QEMU serves: in the last
+    interval, and in the last minutes, or a few misses too many would be free in each interval.
+    """
+    for misses, pages, when in (
+        (guest.misses, guest.disk_read_pages, ""),
+        (guest.misses_lately, guest.disk_read_pages_lately, " lately"),
+    ):
+        if misses is not None and pages is not None and misses > pages * _DISK_TOLERANCE + _DISK_SLACK_PAGES:
+            return f"reports {format_count(misses)} misses{when}, but its disks read {format_count(pages)} pages"
+    return ""

@@ -78,7 +78,7 @@ class CurvePolicy:
         return structs.replace(decision, carry=carry)
 
     def _split(self, snapshot: Snapshot, squeezed: str, reversals: Reversals, quiet: Quiet) -> Decision:
-        doubts = {guest.name: _doubt(guest) for guest in snapshot.guests}
+        doubts = {guest.name: _doubt(guest) or quiet.pause(guest.name) for guest in snapshot.guests}
         if squeezed:
             doubts[squeezed] = "squeezed, until what it reads has taken the place of what it read before"
         candidates = [self._candidate(guest) for guest in snapshot.guests if not doubts[guest.name]]

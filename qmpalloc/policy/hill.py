@@ -12,7 +12,7 @@ from msgspec import Struct
 from qmpalloc.config import Size
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, losable_per_s
+from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, unconfirmed
 from qmpalloc.policy.moves import moves_text
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
 
@@ -20,7 +20,8 @@ from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
 class HillPolicy:
     """One step per decision, from the guest that loses least to the one that gains most.
 
-    A guest whose ghost hits are not known, as it reads next to nothing, is given nothing and may give.
+    A guest whose ghost hits are not known, as it reads next to nothing, is given nothing and may give. Nor is one given
+    anything whose disks contradict its misses, and no step is worth more than the misses that are left to save.
     """
 
     class Settings(Struct, frozen=True, kw_only=True):
@@ -49,11 +50,13 @@ class HillPolicy:
         step = align_down(int(self.settings.step))
         donors = [guest for guest in known if guest.target_bytes - guest.floor_bytes >= step and not guest.frozen]
         receivers = [
-            guest for guest in known if guest.cap_bytes - guest.target_bytes >= step and guest.ghost_gain is not None
+            guest
+            for guest in known
+            if guest.cap_bytes - guest.target_bytes >= step and guest.ghost_gain is not None and not unconfirmed(guest)
         ]
         best = max(
             (
-                (_gain(receiver) - _loss(donor, step), donor, receiver)
+                (_gain(receiver, step) - _loss(donor, step), donor, receiver)
                 for donor in donors
                 for receiver in receivers
                 if donor is not receiver
@@ -66,7 +69,7 @@ class HillPolicy:
         if best is not None:
             difference, donor, receiver = best
             rate = sum(guest.weight * accesses_per_s(guest) for guest in known)
-            if _gain(receiver) <= self.settings.ratio * _loss(donor, step):
+            if _gain(receiver, step) <= self.settings.ratio * _loss(donor, step):
                 reason = "no step gains more than it costs"
             elif difference * step / MIB < self.settings.least_gain * rate:
                 reason = f"the best step gains {format_count(difference * step / MIB)} hits/s: too little"
@@ -79,8 +82,10 @@ class HillPolicy:
         return Decision(guests=guests, moves=moves, summary=reason or moves_text(moves), carry=snapshot.carry)
 
 
-def _gain(guest: GuestSnapshot) -> float:
-    return guest.weight * (guest.ghost_gain or 0.0)
+def _gain(guest: GuestSnapshot, step: int) -> float:
+    """Return the weighted hits per second that a MiB more brings; a step brings no more than are missed now."""
+    missed_per_s = (guest.misses or 0) / guest.interval_s if guest.interval_s else 0.0
+    return guest.weight * min(guest.ghost_gain or 0.0, missed_per_s * MIB / step)
 
 
 def _loss(guest: GuestSnapshot, step: int) -> float:
@@ -104,6 +109,8 @@ def _verdict(guest: GuestSnapshot, target: int, reason: str) -> GuestDecision:
         reason, limiter = f"loses {format_count(guest.ghost_loss or 0.0)} hits/s for each MiB", Limiter.POLICY
     elif guest.ghost_gain is None:
         reason, limiter = "its ghost hits are not known", Limiter.STATE
+    elif unconfirmed(guest):
+        reason, limiter = unconfirmed(guest), Limiter.STATE
     else:
         reason, limiter = reason or "another pair gains more", Limiter.GATE
     return GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter, terms=terms)

@@ -35,6 +35,12 @@ class Quiet:
         }
         self.carry: dict[str, Any] = {"quiet_s": self._since_s}
 
+    def pause(self, name: str) -> str:
+        """Return that the guest pauses, if it is quiet but not for long enough to be called idle; else nothing."""
+        if name not in self._since_s or self.lasts(name):
+            return ""
+        return f"reads next to nothing, for {self._now_s - self._since_s[name]:.0f} s only"
+
     def lasts(self, name: str) -> bool:
         """Return whether the guest has been quiet for long enough to be called idle."""
         return bool(self._now_s - self._since_s.get(name, self._now_s) >= QUIET_S)

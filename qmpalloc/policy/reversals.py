@@ -30,8 +30,12 @@ class Reversals:
             snapshot: What is decided on.
         """
         known = carry.get("reversals", {})
-        self._steady = {guest.name: guest.curve.steady_accesses if guest.curve else 0 for guest in snapshot.guests}
         before = known.get("steady", {})
+        # Of a guest whose curve is not there for a moment nothing is known that has changed.
+        self._steady = {
+            guest.name: guest.curve.steady_accesses if guest.curve else before.get(guest.name, 0)
+            for guest in snapshot.guests
+        }
         same = before.keys() == self._steady.keys() and all(self._steady[name] >= before[name] for name in before)
         self.counts: dict[str, int] = dict(known.get("counts", {})) if same else {}
         self._directions: dict[str, int] = dict(known.get("directions", {})) if same else {}

@@ -41,12 +41,14 @@ class Donor(Struct, frozen=True, kw_only=True):
         least_bytes: How far down it may be taken.
         loses_per_s: Weighted hits per second that it may lose by that.
         why: The same in words.
+        terms: The same in numbers, as `GuestDecision.terms`.
     """
 
     guest: GuestSnapshot
     least_bytes: int
     loses_per_s: float
     why: str
+    terms: dict[str, float] = {}
 
 
 def with_nothing_at_stake(guest: GuestSnapshot) -> Donor:
@@ -59,23 +61,35 @@ def with_nothing_at_stake(guest: GuestSnapshot) -> Donor:
 def with_more_than_needed(candidate: Candidate, least_gain: float) -> Donor | None:
     """Return a guest with what its good curve says it can do without; None when that is not worth taking.
 
+    It is left so much that no size it may have would bring it more to speak of; so it is robbed of no more, however
+    often it gives.
+
     Args:
         candidate: The guest, its curve and load.
-        least_gain: Share of its accesses of which it may lose the hits, reads that get slower included.
+        least_gain: Share of its accesses of which the hits do not count, reads that get slower included.
     """
     guest = candidate.guest
     least = max(guest.floor_bytes, guest.target_bytes - _most_taken(guest))
-    sizes = np.arange(least, guest.target_bytes + 1, _STEP_BYTES, dtype=float)
+    sizes = np.arange(least, guest.target_bytes, _STEP_BYTES, dtype=float)
     if not len(sizes):
         return None
-    values = candidate.values(np.append(sizes, guest.target_bytes), "hits")
-    loses = np.maximum(0.0, values[-1] - values[:-1])
-    enough = np.flatnonzero(loses <= least_gain * guest.weight * accesses_per_s(guest))
+    ratios = candidate.miss_ratios([*sizes, guest.target_bytes, max(guest.cap_bytes, guest.target_bytes)])
+    hits = candidate.load.values(ratios, "hits")
+    enough = np.flatnonzero(hits.max() - hits[:-2] <= least_gain * guest.weight * accesses_per_s(guest))
     if not len(enough) or guest.target_bytes - sizes[enough[0]] < _BEYOND_LEAST_BYTES:
         return None
-    lost = float(loses[enough[0]])
-    why = f"loses {format_count(lost / guest.weight)} hits/s by its curve"
-    return Donor(guest=guest, least_bytes=int(sizes[enough[0]]), loses_per_s=lost, why=why)
+    chosen = enough[0]
+    lost = max(0.0, float(hits[-2] - hits[chosen]))
+    misses = candidate.load.rates(ratios) * ratios
+    now, then = float(misses[-2]), float(misses[chosen])
+    more = format_count(max(0.0, then - now))
+    return Donor(
+        guest=guest,
+        least_bytes=int(sizes[chosen]),
+        loses_per_s=lost,
+        why=f"loses {format_count(lost / guest.weight)} hits/s, {more} misses/s more, by its curve",
+        terms={"misses_s": round(now, 2), "misses_s_then": round(then, 2), "hits_s_gained": -round(lost, 2)},
+    )
 
 
 def read_next_to_nothing(snapshot: Snapshot, least_gain: float) -> dict[str, bool]:
@@ -108,7 +122,8 @@ def give_spare(
     """Return a step from guests that have memory to spare to the one that lacks most; None if none lacks any.
 
     A guest lacks as many hits as it has refaults: misses of pages that it had and its kernel evicted. One that hits
-    nothing does not count, for what it reads may never fit. Its disks must confirm what it misses.
+    nothing does not count, for what it reads may never fit. Its disks must confirm what it misses, and nothing may be
+    wrong with its samples.
 
     Args:
         snapshot: What is decided on.
@@ -180,17 +195,23 @@ def _lacks_per_s(guest: GuestSnapshot) -> float:
         return 0.0
     if hits_nothing(guest) or unconfirmed(guest) or guest.cap_bytes <= guest.target_bytes:
         return 0.0
+    if guest.curve is not None and guest.curve.suspect:
+        return 0.0
     return guest.weight * max(0, min(guest.refaults, guest.misses or 0)) / guest.interval_s
 
 
 def _verdict(guest: GuestSnapshot, target: int, donor: Donor | None) -> GuestDecision:
-    limiter = Limiter.POLICY
+    limiter, terms = Limiter.POLICY, {}
     if not guest.decidable:
         reason, limiter = guest.undecidable, Limiter.STATE
     elif donor is not None:
-        reason = donor.why
+        reason, terms = donor.why, donor.terms
     elif target > guest.target_bytes:
-        reason = f"reads {format_count(_lacks_per_s(guest) / guest.weight)} pages/s again that it had to drop"
+        lacks = _lacks_per_s(guest) / guest.weight
+        reason, terms = (
+            f"reads {format_count(lacks)} pages/s again that it had to drop",
+            {"refaults_s": round(lacks, 2)},
+        )
     else:
         reason, limiter = "another guest lacks more, or has less to lose", Limiter.GATE
-    return GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter)
+    return GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter, terms=terms)

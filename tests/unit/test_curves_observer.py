@@ -174,14 +174,47 @@ def test_a_batch_that_would_take_too_long_is_refused_and_counts_as_lost():
     assert "lost" in feed.facts.curve.weak[0]
 
 
-def test_what_cannot_be_used_is_counted_and_changes_nothing():
+def test_what_cannot_be_used_is_counted_and_changes_nothing_but_that_the_guest_is_suspect_for_a_while():
     feed = Feed().run()
     before = feed.facts
     for data in (b"", b"x" * 100, feed.batch()[:-1]):
         with pytest.raises(SampleError):
             feed.observer.take_batch(data)
     assert sum(feed.observer.dropped.values()) == 3
-    assert feed.facts == before
+    assert not before.curve.suspect
+    assert feed.facts == structs.replace(before, curve=structs.replace(before.curve, suspect=True))
+    assert not feed.run(10).facts.curve.suspect
+
+
+def test_a_guest_that_reads_on_without_samples_is_suspect_before_its_curve_is_weak():
+    feed = Feed().run()
+    for _ in range(3):
+        assert not feed.facts.curve.suspect
+        feed.counters()
+    assert feed.facts.curve.suspect
+    assert feed.facts.curve.weak == ()
+
+
+def test_without_most_samples_ghost_hits_are_not_known():
+    feed = Feed().run()
+    assert feed.facts.ghost_gain > 0
+    feed.events += 1_000  # never seen
+    feed.run(1)
+    assert (feed.facts.ghost_gain, feed.facts.ghost_loss) == (None, None)
+
+
+def test_misses_and_disk_reads_of_the_last_minutes():
+    feed = Feed().run()
+    assert (feed.facts.misses_lately, feed.facts.disk_read_pages_lately) == (None, None)
+    feed.observer.take_reads(Reads(1_000, 1.0))
+    feed.counters(misses=500)
+    feed.observer.take_reads(Reads(1_400, 1.0))
+    feed.observer.close_window()
+    assert (feed.facts.misses_lately, feed.facts.disk_read_pages_lately) == (500, 400)
+    feed.observer.take_reads(Reads(10, 0.0))  # another QEMU
+    assert (feed.facts.misses_lately, feed.facts.disk_read_pages_lately) == (0, 0)
+    feed.observer.forget_series()
+    assert feed.facts.misses_lately is None
 
 
 def test_disk_reads_of_the_decision_interval():

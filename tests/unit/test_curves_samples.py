@@ -105,6 +105,7 @@ def test_a_gap_in_the_numbers_is_a_loss_and_lowers_what_is_expected():
         (batch(12, [1], 499), SampleFault.BACKWARDS),
         (batch(12, [1, 2, 3], 501), SampleFault.ABSURD),
         (batch(12, [1], 600, shift=7), SampleFault.ABSURD),  # an odd key at the rate of even ones
+        (batch(11, [2, 4], 600, shift=7), SampleFault.ABSURD),  # event 11 had another rate
     ],
 )
 def test_repeated_reordered_and_forged_batches_are_refused_and_counted(second, fault):

@@ -63,13 +63,16 @@ def test_a_curve_of_few_accesses_or_less_than_two_working_sets_is_weak():
     assert "only 500 sampled accesses" in curve(tracker).weak[0]
     tracker.observe(window(uniform(600, 2)))
     assert "1.6 working sets seen" in curve(tracker).weak[0]
+    assert not curve(tracker).suspect
 
 
 def test_lost_samples_make_a_curve_weak_until_they_are_long_ago():
     tracker = fed(CurveTracker("lru_gen", 10_000, 200_000))
     tracker.observe(window(uniform(2_000), lost=200))
     assert "lost" in curve(tracker).weak[0]
+    assert curve(tracker).suspect
     assert curve(fed(tracker, 20)).weak == ()
+    assert not curve(tracker).suspect
 
 
 def test_samples_lost_in_a_row_shift_a_curve_by_twice_their_share_at_most():
@@ -177,6 +180,44 @@ def test_a_lower_rate_in_mid_run_keeps_what_was_learnt():
     fed(tracker, 12)
     assert tracker.shift == 7
     assert tracker.miss_ratios(np.array([32_000.0]))[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_burst_that_made_a_curve_coarse_does_not_do_so_for_ever():
+    """The collector goes back to a higher rate when the burst is over, and so does the curve, if it is too coarse."""
+    tracker = CurveTracker("lru_gen", 10_000, 200_000)
+    tracker.lower_rate(10)
+    for index in range(20):
+        tracker.observe(window(uniform(2_000, index)))
+    assert tracker.shift == 10
+    tracker.measure(128_000, 64_000, FIT // 2)
+    found = curve(tracker)
+    assert found.weak[0].startswith("only")
+    for index in range(20, 100):
+        tracker.observe(window(uniform(2_000, index)))
+    assert tracker.shift == 6
+    assert curve(fed(tracker)).weak == ()
+
+
+def test_few_pages_of_a_low_rate_are_too_coarse_and_few_of_a_high_one_are_a_small_load():
+    for shift, weak in ((10, ["too coarse: 63 pages of 1 in 1024"]), (6, [])):
+        tracker = CurveTracker("lru_gen", 10_000, 200_000)
+        tracker.shift = shift
+        keys = mixed(np.arange(63, dtype=np.uint64)) >> np.uint64(4) << np.uint64(shift - 6)
+        for _ in range(60):
+            tracker.observe(Window(keys=keys, accesses=63 << shift, events=63, lost=0, shift=shift))
+            tracker.measure(63 << shift, 0, 63 << shift)
+        assert [reason for reason in curve(tracker).weak if "coarse" in reason] == weak
+
+
+def test_after_a_load_larger_than_the_largest_size_another_is_seen_twice_before_it_is_believed():
+    tracker = CurveTracker("lru_gen", 10_000, 100_000)
+    for index in range(10):
+        tracker.observe(window(np.arange(2_000 * index, 2_000 * index + 2_000)))
+        tracker.measure(128_000, 128_000, 90_000)
+    assert not any("working sets" in reason for reason in curve(tracker).weak)
+    tracker._changed(tracker.lru.stack.clock)
+    tracker.observe(window(uniform(1_200, first=100_000)))
+    assert any("working sets" in reason for reason in curve(tracker).weak)
 
 
 def test_a_large_guest_is_sampled_at_a_lower_rate_and_memory_stays_bounded():
