@@ -3,8 +3,9 @@
     python benchmarks/curve_cost.py [GUESTS, default 16] [SAMPLED EVENTS PER SECOND, default 2000]
 
 Every guest is given 30 s of samples, a batch a second, of a Zipf load whose file does not fit. A curve is made every
-5 s, and the split of all guests over 512 sizes each is computed. CPU time of this process. What is offered above the
-trackers' own limit is thrown away, as in a run.
+5 s. Then a whole decision of the policy ``curve`` is made again and again: every guest's curve and ghost hits, and the
+best split of a budget of 512 steps over all of them. CPU time of this process. What is offered above the trackers' own
+limit is thrown away, as in a run.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from qmpalloc.curves.split import best_split
 from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.experiment.access import Zipf
 from qmpalloc.experiment.offsets import page_numbers
+from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
+from qmpalloc.policy import load
 from qmpalloc.sample import Memory
 from qmpalloc.testing.replay import mixed
 from qmpalloc.units import GIB, MIB
 
 SECONDS, DECISION_S = 30, 5
+FLOOR, CAP, UNITS, STEP = 256 * MIB, 2 * GIB, 512, 4 * MIB
 
 
 def main(guests: int, events_per_s: int) -> None:
@@ -49,20 +53,50 @@ def main(guests: int, events_per_s: int) -> None:
                 tracker.observe(Window(keys=keys, accesses=accesses, events=len(keys), lost=0, shift=6))
                 tracker.measure(accesses, accesses // 5, 250_000.0, 1.0)
                 if second % DECISION_S == 0:
-                    tracker.curve(mapping, 256 * MIB, 2 * GIB)
+                    tracker.curve(mapping, FLOOR, CAP)
         cpu_s = time.process_time() - before
         print(
             f"{lru}: {guests} guests at {events_per_s} sampled accesses/s: {cpu_s / SECONDS:.1%} of one core, "
             f"{1e6 * cpu_s / SECONDS / guests / events_per_s:.1f} us for each"
         )
+        print(f"  a decision: {decision(trackers, mapping)}")
+
+
+def decision(trackers: list[CurveTracker], mapping: SizeMapping) -> str:
+    """Return what a decision over all guests costs, and the parts of that."""
+    policy = load("curve", {})
+    parts: dict[str, list[float]] = {"curves": [], "decide": [], "of which the split": [], "in all": []}
     random = np.random.default_rng(1)
-    values = [random.random(512).cumsum() for _ in range(guests)]
-    times = []
+    values = [random.random(UNITS + 1).cumsum() for _ in trackers]
     for _ in range(20):
-        before = time.process_time()
-        best_split(values, 512)
-        times.append(time.process_time() - before)
-    print(f"split of {guests} guests over 512 sizes: median {1e3 * statistics.median(times):.1f} ms CPU")
+        began = time.process_time()
+        seen = [(tracker.curve(mapping, FLOOR, CAP), tracker.ghosts()) for tracker in trackers]
+        learnt = time.process_time()
+        found = policy.decide(snapshot(seen))
+        decided = time.process_time()
+        best_split(values, UNITS)
+        split = time.process_time()
+        assert found.moves, "nothing was worth moving: not what is to be measured"
+        for name, taken_s in zip(
+            parts, (learnt - began, decided - learnt, split - decided, decided - began), strict=True
+        ):
+            parts[name].append(taken_s)
+    return ", ".join(f"{name} {1e3 * statistics.median(times):.1f} ms" for name, times in parts.items())
+
+
+def snapshot(seen: list[tuple[Curve, tuple[float, float] | None]]) -> Snapshot:
+    """Return guests with these curves, of which each reads at another rate, and 512 steps to divide."""
+    size = FLOOR + UNITS * STEP // len(seen)
+    guests = [
+        GuestSnapshot(
+            name=f"g{number}", state=GuestState.FRESH, target_bytes=size, actual_bytes=size, charge_bytes=size,
+            floor_bytes=FLOOR, cap_bytes=CAP, baseline_bytes=size, hits=8_000 * number, misses=2_000 * number,
+            interval_s=5.0, curve=curve, ghost_gain=ghosts and ghosts[0], ghost_loss=ghosts and ghosts[1],
+        )
+        for number, (curve, ghosts) in enumerate(seen, 1)
+    ]  # fmt: skip
+    budget = size * len(guests)
+    return Snapshot(cycle=1, time_s=1_000.0, budget_bytes=budget, interval_s=5.0, guests=tuple(guests), carry=None)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,23 @@ from __future__ import annotations
 class Allowance:
     """A bucket that fills with time, up to its brim, and out of which is paid. Pure: the time is the caller's.
 
+    Attributes:
+        per_s: What comes in by the second; may be changed.
+
     Args:
-        per_s: What comes in by the second.
+        per_s: The same.
         at_once: The most it holds, and what it holds at first.
     """
 
     def __init__(self, per_s: float, at_once: float) -> None:
-        self._per_s = per_s
+        self.per_s = per_s
         self._at_once = self._left = at_once
         self._then_s: float | None = None
 
     def left(self, now_s: float) -> float:
         """Return what may be taken now. Time that goes back counts as none."""
         if self._then_s is not None:
-            self._left = min(self._at_once, self._left + max(0.0, now_s - self._then_s) * self._per_s)
+            self._left = min(self._at_once, self._left + max(0.0, now_s - self._then_s) * self.per_s)
         self._then_s = now_s
         return self._left
 

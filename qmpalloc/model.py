@@ -109,6 +109,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         misses: Pages the kernel had to bring in for reads since the last decision; None when not known.
         interval_s: Guest time that `hits` and `misses` cover, seconds; None when not known.
         refaults: Pages that had been evicted and came back, same interval.
+        faults: Pages brought in by page faults (``mmap``, programs), same interval; their hits are not counted.
         memory: The guest's memory facts in its last sample.
         psi_some_avg10: Per cent of time that some task waited for memory, 10 s average.
         frozen: Why it can give nothing now whatever a policy decides (it was in danger, or its balloon does not move);
@@ -140,6 +141,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     misses: int | None = None
     interval_s: float | None = None
     refaults: int | None = None
+    faults: int | None = None
     memory: Memory | None = None
     psi_some_avg10: float | None = None
     frozen: str = ""

@@ -10,6 +10,7 @@ from qmpalloc.config import Config, ControlConfig, GuestConfig
 from qmpalloc.control.guest import Guest
 from qmpalloc.control.roster import boot_bytes
 from qmpalloc.control.session import Session
+from qmpalloc.curves.effort import Effort
 
 EXPECTED_S = 300.0
 """How long room is kept for a guest that was added and does not start."""
@@ -24,7 +25,8 @@ class Fleet:
     """
 
     def __init__(self, config: Config) -> None:
-        self.guests = [Guest(guest, config.control) for guest in config.guests]
+        self._effort = Effort()
+        self.guests = [Guest(guest, config.control, self._effort) for guest in config.guests]
         self.sessions: dict[str, Session] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
@@ -59,7 +61,7 @@ class Fleet:
 
     def add(self, config: GuestConfig, control: ControlConfig, now_s: float) -> Guest:
         """Add a guest. If no QEMU is there yet, room is kept for it for some minutes."""
-        guest = Guest(config, control)
+        guest = Guest(config, control, self._effort)
         guest.expect(boot_bytes(config), now_s + EXPECTED_S)
         self.guests.append(guest)
         self.sessions[guest.name] = self._make(guest)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from qmpalloc.config import ControlConfig, GuestConfig
+from qmpalloc.curves.effort import Effort
 from qmpalloc.curves.observer import CurveObserver
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.model import GuestSnapshot, GuestState
@@ -75,7 +76,7 @@ class Guest:
         curves: What is learnt of its miss-ratio curve.
     """
 
-    def __init__(self, config: GuestConfig, control: ControlConfig) -> None:
+    def __init__(self, config: GuestConfig, control: ControlConfig, effort: Effort | None = None) -> None:
         self.config = config
         self._control = control
         self.link = Link.CONNECTING
@@ -100,7 +101,7 @@ class Guest:
         self._rebooting_bytes = 0
         self._grace_until_s = -math.inf
         self._tracker = SampleTracker()
-        self.curves = CurveObserver()
+        self.curves = CurveObserver(effort)
         self.sample: Sample | None = None
         self.received_s = -math.inf
         self._counted = self._unseen = False
@@ -455,6 +456,7 @@ class Guest:
             misses=delta.misses if delta else None,
             interval_s=delta.interval_s if delta else None,
             refaults=delta.refaults if delta else None,
+            faults=delta.inserts_fault if delta else None,
             memory=self.sample.memory_bytes if self.sample else None,
             psi_some_avg10=self.sample.psi_memory.some_avg10 if self.sample else None,
             frozen=self.danger(now_s) or self.obedience.stuck(now_s),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from msgspec import Struct, structs
 
 from qmpalloc.allowance import Allowance
+from qmpalloc.curves.effort import Effort
 from qmpalloc.curves.keys import in_sample
 from qmpalloc.curves.mapping import SizeMapping
 from qmpalloc.curves.samples import SHIFT_MAX, SampleIntake, Window, unpack
@@ -20,9 +23,10 @@ NOT_SAMPLED = "accesses are not sampled"
 
 SAMPLES_AT_ONCE = 6_000
 SAMPLES_PER_S = 2_500
-"""Sampled accesses of a guest that are simulated at once, and in each second after. One costs 7 to 12 us whatever its
-page, so a guest takes at most 30 ms of a second, and holds up the others for at most 70 ms. The collector ships 2,000 a
-second at most, and those of its last three intervals at once."""
+"""Sampled accesses of a guest that are simulated at once, and in each second after, or fewer if all guests together
+would cost too much (`qmpalloc.curves.effort`). One costs 4 to 12 us whatever its page, so a guest takes at most 30 ms
+of a second, and holds up the others for at most 70 ms. The collector ships 2,000 a second at most, and those of its
+last three intervals at once."""
 
 OVER = f"more than {SAMPLES_AT_ONCE} sampled accesses at once, or {SAMPLES_PER_S} a second: they count as lost"
 
@@ -69,7 +73,14 @@ class CurveObserver:
         service: What a miss costs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, effort: Effort | None = None) -> None:
+        """Begin with nothing known.
+
+        Args:
+            effort: What simulating may cost all guests; None: this is the only one.
+        """
+        self._effort = effort or Effort()
+        self._effort.join(self)
         self._absent = NOT_SAMPLED
         self._allowance = Allowance(SAMPLES_PER_S, SAMPLES_AT_ONCE)
         self._intake = SampleIntake()
@@ -155,12 +166,16 @@ class CurveObserver:
             self.tracker.observe(structs.replace(window, keys=none, events=0, lost=window.lost + window.events))
             self._count(SampleFault.HUGE)
             raise SampleError(SampleFault.HUGE, OVER)
+        known, began_s = self.tracker.lru.stack.clock, time.thread_time()
         self.tracker.observe(window)
+        self._effort.spent(self.tracker.lru.stack.clock - known, time.thread_time() - began_s)
         return window.lost
 
     def _pay(self, window: Window, tracker: CurveTracker, now_s: float) -> bool:
         """Take what simulating a window costs out of the guest's allowance, at a lower rate if need be."""
-        shift, left = max(tracker.shift, window.shift), self._allowance.left(now_s)
+        left = self._allowance.left(now_s)
+        self._allowance.per_s = min(SAMPLES_PER_S, self._effort.per_s)
+        shift = max(tracker.shift, window.shift)
         simulated = window.keys[in_sample(window.keys, shift)]
         while len(simulated) > left and shift < SHIFT_MAX:
             shift += 1

@@ -13,6 +13,11 @@ _HITS_NOTHING = 0.95
 number, but perhaps because it is starved: then it goes slower for it, and learns its curve the slower."""
 
 
+_MAPPED_SHARE, _MAPPED_LEAST, _MAPPED_PER_S = 0.3, 0.01, 25.0
+"""Pages brought in by page faults, of all that were brought in, of all accesses, and per second, above which a guest is
+thought to read its files through ``mmap``."""
+
+
 def accesses_per_s(guest: GuestSnapshot) -> float:
     """Return the guest's accesses per second; 0 when they are not known."""
     return max(0, (guest.hits or 0) + (guest.misses or 0)) / guest.interval_s if guest.interval_s else 0.0
@@ -36,9 +41,23 @@ def hits_nothing(guest: GuestSnapshot) -> bool:
     return (guest.misses or 0) >= _HITS_NOTHING * max(1, (guest.hits or 0) + (guest.misses or 0))
 
 
+def faults_per_s(guest: GuestSnapshot) -> float:
+    """Return the pages per second that the guest brings in by page faults: at least so often it reads through mmap."""
+    return max(0, guest.faults or 0) / guest.interval_s if guest.interval_s else 0.0
+
+
 def losable_per_s(guest: GuestSnapshot) -> float:
     """Return the hits per second that the guest can lose, at most."""
-    return accesses_per_s(guest) * (1.0 - missed_anyway(guest))
+    return accesses_per_s(guest) * (1.0 - missed_anyway(guest)) + faults_per_s(guest)
+
+
+def mapped(guest: GuestSnapshot) -> str:
+    """Return that a guest reads files through mmap, whose hits nobody counts; empty when it does not, or hardly."""
+    faults, accesses = max(0, guest.faults or 0), max(0, (guest.hits or 0) + (guest.misses or 0))
+    share = faults / max(1, faults + max(0, guest.misses or 0))
+    if share <= _MAPPED_SHARE or faults <= _MAPPED_LEAST * accesses or faults_per_s(guest) < _MAPPED_PER_S:
+        return ""
+    return f"{share:.0%} of what it brings in is by page faults (mmap), of which no hits are counted"
 
 
 def unconfirmed(guest: GuestSnapshot) -> str:

@@ -13,7 +13,7 @@ from qmpalloc.config import Duration, Size
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, missed_anyway, unconfirmed
+from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, mapped, missed_anyway, unconfirmed
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.moves import moves_text
@@ -269,4 +269,4 @@ def _doubt(guest: GuestSnapshot) -> str:
         return f"no curve: {guest.no_curve}"
     if guest.curve.weak:
         return f"weak curve: {guest.curve.weak[0]}"
-    return unconfirmed(guest)
+    return unconfirmed(guest) or mapped(guest)

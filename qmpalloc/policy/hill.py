@@ -12,7 +12,7 @@ from msgspec import Struct
 from qmpalloc.config import Size
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, unconfirmed
+from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, mapped, unconfirmed
 from qmpalloc.policy.moves import moves_text
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
 
@@ -48,7 +48,11 @@ class HillPolicy:
         """Move a step between the two guests where it gains most, if it gains enough."""
         known = [guest for guest in snapshot.guests if guest.decidable and guest.interval_s]
         step = align_down(int(self.settings.step))
-        donors = [guest for guest in known if guest.target_bytes - guest.floor_bytes >= step and not guest.frozen]
+        donors = [
+            guest
+            for guest in known
+            if guest.target_bytes - guest.floor_bytes >= step and not guest.frozen and not mapped(guest)
+        ]
         receivers = [
             guest
             for guest in known
@@ -107,6 +111,8 @@ def _verdict(guest: GuestSnapshot, target: int, reason: str) -> GuestDecision:
         reason, limiter = f"loses {format_count(losable_per_s(guest))} hits/s at most", Limiter.POLICY
     elif target < guest.target_bytes:
         reason, limiter = f"loses {format_count(guest.ghost_loss or 0.0)} hits/s for each MiB", Limiter.POLICY
+    elif mapped(guest):
+        reason, limiter = mapped(guest), Limiter.STATE
     elif guest.ghost_gain is None:
         reason, limiter = "its ghost hits are not known", Limiter.STATE
     elif unconfirmed(guest):

@@ -14,7 +14,15 @@ import numpy as np
 from msgspec import Struct
 
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, hits_nothing, losable_per_s, missed_anyway, unconfirmed
+from qmpalloc.policy.bounds import (
+    accesses_per_s,
+    faults_per_s,
+    hits_nothing,
+    losable_per_s,
+    mapped,
+    missed_anyway,
+    unconfirmed,
+)
 from qmpalloc.policy.division import Candidate
 from qmpalloc.policy.moves import moves_text
 from qmpalloc.policy.quiet import Quiet
@@ -96,7 +104,10 @@ def read_next_to_nothing(snapshot: Snapshot, least_gain: float) -> dict[str, boo
     """Return, for each guest whose counts are known, whether its accesses are next to none of all."""
     known = _known(snapshot)
     total = _accesses_per_s(known)
-    return {guest.name: guest.weight * accesses_per_s(guest) <= _little(guest, least_gain) * total for guest in known}
+    return {
+        guest.name: guest.weight * (accesses_per_s(guest) + faults_per_s(guest)) <= _little(guest, least_gain) * total
+        for guest in known
+    }
 
 
 def with_nothing_to_lose(
@@ -111,6 +122,7 @@ def with_nothing_to_lose(
         and guest.interval_s
         and guest.state is GuestState.FRESH
         and not guest.frozen
+        and not mapped(guest)
         and guest.weight * losable_per_s(guest) <= _little(guest, least_gain) * total
         and (missed_anyway(guest) or quiet.lasts(guest.name))
     ]

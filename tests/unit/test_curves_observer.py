@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from qmpalloc.curves.effort import LEAST_PER_S, Effort
 from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.curves.observer import NOT_SAMPLED, SAMPLES_AT_ONCE, SAMPLES_PER_S, CurveObserver, Reads
 from qmpalloc.curves.samples import Batch, pack
@@ -23,8 +24,8 @@ ACCESSES = 128_000
 class Feed:
     """A guest that reads PAGES * 64 pages at random, half of which are cached."""
 
-    def __init__(self):
-        self.observer = CurveObserver()
+    def __init__(self, effort=None):
+        self.observer = CurveObserver(effort)
         self.random = np.random.default_rng(1)
         self.events = self.accesses = self.sequence = 0
         self.boot, self.start, self.lru = b"b" * 16, b"s" * 8, "lru_gen"
@@ -142,6 +143,29 @@ def test_a_burst_is_thinned_out_until_it_is_worth_its_time():
         assert feed.observer.take_batch(feed.batch(2_000), float(second)) == 0
     assert feed.observer.tracker.shift == 8
     assert feed.observer.dropped == {}
+
+
+def test_where_simulating_costs_too_much_less_is_sampled():
+    feed = Feed(Effort(share=1e-9)).run(2)
+    for second in range(120):
+        feed.counters()
+        feed.observer.take_batch(feed.batch(2_000), float(second))
+    assert feed.observer.tracker.shift >= 9  # of 2,000 a second 250
+    assert not any("lost" in why for why in feed.facts.curve.weak)
+
+
+def test_the_share_is_divided_among_the_guests_by_what_a_sample_costs():
+    effort = Effort(share=0.2)
+    guests = [CurveObserver(effort) for _ in range(16)]
+    for _ in range(200):
+        effort.spent(1_000, 0.01)
+        effort.spent(10, 1.0)  # few tell nothing
+    assert effort.per_s == pytest.approx(0.2 / 10e-6 / 16, rel=0.01)
+    del guests[1:]
+    assert effort.per_s == pytest.approx(0.2 / 10e-6, rel=0.01)
+    for _ in range(200):
+        effort.spent(1_000, 100.0)
+    assert effort.per_s == LEAST_PER_S
 
 
 def test_forged_samples_are_simulated_up_to_an_allowance(monkeypatch):

@@ -232,3 +232,23 @@ def test_who_gives_a_little_that_it_needs_again_and_again_would_end_with_nothing
     slope = line((100, 0.5), (2000, 0.45))  # 16 MiB are 4 in 10,000 accesses
     lacking = guest("lacking", WEAK, refaults=3_000)
     assert targets(load("curve", {}).decide(snapshot(guest("slope", slope), lacking))) == [500, 500]
+
+
+def test_a_guest_that_reads_through_mmap_is_not_idle_and_not_judged_by_hits_that_nobody_counts():
+    busy, lacking = guest("busy", STRAIGHT), guest("lacking", WEAK, refaults=3_000)
+    for policy, other in (("curve", busy), ("curve", lacking), ("hill", guest("a", ghost_gain=30.0, ghost_loss=30.0))):
+        for curve in (WEAK, FITS):
+            decision = load(policy, {}).decide(
+                snapshot(guest("idle", curve, rate=10, misses=0, faults=500), other, carry=IDLE)
+            )
+            assert targets(decision) == [500, 500]
+            assert decision.guests[0].reason == (
+                "100% of what it brings in is by page faults (mmap), of which no hits are counted"
+                if policy == "hill" or curve is FITS
+                else "weak curve: only 26 sampled accesses"
+            )
+    # A program that starts beside a load is no mmap load; nor are a few faults of an idle guest a reason to hold it.
+    fast = guest("fits", FITS, misses=0, faults=90)
+    assert targets(load("curve", {}).decide(snapshot(fast, lacking)))[0] < 500
+    idle = guest("idle", WEAK, rate=10, misses=0, faults=20)
+    assert targets(load("curve", {}).decide(snapshot(idle, busy, carry=IDLE)))[0] < 500
