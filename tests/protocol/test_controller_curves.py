@@ -267,8 +267,18 @@ async def test_a_rebooted_guest_is_learnt_anew(lab, autojump_clock):
     lab.may_exceed = True
     lab.nursery.start_soon(reboot)
     await lab.run(75.0, "curve")
-    seen, _ = last(lab)["large"]
+    seen, verdict = last(lab)["large"]
     assert seen.curve is None or seen.curve.weak
+    # Shown, and held at its size until it is known again.
+    assert verdict.reason.startswith(("weak curve: ", "no curve: ", "not fresh"))
+    since = [
+        (verdict.target_bytes // MIB, verdict.reason)
+        for event in lab.of(Decided)
+        if event.t > 60.0
+        for verdict in event.decision.guests
+        if verdict.name == "large"
+    ]
+    assert len({size for size, _ in since}) == 1, since
 
 
 async def test_a_run_that_only_watches_shows_the_curves_once_an_interval(lab, autojump_clock):
