@@ -16,7 +16,7 @@ from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limite
 from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, mapped, missed_anyway, unconfirmed
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
-from qmpalloc.policy.moves import moves_text
+from qmpalloc.policy.moves import change_text, moves_text
 from qmpalloc.policy.purge import Purges
 from qmpalloc.policy.quiet import Quiet
 from qmpalloc.policy.reversals import Reversals
@@ -225,10 +225,8 @@ class CurvePolicy:
         hits = float(rates[1] * (1 - ratios[1]) - rates[0] * (1 - ratios[0]))
         if target == guest.target_bytes:
             reason = "its memory is worth most where it is"
-        elif target < guest.target_bytes:
-            reason = f"loses {format_count(0.0 - hits)} hits/s, {format_count(after - before)} misses/s more"
         else:
-            reason = f"gains {format_count(hits)} hits/s, {format_count(before - after)} misses/s fewer"
+            reason = change_text(hits, after - before, shrinks=target < guest.target_bytes)
         limited = target != goal and target < guest.target_bytes
         return GuestDecision(
             name=guest.name,

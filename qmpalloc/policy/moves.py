@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qmpalloc.model import Move
-from qmpalloc.units import format_size
+from qmpalloc.units import format_count, format_size
 
 
 def moves_text(moves: Sequence[Move]) -> str:
@@ -13,3 +13,11 @@ def moves_text(moves: Sequence[Move]) -> str:
     return (
         "; ".join(f"{move.donor} → {move.receiver} {format_size(move.size_bytes)}" for move in moves) or "nothing moves"
     )
+
+
+def change_text(hits_per_s: float, misses_per_s: float, *, shrinks: bool) -> str:
+    """Return what a guest gains or loses, for people. A load that gets faster may miss more by the second for that."""
+    loses = hits_per_s < 0 or (not hits_per_s and shrinks)
+    more = misses_per_s > 0 or (not misses_per_s and shrinks)
+    hits, misses = format_count(abs(hits_per_s)), format_count(abs(misses_per_s))
+    return f"{'loses' if loses else 'gains'} {hits} hits/s, {misses} misses/s {'more' if more else 'fewer'}"

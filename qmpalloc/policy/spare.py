@@ -24,7 +24,7 @@ from qmpalloc.policy.bounds import (
     unconfirmed,
 )
 from qmpalloc.policy.division import Candidate
-from qmpalloc.policy.moves import moves_text
+from qmpalloc.policy.moves import change_text, moves_text
 from qmpalloc.policy.quiet import Quiet
 from qmpalloc.rules.limits import TAKE_MIN_BYTES, TAKE_SHARE
 from qmpalloc.units import MIB, align_down, format_count
@@ -90,12 +90,11 @@ def with_more_than_needed(candidate: Candidate, least_gain: float) -> Donor | No
     lost = max(0.0, float(hits[-2] - hits[chosen]))
     misses = candidate.load.rates(ratios) * ratios
     now, then = float(misses[-2]), float(misses[chosen])
-    more = format_count(max(0.0, then - now))
     return Donor(
         guest=guest,
         least_bytes=int(sizes[chosen]),
         loses_per_s=lost,
-        why=f"loses {format_count(lost / guest.weight)} hits/s, {more} misses/s more, by its curve",
+        why=f"{change_text(-lost / guest.weight, then - now, shrinks=True)}, by its curve",
         terms={"misses_s": round(now, 2), "misses_s_then": round(then, 2), "hits_s_gained": -round(lost, 2)},
     )
 

@@ -13,6 +13,7 @@ from qmpalloc.curves.value import Load
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import UNMEASURED, GuestState, Limiter
 from qmpalloc.policy import load
+from qmpalloc.policy.moves import change_text
 from qmpalloc.policy.reversals import Reversals
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.units import MIB
@@ -51,6 +52,14 @@ def test_the_losing_side_gives_no_more_than_a_step_and_the_reason_says_where_it_
     assert decision.guests[0].reason.startswith("gains 674 hits/s, 674 misses/s fewer")
     assert decision.guests[0].terms["hits_s_gained"] == pytest.approx(674, abs=1)
     assert [(move.donor, move.receiver) for move in decision.moves] == [("b", "a")]
+
+
+def test_what_is_gained_and_lost_is_told_whichever_way_it_goes():
+    assert change_text(674.0, -674.0, shrinks=False) == "gains 674 hits/s, 674 misses/s fewer"
+    assert change_text(2_600.0, 41.8, shrinks=False) == "gains 2.6k hits/s, 41.8 misses/s more"
+    assert change_text(-50.0, 50.0, shrinks=True) == "loses 50 hits/s, 50 misses/s more"
+    assert change_text(-50.0, -5.0, shrinks=True) == "loses 50 hits/s, 5 misses/s fewer"
+    assert change_text(0.0, 0.0, shrinks=True) == "loses 0 hits/s, 0 misses/s more"
 
 
 def test_a_cliff_is_jumped_with_a_margin():
