@@ -216,10 +216,10 @@ class CurveTracker:
         """Return the curve over memory sizes from floor to cap, anchored at what was measured."""
         sizes_bytes = np.linspace(floor_bytes, max(cap_bytes, floor_bytes + _FINE), _FINE).astype(np.int64)
         cache = mapping.caches_pages(sizes_bytes)
-        measured, early, suspicious = self.measured, list(self._early()), list(self._suspicious())
+        measured, unsure, suspicious = self.measured, list(self._unsure()), list(self._suspicious())
         if measured is None:
             ratios = self.miss_ratios(cache)
-            early.append(UNMEASURED)
+            unsure.append(UNMEASURED)
         else:
             grid = np.concatenate([cache, [self._cached]])
             order = np.argsort(grid, kind="stable")
@@ -227,18 +227,16 @@ class CurveTracker:
             ratios[order], _ = anchored(self.miss_ratios(grid[order]), grid[order], self._cached, measured)
             left = self._contradiction(measured)
             if abs(left) > _CONTRADICTION:
-                # While pages are read for the first time, the curve has them miss for longer than they do.
-                reasons = early if early else suspicious
-                reasons.append(f"the curve says {measured - left:.2f} misses here, measured are {measured:.2f}")
+                unsure.append(f"the curve says {measured - left:.2f} misses here, measured are {measured:.2f}")
             ratios = ratios[:-1]
         if mapping.overhead_bytes is None:
-            early.append("the size of the cache is not known")
+            unsure.append("the size of the cache is not known")
         ratios = np.minimum.accumulate(ratios)
         points = _telling(sizes_bytes, ratios)
         return Curve(
             sizes_bytes=tuple(sizes_bytes[points].tolist()),
             miss_ratio=tuple(np.round(ratios[points], 5).tolist()),
-            weak=tuple(suspicious + early),
+            weak=tuple(suspicious + unsure),
             suspect=bool(suspicious),
             noise=round(1.0 / math.sqrt(max(1.0, self.lru.sampled)), 5),
             cached_bytes=round(self._cached * 4096),
@@ -265,8 +263,8 @@ class CurveTracker:
         )
         return float(here - more) / mib, float(less - here) / mib
 
-    def _early(self) -> Iterator[str]:
-        """Yield why it is too early to act on the curve."""
+    def _unsure(self) -> Iterator[str]:
+        """Yield why it is too early to act on the curve, whatever is measured."""
         pages = self._working_set
         if self.lru.sampled < _FEW:
             yield f"only {self.lru.sampled:.0f} sampled accesses"

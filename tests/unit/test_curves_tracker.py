@@ -94,9 +94,11 @@ def test_a_restart_forgets_all():
 
 
 def test_a_curve_that_contradicts_the_measurement_is_weak():
-    (reason,) = curve(fed(CurveTracker("lru_gen", 10_000, 200_000), misses=0.1)).weak
+    found = curve(fed(CurveTracker("lru_gen", 10_000, 200_000), misses=0.1))
+    (reason,) = found.weak
     assert reason.startswith("the curve says 0.4")
     assert reason.endswith("misses here, measured are 0.10")
+    assert not found.suspect  # no sample is missing, and what is measured holds
 
 
 def test_misses_while_the_cache_fills_say_nothing_of_its_size():
