@@ -5,7 +5,8 @@
 Every guest is given 30 s of samples, a batch a second, of a Zipf load whose file does not fit. A curve is made every
 5 s. Then a whole decision of the policy ``curve`` is made again and again: every guest's curve and ghost hits, and the
 best split of a budget of 512 steps over all of them. CPU time of this process. What is offered above the trackers' own
-limit is thrown away, as in a run.
+limit is thrown away, as in a run. At last the same samples go through observers, as in a run: they simulate no more
+than fits into their share of a core on this machine.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ import itertools
 import statistics
 import sys
 import time
+from typing import Literal
 
 import numpy as np
 
+from qmpalloc.curves.effort import Effort
 from qmpalloc.curves.mapping import SizeMapping
-from qmpalloc.curves.samples import Window
+from qmpalloc.curves.observer import CurveObserver
+from qmpalloc.curves.samples import Batch, Keys, Window, pack
 from qmpalloc.curves.split import best_split
 from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.experiment.access import Zipf
 from qmpalloc.experiment.offsets import page_numbers
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
 from qmpalloc.policy import load
-from qmpalloc.sample import Memory
+from qmpalloc.sample import Counters, Delta, Memory, Sample
 from qmpalloc.testing.replay import mixed
 from qmpalloc.units import GIB, MIB
 
+Lru = Literal["two_list", "lru_gen"]
 SECONDS, DECISION_S = 30, 5
 FLOOR, CAP, UNITS, STEP = 256 * MIB, 2 * GIB, 512, 4 * MIB
 
@@ -44,7 +49,8 @@ def main(guests: int, events_per_s: int) -> None:
     mapping = SizeMapping()
     memory = Memory(free=16 * MIB, active_file=GIB // 2, inactive_file=GIB // 2)
     mapping.observe(GIB + 160 * MIB, memory, evicting=True)
-    for lru in ("two_list", "lru_gen"):
+    kinds: tuple[Lru, ...] = ("two_list", "lru_gen")
+    for lru in kinds:
         trackers = [CurveTracker(lru, 16_384.0, 2.0 * GIB / 4096) for _ in range(guests)]
         before = time.process_time()
         for second, keys in enumerate(batches, 1):
@@ -59,7 +65,37 @@ def main(guests: int, events_per_s: int) -> None:
             f"{lru}: {guests} guests at {events_per_s} sampled accesses/s: {cpu_s / SECONDS:.1%} of one core, "
             f"{1e6 * cpu_s / SECONDS / guests / events_per_s:.1f} us for each"
         )
+        print(f"  bounded: {bounded(lru, guests, batches * 2)}")
         print(f"  a decision: {decision(trackers, mapping)}")
+
+
+def bounded(lru: Lru, guests: int, batches: list[Keys]) -> str:
+    """Return what the same samples cost when all guests share `qmpalloc.curves.effort.SHARE` of a core."""
+    effort = Effort()
+    observers = [CurveObserver(effort) for _ in range(guests)]
+    spent, half = [], len(batches) // 2
+    for second, keys in enumerate(batches, 1):
+        accesses = 64 * len(keys)
+        sample = Sample(
+            format="qmpalloc-counters", version=1, boot_id="0" * 36, start_id="0" * 16, sequence=second,
+            monotonic_ns=second * 10**9, interval_ms=1000, kernel="6.12", page_size=4096, lru=lru, counters=Counters(),
+            memory_bytes=Memory(free=16 * MIB, active_file=GIB // 2, inactive_file=GIB // 2),
+        )  # fmt: skip
+        delta = Delta(interval_s=1.0, accesses=accesses, misses=accesses // 5, evictions=accesses // 5)
+        data = pack(
+            Batch(boot_id=b"b" * 16, start_id=b"s" * 8, first=(second - 1) * len(keys), accesses=second * accesses,
+                  lost=0, shift=6, events=keys << np.uint64(4))
+        )  # fmt: skip
+        before = time.process_time()
+        for observer in observers:
+            observer.take_sample(sample, delta, GIB + 160 * MIB, FLOOR, CAP)
+            observer.take_batch(data, float(second))
+        spent.append(time.process_time() - before)
+    shifts = {observer.tracker.shift for observer in observers if observer.tracker is not None}
+    return (
+        f"{sum(spent) / len(spent):.1%} of one core, {sum(spent[half:]) / (len(spent) - half):.1%} in the second half, "
+        f"then 1 page in {' or '.join(str(2**shift) for shift in sorted(shifts))}"
+    )
 
 
 def decision(trackers: list[CurveTracker], mapping: SizeMapping) -> str:

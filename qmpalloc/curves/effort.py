@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from weakref import WeakSet
 
-SHARE = 0.2
-"""Of one core, for the samples of all guests together."""
+SHARE = 0.15
+"""Of one core, for simulating the samples of all guests together; with what reading them takes, less than a fifth."""
 
 LEAST_PER_S = 250.0
 """Sampled accesses a second that each guest may always have: with fewer it would have no curve."""
