@@ -61,10 +61,14 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         noise: What sampling makes uncertain: a share p of the accesses has the standard deviation noise * sqrt(p).
         cached_bytes: Page cache the guest has now, where `measured` holds.
         measured: Miss ratio measured at the present size; None when not known.
+        contradicted: By how much `measured` is above what the curve said, before it was corrected, anywhere near the
+            present size; 0 if that is too little to doubt the curve, negative if it is below.
         steady_accesses: Accesses since the load was last seen to change, or since it was first seen.
         stale: Share of the accesses that miss because pages of the load before still fill the cache; 0 unless it is
             beyond doubt.
         unread_bytes: How much of the cache, at least, was not read since the load was seen to change.
+        unused_bytes: How much less cache would do for what it misses now, as pages of the load before fill the rest;
+            at least `unread_bytes`.
         turned_over: Whether the load has read more different pages than the cache holds, which evicts: what it misses
             is not for want of time to fill it.
         pages_per_sampled: The curve rests on one page of so many; more when the rate of the sample was lowered.
@@ -78,9 +82,11 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     noise: float = 0.0
     cached_bytes: int | None = None
     measured: float | None = None
+    contradicted: float = 0.0
     steady_accesses: int = 0
     stale: float = 0.0
     unread_bytes: int = 0
+    unused_bytes: int = 0
     turned_over: bool = False
     pages_per_sampled: int = 0
     estimator: str = ""

@@ -64,6 +64,8 @@ class ServiceTimes:
         slope = self._slope()
         if slope is not None:
             self._fitted(slope)
+        elif self._n >= _TELLING and self.miss_s is not None and self.waits:
+            self._bounded(self.miss_s, self.waits)
         elif self.waits is None and disk_miss_s is not None:
             self.miss_s = disk_miss_s
             self.hit_s = max(0.0, t - m * disk_miss_s)
@@ -80,6 +82,12 @@ class ServiceTimes:
         rest = max(0.0, self._tt / n - mean_t**2 - slope**2 * variance)
         error = math.sqrt(rest / variance / n)
         return max(0.0, slope) if error <= _ERROR_MOST * mean_t / max(mean_m, 0.05) else None
+
+    def _bounded(self, miss_s: float, waits: float) -> None:
+        """Keep what was learnt before, as far as it agrees with the time that accesses take now."""
+        mean_m, mean_t = self._m / self._n, self._t / self._n
+        if waits * mean_m * miss_s > mean_t:
+            self.miss_s, self.hit_s = mean_t / (waits * mean_m), 0.0
 
     def _fitted(self, slope: float) -> None:
         mean_m, mean_t = self._m / self._n, self._t / self._n

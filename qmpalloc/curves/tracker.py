@@ -217,6 +217,7 @@ class CurveTracker:
         sizes_bytes = np.linspace(floor_bytes, max(cap_bytes, floor_bytes + _FINE), _FINE).astype(np.int64)
         cache = mapping.caches_pages(sizes_bytes)
         measured, unsure, suspicious = self.measured, list(self._unsure()), list(self._suspicious())
+        contradicted = 0.0
         if measured is None:
             ratios = self.miss_ratios(cache)
             unsure.append(UNMEASURED)
@@ -227,6 +228,7 @@ class CurveTracker:
             ratios[order], _ = anchored(self.miss_ratios(grid[order]), grid[order], self._cached, measured)
             left = self._contradiction(measured)
             if abs(left) > _CONTRADICTION:
+                contradicted = left
                 unsure.append(f"the curve says {measured - left:.2f} misses here, measured are {measured:.2f}")
             ratios = ratios[:-1]
         if mapping.overhead_bytes is None:
@@ -241,9 +243,11 @@ class CurveTracker:
             noise=round(1.0 / math.sqrt(max(1.0, self.lru.sampled)), 5),
             cached_bytes=round(self._cached * 4096),
             measured=None if measured is None else round(measured, 5),
+            contradicted=round(contradicted, 5),
             steady_accesses=round(self._steady_accesses),
             stale=0.0 if self._afresh is None else round(self._afresh.stale, 5),
             unread_bytes=0 if self._afresh is None else self._unread_bytes(self._afresh),
+            unused_bytes=0 if self._afresh is None else self._unused_bytes(self._afresh),
             turned_over=self._evicting and self._working_set * 2.0**self.shift > self._cached,
             pages_per_sampled=2**self.shift,
             estimator=self.estimator.name,
@@ -388,7 +392,20 @@ class CurveTracker:
                 self.estimator.restart(self._pages_since(self._began_at))
 
     def _unread_bytes(self, afresh: Afresh) -> int:
-        return max(0, round(self._cached - afresh.pages_read * 2.0**self.shift)) * 4096
+        return max(0, round(self._cached - afresh.pages_read * 2.0**self.shift)) * PAGE_BYTES
+
+    def _unused_bytes(self, afresh: Afresh) -> int:
+        """Return how much smaller a cache would do for what is missed now, if pages of the load before fill it.
+
+        What is read now leaves the cache once so many other pages were read as its reuse distance says.
+        """
+        unread = self._unread_bytes(afresh)
+        if not afresh.stale or self.measured is None:
+            return unread
+        sizes = np.linspace(0.0, self._cached, _FINE)
+        enough = self.lru.miss_ratios(sizes / 2.0**self.shift) <= self.measured
+        unused = self._cached - float(sizes[int(np.argmax(enough))]) if enough.any() else 0.0
+        return max(unread, round(unused) * PAGE_BYTES)
 
     def _pages_since(self, clock: int) -> Ids:
         """Return the pages accessed at or after a time, the last one last."""

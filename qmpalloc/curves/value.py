@@ -5,7 +5,8 @@ memory, so rates are predicted from the time of a hit and the additional time of
 
     T(m) = T(m0) + waits * (m - m0) * miss_s
 
-at miss ratio m, where m0 is the present one: the time of hits and any pauses are in T(m0) = 1 / rate.
+at miss ratio m, where m0 is the present one: the time of hits and any pauses are in T(m0) = 1 / rate. Misses are waited
+for no longer than all the time there is, whatever one was thought to cost before: waits * m0 * miss_s is at most T(m0).
 
 A load that has many reads outstanding may be one that waits for all of them, or one that comes at a rate of its own and
 has fallen behind: both go as fast as the disk lets them now, but the second will not go faster than its own rate for
@@ -59,7 +60,10 @@ class Load(Struct, frozen=True, kw_only=True):
         if self.accesses_per_s < _IDLE_PER_S:
             return np.zeros(len(miss_ratios))
         now_s = 1.0 / self.accesses_per_s
-        slower_s = self.waits * (self.miss_s or 0.0) * (miss_ratios - self.miss_ratio)
+        waited_s = self.waits * (self.miss_s or 0.0)
+        if waited_s * self.miss_ratio > now_s:
+            waited_s = now_s / self.miss_ratio
+        slower_s = waited_s * (miss_ratios - self.miss_ratio)
         slower_s = np.where(slower_s < 0, min(1.0, self.waits * _OUTSTANDING_SURE) * slower_s, slower_s)
         return np.asarray(1.0 / np.maximum(now_s + slower_s, now_s / _FASTER_MOST))
 

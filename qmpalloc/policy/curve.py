@@ -16,6 +16,7 @@ from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limite
 from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, mapped, missed_anyway, unconfirmed
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
+from qmpalloc.policy.measured import Measured
 from qmpalloc.policy.moves import change_text, moves_text
 from qmpalloc.policy.purge import Purges
 from qmpalloc.policy.quiet import Quiet
@@ -65,23 +66,31 @@ class CurvePolicy:
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Return the best split, or hold with the reason; or squeeze a guest that is full of what nobody reads."""
-        purges, reversals = Purges(snapshot.carry), Reversals(_carried(snapshot), snapshot)
-        settings = self.settings
-        quiet = Quiet(_carried(snapshot), snapshot, read_next_to_nothing(snapshot, settings.least_gain))
-        squeeze = purges.decide(snapshot, settings.objective, float(settings.horizon), settings.least_gain)
-        if squeeze is None:
-            squeezed = "" if purges.squeeze is None else purges.squeeze.name
-            decision = self._split(snapshot, squeezed, reversals, quiet)
-        else:
-            decision = squeeze
-        carry = _carried(snapshot) | (decision.carry or {}) | purges.carry | reversals.carry | quiet.carry
+        settings, carried = self.settings, _carried(snapshot)
+        purges, reversals = Purges(carried), Reversals(carried, snapshot)
+        quiet = Quiet(carried, snapshot, read_next_to_nothing(snapshot, settings.least_gain))
+        measured = Measured(carried, snapshot, purges.squeezed)
+        decision = purges.decide(
+            snapshot,
+            settings.objective,
+            float(settings.horizon),
+            settings.least_gain,
+            exempt=measured.better_with_more,
+        )
+        if decision is None:
+            decision = self._split(snapshot, purges.squeezed, reversals, quiet, measured)
+        carry = carried | (decision.carry or {})
+        for memory in (purges, reversals, quiet, measured):
+            carry |= memory.carry
         return structs.replace(decision, carry=carry)
 
-    def _split(self, snapshot: Snapshot, squeezed: str, reversals: Reversals, quiet: Quiet) -> Decision:
+    def _split(
+        self, snapshot: Snapshot, squeezed: str, reversals: Reversals, quiet: Quiet, measured: Measured
+    ) -> Decision:
         doubts = {guest.name: _doubt(guest) or quiet.pause(guest.name) for guest in snapshot.guests}
         if squeezed:
             doubts[squeezed] = "squeezed, until what it reads has taken the place of what it read before"
-        candidates = [self._candidate(guest) for guest in snapshot.guests if not doubts[guest.name]]
+        candidates = [self._candidate(guest, measured) for guest in snapshot.guests if not doubts[guest.name]]
         free = [guest for guest in snapshot.guests if guest.name != squeezed]
         spare = with_nothing_to_lose(snapshot, free, quiet, self.settings.least_gain)
         lacking = [guest for guest in free if doubts[guest.name] and not self._settles(snapshot, guest)]
@@ -97,6 +106,9 @@ class CurvePolicy:
         if not candidates and not squeezed:
             return given or self._without_curves(snapshot, doubts)
         candidates += [_bounded(guest) for guest in spare if doubts[guest.name]]
+        if candidates:
+            chosen = {candidate.guest.name for candidate in candidates}
+            candidates += self._by_measurement([guest for guest in free if guest.name not in chosen], quiet, measured)
         if not candidates:
             return self._stay(snapshot, [], doubts, "no guest has a curve to act on", Limiter.STATE)
         for candidate in candidates:
@@ -122,24 +134,36 @@ class CurvePolicy:
 
     # --- what counts as a candidate -----------------------------------------------------------------------------------
 
-    def _candidate(self, guest: GuestSnapshot) -> Candidate:
+    def _candidate(self, guest: GuestSnapshot, measured: Measured) -> Candidate:
         assert guest.curve is not None
-        here = float(np.interp(guest.actual_bytes, guest.curve.sizes_bytes, guest.curve.miss_ratio))
-        measured = guest.curve.measured
+        margin = min(int(self.settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8))
+        return self._planned(guest, measured.corrected(guest, guest.curve), margin)
+
+    def _by_measurement(self, guests: Sequence[GuestSnapshot], quiet: Quiet, measured: Measured) -> list[Candidate]:
+        """Return those guests whose curve turned out to be wrong and that are known to be better off with more."""
+        curves = {guest.name: measured.instead(guest) for guest in guests if not quiet.pause(guest.name)}
+        return [
+            structs.replace(self._planned(guest, curve), basis=measured.basis(guest))
+            for guest in guests
+            if (curve := curves.get(guest.name)) is not None
+        ]
+
+    def _planned(self, guest: GuestSnapshot, curve: Curve, margin_bytes: int = 0) -> Candidate:
+        here = float(np.interp(guest.actual_bytes, curve.sizes_bytes, curve.miss_ratio))
         rate = accesses_per_s(guest)
-        steady_s = guest.curve.steady_accesses / rate if rate else 0.0
+        steady_s = curve.steady_accesses / rate if rate else 0.0
         return Candidate(
             guest=guest,
-            curve=guest.curve,
+            curve=curve,
             load=Load(
                 accesses_per_s=rate,
-                miss_ratio=here if measured is None else measured,
+                miss_ratio=here if curve.measured is None else curve.measured,
                 miss_s=guest.miss_s,
                 waits=guest.waits or 0.0,
                 weight=guest.weight,
             ),
             horizon_s=max(float(self.settings.horizon), steady_s),
-            margin_bytes=min(int(self.settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8)),
+            margin_bytes=margin_bytes,
         )
 
     def _settles(self, snapshot: Snapshot, guest: GuestSnapshot) -> bool:
@@ -227,11 +251,12 @@ class CurvePolicy:
             reason = "its memory is worth most where it is"
         else:
             reason = change_text(hits, after - before, shrinks=target < guest.target_bytes)
+        on_the_way = f"on the way to {format_size(goal)}" if target != goal else ""
         limited = target != goal and target < guest.target_bytes
         return GuestDecision(
             name=guest.name,
             target_bytes=target,
-            reason=reason + (f", on the way to {format_size(goal)}" if target != goal else ""),
+            reason=", ".join(part for part in (reason, candidate.basis, on_the_way) if part),
             limiter=Limiter.STEP if limited else Limiter.POLICY,
             terms={"misses_s": round(before, 2), "misses_s_then": round(after, 2), "hits_s_gained": round(hits, 2)},
         )

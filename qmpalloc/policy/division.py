@@ -34,6 +34,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
         margin_bytes: The curve is read this much to the left: memory that the guest is given but not credited with.
         horizon_s: How long a size is thought to last. Memory that a guest is given is worth something once it has been
             filled, by its misses, so that only what is left of the horizon then counts. None: for ever.
+        basis: What the curve rests on, in words; empty for samples.
     """
 
     guest: GuestSnapshot
@@ -41,6 +42,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     load: Load
     margin_bytes: int = 0
     horizon_s: float | None = None
+    basis: str = ""
 
     def miss_ratios(self, sizes_bytes: Sequence[float] | NDArray[Any]) -> Values:
         """Return the miss ratio to plan with at each size.

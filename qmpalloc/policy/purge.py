@@ -6,7 +6,7 @@ step on the losing side, the floor, danger, freezing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,13 +60,33 @@ class Purges:
         self.squeeze = Squeeze(**known["squeeze"]) if known.get("squeeze") else None
 
     @property
+    def squeezed(self) -> str:
+        """Name of the guest that is being squeezed; empty when there is none."""
+        return "" if self.squeeze is None else self.squeeze.name
+
+    @property
     def carry(self) -> dict[str, Any]:
         """What is handed to the next decision."""
         squeeze = None if self.squeeze is None else structs.asdict(self.squeeze)
         return {"purges": {"done": self.done, "squeeze": squeeze}}
 
-    def decide(self, snapshot: Snapshot, objective: Objective, horizon_s: float, least_gain: float) -> Decision | None:
-        """Return the decision that begins or ends a squeeze; None when there is neither to do."""
+    def decide(
+        self,
+        snapshot: Snapshot,
+        objective: Objective,
+        horizon_s: float,
+        least_gain: float,
+        exempt: Collection[str] = (),
+    ) -> Decision | None:
+        """Return the decision that begins or ends a squeeze; None when there is neither to do.
+
+        Args:
+            snapshot: What is decided on.
+            objective: What is to gain by it.
+            horizon_s: Time within which it must, seconds.
+            least_gain: Share of all accesses that it must gain.
+            exempt: Guests that more memory helps, and no squeeze.
+        """
         if self.squeeze is not None:
             return self._go_on(snapshot, self.squeeze)
         for guest in snapshot.guests:
@@ -74,7 +94,7 @@ class Purges:
                 del self.done[guest.name]  # its load has changed again
         needed = least_gain * sum(guest.weight * accesses_per_s(guest) for guest in snapshot.guests)
         for guest in snapshot.guests:
-            low = None if guest.name in self.done else _low_bytes(guest)
+            low = None if guest.name in self.done or guest.name in exempt else _low_bytes(guest)
             if low is not None and _gain_per_s(guest, low, objective, horizon_s) > needed:
                 return self._begin(snapshot, guest, low, horizon_s)
         return None
@@ -150,7 +170,8 @@ def _low_bytes(guest: GuestSnapshot) -> int | None:
     now = guest.target_bytes
     low = -align_down(-max(guest.floor_bytes, now - max(TAKE_MIN_BYTES, int(now * TAKE_SHARE))))
     # What is read now goes first: the rest is only reached if there is not much more of that than is squeezed out.
-    reached = guest.curve.unread_bytes + now - low >= (guest.curve.cached_bytes or 0) / 2
+    unused = max(guest.curve.unread_bytes, guest.curve.unused_bytes)
+    reached = unused + now - low >= (guest.curve.cached_bytes or 0) / 2
     return low if reached and now - low >= _LEAST_SHARE * now else None
 
 

@@ -262,6 +262,18 @@ def test_a_load_that_waits_is_told_from_one_that_does_not():
     assert paced.waits == pytest.approx(0.0, abs=0.05)
 
 
+def test_what_a_miss_cost_before_is_believed_no_longer_than_the_time_of_accesses_allows():
+    times = ServiceTimes()
+    for m in np.linspace(0.1, 0.9, 20):
+        times.observe(int(1.0 / (25e-6 + m * 2e-3)), int(m / (25e-6 + m * 2e-3)), 1.0)
+    assert times.miss_s == pytest.approx(2e-3, rel=0.05)
+    rng = np.random.default_rng(1)
+    for noise in rng.uniform(0.5, 1.5, 200):  # now 400 µs an access, at random, whatever it misses
+        accesses = int(2_500 * noise)
+        times.observe(accesses, int(accesses * rng.uniform(0.65, 0.66)), 1.0)
+    assert times.waits * times.miss_s * 0.65 <= 1.3 * 400e-6
+
+
 def test_without_variation_the_disk_speaks():
     times = ServiceTimes()
     times.observe(5_000, 2_500, 1.0, disk_miss_s=380e-6)

@@ -219,6 +219,13 @@ def test_reads_that_have_piled_up_are_not_promised_to_go_faster_but_more_misses_
     assert now < many.rates(np.array([0.05]))[0] < eight.rates(np.array([0.05]))[0]
 
 
+def test_misses_are_not_thought_to_cost_more_than_all_the_time_there_is():
+    """What a miss cost the load before was six times what one can cost now: nothing is promised from that."""
+    load_now = Load(accesses_per_s=2_117, miss_ratio=0.61, miss_s=1.647e-3, waits=1.0)
+    assert load_now.rates(np.array([0.61, 0.305])) == pytest.approx([2_117, 2 * 2_117])
+    assert load_now.rates(np.array([0.9]))[0] == pytest.approx(2_117 * 0.61 / 0.9)
+
+
 @settings(deadline=None)
 @given(
     st.floats(0, 1e6), st.floats(0, 1), st.floats(0, 0.1), st.floats(0, 1), st.sampled_from(["hits", "misses", "fair"])

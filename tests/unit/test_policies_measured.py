@@ -1,0 +1,105 @@
+"""Policy curve where a curve turned out to be wrong: what was measured before counts."""
+
+import json
+
+import numpy as np
+import pytest
+from made_up_guests import STRAIGHT, guest, line, snapshot, targets
+from msgspec import structs
+
+from qmpalloc.model import UNMEASURED
+from qmpalloc.policy import load
+from qmpalloc.units import MIB
+
+PROMISES = line((200, 0.30), (600, 0.12), (800, 0.10), (2000, 0.10))
+"""What b's curve says: little is lost down to 600 MiB and not much below."""
+
+FLATTENS = line((100, 1.0), (500, 0.5), (1000, 0.10), (2000, 0.10))
+
+
+def curve(points, size, measured, accesses, *, contradicted=0.0):
+    """A curve that a guest with that size has, where that was measured."""
+    text = (f"the curve says {measured - contradicted:.2f} misses here, measured are {measured:.2f}",)
+    ratios = np.interp([mib * MIB for mib in (200, size, 2000)], points.sizes_bytes, points.miss_ratio)
+    known = line(*zip((200, size, 2000), (float(ratio) for ratio in ratios), strict=True)) if contradicted else points
+    return structs.replace(
+        known,
+        measured=measured,
+        contradicted=contradicted,
+        steady_accesses=accesses,
+        weak=text if contradicted else (),
+    )
+
+
+def decide(carry, *guests, budget=1600):
+    decision = load("curve", {}).decide(snapshot(*guests, budget=budget, carry=carry))
+    return decision, json.loads(json.dumps(decision.carry))
+
+
+def after_a_wrong_move(*, before=0.10, now=0.45, accesses=100_000, later=110_000, other=FLATTENS, **more):
+    """What is decided when b went from 800 to 600 MiB for a, and then misses `now` where its curve says .12."""
+    a = guest("a", structs.replace(other, measured=None), size=800)
+    _, carry = decide(None, a, guest("b", curve(PROMISES, 800, before, accesses), size=800))
+    a = guest("a", other, size=1000)
+    b = guest("b", curve(PROMISES, 600, now, later, contradicted=0.33), size=600, misses=int(now * 10_000), **more)
+    return decide(carry, a, b)
+
+
+def test_a_guest_that_misses_far_more_than_its_curve_promised_gets_back_what_it_had():
+    decision, _ = after_a_wrong_move()
+    assert targets(decision) == [pytest.approx(800, abs=8), pytest.approx(800, abs=8)]
+    assert decision.guests[1].reason.startswith("gains")
+    assert "by what it missed with 800M, 0.10 of all" in decision.guests[1].reason
+
+
+def test_nothing_is_given_back_that_is_worth_more_where_it_is():
+    steeper = line((100, 1.0), (990, 0.9), (1000, 0.0), (2000, 0.0))
+    decision, _ = after_a_wrong_move(other=steeper)
+    assert decision.moves == ()
+
+
+def test_no_more_is_taken_from_a_guest_whose_curve_is_wrong():
+    decision, _ = after_a_wrong_move(other=STRAIGHT, before=0.44)
+    assert decision.moves == ()
+    assert decision.guests[1].reason.startswith("weak curve: the curve says 0.12 misses here")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"before": 0.90},  # its cache was being filled
+        {"later": 10_000},  # another load since
+        {"later": 200_000},  # long ago
+        {"disk_read_pages": 100},  # its disks do not confirm its misses
+        {"frozen": "its balloon does not move"},
+    ],
+)
+def test_what_does_not_count_is_given_nothing_back(more):
+    decision, _ = after_a_wrong_move(**more)
+    assert decision.moves == ()
+
+
+def test_a_curve_is_not_believed_again_at_the_size_it_was_wrong_for_until_the_load_has_lasted_as_long_again():
+    _, carry = after_a_wrong_move()
+    for accesses, taken in ((150_000, False), (220_000, True)):
+        a = guest("a", FLATTENS, size=800)
+        b = guest("b", curve(PROMISES, 800, 0.10, accesses), size=800)
+        decision, _ = decide(carry, a, b)
+        assert (targets(decision)[1] < 800) is taken, accesses
+
+
+def test_a_size_that_is_not_measured_yet_is_not_taken_for_a_contradiction():
+    a = guest("a", structs.replace(FLATTENS, measured=None), size=800)
+    _, carry = decide(None, a, guest("b", curve(PROMISES, 800, 0.10, 100_000), size=800))
+    waiting = structs.replace(PROMISES, weak=(UNMEASURED,), steady_accesses=110_000)
+    decision, _ = decide(carry, guest("a", FLATTENS, size=1000), guest("b", waiting, size=600, misses=4_500))
+    assert decision.moves == ()
+
+
+def test_a_guest_gets_back_what_it_had_and_no_more():
+    """A guest may say that it misses much: it is known to miss little with what it had, and that is all it gets."""
+    a = guest("a", line((200, 0.01), (2000, 0.01)), size=1000)
+    _, carry = decide(None, a, guest("b", curve(PROMISES, 700, 0.10, 100_000), size=700), budget=1700)
+    b = guest("b", curve(PROMISES, 600, 0.45, 110_000, contradicted=0.33), size=600, misses=4_500)
+    decision, _ = decide(carry, guest("a", a.curve, size=1100), b, budget=1700)
+    assert targets(decision)[1] == pytest.approx(700, abs=8)
