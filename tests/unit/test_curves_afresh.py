@@ -37,6 +37,9 @@ def test_pages_that_the_multi_generational_lru_keeps_are_seen_and_a_squeeze_rids
     before = guest.misses / (guest.hits + guest.misses)
     stale = found(guest).stale
     assert 0.3 < stale < 0.5
+    curve = found(guest)
+    # It has read all of what fits long ago, and yet misses as with a cache of less than half.
+    assert curve.unused_bytes > curve.cached_bytes / 2 > curve.unread_bytes
     guest.resize(342 * MIB)
     run(guest, 1)
     guest.resize(456 * MIB)

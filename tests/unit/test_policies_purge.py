@@ -58,6 +58,26 @@ def test_who_has_grown_meanwhile_gives_back_and_no_one_else():
     assert sizes(back) == [800, 400, 300]
 
 
+def test_pages_that_do_not_leave_are_within_reach_however_many_have_been_read_since():
+    """With its own pages read once around, none is left that was not read: it misses as with a much smaller cache."""
+
+    def reading_all(unused):
+        one = guest("a", stale=0.3)
+        return structs.replace(one, curve=structs.replace(one.curve, unread_bytes=0, unused_bytes=unused * MIB))
+
+    assert sizes(decided(reading_all(0), guest("b"))) == [800, 800]
+    assert sizes(decided(reading_all(300), guest("b"))) == [600, 800]
+
+
+def test_who_missed_less_with_more_memory_is_not_squeezed_but_given_back():
+    larger = structs.replace(guest("a", steady=900_000), curve=structs.replace(curve(weak=()), measured=0.2))
+    before = decided(larger, guest("b"))
+    one = guest("a", size=700, stale=0.3, steady=1_100_000)
+    one = structs.replace(one, curve=structs.replace(one.curve, unused_bytes=300 * MIB))
+    assert sizes(decided(one, guest("b"), carry=before.carry))[0] >= 700
+    assert sizes(decided(one, guest("b"))) == [525, 800]
+
+
 def test_once_for_each_change_of_the_load():
     carry = {"purges": {"done": {"a": 500_000}, "squeeze": None}}
     assert sizes(decided(guest("a", stale=0.3), guest("b"), carry=carry)) == [800, 800]
