@@ -59,6 +59,7 @@ def test_what_is_gained_and_lost_is_told_whichever_way_it_goes():
     assert change_text(2_600.0, 41.8, shrinks=False) == "gains 2.6k hits/s, 41.8 misses/s more"
     assert change_text(-50.0, 50.0, shrinks=True) == "loses 50 hits/s, 50 misses/s more"
     assert change_text(-50.0, -5.0, shrinks=True) == "loses 50 hits/s, 5 misses/s fewer"
+    assert change_text(-0.01, -2e-13, shrinks=True) == "loses 0 hits/s, 0 misses/s more"
     assert change_text(0.0, 0.0, shrinks=True) == "loses 0 hits/s, 0 misses/s more"
 
 
