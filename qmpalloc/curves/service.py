@@ -3,25 +3,79 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+
+import numpy as np
+from msgspec import Struct
+
+INTERVALS = 40
+"""Samples of a second or so that are fitted: a load that has caught up must be known for what it is in a minute."""
+
+_TELLING = 8
 
 _KEEP = 0.96
-"""Of what was seen before, with each interval: a load that has caught up must be known for what it is in a minute."""
+"""Of what the disk was seen to take before, with each sample."""
 
 _ERROR_MOST = 0.25
-"""Standard error of what a miss costs, by what it would cost if all of the load's time went to misses, up to which the
-fit is believed."""
+_SIGNIFICANT = 3.0
+_ALL_BUT_NONE = 0.3
+"""Shares of what a miss would cost if all of the load's time went to misses. A cost is believed if its standard error
+is at most the first and a third of itself; that there is none, if with two standard errors it is at most the last."""
 
-_TELLING = 5.0
+_STEADY = 0.1
+"""A load that keeps to a rate of its own takes the same time for each access; only if that varies by no more than this
+share is one taken for such a load, as much else makes a load faster and slower."""
+
+_AGEING = 1.02
+_ERROR_LEAST = 0.01
+"""What was learnt counts as so much less certain with each sample, and no fit as more certain than the second."""
+
+_MISSES_LEAST = 0.05
 _BUSY = 0.8
 
 
+class Fit(Struct, frozen=True, kw_only=True):
+    """A straight line through time per access against miss ratio.
+
+    Attributes:
+        slope_s: How much longer an access takes that misses, seconds.
+        miss_ratio: Median of the miss ratios.
+        access_s: Median of the times per access, seconds.
+        error: Standard error of `slope_s`, by `most_s`.
+        spread: How much the times vary: median deviation as a standard deviation, by `access_s`.
+    """
+
+    slope_s: float
+    miss_ratio: float
+    access_s: float
+    error: float
+    spread: float
+
+    @property
+    def most_s(self) -> float:
+        """What a miss would cost if all of the load's time went to misses."""
+        return self.access_s / max(self.miss_ratio, _MISSES_LEAST)
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is known what a miss costs, or that it costs nothing."""
+        share = self.slope_s / self.most_s
+        some = share > 0 and share >= _SIGNIFICANT * self.error
+        none = share + 2.0 * self.error <= _ALL_BUT_NONE and self.spread <= _STEADY
+        return self.error <= _ERROR_MOST and (some or none)
+
+
 class ServiceTimes:
-    """Time per access as a straight line in the miss ratio, fitted with exponential forgetting.
+    """Time per access as a straight line in the miss ratio, fitted to the last samples.
 
     A load that waits takes ``hit_s + m * waits * miss_s`` per access; one that does not takes the same time at any m.
     How well the slope is known decides, not how much the miss ratio has varied: chance is enough to tell that a load
     keeps to its rate. Until then, the time that QEMU measured for the reads of the disk stands in, if known: a load
     that spends most of its time waiting for the disk is taken for one that waits.
+
+    The slope is the median of those between all pairs of samples, weighted by their distance (Theil 1950, Sen 1968):
+    loads pause, guests stall for a second, and a mean would follow these few. What was learnt before counts by how
+    certain it is, and gets less certain with time: while the miss ratio stands still, hardly anything is to be learnt.
 
     A load with n reads outstanding at a time is held up by 1/n of what one of them takes. So `waits` is small for reads
     that have piled up, as those of a fixed rate do when it is more than the disk can serve.
@@ -37,7 +91,8 @@ class ServiceTimes:
         self.hit_s: float | None = None
         self.miss_s: float | None = None
         self.waits: float | None = None
-        self._n = self._m = self._t = self._mm = self._mt = self._tt = 0.0
+        self._samples: deque[tuple[float, float]] = deque(maxlen=INTERVALS)
+        self._slope_s, self._error_s = 0.0, math.inf
         self._disk_misses = self._disk_s = 0.0
 
     def observe(self, accesses: int, misses: int, interval_s: float, *, disk_miss_s: float | None = None) -> None:
@@ -52,50 +107,64 @@ class ServiceTimes:
         if accesses < 100 or interval_s <= 0:
             return
         m, t = min(1.0, max(0.0, misses / accesses)), interval_s / accesses
-        self._n = _KEEP * self._n + 1.0
-        self._m = _KEEP * self._m + m
-        self._t = _KEEP * self._t + t
-        self._mm = _KEEP * self._mm + m * m
-        self._mt = _KEEP * self._mt + m * t
-        self._tt = _KEEP * self._tt + t * t
+        self._samples.append((m, t))
         if disk_miss_s is not None:
             self._disk_misses = _KEEP * self._disk_misses + max(0, misses)
             self._disk_s = _KEEP * self._disk_s + max(0, misses) * disk_miss_s
-        slope = self._slope()
-        if slope is not None:
-            self._fitted(slope)
-        elif self._n >= _TELLING and self.miss_s is not None and self.waits:
-            self._bounded(self.miss_s, self.waits)
+        self._error_s *= _AGEING
+        fit = _fit(self._samples)
+        if fit is not None and fit.certain:
+            self._learn(fit)
+        elif fit is not None and self.miss_s is not None and self.waits:
+            self._bound(self.miss_s, self.waits, fit)
         elif self.waits is None and disk_miss_s is not None:
             self.miss_s = disk_miss_s
             self.hit_s = max(0.0, t - m * disk_miss_s)
             self.waits = min(1.0, t / (m * disk_miss_s)) if m * disk_miss_s > _BUSY * t else None
 
-    def _slope(self) -> float | None:
-        """Return how much longer an access takes that misses; None if it is not known well enough."""
-        n = self._n
-        mean_m, mean_t = self._m / n, self._t / n
-        variance = self._mm / n - mean_m**2
-        if n < _TELLING or variance <= 0:
-            return None
-        slope = (self._mt / n - mean_m * mean_t) / variance
-        rest = max(0.0, self._tt / n - mean_t**2 - slope**2 * variance)
-        error = math.sqrt(rest / variance / n)
-        return max(0.0, slope) if error <= _ERROR_MOST * mean_t / max(mean_m, 0.05) else None
-
-    def _bounded(self, miss_s: float, waits: float) -> None:
-        """Keep what was learnt before, as far as it agrees with the time that accesses take now."""
-        mean_m, mean_t = self._m / self._n, self._t / self._n
-        if waits * mean_m * miss_s > mean_t:
-            self.miss_s, self.hit_s = mean_t / (waits * mean_m), 0.0
-
-    def _fitted(self, slope: float) -> None:
-        mean_m, mean_t = self._m / self._n, self._t / self._n
+    def _learn(self, fit: Fit) -> None:
+        error_s = max(fit.error, _ERROR_LEAST) * fit.most_s
+        weight = 1.0 / (1.0 + (error_s / self._error_s) ** 2)
+        self._slope_s += weight * (max(0.0, fit.slope_s) - self._slope_s)
+        self._error_s = error_s * weight**0.5
+        slope = min(self._slope_s, fit.most_s)
         # Without the disk's own time, what misses can cost at most is all of the time there is.
         disk_miss_s = self._disk_s / self._disk_misses if self._disk_misses else None
-        expected = disk_miss_s if disk_miss_s is not None else mean_t / max(mean_m, 0.05)
+        expected = disk_miss_s if disk_miss_s is not None else fit.most_s
         self.waits = min(1.0, slope / expected) if expected > 0 else 0.0
         if disk_miss_s is None and self.waits > 0.25:
             self.waits = 1.0
         self.miss_s = slope / self.waits if self.waits > 0.05 else expected
-        self.hit_s = max(0.0, mean_t - mean_m * slope)
+        self.hit_s = max(0.0, fit.access_s - fit.miss_ratio * slope)
+
+    def _bound(self, miss_s: float, waits: float, fit: Fit) -> None:
+        """Keep what was learnt before, as far as it agrees with the time that accesses take now."""
+        if waits * fit.miss_ratio * miss_s > fit.access_s:
+            self.miss_s, self.hit_s = fit.access_s / (waits * fit.miss_ratio), 0.0
+
+
+def _fit(samples: deque[tuple[float, float]]) -> Fit | None:
+    """Return the line through miss ratios and times per access; None with few samples or without any difference."""
+    if len(samples) < _TELLING:
+        return None
+    m, t = np.array(samples).T
+    low, high = np.percentile(m, [10, 90])
+    if high <= low:
+        return None
+    first, second = np.triu_indices(len(m), 1)
+    apart = m[first] - m[second]
+    pairs = apart != 0
+    apart, slopes = apart[pairs], (t[first] - t[second])[pairs] / apart[pairs]
+    order = np.argsort(slopes)
+    weights = np.cumsum(np.abs(apart[order]))
+    slope = float(slopes[order][np.searchsorted(weights, weights[-1] / 2)])
+    rest = t - slope * m
+    miss_ratio, access_s = float(np.median(m)), float(np.median(t))
+    standard = (high - low) / 2.563
+    error = _deviation(rest) / standard / len(m) ** 0.5 / (access_s / max(miss_ratio, _MISSES_LEAST))
+    return Fit(slope_s=slope, miss_ratio=miss_ratio, access_s=access_s, error=error, spread=_deviation(t) / access_s)
+
+
+def _deviation(values: np.ndarray) -> float:
+    """Return the standard deviation as most of the values have it: 1.4826 times their median deviation."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))

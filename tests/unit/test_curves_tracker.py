@@ -274,6 +274,27 @@ def test_what_a_miss_cost_before_is_believed_no_longer_than_the_time_of_accesses
     assert times.waits * times.miss_s * 0.65 <= 1.3 * 400e-6
 
 
+def test_a_load_that_pauses_and_a_guest_that_stalls_hide_nothing():
+    """As in real guests: one second in ten says nothing of what an access takes, and every second varies a little."""
+    times, rng = ServiceTimes(), np.random.default_rng(1)
+    for number, m in enumerate(np.linspace(0.9, 0.5, 40)):
+        access_s = (40e-6 + m * 700e-6) * rng.uniform(0.95, 1.05) * (8.0 if number % 10 == 3 else 1.0)
+        times.observe(int(1.0 / access_s), int(m / access_s), 1.0)
+    assert times.waits == 1.0
+    assert times.miss_s == pytest.approx(700e-6, rel=0.15)
+
+
+def test_what_was_well_known_stays_while_the_miss_ratio_stands_still():
+    times, rng = ServiceTimes(), np.random.default_rng(1)
+    for m in np.linspace(0.9, 0.3, 40):
+        times.observe(int(1.0 / (40e-6 + m * 700e-6)), int(m / (40e-6 + m * 700e-6)), 1.0)
+    for m, noise in zip(rng.uniform(0.29, 0.31, 60), rng.uniform(0.9, 1.1, 60), strict=True):
+        accesses = int(1.0 / ((40e-6 + 0.3 * 700e-6) * noise))
+        times.observe(accesses, int(m * accesses), 1.0)
+    assert times.waits == 1.0
+    assert times.miss_s == pytest.approx(700e-6, rel=0.3)
+
+
 def test_without_variation_the_disk_speaks():
     times = ServiceTimes()
     times.observe(5_000, 2_500, 1.0, disk_miss_s=380e-6)
