@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from functools import cache
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 INTERVALS = 40
 """Samples of a second or so that are fitted: a load that has caught up must be known for what it is in a minute."""
@@ -148,10 +150,11 @@ def _fit(samples: deque[tuple[float, float]]) -> Fit | None:
     if len(samples) < _TELLING:
         return None
     m, t = np.array(samples).T
-    low, high = np.percentile(m, [10, 90])
+    ranked = np.sort(m)
+    low, high = float(ranked[len(m) // 10]), float(ranked[-1 - len(m) // 10])
     if high <= low:
         return None
-    first, second = np.triu_indices(len(m), 1)
+    first, second = _pairs(len(m))
     apart = m[first] - m[second]
     pairs = apart != 0
     apart, slopes = apart[pairs], (t[first] - t[second])[pairs] / apart[pairs]
@@ -165,6 +168,13 @@ def _fit(samples: deque[tuple[float, float]]) -> Fit | None:
     return Fit(slope_s=slope, miss_ratio=miss_ratio, access_s=access_s, error=error, spread=_deviation(t) / access_s)
 
 
-def _deviation(values: np.ndarray) -> float:
+@cache
+def _pairs(number: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the indices of all pairs of so many samples."""
+    first, second = np.triu_indices(number, 1)
+    return first, second
+
+
+def _deviation(values: NDArray[np.float64]) -> float:
     """Return the standard deviation as most of the values have it: 1.4826 times their median deviation."""
     return 1.4826 * float(np.median(np.abs(values - np.median(values))))
