@@ -19,18 +19,21 @@ _KEEP = 0.96
 """Of what the disk was seen to take before, with each sample."""
 
 _ERROR_MOST = 0.25
-_SIGNIFICANT = 3.0
+_SIGNIFICANT = 6.0
 _ALL_BUT_NONE = 0.3
 """Shares of what a miss would cost if all of the load's time went to misses. A cost is believed if its standard error
-is at most the first and a third of itself; that there is none, if with two standard errors it is at most the last."""
+is at most the first, and a sixth of itself: samples that follow each other are not independent. That there is none is
+believed if with two standard errors it is at most the last."""
 
 _STEADY = 0.1
 """A load that keeps to a rate of its own takes the same time for each access; only if that varies by no more than this
 share is one taken for such a load, as much else makes a load faster and slower."""
 
-_AGEING = 1.02
+_AGEING = 1.01
 _ERROR_LEAST = 0.01
-"""What was learnt counts as so much less certain with each sample, and no fit as more certain than the second."""
+_CAUGHT_UP = 0.1
+"""What was learnt counts as so much less certain with each sample, and no fit as more certain than the second. That a
+load does not wait counts for so much at least: one that has caught up keeps to its rate, and that shows at once."""
 
 _MISSES_LEAST = 0.05
 _BUSY = 0.8
@@ -59,12 +62,15 @@ class Fit(Struct, frozen=True, kw_only=True):
         return self.access_s / max(self.miss_ratio, _MISSES_LEAST)
 
     @property
-    def certain(self) -> bool:
-        """Whether it is known what a miss costs, or that it costs nothing."""
+    def some(self) -> bool:
+        """Whether it is known what a miss costs."""
         share = self.slope_s / self.most_s
-        some = share > 0 and share >= _SIGNIFICANT * self.error
-        none = share + 2.0 * self.error <= _ALL_BUT_NONE and self.spread <= _STEADY
-        return self.error <= _ERROR_MOST and (some or none)
+        return self.error <= _ERROR_MOST and share > 0 and share >= _SIGNIFICANT * self.error
+
+    @property
+    def none(self) -> bool:
+        """Whether it is known that the load does not wait."""
+        return abs(self.slope_s) / self.most_s + 2.0 * self.error <= _ALL_BUT_NONE and self.spread <= _STEADY
 
 
 class ServiceTimes:
@@ -115,10 +121,10 @@ class ServiceTimes:
             self._disk_s = _KEEP * self._disk_s + max(0, misses) * disk_miss_s
         self._error_s *= _AGEING
         fit = _fit(self._samples)
-        if fit is not None and fit.certain:
+        if fit is not None and (fit.some or fit.none):
             self._learn(fit)
-        elif fit is not None and self.miss_s is not None and self.waits:
-            self._bound(self.miss_s, self.waits, fit)
+        if fit is not None and self._error_s < math.inf:
+            self._tell(fit)
         elif self.waits is None and disk_miss_s is not None:
             self.miss_s = disk_miss_s
             self.hit_s = max(0.0, t - m * disk_miss_s)
@@ -126,23 +132,22 @@ class ServiceTimes:
 
     def _learn(self, fit: Fit) -> None:
         error_s = max(fit.error, _ERROR_LEAST) * fit.most_s
-        weight = 1.0 / (1.0 + (error_s / self._error_s) ** 2)
-        self._slope_s += weight * (max(0.0, fit.slope_s) - self._slope_s)
-        self._error_s = error_s * weight**0.5
-        slope = min(self._slope_s, fit.most_s)
+        certainty = 1.0 / (1.0 + (error_s / self._error_s) ** 2)
+        weight = max(certainty, _CAUGHT_UP) if fit.none else certainty
+        self._slope_s += weight * ((0.0 if fit.none else fit.slope_s) - self._slope_s)
+        self._error_s = error_s * certainty**0.5
+
+    def _tell(self, fit: Fit) -> None:
+        """Say what was learnt, as far as it agrees with the time that accesses take now."""
+        self._slope_s = min(self._slope_s, fit.access_s / max(fit.miss_ratio, 1e-9))
         # Without the disk's own time, what misses can cost at most is all of the time there is.
         disk_miss_s = self._disk_s / self._disk_misses if self._disk_misses else None
         expected = disk_miss_s if disk_miss_s is not None else fit.most_s
-        self.waits = min(1.0, slope / expected) if expected > 0 else 0.0
+        self.waits = min(1.0, self._slope_s / expected) if expected > 0 else 0.0
         if disk_miss_s is None and self.waits > 0.25:
             self.waits = 1.0
-        self.miss_s = slope / self.waits if self.waits > 0.05 else expected
-        self.hit_s = max(0.0, fit.access_s - fit.miss_ratio * slope)
-
-    def _bound(self, miss_s: float, waits: float, fit: Fit) -> None:
-        """Keep what was learnt before, as far as it agrees with the time that accesses take now."""
-        if waits * fit.miss_ratio * miss_s > fit.access_s:
-            self.miss_s, self.hit_s = fit.access_s / (waits * fit.miss_ratio), 0.0
+        self.miss_s = self._slope_s / self.waits if self.waits > 0.05 else expected
+        self.hit_s = max(0.0, fit.access_s - fit.miss_ratio * self._slope_s)
 
 
 def _fit(samples: deque[tuple[float, float]]) -> Fit | None:

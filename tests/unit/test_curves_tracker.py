@@ -295,6 +295,18 @@ def test_what_was_well_known_stays_while_the_miss_ratio_stands_still():
     assert times.miss_s == pytest.approx(700e-6, rel=0.3)
 
 
+def test_a_load_that_keeps_to_its_rate_is_known_for_it_whatever_chance_does():
+    """An hour of a rate of its own, by a generator that catches up after a stall: nothing is promised from that."""
+    times, rng, owed = ServiceTimes(), np.random.default_rng(1), 0
+    for second in range(3_600):
+        stalled = second % 60 == 7
+        accesses = int((2_000 + owed) * rng.uniform(0.97, 1.0) * (0.6 if stalled else 1.0))
+        owed += 2_000 - accesses
+        times.observe(accesses, int(accesses * rng.uniform(0.2, 0.24)), 1.0)
+        if second >= 60:
+            assert times.waits == pytest.approx(0.0, abs=0.1), second
+
+
 def test_without_variation_the_disk_speaks():
     times = ServiceTimes()
     times.observe(5_000, 2_500, 1.0, disk_miss_s=380e-6)
