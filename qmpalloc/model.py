@@ -64,6 +64,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         contradicted: By how much `measured` is above what the curve said, before it was corrected, anywhere near the
             present size; 0 if that is too little to doubt the curve, negative if it is below.
         steady_accesses: Accesses since the load was last seen to change, or since it was first seen.
+        load: Number of the load: another one after each change, and after the guest or its collector began anew.
         stale: Share of the accesses that miss because pages of the load before still fill the cache; 0 unless it is
             beyond doubt.
         unread_bytes: How much of the cache, at least, was not read since the load was seen to change.
@@ -84,6 +85,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     measured: float | None = None
     contradicted: float = 0.0
     steady_accesses: int = 0
+    load: int = 0
     stale: float = 0.0
     unread_bytes: int = 0
     unused_bytes: int = 0

@@ -29,11 +29,17 @@ _STEADY = 0.1
 """A load that keeps to a rate of its own takes the same time for each access; only if that varies by no more than this
 share is one taken for such a load, as much else makes a load faster and slower."""
 
-_AGEING = 1.01
 _ERROR_LEAST = 0.01
+"""No fit is more certain than this."""
+
+_AGEING = 1.01
+"""What was learnt counts as so much less certain with each sample."""
+
+_STUBBORN = 6.0
+"""What was learnt before is never taken for so many times as certain as a new fit: the load may be another."""
+
 _CAUGHT_UP = 0.1
-"""What was learnt counts as so much less certain with each sample, and no fit as more certain than the second. That a
-load does not wait counts for so much at least: one that has caught up keeps to its rate, and that shows at once."""
+"""That a load does not wait counts for so much with each sample: one that has caught up keeps to its rate at once."""
 
 _MISSES_LEAST = 0.05
 _BUSY = 0.8
@@ -70,7 +76,8 @@ class Fit(Struct, frozen=True, kw_only=True):
     @property
     def none(self) -> bool:
         """Whether it is known that the load does not wait."""
-        return abs(self.slope_s) / self.most_s + 2.0 * self.error <= _ALL_BUT_NONE and self.spread <= _STEADY
+        little = abs(self.slope_s) / self.most_s + 2.0 * self.error <= _ALL_BUT_NONE
+        return little and self.spread <= _STEADY and not self.some
 
 
 class ServiceTimes:
@@ -131,7 +138,8 @@ class ServiceTimes:
             self.waits = min(1.0, t / (m * disk_miss_s)) if m * disk_miss_s > _BUSY * t else None
 
     def _learn(self, fit: Fit) -> None:
-        error_s = max(fit.error, _ERROR_LEAST) * fit.most_s
+        error_s = fit.error * fit.most_s
+        self._error_s = max(self._error_s, error_s / _STUBBORN)
         certainty = 1.0 / (1.0 + (error_s / self._error_s) ** 2)
         weight = max(certainty, _CAUGHT_UP) if fit.none else certainty
         self._slope_s += weight * ((0.0 if fit.none else fit.slope_s) - self._slope_s)
@@ -139,15 +147,15 @@ class ServiceTimes:
 
     def _tell(self, fit: Fit) -> None:
         """Say what was learnt, as far as it agrees with the time that accesses take now."""
-        self._slope_s = min(self._slope_s, fit.access_s / max(fit.miss_ratio, 1e-9))
+        slope_s = min(self._slope_s, fit.access_s / max(fit.miss_ratio, 1e-9))
         # Without the disk's own time, what misses can cost at most is all of the time there is.
         disk_miss_s = self._disk_s / self._disk_misses if self._disk_misses else None
         expected = disk_miss_s if disk_miss_s is not None else fit.most_s
-        self.waits = min(1.0, self._slope_s / expected) if expected > 0 else 0.0
+        self.waits = min(1.0, slope_s / expected) if expected > 0 else 0.0
         if disk_miss_s is None and self.waits > 0.25:
             self.waits = 1.0
-        self.miss_s = self._slope_s / self.waits if self.waits > 0.05 else expected
-        self.hit_s = max(0.0, fit.access_s - fit.miss_ratio * self._slope_s)
+        self.miss_s = slope_s / self.waits if self.waits > 0.05 else expected
+        self.hit_s = max(0.0, fit.access_s - fit.miss_ratio * slope_s)
 
 
 def _fit(samples: deque[tuple[float, float]]) -> Fit | None:
@@ -170,6 +178,7 @@ def _fit(samples: deque[tuple[float, float]]) -> Fit | None:
     miss_ratio, access_s = float(np.median(m)), float(np.median(t))
     standard = (high - low) / 2.563
     error = _deviation(rest) / standard / len(m) ** 0.5 / (access_s / max(miss_ratio, _MISSES_LEAST))
+    error = max(error, _ERROR_LEAST)
     return Fit(slope_s=slope, miss_ratio=miss_ratio, access_s=access_s, error=error, spread=_deviation(t) / access_s)
 
 

@@ -86,10 +86,11 @@ class CurveTracker:
         while largest_pages / 2**self.shift > SAMPLED_PAGES_MAX and self.shift < SHIFT_MAX:
             self.shift += 1
         self._finest_shift = self.shift
-        self.changes = 0
+        self.changes = self._load = 0
         self._reset()
 
     def _reset(self) -> None:
+        self._load += 1
         scale = 2.0**self.shift
         smallest, largest = (pages / scale for pages in self._range)
         reach = math.ceil(largest)
@@ -245,6 +246,7 @@ class CurveTracker:
             measured=None if measured is None else round(measured, 5),
             contradicted=round(contradicted, 5),
             steady_accesses=round(self._steady_accesses),
+            load=self._load,
             stale=0.0 if self._afresh is None else round(self._afresh.stale, 5),
             unread_bytes=0 if self._afresh is None else self._unread_bytes(self._afresh),
             unused_bytes=0 if self._afresh is None else self._unused_bytes(self._afresh),
@@ -415,6 +417,7 @@ class CurveTracker:
 
     def _changed(self, began_at: int) -> None:
         self.changes += 1
+        self._load += 1
         self._since_change = self._steady_accesses = 0.0
         self._seen = 0
         self._began_at = self.lru.stack.clock

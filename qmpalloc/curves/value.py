@@ -30,7 +30,7 @@ _IDLE_PER_S = 0.001
 _HITS_LEAST = 0.01
 """Below this share of hits ``fair`` sees no difference: the logarithm of nothing would outweigh all else."""
 
-_OUTSTANDING_SURE = 8.0
+OUTSTANDING_SURE = 8.0
 """Reads outstanding up to which a load is taken for one that waits for each of them, as that many threads do."""
 
 _FASTER_MOST = 20.0
@@ -64,7 +64,7 @@ class Load(Struct, frozen=True, kw_only=True):
         if waited_s * self.miss_ratio > now_s:
             waited_s = now_s / self.miss_ratio
         slower_s = waited_s * (miss_ratios - self.miss_ratio)
-        slower_s = np.where(slower_s < 0, min(1.0, self.waits * _OUTSTANDING_SURE) * slower_s, slower_s)
+        slower_s = np.where(slower_s < 0, min(1.0, self.waits * OUTSTANDING_SURE) * slower_s, slower_s)
         return np.asarray(1.0 / np.maximum(now_s + slower_s, now_s / _FASTER_MOST))
 
     def values(self, miss_ratios: Values, objective: Objective) -> Values:

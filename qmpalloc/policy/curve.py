@@ -20,6 +20,7 @@ from qmpalloc.policy.measured import Measured
 from qmpalloc.policy.moves import change_text, moves_text
 from qmpalloc.policy.purge import Purges
 from qmpalloc.policy.quiet import Quiet
+from qmpalloc.policy.rates import Rates
 from qmpalloc.policy.reversals import Reversals
 from qmpalloc.policy.spare import (
     give_spare,
@@ -32,6 +33,19 @@ from qmpalloc.units import MIB, format_count, format_size
 
 _CHOSEN_S = "chosen_s"
 """What is carried over: when curves last chose a split."""
+
+
+class _Known(Struct, frozen=True, kw_only=True):
+    """What is carried from decision to decision, beside a squeeze."""
+
+    reversals: Reversals
+    quiet: Quiet
+    measured: Measured
+    rates: Rates
+
+    @property
+    def carry(self) -> dict[str, Any]:
+        return self.reversals.carry | self.quiet.carry | self.measured.carry | self.rates.carry
 
 
 class CurvePolicy:
@@ -67,30 +81,31 @@ class CurvePolicy:
     def decide(self, snapshot: Snapshot) -> Decision:
         """Return the best split, or hold with the reason; or squeeze a guest that is full of what nobody reads."""
         settings, carried = self.settings, _carried(snapshot)
-        purges, reversals = Purges(carried), Reversals(carried, snapshot)
-        quiet = Quiet(carried, snapshot, read_next_to_nothing(snapshot, settings.least_gain))
-        measured = Measured(carried, snapshot, purges.squeezed)
+        purges = Purges(carried)
+        known = _Known(
+            reversals=Reversals(carried, snapshot),
+            quiet=Quiet(carried, snapshot, read_next_to_nothing(snapshot, settings.least_gain)),
+            measured=Measured(carried, snapshot, purges.squeezed),
+            rates=Rates(carried, snapshot, float(settings.horizon)),
+        )
         decision = purges.decide(
             snapshot,
             settings.objective,
             float(settings.horizon),
             settings.least_gain,
-            exempt=measured.better_with_more,
+            exempt=known.measured.better_with_more,
         )
         if decision is None:
-            decision = self._split(snapshot, purges.squeezed, reversals, quiet, measured)
-        carry = carried | (decision.carry or {})
-        for memory in (purges, reversals, quiet, measured):
-            carry |= memory.carry
+            decision = self._split(snapshot, purges.squeezed, known)
+        carry = carried | (decision.carry or {}) | purges.carry | known.carry
         return structs.replace(decision, carry=carry)
 
-    def _split(
-        self, snapshot: Snapshot, squeezed: str, reversals: Reversals, quiet: Quiet, measured: Measured
-    ) -> Decision:
+    def _split(self, snapshot: Snapshot, squeezed: str, known: _Known) -> Decision:
+        quiet, reversals = known.quiet, known.reversals
         doubts = {guest.name: _doubt(guest) or quiet.pause(guest.name) for guest in snapshot.guests}
         if squeezed:
             doubts[squeezed] = "squeezed, until what it reads has taken the place of what it read before"
-        candidates = [self._candidate(guest, measured) for guest in snapshot.guests if not doubts[guest.name]]
+        candidates = [self._candidate(guest, known) for guest in snapshot.guests if not doubts[guest.name]]
         free = [guest for guest in snapshot.guests if guest.name != squeezed]
         spare = with_nothing_to_lose(snapshot, free, quiet, self.settings.least_gain)
         lacking = [guest for guest in free if doubts[guest.name] and not self._settles(snapshot, guest)]
@@ -108,7 +123,7 @@ class CurvePolicy:
         candidates += [_bounded(guest) for guest in spare if doubts[guest.name]]
         if candidates:
             chosen = {candidate.guest.name for candidate in candidates}
-            candidates += self._by_measurement([guest for guest in free if guest.name not in chosen], quiet, measured)
+            candidates += self._by_measurement([guest for guest in free if guest.name not in chosen], known)
         if not candidates:
             return self._stay(snapshot, [], doubts, "no guest has a curve to act on", Limiter.STATE)
         for candidate in candidates:
@@ -134,23 +149,23 @@ class CurvePolicy:
 
     # --- what counts as a candidate -----------------------------------------------------------------------------------
 
-    def _candidate(self, guest: GuestSnapshot, measured: Measured) -> Candidate:
+    def _candidate(self, guest: GuestSnapshot, known: _Known) -> Candidate:
         assert guest.curve is not None
         margin = min(int(self.settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8))
-        return self._planned(guest, measured.corrected(guest, guest.curve), margin)
+        return self._planned(guest, known.measured.corrected(guest, guest.curve), known.rates, margin)
 
-    def _by_measurement(self, guests: Sequence[GuestSnapshot], quiet: Quiet, measured: Measured) -> list[Candidate]:
+    def _by_measurement(self, guests: Sequence[GuestSnapshot], known: _Known) -> list[Candidate]:
         """Return those guests whose curve turned out to be wrong and that are known to be better off with more."""
-        curves = {guest.name: measured.instead(guest) for guest in guests if not quiet.pause(guest.name)}
+        curves = {guest.name: known.measured.instead(guest) for guest in guests if not known.quiet.pause(guest.name)}
         return [
-            structs.replace(self._planned(guest, curve), basis=measured.basis(guest))
+            structs.replace(self._planned(guest, curve, known.rates), basis=known.measured.basis(guest))
             for guest in guests
             if (curve := curves.get(guest.name)) is not None
         ]
 
-    def _planned(self, guest: GuestSnapshot, curve: Curve, margin_bytes: int = 0) -> Candidate:
+    def _planned(self, guest: GuestSnapshot, curve: Curve, rates: Rates, margin_bytes: int = 0) -> Candidate:
         here = float(np.interp(guest.actual_bytes, curve.sizes_bytes, curve.miss_ratio))
-        rate = accesses_per_s(guest)
+        rate = rates.planned_per_s(guest)
         steady_s = curve.steady_accesses / rate if rate else 0.0
         return Candidate(
             guest=guest,

@@ -17,8 +17,11 @@ from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
 from qmpalloc.policy.bounds import mapped, unconfirmed
 from qmpalloc.units import MIB, format_size
 
-_SAME = 0.02
-"""Sizes that differ by less than this share are one."""
+_ARRIVED = 0.02
+"""A guest whose size is as near as this to its target, by its share, has it."""
+
+_SAME_BYTES = 8 * MIB
+"""Sizes that differ by less are one: the one seen first, or a drift in small steps would leave none behind."""
 
 _POINTS_MOST = 8
 
@@ -36,11 +39,13 @@ class Point(Struct, frozen=True):
         size_bytes: Size of the guest.
         miss_ratio: Misses by accesses, 0 to 1, as counted in the guest.
         accesses: Of the guest between the last change of its load and this.
+        load: Which of its loads it was, `Curve.load`.
     """
 
     size_bytes: int
     miss_ratio: float
     accesses: int
+    load: int
 
 
 class Measured:
@@ -67,12 +72,14 @@ class Measured:
             points, wrong = (_still(before.get(key, ()), guest.curve) for key in ("points", "wrong"))
             now = None if guest.name == squeezed else _point(guest)
             if now is not None:
-                self._now[guest.name] = now
-                points = [*_without(points, now), now][-_POINTS_MOST:]
-                wrong = _without(wrong, now)
+                points = _with(points, now)
+                wrong = [point for point in wrong if not _same(point, now)]
                 if _contradicted(guest) and _larger(points, now):
-                    wrong = [*wrong, now][-_POINTS_MOST:]
+                    wrong = _with(wrong, now)
             self._points[guest.name], self._wrong[guest.name] = points, wrong
+            here = now or _passing(guest)
+            if here is not None:
+                self._now[guest.name] = here
         self.carry: dict[str, Any] = {
             "measured": {
                 name: {
@@ -94,8 +101,8 @@ class Measured:
 
         None if it was not, or if its counts are in doubt themselves. With less than now it is taken to miss all.
         """
-        now = self._now.get(guest.name)
-        if now is None or not _contradicted(guest) or unconfirmed(guest) or mapped(guest):
+        now = _point(guest)
+        if now is None or not _contradicted(guest):
             return None
         larger = _larger(self._points[guest.name], now)
         if not larger:
@@ -128,37 +135,61 @@ class Measured:
 
     def basis(self, guest: GuestSnapshot) -> str:
         """Return in words what is planned with instead of a contradicted curve."""
-        best = max(self._points[guest.name], key=_size)
+        best = min(_larger(self._points[guest.name], self._now[guest.name]), key=_miss_ratio)
         return f"by what it missed with {format_size(best.size_bytes)}, {best.miss_ratio:.2f} of all"
 
 
 def _still(points: list[list[Any]], curve: Curve | None) -> list[Point]:
-    """Return the points of those carried over that still count: none after a change of the load."""
+    """Return the points of those carried over that still count: none of another load, nor any of long ago."""
     known = [Point(*point) for point in points]
     if curve is None:  # not there for a moment
         return known
-    if any(point.accesses > curve.steady_accesses for point in known):
+    if any(point.accesses > curve.steady_accesses or point.load != curve.load for point in known):
         return []
     return [point for point in known if curve.steady_accesses < _TWICE * point.accesses]
 
 
 def _point(guest: GuestSnapshot) -> Point | None:
+    """Return what was measured of a guest at its size, if that is known and its disks do not deny it."""
     curve = guest.curve
     known = guest.decidable and guest.state is GuestState.FRESH and guest.interval_s and not guest.frozen
     if not known or curve is None or curve.measured is None or curve.steady_accesses <= 0:
         return None
-    if abs(guest.actual_bytes - guest.target_bytes) > _SAME * guest.target_bytes:
+    if abs(guest.actual_bytes - guest.target_bytes) > _ARRIVED * guest.target_bytes:
         return None
-    return Point(guest.target_bytes, curve.measured, curve.steady_accesses)
+    if unconfirmed(guest) or mapped(guest):
+        return None
+    return Point(guest.target_bytes, curve.measured, curve.steady_accesses, curve.load)
+
+
+def _passing(guest: GuestSnapshot) -> Point | None:
+    """Return the same by the last interval alone, while the miss ratio at a new size is not known."""
+    curve, accesses = guest.curve, (guest.hits or 0) + (guest.misses or 0)
+    if curve is None or accesses <= 0 or not guest.decidable:
+        return None
+    return Point(guest.target_bytes, max(0, guest.misses or 0) / accesses, curve.steady_accesses, curve.load)
 
 
 def _contradicted(guest: GuestSnapshot) -> bool:
     return guest.curve is not None and bool(guest.curve.weak) and guest.curve.contradicted > 0
 
 
-def _without(points: list[Point], now: Point) -> list[Point]:
-    """Return the points of other sizes than that of `now`."""
-    return [point for point in points if abs(point.size_bytes - now.size_bytes) > _SAME * now.size_bytes]
+def _same(point: Point, other: Point) -> bool:
+    return abs(point.size_bytes - other.size_bytes) < _SAME_BYTES
+
+
+def _with(points: list[Point], now: Point) -> list[Point]:
+    """Return the points with a new one; too many are thinned out where they are nearest to each other."""
+    same = next((point for point in points if _same(point, now)), None)
+    if same is not None:
+        points = [point for point in points if point is not same]
+        now = structs.replace(now, size_bytes=same.size_bytes)
+    points = sorted([*points, now], key=_size)
+    while len(points) > _POINTS_MOST:
+        inner = [number for number in range(1, len(points) - 1) if points[number] is not now]
+        gaps = {number: points[number + 1].size_bytes - points[number - 1].size_bytes for number in inner}
+        del points[min(gaps, key=gaps.__getitem__)]
+    return points
 
 
 def _larger(points: list[Point], now: Point) -> list[Point]:
@@ -174,3 +205,7 @@ def _larger(points: list[Point], now: Point) -> list[Point]:
 
 def _size(point: Point) -> int:
     return point.size_bytes
+
+
+def _miss_ratio(point: Point) -> float:
+    return point.miss_ratio

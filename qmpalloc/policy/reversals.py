@@ -30,13 +30,17 @@ class Reversals:
             snapshot: What is decided on.
         """
         known = carry.get("reversals", {})
-        before = known.get("steady", {})
+        before, loads = known.get("steady", {}), known.get("loads", {})
         # Of a guest whose curve is not there for a moment nothing is known that has changed.
         self._steady = {
             guest.name: guest.curve.steady_accesses if guest.curve else before.get(guest.name, 0)
             for guest in snapshot.guests
         }
-        same = before.keys() == self._steady.keys() and all(self._steady[name] >= before[name] for name in before)
+        self._loads = {
+            guest.name: guest.curve.load if guest.curve else loads.get(guest.name, 0) for guest in snapshot.guests
+        }
+        longer = before.keys() == self._steady.keys() and all(self._steady[name] >= before[name] for name in before)
+        same = longer and loads == self._loads
         self.counts: dict[str, int] = dict(known.get("counts", {})) if same else {}
         self._directions: dict[str, int] = dict(known.get("directions", {})) if same else {}
 
@@ -57,4 +61,11 @@ class Reversals:
     @property
     def carry(self) -> dict[str, Any]:
         """What is handed to the next decision."""
-        return {"reversals": {"counts": self.counts, "directions": self._directions, "steady": self._steady}}
+        return {
+            "reversals": {
+                "counts": self.counts,
+                "directions": self._directions,
+                "steady": self._steady,
+                "loads": self._loads,
+            }
+        }

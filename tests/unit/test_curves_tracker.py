@@ -295,6 +295,37 @@ def test_what_was_well_known_stays_while_the_miss_ratio_stands_still():
     assert times.miss_s == pytest.approx(700e-6, rel=0.3)
 
 
+def timed(times, hit_s, miss_s, ratios, *, noise=0.03, seed=2):
+    """Let a load that waits run for a second at each miss ratio."""
+    rng = np.random.default_rng(seed)
+    for m in ratios:
+        access_s = (hit_s + m * miss_s) * rng.uniform(1.0 - noise, 1.0 + noise)
+        times.observe(int(1.0 / access_s), int(m / access_s), 1.0)
+    return rng
+
+
+def test_a_load_that_waits_is_known_for_it_though_its_misses_take_little_of_its_time():
+    times = ServiceTimes()
+    timed(times, 400e-6, 700e-6, np.random.default_rng(1).uniform(0.05, 0.15, 100), noise=0.01)
+    assert times.waits * times.miss_s == pytest.approx(700e-6, rel=0.2)
+
+
+def test_what_was_learnt_of_another_load_gives_way():
+    times = ServiceTimes()
+    timed(times, 100e-6, 0.0, np.linspace(0.4, 0.6, 300))
+    assert times.waits == pytest.approx(0.0, abs=0.1)
+    timed(times, 40e-6, 700e-6, np.linspace(0.6, 0.4, 60))
+    assert times.waits * times.miss_s == pytest.approx(700e-6, rel=0.25)
+
+
+def test_a_passing_scan_does_not_wipe_out_what_a_miss_costs():
+    times = ServiceTimes()
+    timed(times, 40e-6, 700e-6, np.linspace(0.9, 0.3, 120))
+    timed(times, 0.0, 10e-6, np.linspace(0.99, 1.0, 25))
+    timed(times, 40e-6, 700e-6, np.random.default_rng(1).uniform(0.295, 0.305, 60))
+    assert times.waits * times.miss_s == pytest.approx(700e-6, rel=0.25)
+
+
 def test_a_load_that_keeps_to_its_rate_is_known_for_it_whatever_chance_does():
     """An hour of a rate of its own, by a generator that catches up after a stall: nothing is promised from that."""
     times, rng, owed = ServiceTimes(), np.random.default_rng(1), 0

@@ -17,7 +17,7 @@ PROMISES = line((200, 0.30), (600, 0.12), (800, 0.10), (2000, 0.10))
 FLATTENS = line((100, 1.0), (500, 0.5), (1000, 0.10), (2000, 0.10))
 
 
-def curve(points, size, measured, accesses, *, contradicted=0.0):
+def curve(points, size, measured, accesses, *, contradicted=0.0, load=1):
     """A curve that a guest with that size has, where that was measured."""
     text = (f"the curve says {measured - contradicted:.2f} misses here, measured are {measured:.2f}",)
     ratios = np.interp([mib * MIB for mib in (200, size, 2000)], points.sizes_bytes, points.miss_ratio)
@@ -27,6 +27,7 @@ def curve(points, size, measured, accesses, *, contradicted=0.0):
         measured=measured,
         contradicted=contradicted,
         steady_accesses=accesses,
+        load=load,
         weak=text if contradicted else (),
     )
 
@@ -36,12 +37,18 @@ def decide(carry, *guests, budget=1600):
     return decision, json.loads(json.dumps(decision.carry))
 
 
-def after_a_wrong_move(*, before=0.10, now=0.45, accesses=100_000, later=110_000, other=FLATTENS, **more):
+def after_a_wrong_move(*, before=0.10, now=0.45, accesses=100_000, later=110_000, other=FLATTENS, load_then=1, **more):
     """What is decided when b went from 800 to 600 MiB for a, and then misses `now` where its curve says .12."""
     a = guest("a", structs.replace(other, measured=None), size=800)
     _, carry = decide(None, a, guest("b", curve(PROMISES, 800, before, accesses), size=800))
     a = guest("a", other, size=1000)
-    b = guest("b", curve(PROMISES, 600, now, later, contradicted=0.33), size=600, misses=int(now * 10_000), **more)
+    b = guest(
+        "b",
+        curve(PROMISES, 600, now, later, contradicted=0.33, load=load_then),
+        size=600,
+        misses=int(now * 10_000),
+        **more,
+    )
     return decide(carry, a, b)
 
 
@@ -70,6 +77,7 @@ def test_no_more_is_taken_from_a_guest_whose_curve_is_wrong():
         {"before": 0.90},  # its cache was being filled
         {"later": 10_000},  # another load since
         {"later": 200_000},  # long ago
+        {"load_then": 2},  # another load, of which nothing was seen in between
         {"disk_read_pages": 100},  # its disks do not confirm its misses
         {"frozen": "its balloon does not move"},
     ],
@@ -103,3 +111,35 @@ def test_a_guest_gets_back_what_it_had_and_no_more():
     b = guest("b", curve(PROMISES, 600, 0.45, 110_000, contradicted=0.33), size=600, misses=4_500)
     decision, _ = decide(carry, guest("a", a.curve, size=1100), b, budget=1700)
     assert targets(decision)[1] == pytest.approx(700, abs=8)
+
+
+def test_small_steps_do_not_make_it_forget_where_they_began():
+    carry = None
+    for size in range(1_000, 832, -16):
+        a = guest("a", structs.replace(FLATTENS, measured=None), size=600)
+        more = 0.10 + 0.2 * (1_000 - size) / 152  # than it is worth, by no more than the curve is trusted to be off
+        _, carry = decide(carry, a, guest("b", curve(PROMISES, size, more, 100_000), size=size))
+    b = guest("b", curve(PROMISES, 832, 0.45, 110_000, contradicted=0.33), size=832, misses=4_500)
+    decision, _ = decide(carry, guest("a", line((100, 0.01), (2000, 0.01)), size=768), b)
+    assert targets(decision)[1] == pytest.approx(1_000, abs=12)
+
+
+def test_misses_that_the_disks_deny_are_not_kept_for_later():
+    a = guest("a", FLATTENS, size=1000)
+    _, carry = decide(None, guest("a", FLATTENS, size=800), guest("b", curve(PROMISES, 800, 0.10, 100_000), size=800))
+    forged = guest(
+        "b", curve(PROMISES, 600, 0.90, 110_000, contradicted=0.78), size=600, misses=9_000, disk_read_pages=100
+    )
+    _, carry = decide(carry, a, forged)
+    assert carry["measured"]["b"]["wrong"] == []
+    assert [point[0] // MIB for point in carry["measured"]["b"]["points"]] == [800]
+
+
+def test_it_says_by_which_size_it_goes():
+    decision, carry = None, None
+    for size, ratio in ((1_000, 0.60), (800, 0.10)):
+        a = guest("a", structs.replace(FLATTENS, measured=None), size=1_600 - size)
+        _, carry = decide(carry, a, guest("b", curve(PROMISES, size, ratio, 100_000), size=size))
+    b = guest("b", curve(PROMISES, 600, 0.70, 110_000, contradicted=0.5), size=600, misses=7_000)
+    decision, _ = decide(carry, guest("a", line((100, 0.01), (2000, 0.01)), size=1_000), b)
+    assert "by what it missed with 800M, 0.10 of all" in decision.guests[1].reason

@@ -75,6 +75,8 @@ def test_who_missed_less_with_more_memory_is_not_squeezed_but_given_back():
     one = guest("a", size=700, stale=0.3, steady=1_100_000)
     one = structs.replace(one, curve=structs.replace(one.curve, unused_bytes=300 * MIB))
     assert sizes(decided(one, guest("b"), carry=before.carry))[0] >= 700
+    unknown = structs.replace(one, curve=structs.replace(one.curve, measured=None))
+    assert sizes(decided(unknown, guest("b"), carry=before.carry))[0] >= 700
     assert sizes(decided(one, guest("b"))) == [525, 800]
 
 
