@@ -19,11 +19,14 @@ _KEEP = 0.96
 """Of what the disk was seen to take before, with each sample."""
 
 _ERROR_MOST = 0.25
+"""Standard error up to which a cost is believed, as a share of what a miss would cost if all of the load's time went to
+misses; errors and slopes are compared by that share here."""
+
 _SIGNIFICANT = 6.0
+"""And a cost must be so many times its standard error: samples that follow each other are not independent."""
+
 _ALL_BUT_NONE = 0.3
-"""Shares of what a miss would cost if all of the load's time went to misses. A cost is believed if its standard error
-is at most the first, and a sixth of itself: samples that follow each other are not independent. That there is none is
-believed if with two standard errors it is at most the last."""
+"""That a load does not wait is believed if its slope, with two standard errors, is at most this share."""
 
 _STEADY = 0.1
 """A load that keeps to a rate of its own takes the same time for each access; only if that varies by no more than this
@@ -75,7 +78,7 @@ class Fit(Struct, frozen=True, kw_only=True):
 
     @property
     def none(self) -> bool:
-        """Whether it is known that the load does not wait."""
+        """Whether it is known that the load does not wait, or hardly; never so where `some` is."""
         little = abs(self.slope_s) / self.most_s + 2.0 * self.error <= _ALL_BUT_NONE
         return little and self.spread <= _STEADY and not self.some
 
