@@ -24,6 +24,7 @@ _SAME_BYTES = 8 * MIB
 """Sizes that differ by less are one: the one seen first, or a drift in small steps would leave none behind."""
 
 _POINTS_MOST = 8
+"""Sizes of a guest that are kept, smallest and largest among them."""
 
 _WORTH_KNOWING_BYTES, _WORTH_KNOWING = 16 * MIB, 0.05
 """A larger size counts if it is larger by so much and less was missed there by this share of the accesses."""
