@@ -18,7 +18,7 @@ from qmpalloc.control.books import Books
 from qmpalloc.control.decider import Decider, ReadHost
 from qmpalloc.control.fleet import Fleet
 from qmpalloc.control.guest import Guest, Link
-from qmpalloc.control.homecoming import go_home, is_home, want_baseline
+from qmpalloc.control.homecoming import go_home, is_home, missing_bytes, want_baseline
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.roster import compare, with_budget
 from qmpalloc.control.session import Session
@@ -26,7 +26,9 @@ from qmpalloc.errors import QmpallocError
 from qmpalloc.events import ControlChanged, CurveSeen, Ended, Mode, Reloaded, Sink
 from qmpalloc.host.facts import guest_headers, header
 from qmpalloc.model import Decision, Policy, Snapshot
+from qmpalloc.rules.patience import Patience
 from qmpalloc.text import printable
+from qmpalloc.units import format_size
 
 STATE_TICK_S = 0.5
 """How often ages are looked at: a state that depends on time changes at most this late."""
@@ -151,7 +153,7 @@ class Controller:
         for guest in changes.changed:
             self._fleet.change(guest)
         for name in changes.removed:
-            self._fleet.leave(name, now_s)
+            self._fleet.leave(name, Patience(float(self.config.control.exit_timeout), now_s))
         for guest in changes.added:
             self._fleet.add(guest, new.control, now_s)
         self._fleet.sort([guest.name for guest in new.guests])
@@ -387,11 +389,13 @@ class Controller:
 
     def _drop_left(self) -> None:
         if self.mode != "run" or self.config.control.on_exit == "keep":
-            left = self._fleet.drop_left(lambda _: True, self._journal.now_s(), 0.0)
+            left = self._fleet.drop_left(lambda _guest, _patience: True)
         else:
             want_baseline([guest for guest in self.guests if guest.leaving])
-            limit_s = float(self.config.control.exit_timeout)
-            left = self._fleet.drop_left(is_home, self._journal.now_s(), limit_s)
+            now_s = self._journal.now_s()
+            left = self._fleet.drop_left(
+                lambda guest, patience: is_home(guest) or patience.spent(missing_bytes([guest]), now_s)
+            )
         for guest in left:
             self._books.forget(guest.name)
             self._journal.forget(guest.name)
@@ -438,11 +442,11 @@ class Controller:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
-        """Leave the guests as configured. Runs shielded, within a time limit, and can be hurried."""
+        """Leave the guests as configured. Runs shielded, ends when nothing comes closer, and can be hurried."""
         if self.mode != "run" or self.config.control.on_exit == "keep":
             return
         self._set_control("returning", "to baseline")
-        with self._ending, trio.move_on_after(float(self.config.control.exit_timeout)):
+        with self._ending:
             await go_home(
                 self.guests,
                 self.config.control,
@@ -450,8 +454,12 @@ class Controller:
                 serving=lambda: self._serving,
                 on_change=self._note_change,
             )
-        away = [guest.name for guest in self.guests if not is_home(guest)]
+        away = [guest for guest in self.guests if not is_home(guest)]
         self.clean = not away
         if away:
-            hint = "run again, or use QEMU's balloon command"
-            self._journal.fault(None, "exit", f"not back at baseline: {', '.join(away)}", hint)
+            where = [
+                f"{guest.name} at {format_size(guest.actual_bytes)} of {format_size(guest.baseline_bytes)}"
+                for guest in away
+            ]
+            hint = "one that has its target goes on by itself; else run again, or use QEMU's balloon command"
+            self._journal.fault(None, "exit", f"not back at baseline: {', '.join(where)}", hint)

@@ -11,6 +11,7 @@ from qmpalloc.control.guest import Guest
 from qmpalloc.control.roster import boot_bytes
 from qmpalloc.control.session import Session
 from qmpalloc.curves.effort import Effort
+from qmpalloc.rules.patience import Patience
 
 EXPECTED_S = 300.0
 """How long room is kept for a guest that was added and does not start."""
@@ -30,7 +31,7 @@ class Fleet:
         self.sessions: dict[str, Session] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
-        self._leaving_since_s: dict[str, float] = {}
+        self._leaving: dict[str, Patience] = {}
 
     def open_sessions(self, make: Callable[[Guest], Session]) -> None:
         """Make a session for every guest; `run` serves them."""
@@ -74,28 +75,24 @@ class Fleet:
             if guest.name == config.name:
                 guest.config = config
 
-    def leave(self, name: str, now_s: float) -> None:
-        """Begin to part with a guest: it goes to its baseline and takes part in nothing."""
+    def leave(self, name: str, patience: Patience) -> None:
+        """Begin to part with a guest: it goes to its baseline, while there is patience, and takes part in nothing."""
         for guest in self.guests:
             if guest.name == name:
                 guest.leaving = True
-                self._leaving_since_s[name] = now_s
+                self._leaving[name] = patience
 
     def sort(self, names: list[str]) -> None:
         """Put the guests into that order, those not named last."""
         rank = {name: index for index, name in enumerate(names)}
         self.guests.sort(key=lambda guest: rank.get(guest.name, len(rank)))
 
-    def drop_left(self, is_home: Callable[[Guest], bool], now_s: float, limit_s: float) -> list[Guest]:
-        """Drop the guests that have arrived at their baseline, or have had `limit_s` for it; return them."""
-        left = [
-            guest
-            for guest in self.guests
-            if guest.leaving and (is_home(guest) or now_s - self._leaving_since_s[guest.name] >= limit_s)
-        ]
+    def drop_left(self, may_go: Callable[[Guest, Patience], bool]) -> list[Guest]:
+        """Drop those of the guests that leave of which `may_go` says that nothing is to be waited for; return them."""
+        left = [guest for guest in self.guests if guest.leaving and may_go(guest, self._leaving[guest.name])]
         for guest in left:
             self.guests.remove(guest)
             if guest.name in self._scopes:
                 self._scopes.pop(guest.name).cancel()
-            del self.sessions[guest.name], self._leaving_since_s[guest.name]
+            del self.sessions[guest.name], self._leaving[guest.name]
         return left

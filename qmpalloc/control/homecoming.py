@@ -11,6 +11,7 @@ from qmpalloc.control.guest import Guest, Link
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.session import send_once
 from qmpalloc.errors import QmpallocError
+from qmpalloc.rules.patience import Patience
 
 
 def is_home(guest: Guest) -> bool:
@@ -29,6 +30,11 @@ def want_baseline(guests: Sequence[Guest]) -> None:
             guest.desired_bytes = guest.baseline_bytes
 
 
+def missing_bytes(guests: Sequence[Guest]) -> int:
+    """Return how far all that are not home are from their baselines, together."""
+    return sum(abs(guest.baseline_bytes - guest.actual_bytes) for guest in guests if not is_home(guest))
+
+
 async def go_home(
     guests: Sequence[Guest],
     control: ControlConfig,
@@ -37,7 +43,7 @@ async def go_home(
     serving: Callable[[], bool],
     on_change: Callable[[], None],
 ) -> None:
-    """Bring guests to their baselines; returns when all are there. Give it a time limit.
+    """Bring guests to their baselines; returns when all are there, or none has come closer for ``exit_timeout``.
 
     Args:
         guests: To bring home.
@@ -48,12 +54,16 @@ async def go_home(
     """
     for guest in guests:
         guest.obedience.forgive()
+    patience = Patience(float(control.exit_timeout), journal.now_s())
     while serving() and not all(is_home(guest) for guest in guests):
+        if patience.spent(missing_bytes(guests), journal.now_s()):
+            return
         want_baseline(guests)
         on_change()
         await trio.sleep(float(control.balloon_poll))
     if not serving():
-        await _without_sessions(guests, journal, float(control.command_timeout))
+        with trio.move_on_after(float(control.exit_timeout)):
+            await _without_sessions(guests, journal, float(control.command_timeout))
 
 
 async def _without_sessions(guests: Sequence[Guest], journal: Journal, timeout_s: float) -> None:

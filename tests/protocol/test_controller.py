@@ -9,6 +9,7 @@ from qmpalloc.events import (
     ControlChanged,
     Decided,
     Ended,
+    Faulted,
     SizeChanged,
 )  # fmt: skip
 from qmpalloc.model import Limiter
@@ -120,6 +121,34 @@ async def test_hurry_does_not_wait_for_the_guests(lab, autojump_clock):
     await lab.run(1e9, the_policy=lab.toward(small=400), actions=actions)
     assert trio.current_time() - started_s == pytest.approx(10.0, abs=0.1)
     assert not lab.events[-1].clean
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_at_the_end_guests_are_waited_for_as_long_as_they_come_closer(lab, autojump_clock, stops):
+    """A guest that has just booted under emulation gives up 5 MiB a second."""
+    await lab.two()
+    balloon = lab.guests["large"].qemu.balloon
+
+    def be_slow(_):
+        balloon.inflate_bytes_per_s = 5 * MIB
+
+    async def stop():
+        await trio.sleep(60.0)
+        balloon.stalled = stops
+
+    lab.nursery.start_soon(stop)
+    wanted = lab.toward(small=200, large=800)
+    await lab.run(40.0, the_policy=wanted, actions=[(39.0, be_slow)])
+    assert lab.events[-1].clean is not stops
+    told = [event.message for event in lab.of(Faulted) if event.kind == "exit"]
+    if not stops:
+        assert lab.size("large") == BASELINE
+        assert lab.events[-1].t > 90
+        assert not told
+    else:
+        # The other one was given what had come back, so it is not home either.
+        assert told == ["not back at baseline: small at 298M of 500M, large at 700M of 500M"]
+        assert lab.events[-1].t == pytest.approx(75.0, abs=2)
 
 
 async def test_nothing_is_reported_behind_the_end(lab, autojump_clock):

@@ -43,6 +43,21 @@ async def test_a_removed_guest_goes_home_and_is_then_forgotten(lab, autojump_clo
     assert not [event for event in lab.of(SizeChanged, "small") if event.t > reloaded[-1].t]
 
 
+async def test_a_removed_guest_is_waited_for_as_long_as_it_comes_closer(lab, autojump_clock):
+    await lab.two()
+    slow = lab.guests["large"].qemu.balloon
+
+    def be_slow(_):
+        slow.inflate_bytes_per_s = 5 * MIB
+
+    actions = [(60.0, be_slow), (60.1, reloading(lab, "small"))]
+    controller = await lab.run(140.0, the_policy=lab.toward(small=200, large=800), actions=actions)
+    assert max(event.actual_bytes for event in lab.of(SizeChanged, "large")) > 750 * MIB  # 50 s away and more
+    assert [guest.name for guest in controller.guests] == ["small"]
+    assert lab.size("large") == BASELINE
+    assert not lab.of(Faulted, "large")
+
+
 async def test_an_added_guest_that_runs_takes_part(lab, autojump_clock):
     await lab.two()
     await lab.add("third", size_mib=400)
