@@ -2,6 +2,7 @@
 
     python benchmarks/experiment_model.py examples/arms-x2.toml --scale 1/4
     python benchmarks/experiment_model.py examples/mix-idle.toml --arms static,curve,oracle --verbose
+    python benchmarks/experiment_model.py examples/arms-x2.toml --scale 1/4 --known-after 1 --known-after 1.5
 
 Guests are `qmpalloc.testing.ReplayGuest`s at full rate: the references are those of the real run, page replacement is
 simulated, memory moves at once. A hit takes --hit-us, a miss --miss-us more; a load with a rate that it cannot keep up
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from qmpalloc.experiment import Guest, Specification, load, phase_pages, scale
 from qmpalloc.experiment.access import Uniform
@@ -185,6 +187,11 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="the experiment")
     parser.add_argument("--scale", type=Fraction, default=Fraction(1))
     parser.add_argument("--arms", default="", help="only these, separated by commas")
+    parser.add_argument(
+        "--known-after", type=float, action="append", default=[],
+        help="one more oracle, which knows a curve after so many working sets: what can be gained by who must see a "
+        "load read first; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--hit-us", type=float, default=15.0, help="time of a hit [15]")
     parser.add_argument("--miss-us", type=float, default=785.0, help="additional time of a miss [785]")
     parser.add_argument("--verbose", action="store_true", help="tell every trial")
@@ -192,11 +199,19 @@ def main() -> None:
     specification = scale(load(options.file), options.scale)
     wanted = [name for name in options.arms.split(",") if name]
     traces, rows = Traces(specification), []
-    for arm in specification.arms:
-        if not wanted or arm.name in wanted:
+    late = [
+        structs.replace(
+            arm, name=f"{arm.name} after {known_after:g}", settings={**arm.settings, "known_after": known_after}
+        )
+        for arm in specification.arms
+        for known_after in options.known_after
+        if arm.is_computed_oracle
+    ]
+    for arm in [*specification.arms, *late]:
+        if not wanted or arm.name in wanted or arm in late:
             print(f"{arm.name} …", flush=True)
             rows.append(run(specification, arm, traces, options))
-    oracle = next((arm.name for arm in specification.arms if arm.policy == "oracle"), None)
+    oracle = next((arm.name for arm in specification.arms if arm.is_oracle), None)
     print(table(rows, specification.reference, oracle))
 
 

@@ -32,7 +32,7 @@ class OracleShare(Struct, frozen=True, kw_only=True):
 
 def oracle_arm(results: Results) -> str | None:
     """Return the name of the arm with the policy ``oracle``; None when none of them was run."""
-    return next((arm.name for arm in results.arms_counted if arm.policy == "oracle"), None)
+    return next((arm.name for arm in results.arms_counted if arm.is_oracle), None)
 
 
 def oracle_share(results: Results, arm: str) -> OracleShare | None:

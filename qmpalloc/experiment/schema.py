@@ -167,6 +167,11 @@ class Arm(Struct, frozen=True, kw_only=True):
     baselines: dict[str, Size] = {}
 
     @property
+    def is_oracle(self) -> bool:
+        """Whether it is the policy ``oracle``, with curves that are known from the first second."""
+        return self.policy == "oracle" and not self.settings.get("known_after")
+
+    @property
     def is_computed_oracle(self) -> bool:
         """Whether it is the policy ``oracle`` without curves: these are computed from the references."""
         return self.policy == "oracle" and not self.settings.keys() & {"curves", "file"}

@@ -46,7 +46,7 @@ def true_curves(guest: Guest, references: References) -> list[dict[str, Any]]:
         numbers.append(np.asarray(references(phase), dtype=np.int64) + first)
     sizes, ratios = phase_curves(numbers, most_pages=guest.cap // PAGE_BYTES, lru=guest.lru_flavour)
     curves, accesses = [], 0
-    for phase, own in zip(guest.phases, ratios, strict=True):
+    for phase, read, own in zip(guest.phases, numbers, ratios, strict=True):
         accesses += phase.total_reads
         curves.append(
             {
@@ -54,6 +54,7 @@ def true_curves(guest: Guest, references: References) -> list[dict[str, Any]]:
                 "miss_ratio": [round(ratio, 5) for ratio in own],
                 "sizes_of": "cache",
                 "until_accesses": accesses,
+                "working_set": len(np.unique(read)),
             }
             | ({"accesses_per_s": phase.rate} if phase.rate else {})
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ class MeasuredCurve(Struct, frozen=True, kw_only=True):
             one, which follows the misses if the load waits for its reads.
         until: Seconds since the run's start up to which it holds; None: to the end.
         until_accesses: The same in accesses of the guest since the run's start.
+        working_set: Different pages that its load reads; for `known_after`.
     """
 
     sizes: tuple[Size, ...]
@@ -45,6 +47,7 @@ class MeasuredCurve(Struct, frozen=True, kw_only=True):
     accesses_per_s: float | None = None
     until: Duration | None = None
     until_accesses: int | None = None
+    working_set: int | None = None
 
 
 class OraclePolicy:
@@ -58,12 +61,15 @@ class OraclePolicy:
             file: A file that holds them instead (`qmpalloc.policy.curves_file`), relative to the configuration file.
             names: Guest to the name that its curves have in the file, where that is another.
             objective: As for policy ``curve``.
+            known_after: Working sets that a guest must have read since a curve of it began to hold, before it is known.
+                With 0 it is an oracle. Above, it shows how much is left for anyone who must first see a load read.
         """
 
         curves: dict[str, tuple[MeasuredCurve, ...]] | None = None
         file: str = ""
         names: dict[str, str] = {}
         objective: Objective = "hits"
+        known_after: float = 0.0
 
     @classmethod
     def resolve_settings(cls, settings: Mapping[str, Any], file: str) -> Mapping[str, Any]:
@@ -89,6 +95,8 @@ class OraclePolicy:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._curves = settings.curves or {}
+        if not 0 <= settings.known_after < math.inf:
+            raise ConfigError("must be a number of working sets, 0 or more", key="known_after")
         for name, curves in self._curves.items():
             for index, curve in enumerate(curves):
                 key = f"curves.{name}[{index}]"
@@ -98,6 +106,9 @@ class OraclePolicy:
                     raise ConfigError("sizes must rise", key=key)
                 if not all(0 <= ratio <= 1 for ratio in curve.miss_ratio):
                     raise ConfigError("a miss ratio is not from 0 to 1", key=key)
+                if settings.known_after and (curve.working_set is None or curve.until is not None):
+                    hint = "give working_set, in pages, and until_accesses instead of until"
+                    raise ConfigError("says not when it is known, as known_after asks", key=key, hint=hint)
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Return the best split by the curves that hold now; guests without one are left as they are."""
@@ -113,11 +124,12 @@ class OraclePolicy:
             candidates.append(_candidate(guest, measured, seen.overhead.get(guest.name, 0)))
         room = room_bytes(snapshot, [candidate.guest.name for candidate in candidates])
         wanted = (divide(candidates, room, self.settings.objective) if candidates else None) or {}
+        unknown = "no measured curve, or none known yet" if self.settings.known_after else "no measured curve"
         guests = tuple(
             GuestDecision(
                 name=guest.name,
                 target_bytes=wanted.get(guest.name, guest.target_bytes),
-                reason="best by its measured curve" if guest.name in wanted else "no measured curve",
+                reason="best by its measured curve" if guest.name in wanted else unknown,
                 limiter=Limiter.POLICY if guest.name in wanted else Limiter.STATE,
             )
             for guest in snapshot.guests
@@ -126,10 +138,13 @@ class OraclePolicy:
         return Decision(guests=guests, moves=moves, summary=moves_text(moves), carry=seen.carry)
 
     def _holding(self, name: str, time_s: float, accesses: int) -> MeasuredCurve | None:
+        began_at = 0
         for curve in self._curves.get(name, ()):
             in_time = curve.until is None or time_s < curve.until
             if in_time and (curve.until_accesses is None or accesses < curve.until_accesses):
-                return curve
+                known_at = began_at + self.settings.known_after * (curve.working_set or 0)
+                return curve if accesses >= known_at else None
+            began_at = curve.until_accesses or 0
         return None
 
 

@@ -115,12 +115,16 @@ def test_phases_that_read_the_same_file_share_its_pages():
 
 
 def test_each_phase_has_a_curve_that_holds_for_its_accesses():
+    guest = specification().guests[0]
     traces = Traces(specification())
     curves = traces.true_curves()
     assert traces.true_curves() is curves
     first, second = curves["g1"]
     assert first["until_accesses"] == 20_000
     assert "until_accesses" not in second
+    assert [curve["working_set"] for curve in (first, second)] == [
+        len(set(array("I", traces.trace(guest, phase)))) for phase in guest.phases
+    ]
     assert first["sizes"] == second["sizes"]
     assert first["sizes"][-1] == f"{10 << 20}B"  # all that is read of both files
     assert second["miss_ratio"][-1] == 0.0
@@ -142,6 +146,7 @@ def test_an_experiment_may_leave_the_oracles_curves_out():
     assert arm_configuration(specification(), arm, run_dir=Path("/x")).policy_settings == {"curves": {}}
     scaled = experiment.scale(specification(), experiment.scaling.Fraction(3, 2))
     assert scaled.arms[1].is_computed_oracle
+    assert scaled.arms[1].is_oracle
     assert scaled.arms[1].settings == {}
 
 
@@ -152,6 +157,12 @@ def test_wrong_settings_of_a_computed_oracle_are_told_at_the_arm():
     with pytest.raises(ConfigError) as caught:
         specification('settings = { file = "none.json" }')
     assert caught.value.key == "arm[1].settings.file"
+
+
+def test_an_arm_that_knows_its_curves_later_is_not_the_mark_for_the_others():
+    arm = specification("settings = { known_after = 1.5 }").arms[1]
+    assert arm.is_computed_oracle
+    assert not arm.is_oracle
 
 
 def test_a_file_of_curves_is_kept_with_the_experiment(tmp_path):

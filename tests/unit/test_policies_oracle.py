@@ -57,6 +57,41 @@ def test_the_oracle_follows_a_guest_by_its_accesses():
     assert targets(policy.decide(structs.replace(now, carry=second.carry))) == [800, 200]
 
 
+def test_an_oracle_that_must_see_a_load_read_first_leaves_its_guest_until_then():
+    curves = {
+        "a": [
+            {"sizes": ["100MiB", "2000MiB"], "miss_ratio": [1.0, 1.0], "until_accesses": 35_000, "working_set": 12_000},
+            {"sizes": ["100MiB", "200MiB", "1000MiB"], "miss_ratio": [1.0, 1.0, 0.0], "working_set": 6_000},
+        ],
+        "b": [{"sizes": ["100MiB", "2000MiB"], "miss_ratio": [1.0, 0.0], "working_set": 1_000}],
+    }
+    policy = load("oracle", {"curves": curves, "known_after": 1.5})
+    found, carry = [], None
+    for _ in range(5):
+        decision = policy.decide(structs.replace(snapshot(guest("a"), guest("b")), carry=carry))
+        found.append(targets(decision))
+        carry = decision.carry
+    # After 10,000 accesses of each only b is known, but nobody has what it wants; of its second load a has to read too.
+    assert found == [[500, 500], [200, 800], [200, 800], [500, 500], [800, 200]]
+    assert "none known yet" in policy.decide(snapshot(guest("a"), guest("b"))).guests[0].reason
+
+
+@pytest.mark.parametrize("known_after", [-1.0, float("inf"), float("nan")])
+def test_it_is_told_where_an_oracle_cannot_know_when_it_may_know(known_after):
+    with pytest.raises(ConfigError) as caught:
+        load("oracle", {"curves": {}, "known_after": known_after})
+    assert caught.value.key == "policy.known_after"
+
+
+@pytest.mark.parametrize("more", [{}, {"working_set": 9, "until": "9s"}])
+def test_a_curve_that_is_to_be_known_later_says_when_that_is(more):
+    curve = {"sizes": ["1MiB"], "miss_ratio": [0.5], **more}
+    with pytest.raises(ConfigError) as caught:
+        load("oracle", {"curves": {"a": [curve]}, "known_after": 1})
+    assert caught.value.key == "policy.curves.a[0]"
+    assert "working_set" in caught.value.hint
+
+
 def test_the_oracle_foresees_how_fast_a_guest_will_be_when_its_cache_has_filled():
     """Guest a waits for its misses, most of which are first reads: it is slow now and will be fast."""
     curves = {
