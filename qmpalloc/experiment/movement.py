@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from msgspec import Struct
 
+from qmpalloc.experiment.records import PhaseFootprint
 from qmpalloc.experiment.results import RunResult
 from qmpalloc.experiment.trials import Trial
 from qmpalloc.units import MIB
@@ -38,6 +39,8 @@ class Settling(Struct, frozen=True, kw_only=True):
         trials: Trials until all sizes were where they came to rest; 0 when they were from the start, None when they
             did not come to rest.
         seconds: The same in seconds.
+        working_sets: The same for each guest in what it read meanwhile: accesses by the different pages that its phase
+            reads in all. Trials in which a phase changes are left out. Empty if they did not come to rest.
         rested_s: How long they rested.
         moves: Trials of that time in which a target changed all the same.
     """
@@ -45,6 +48,7 @@ class Settling(Struct, frozen=True, kw_only=True):
     start_s: float
     trials: int | None
     seconds: float | None
+    working_sets: dict[str, float] = {}
     rested_s: float = 0.0
     moves: int = 0
 
@@ -72,21 +76,25 @@ class Movement(Struct, frozen=True, kw_only=True):
 
 
 class _Sizes(Struct, frozen=True):
-    """All guests at the end of a trial."""
+    """All guests at the end of a trial, and what they read in it, in working sets."""
 
     end_s: float
     actual: dict[str, int]
     target: dict[str, int]
+    working_sets: dict[str, float]
 
 
-def movement(run: RunResult, baselines: Mapping[str, int]) -> Movement:
+def movement(
+    run: RunResult, baselines: Mapping[str, int], footprints: Mapping[str, Mapping[str, PhaseFootprint]]
+) -> Movement:
     """Return how memory moved in `run`.
 
     Args:
         run: With its trials.
         baselines: Guest to its size at the start.
+        footprints: Guest to phase to what that reads.
     """
-    sizes = _sizes(run, baselines)
+    sizes = _sizes(run, baselines, footprints)
     changes = [0.0, *_ends(run)]
     found = []
     for start_s, end_s in zip(changes, [*changes[1:], math.inf], strict=True):
@@ -98,19 +106,24 @@ def movement(run: RunResult, baselines: Mapping[str, int]) -> Movement:
     )
 
 
-def _sizes(run: RunResult, baselines: Mapping[str, int]) -> list[_Sizes]:
+def _sizes(
+    run: RunResult, baselines: Mapping[str, int], footprints: Mapping[str, Mapping[str, PhaseFootprint]]
+) -> list[_Sizes]:
     """Return the sizes at the start and at the end of each trial; a guest without a reading is where it was."""
     rows: dict[int, dict[str, Trial]] = {}
     for name, guest in run.guests.items():
         for row in guest.trials.trials:
             rows.setdefault(row.trial, {})[name] = row
-    sizes = [_Sizes(0.0, dict(baselines), dict(baselines))]
+    sizes = [_Sizes(0.0, dict(baselines), dict(baselines), {})]
     for number in sorted(rows):
         actual, target = dict(sizes[-1].actual), dict(sizes[-1].target)
+        read = {}
         for name, row in rows[number].items():
             actual[name] = row.actual_bytes
             target[name] = row.target_bytes or row.actual_bytes
-        sizes.append(_Sizes(max(row.end_s for row in rows[number].values()), actual, target))
+            phase = footprints.get(name, {}).get(row.phase)
+            read[name] = row.accesses / max(1, phase.distinct_pages) if phase is not None else 0.0
+        sizes.append(_Sizes(max(row.end_s for row in rows[number].values()), actual, target, read))
     return sizes
 
 
@@ -135,6 +148,10 @@ def _settling(start_s: float, stretch: list[_Sizes]) -> Settling | None:
         start_s=start_s,
         trials=rested_from,
         seconds=began_s - start_s,
+        working_sets={
+            name: sum(each.working_sets.get(name, 0.0) for each in stretch[1 : rested_from + 1])
+            for name in stretch[-1].actual
+        },
         rested_s=rest[-1].end_s - began_s,
         moves=sum(_moved(before, after) for before, after in pairwise(rest)),
     )

@@ -2,11 +2,13 @@
 
 import pytest
 from made_up_experiment import MadeUp
+from msgspec import structs
 
 from qmpalloc.experiment.learnt import curve_error, learnt_curves, measured_points
 from qmpalloc.experiment.movement import movement
 from qmpalloc.experiment.phases import PhaseResult
 from qmpalloc.experiment.plan import ArmRun
+from qmpalloc.experiment.records import PhaseFootprint
 from qmpalloc.experiment.report import write_report
 from qmpalloc.experiment.results import Counts, GuestRun, RunResult, load_results
 from qmpalloc.experiment.statistics import ArmResult
@@ -15,6 +17,10 @@ from qmpalloc.model import Curve
 from qmpalloc.units import MIB
 
 BASELINES = {"a": 500 * MIB, "b": 500 * MIB}
+FOOTPRINTS = {
+    name: {"p": PhaseFootprint(reads=9000, file_pages=3000, distinct_pages=pages, busiest_tenth=0.1)}
+    for name, pages in (("a", 2000), ("b", 500))
+}
 
 
 def row(guest, trial, actual_mib, target_mib=None):
@@ -50,40 +56,53 @@ def only(found):
 
 
 def test_a_split_that_never_moves_is_at_rest_from_the_start():
-    found = movement(run([500] * 6), BASELINES)
+    found = movement(run([500] * 6), BASELINES, FOOTPRINTS)
     assert found.moved_bytes == 0
     assert (only(found).trials, only(found).seconds) == (0, 0.0)
+    assert only(found).working_sets == {"a": 0.0, "b": 0.0}
     assert (found.rested_s, found.moves_at_rest) == (60.0, 0)
 
 
 def test_the_time_to_come_to_rest_is_told_in_trials_and_seconds():
-    found = movement(run([550, 600, 650, 700, 700, 705, 700, 700]), BASELINES)
+    found = movement(run([550, 600, 650, 700, 700, 705, 700, 700]), BASELINES, FOOTPRINTS)
     assert (only(found).trials, only(found).seconds) == (4, 40.0)
+    assert only(found).working_sets == {"a": 2.0, "b": 8.0}  # 1,000 accesses in each trial
     assert found.rested_s == 40.0
     assert found.moved_bytes == 210 * MIB  # 5 MiB forth and back
 
 
 def test_moves_at_rest_are_counted_by_what_was_asked():
     sizes = [700, 700, 700, 700, 700, 700]
-    found = movement(run(sizes, targets=[700, 700, 704, 700, 700, 700]), BASELINES)
+    found = movement(run(sizes, targets=[700, 700, 704, 700, 700, 700]), BASELINES, FOOTPRINTS)
     assert only(found).trials == 1
     assert found.moves_at_rest == 2
 
 
 def test_sizes_that_go_on_changing_have_not_come_to_rest():
-    settling = only(movement(run([520, 560, 600, 640, 680, 720]), BASELINES))
+    settling = only(movement(run([520, 560, 600, 640, 680, 720]), BASELINES, FOOTPRINTS))
     assert (settling.trials, settling.seconds, settling.rested_s) == (None, None, 0.0)
+    assert settling.working_sets == {}
 
 
 def test_every_change_of_the_loads_begins_anew():
     sizes = [600, 700, 700, 700, 700, 600, 500, 500, 500, 500]
-    found = movement(run(sizes, ends=(50.0, 100.0)), BASELINES)
+    found = movement(run(sizes, ends=(50.0, 100.0)), BASELINES, FOOTPRINTS)
     assert [settling.trials for settling in found.settlings] == [2, 2]
     assert [settling.start_s for settling in found.settlings] == [0.0, 50.0]
 
 
+def test_what_is_read_in_no_phase_that_is_known_is_no_working_set():
+    moving = run([600, 700, 700, 700, 700])
+    trials = moving.guests["a"].trials
+    others = tuple(structs.replace(row, phase=phase) for row, phase in zip(trials.trials, ("", "p+q"), strict=False))
+    guest = structs.replace(moving.guests["a"], trials=structs.replace(trials, trials=others + trials.trials[2:]))
+    changed = structs.replace(moving, guests={**moving.guests, "a": guest})
+    assert only(movement(moving, BASELINES, FOOTPRINTS)).working_sets == {"a": 1.0, "b": 4.0}
+    assert only(movement(changed, BASELINES, FOOTPRINTS)).working_sets == {"a": 0.0, "b": 4.0}
+
+
 def test_changes_that_follow_at_once_are_not_judged():
-    found = movement(run([600] * 8, ends=(20.0, 30.0, 80.0)), BASELINES)
+    found = movement(run([600] * 8, ends=(20.0, 30.0, 80.0)), BASELINES, FOOTPRINTS)
     assert [settling.start_s for settling in found.settlings] == [30.0]
 
 

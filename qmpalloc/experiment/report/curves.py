@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from qmpalloc.experiment.gain import LEAST_GAIN, oracle_arm, oracle_share
 from qmpalloc.experiment.learnt import LearntCurve, curve_error, measured_points
@@ -19,7 +20,7 @@ WEAK_CHARS = 80
 def movements(results: Results, arm: Arm) -> list[Movement]:
     """Return how memory moved in every run of an arm that counts."""
     baselines = {guest.name: arm.baseline(guest) for guest in results.specification.guests}
-    return [movement(run, baselines) for run in results.counted(arm.name)]
+    return [movement(run, baselines, results.manifest.footprints) for run in results.counted(arm.name)]
 
 
 def movement_table(results: Results) -> Iterator[Block]:
@@ -43,6 +44,13 @@ def movement_table(results: Results) -> Iterator[Block]:
             *(_settled(settlings[arm.name], lambda one: one.seconds, words.seconds) for arm in arms),
         ),
         ("The same in trials", *(_settled(settlings[arm.name], lambda one: one.trials, words.whole) for arm in arms)),
+        *(
+            (
+                f"The same in working sets of {guest.name}",
+                *(_settled(settlings[arm.name], partial(_working_sets, guest.name), words.times) for arm in arms),
+            )
+            for guest in results.specification.guests
+        ),
         ("Memory moved", *(spread([one.moved_bytes for one in moved[arm.name]], words.mebibytes) for arm in arms)),
         ("Trials with a move at rest", *(_at_rest(moved[arm.name]) for arm in arms)),
     ]
@@ -52,7 +60,8 @@ def movement_table(results: Results) -> Iterator[Block]:
     said = (
         "At rest: all guests are within 16 MiB, or 3 %, of where they are at the next change of the loads, the start "
         "or end of a phase; changes that follow within 3 trials are not judged. Exact to a trial. In 2 of 3: so many "
-        "of the changes came to rest before the next."
+        "of the changes came to rest before the next. Working sets: what a guest read meanwhile, by the different "
+        "pages that its phase reads in all."
     )
     if oracle is not None:
         said += (
@@ -99,6 +108,10 @@ def _policy(results: Results, curve: LearntCurve) -> str:
 
 def _settled(settlings: list[Settling], value: Callable[[Settling], float | None], show: Callable[[float], str]) -> str:
     return spread([value(settling) for settling in settlings], show)
+
+
+def _working_sets(guest: str, settling: Settling) -> float | None:
+    return settling.working_sets.get(guest)
 
 
 def _at_rest(found: list[Movement]) -> str:

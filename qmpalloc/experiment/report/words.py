@@ -43,6 +43,11 @@ def whole(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
 
 
+def times(value: float) -> str:
+    """Return a number of times: ``0.8``, ``12``."""
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+
+
 def seconds(value: float) -> str:
     """Return a duration in seconds."""
     return f"{value:,.1f} s"
