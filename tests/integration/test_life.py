@@ -63,12 +63,12 @@ class Life:
     def of(self, kind):
         return [event for event in self.events if isinstance(event, kind)]
 
-    async def until(self, condition, seconds=60):
+    async def until(self, condition, seconds=180):
         with trio.fail_after(seconds):
             while not condition():  # noqa: ASYNC110 - what it waits for has no event
                 await trio.sleep(0.1)
 
-    async def until_state(self, state, seconds=60):
+    async def until_state(self, state, seconds=180):
         await self.until(lambda: self.of(StateChanged)[-1].state == state, seconds)
 
 
@@ -80,7 +80,7 @@ async def squeeze(life):
     before = len(life.events)
     async with open_agent(str(life.guest.lab_socket)) as lab:
         pid = await lab.start(["python3", "-c", ALLOCATE])
-        with trio.fail_after(60):
+        with trio.fail_after(180):
             while (ended := await lab.poll(pid)) is None:  # noqa: ASYNC110 - the agent has to be asked
                 await trio.sleep(0.5)
     since = life.events[before:]
@@ -118,7 +118,7 @@ async def kill_collector(life):
         await lab.run(["systemctl", "stop", "qmpalloc-collector"])
         await life.until_state("lost")
         await lab.run(["systemctl", "start", "qmpalloc-collector"])
-    await life.until_state("fresh", 120)
+    await life.until_state("fresh")
 
 
 async def stop_qemu(life):
