@@ -94,7 +94,7 @@ async def _run(controller: Controller, dashboard: Dashboard, console: Console | 
                 if number == RELOAD_SIGNAL:
                     keys.reload()
                     continue
-                if signalled:  # a second one does not wait for the guests
+                if signalled or keys.quitting:  # asked a second time, it does not wait for the guests
                     controller.hurry()
                 signalled = True
                 controller.quit(f"interrupted by {signal.Signals(number).name}")
@@ -115,13 +115,22 @@ async def _run_screen(
 
 
 class Keys:
-    """What the keys and signals of the terminal do to a run."""
+    """What the keys and signals of the terminal do to a run.
+
+    Attributes:
+        quitting: ``q`` was pressed.
+    """
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self.quit = controller.quit
+        self.quitting = False
         self.toggle_pause = controller.toggle_pause
         self.return_to_baseline = controller.return_to_baseline
+
+    def quit(self) -> None:
+        """End the run in order."""
+        self.quitting = True
+        self._controller.quit()
 
     def reload(self) -> None:
         """Read the configuration file again."""

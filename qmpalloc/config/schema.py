@@ -59,7 +59,7 @@ class ControlConfig(_Table, frozen=True, kw_only=True):
         balloon_poll: Time between ``query-balloon`` while a balloon is moving.
         reserve: Kept free in a guest above what it cannot give up (part of the floor).
         on_exit: ``baseline`` returns every guest to its baseline at the end, ``keep`` leaves the sizes.
-        exit_timeout: How long the return to baseline may go on without a guest coming closer.
+        exit_timeout: How long the return to baseline may go on without a guest coming closer; 8 times that in all.
     """
 
     interval: Duration = Duration(5.0)

@@ -168,8 +168,8 @@ class Controller:
     ) -> None:
         """Run until `quit`, until `duration_s` of control have passed, or until cancelled.
 
-        Cancellation: the guests are still returned to baseline, within the configured time limit; the connections
-        live until that is done.
+        Cancellation: the guests are still returned to baseline, while they come closer to it; the connections live
+        until that is done.
         """
         self._journal = Journal(self._sinks, on_deaf=lambda: self.quit("no output is left"))
         self._fleet.open_sessions(self._make_session)

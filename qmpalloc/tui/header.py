@@ -146,10 +146,7 @@ def footer(dashboard: Dashboard, ui: Ui, width: int, *, scrolls: bool, curve: bo
     if ui.replay:
         keys.append(("p", "pause or resume the replay"))
     elif dashboard.header is not None and dashboard.header.mode == "run" and not (dashboard.ended or ui.only_quit):
-        keys.append(("p", "resume control" if dashboard.control == "paused" else "pause control"))
-        keys.append(("b", "return all to baseline"))
-        if ui.reloads:
-            keys.append(("r", "reload"))
+        keys += _control_keys(dashboard, ui)
     if curve:
         keys.append(("c", "small curve" if ui.large_curve else "large curve"))
     keys.append(("↑↓", "scroll" if scrolls else "select"))
@@ -157,3 +154,14 @@ def footer(dashboard: Dashboard, ui: Ui, width: int, *, scrolls: bool, curve: bo
     for key, meaning in keys:
         text.append(f" {key} ", "reverse").append(f" {meaning}  ", palette.LABEL)
     return fit_line(text, width)
+
+
+def _control_keys(dashboard: Dashboard, ui: Ui) -> list[tuple[str, str]]:
+    """Return the keys that change the course of a run, and what they do."""
+    if ui.quitting:
+        return [("Ctrl-C", "do not wait for the guests")]
+    keys = [
+        ("p", "resume control" if dashboard.control == "paused" else "pause control"),
+        ("b", "return all to baseline"),
+    ]
+    return [*keys, ("r", "reload")] if ui.reloads else keys

@@ -132,6 +132,12 @@ def test_the_question_before_the_return_to_baseline():
     assert frame.splitlines()[-1] == question.ljust(80)
 
 
+def test_who_has_quit_is_told_how_not_to_wait():
+    footer = draw(reduce(run(2, 20)), ui=Ui(quitting=True, reloads=True)).splitlines()[-1]
+    assert footer.startswith("  q  quitting   Ctrl-C  do not wait for the guests   ")
+    assert not {"pause", "baseline", "reload"} & set(footer.split())
+
+
 @pytest.mark.parametrize(("mode", "words"), [("watch", "watch (changes nothing)"), ("dry-run", "dry run (changes")])
 def test_a_mode_that_changes_nothing_says_so_and_offers_no_keys_for_it(mode, words):
     frame = draw(reduce(run(2, 20, mode=mode)))

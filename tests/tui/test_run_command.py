@@ -17,18 +17,19 @@ from qmpalloc.record import read_record
 GUESTS = """
 import sys, trio
 from pathlib import Path
-from qmpalloc.testing import Load, open_simulated_guest
+from qmpalloc.testing import FakeBalloon, Load, open_simulated_guest
 
-async def main(directory):
+async def main(directory, inflate_bytes_per_s):
     small, large = (Load(file_pages=pages, accesses_per_s=2000.0) for pages in (9000, 300000))
+    balloons = [FakeBalloon(1 << 30, inflate_bytes_per_s=inflate_bytes_per_s) for _ in range(2)]
     async with (
-        open_simulated_guest("small", directory, load=small, memory_bytes=1 << 30),
-        open_simulated_guest("large", directory, load=large, memory_bytes=1 << 30),
+        open_simulated_guest("small", directory, load=small, memory_bytes=1 << 30, balloon=balloons[0]),
+        open_simulated_guest("large", directory, load=large, memory_bytes=1 << 30, balloon=balloons[1]),
     ):
         print("ready", flush=True)
         await trio.sleep_forever()
 
-trio.run(main, Path(sys.argv[1]))
+trio.run(main, Path(sys.argv[1]), float(sys.argv[2]))
 """
 CONFIG = """
 [host]
@@ -51,9 +52,11 @@ baseline = "512MiB"
 
 
 @pytest.fixture
-def directory(tmp_path):
+def directory(tmp_path, request):
+    """A configuration and its guests, whose balloons are as fast as the parameter says, bytes per second."""
+    rate = str(getattr(request, "param", "inf"))
     (tmp_path / "lab.toml").write_text(CONFIG + GUEST.format("small") + GUEST.format("large"))
-    guests = subprocess.Popen([sys.executable, "-c", GUESTS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    guests = subprocess.Popen([sys.executable, "-c", GUESTS, str(tmp_path), rate], stdout=subprocess.PIPE, text=True)
     assert guests.stdout.readline() == "ready\n"
     yield tmp_path
     guests.kill()
@@ -90,6 +93,24 @@ def test_however_it_ends_guests_are_back_and_the_record_is_whole(directory, end,
     assert summary["found_bytes"] == 2 << 30
     assert summary["max_committed_bytes"] <= summary["budget_bytes"]
     assert summary["moves"] >= 1
+
+
+@pytest.mark.parametrize("directory", [2 << 20], indirect=True)
+def test_ctrl_c_after_q_does_not_wait_for_the_guests(directory):
+    command = ["-m", "qmpalloc", "run", "lab.toml", "--out", "out"]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    child = pexpect.spawn(sys.executable, command, cwd=str(directory), env=environment, dimensions=(24, 80), timeout=60)
+    child.expect("SETTLING")
+    child.send("q")
+    child.expect("RETURNING")
+    child.expect("do not wait for the guests")
+    child.kill(signal.SIGINT)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 1
+    *_, last = read_record(directory / "out" / "record.jsonl")
+    assert not last.clean
+    assert last.t < 60  # they need 256 s to their baselines
 
 
 def test_without_a_terminal_it_prints_lines(directory):
