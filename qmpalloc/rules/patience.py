@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import math
 
-from qmpalloc.units import MIB
-
-CLOSER_BYTES = MIB
-"""What counts as closer: less could be a guest that only pretends."""
+from qmpalloc.rules.obedience import PROGRESS_BYTES
 
 LONGEST = 8.0
 """Not longer than that many times the limit in all, however steadily they come closer."""
@@ -34,7 +31,7 @@ class Patience:
 
     def spent(self, missing_bytes: int, now_s: float) -> bool:
         """Note how far away they are, all together; return True when there is no more waiting."""
-        if missing_bytes <= self._least_bytes - CLOSER_BYTES:
+        if missing_bytes <= self._least_bytes - PROGRESS_BYTES:
             self._least_bytes = missing_bytes
             self._ends_s = now_s + self._limit_s
         return now_s >= min(self._ends_s, self._last_s)
