@@ -6,13 +6,14 @@ other policy can be asked what it would have done.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from qmpalloc.sample import Memory
+from qmpalloc.units import MIB, format_size
 
 
 class GuestState(StrEnum):
@@ -288,6 +289,16 @@ def moves_between(snapshot: Snapshot, decisions: Sequence[GuestDecision]) -> tup
     return tuple(moves)
 
 
-def total_bytes(sizes: Iterable[int]) -> int:
-    """Return the sum of sizes; a name for what invariants speak of."""
-    return sum(sizes)
+def changes_text(snapshot: Snapshot, decisions: Sequence[GuestDecision]) -> str:
+    """Return in one line, for people, what goes where: from guest to guest, and from or to what no guest has."""
+    moves = moves_between(snapshot, decisions)
+    parts = [f"{move.donor} → {move.receiver} {format_size(move.size_bytes)}" for move in moves]
+    for guest, decision in zip(snapshot.guests, decisions, strict=True):
+        got = sum(move.size_bytes for move in moves if move.receiver == guest.name)
+        gave = sum(move.size_bytes for move in moves if move.donor == guest.name)
+        left = decision.target_bytes - guest.target_bytes - got + gave
+        if left >= MIB:
+            parts.append(f"free → {guest.name} {format_size(left)}")
+        elif left <= -MIB:
+            parts.append(f"{guest.name} → free {format_size(-left)}")
+    return "; ".join(parts) or "nothing moves"

@@ -13,9 +13,9 @@ _HITS_NOTHING = 0.95
 number, but perhaps because it is starved: then it goes slower for it, and learns its curve the slower."""
 
 
-_MAPPED_SHARE, _MAPPED_LEAST, _MAPPED_PER_S = 0.3, 0.01, 25.0
-"""Pages brought in by page faults, of all that were brought in, of all accesses, and per second, above which a guest is
-thought to read its files through ``mmap``."""
+_UNCOUNTED_SHARE, _UNCOUNTED_LEAST, _UNCOUNTED_PER_S = 0.3, 0.01, 25.0
+"""Pages brought in by other means than reads, of all that were brought in, of all accesses, and per second, above which
+a guest is thought to need its cache for what nobody counts."""
 
 
 def accesses_per_s(guest: GuestSnapshot) -> float:
@@ -41,23 +41,35 @@ def hits_nothing(guest: GuestSnapshot) -> bool:
     return (guest.misses or 0) >= _HITS_NOTHING * max(1, (guest.hits or 0) + (guest.misses or 0))
 
 
-def faults_per_s(guest: GuestSnapshot) -> float:
-    """Return the pages per second that the guest brings in by page faults: at least so often it reads through mmap."""
-    return max(0, guest.faults or 0) / guest.interval_s if guest.interval_s else 0.0
+def uncounted_per_s(guest: GuestSnapshot) -> float:
+    """Return the pages per second that the guest brings in otherwise than by reads: at least so often it uses them.
+
+    By page faults (``mmap``, programs); and pages that came back to its cache though no read missed them and no page
+    fault asked for them: directories and other metadata of a file system, or pages that are written.
+    """
+    return sum(_uncounted(guest)) / guest.interval_s if guest.interval_s else 0.0
+
+
+def _uncounted(guest: GuestSnapshot) -> tuple[int, int]:
+    """Return the pages brought in by page faults, and those brought in neither by them nor by reads."""
+    faults, misses = max(0, guest.faults or 0), max(0, guest.misses or 0)
+    return faults, max(0, (guest.refaults or 0) - faults - misses)
 
 
 def losable_per_s(guest: GuestSnapshot) -> float:
     """Return the hits per second that the guest can lose, at most."""
-    return accesses_per_s(guest) * (1.0 - missed_anyway(guest)) + faults_per_s(guest)
+    return accesses_per_s(guest) * (1.0 - missed_anyway(guest)) + uncounted_per_s(guest)
 
 
-def mapped(guest: GuestSnapshot) -> str:
-    """Return that a guest reads files through mmap, whose hits nobody counts; empty when it does not, or hardly."""
-    faults, accesses = max(0, guest.faults or 0), max(0, (guest.hits or 0) + (guest.misses or 0))
-    share = faults / max(1, faults + max(0, guest.misses or 0))
-    if share <= _MAPPED_SHARE or faults <= _MAPPED_LEAST * accesses or faults_per_s(guest) < _MAPPED_PER_S:
+def uncounted(guest: GuestSnapshot) -> str:
+    """Return that a guest uses its cache for what nobody counts, mmap above all; empty when it does not, or hardly."""
+    faults, others = _uncounted(guest)
+    pages, accesses = faults + others, max(0, (guest.hits or 0) + (guest.misses or 0))
+    share = pages / max(1, pages + max(0, guest.misses or 0))
+    if share <= _UNCOUNTED_SHARE or pages <= _UNCOUNTED_LEAST * accesses or uncounted_per_s(guest) < _UNCOUNTED_PER_S:
         return ""
-    return f"{share:.0%} of what it brings in is by page faults (mmap), of which no hits are counted"
+    how = "by page faults (mmap)" if faults >= others else "neither by reads nor by page faults (metadata)"
+    return f"{share:.0%} of what it brings in is {how}, of which no hits are counted"
 
 
 def unconfirmed(guest: GuestSnapshot) -> str:

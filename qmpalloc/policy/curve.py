@@ -12,12 +12,12 @@ from msgspec import Struct, structs
 from qmpalloc.config import Duration, Size
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, mapped, missed_anyway, unconfirmed
+from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
+from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, missed_anyway, unconfirmed, uncounted
 from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.measured import Measured
-from qmpalloc.policy.moves import change_text, moves_text
+from qmpalloc.policy.moves import change_text
 from qmpalloc.policy.purge import Purges
 from qmpalloc.policy.quiet import Quiet
 from qmpalloc.policy.rates import Rates
@@ -58,8 +58,9 @@ class CurvePolicy:
             objective: ``hits``: most hits per second. ``misses``: fewest misses per second. ``fair``: largest sum of
                 weight times the logarithm of each guest's speed.
             margin: Memory given to a guest but not credited: a curve's cliffs are not known to the page.
-            least_gain: A move must improve the objective by this share of all accesses (``fair``: of all weights); by
-                as much more for each time that moves were taken back since a load changed.
+            least_gain: A move must improve the objective by this share of the accesses of those whose sizes change
+                (``fair``: of their weights); by as much more for each time that moves of theirs were taken back since
+                their loads changed.
             horizon: How long a split is thought to last at least; a load that has been the same for longer is thought
                 to stay so for as long again. Growth pays only from when the memory has been filled, by the misses of
                 the guest that got it.
@@ -117,9 +118,10 @@ class CurvePolicy:
             with_more_than_needed(one, self.settings.least_gain) for one in candidates if one.guest.name not in idle
         ]
         donors += [donor for donor in beyond if donor is not None]
-        given = give_spare(snapshot, donors, lacking, self.settings.least_gain)
+        free_bytes = 0 if squeezed else room_bytes(snapshot, [])  # what a squeeze leaves is taken back after it
+        given = give_spare(snapshot, donors, lacking, self.settings.least_gain, free_bytes=free_bytes)
         if not candidates and not squeezed:
-            return given or self._without_curves(snapshot, doubts)
+            return given or self._without_curves(snapshot, doubts, quiet)
         candidates += [_bounded(guest) for guest in spare if doubts[guest.name]]
         if candidates:
             chosen = {candidate.guest.name for candidate in candidates}
@@ -145,7 +147,7 @@ class CurvePolicy:
         guests = tuple(self._verdict(guest, candidates, targets, wanted, doubts) for guest in snapshot.guests)
         moves = moves_between(snapshot, guests)
         carry = _carried(snapshot) | {_CHOSEN_S: snapshot.time_s}
-        return Decision(guests=guests, moves=moves, summary=moves_text(moves), carry=carry)
+        return Decision(guests=guests, moves=moves, summary=changes_text(snapshot, guests), carry=carry)
 
     # --- what counts as a candidate -----------------------------------------------------------------------------------
 
@@ -156,7 +158,11 @@ class CurvePolicy:
 
     def _by_measurement(self, guests: Sequence[GuestSnapshot], known: _Known) -> list[Candidate]:
         """Return those guests whose curve turned out to be wrong and that are known to be better off with more."""
-        curves = {guest.name: known.measured.instead(guest) for guest in guests if not known.quiet.pause(guest.name)}
+        curves = {
+            guest.name: known.measured.instead(guest)
+            for guest in guests
+            if not guest.frozen and not known.quiet.pause(guest.name)
+        }
         return [
             structs.replace(self._planned(guest, curve, known.rates), basis=known.measured.basis(guest))
             for guest in guests
@@ -187,12 +193,13 @@ class CurvePolicy:
         settling = guest.curve is not None and guest.curve.settling
         return settling and snapshot.time_s - chosen_s < float(self.settings.horizon)
 
-    def _without_curves(self, snapshot: Snapshot, doubts: Mapping[str, str]) -> Decision:
+    def _without_curves(self, snapshot: Snapshot, doubts: Mapping[str, str], quiet: Quiet) -> Decision:
         """Climb on ghost hits where they are known, else hold; but not away from what curves have just chosen."""
         if any(self._settles(snapshot, guest) for guest in snapshot.guests):
             return self._stay(snapshot, [], doubts, "waits for what is missed at the new sizes", Limiter.STATE)
         if any(guest.decidable and guest.ghost_gain is not None for guest in snapshot.guests):
-            return self._hill.decide(snapshot)
+            pausing = {guest.name for guest in snapshot.guests if quiet.pause(guest.name)}
+            return self._hill.decide(snapshot, held=pausing)
         return self._stay(snapshot, [], doubts, "no guest has a curve to act on", Limiter.STATE)
 
     # --- is it worth it -----------------------------------------------------------------------------------------------
@@ -211,7 +218,9 @@ class CurvePolicy:
                 noise += ((then - now) * candidate.curve.noise) ** 2 / abs(float(ratios[0] - ratios[1]))
         if all(wanted[candidate.guest.name] == candidate.guest.target_bytes for candidate in candidates):
             return "the split is the best"
-        total = sum(c.load.weight * (1.0 if objective == "fair" else c.load.accesses_per_s) for c in candidates)
+        # Of those alone that change: how much another reads says nothing about what these gain.
+        changed = [one for one in candidates if wanted[one.guest.name] != one.guest.target_bytes]
+        total = sum(c.load.weight * (1.0 if objective == "fair" else c.load.accesses_per_s) for c in changed)
         needed = max(factor * self.settings.least_gain * total, 2.0 * noise**0.5)
         unit = "" if objective == "fair" else f" {objective}/s"
         if gain < needed or gain <= 0:
@@ -307,4 +316,4 @@ def _doubt(guest: GuestSnapshot) -> str:
         return f"no curve: {guest.no_curve}"
     if guest.curve.weak:
         return f"weak curve: {guest.curve.weak[0]}"
-    return unconfirmed(guest) or mapped(guest)
+    return unconfirmed(guest) or uncounted(guest)

@@ -17,6 +17,12 @@ from qmpalloc.units import MIB, PAGE_BYTES, align_down
 
 UNITS_MAX = 512
 
+_FINE_BYTES, _FINER = 4 * MIB, 32
+"""Steps to which sizes are told apart at last: 4 MiB, or 1/32 of the first ones."""
+
+_NEXT_TO_NOTHING = 0.01
+"""Of all that a split gains: for that, no size is changed by less than a step."""
+
 _CLIFF = 0.15
 """A miss ratio that rises by so much within the margin does not slope: it breaks off."""
 
@@ -86,36 +92,76 @@ def room_bytes(snapshot: Snapshot, chosen: Sequence[str]) -> int:
 def divide(candidates: Sequence[Candidate], room: int, objective: Objective) -> dict[str, int] | None:
     """Return the best size in bytes for each candidate; None when the room does not hold all floors.
 
-    Sizes are whole steps above the floors, a step being at least 1 MiB and at least 1/512 of what is to be divided.
+    Sizes are whole steps above the floors, or the caps, a step being at least 1 MiB and at least 1/512 of what is to be
+    divided. Where that is more than 4 MiB, the split is found anew in smaller steps, each guest within a step of what
+    it would get: next to large guests a small one may need less than a step.
     Of equal splits, the one nearest to the present sizes is taken. Memory that improves nothing stays where it is.
     """
     free = room - sum(candidate.guest.floor_bytes for candidate in candidates)
     if free < 0:
         return None
+    ranges = {
+        one.guest.name: (one.guest.floor_bytes, max(one.guest.floor_bytes, one.guest.cap_bytes)) for one in candidates
+    }
     step = max(MIB, -align_down(-(free // UNITS_MAX), MIB))
+    sizes = _best_within(candidates, ranges, room, step, objective)
+    if step > _FINE_BYTES:
+        fine = max(_FINE_BYTES, -align_down(-(step // _FINER), MIB))
+        for candidate in candidates:
+            name, target = candidate.guest.name, candidate.guest.target_bytes
+            least, most = ranges[name]
+            least, most = max(least, sizes[name] - step), min(most, sizes[name] + step)
+            # With the present size on the grid, what improves nothing stays where it is to the byte.
+            ranges[name] = (least + (target - least) % fine if least <= target <= most else least, most)
+        sizes, step = _best_within(candidates, ranges, room, fine, objective), fine
+        left = room - sum(sizes.values())
+        for candidate in candidates:
+            name = candidate.guest.name
+            back = max(0, min(left, candidate.guest.target_bytes - sizes[name]))
+            sizes[name], left = sizes[name] + back, left - back
+    return _settled(candidates, sizes, room, step, objective)
+
+
+def _best_within(
+    candidates: Sequence[Candidate],
+    ranges: Mapping[str, tuple[int, int]],
+    room: int,
+    step: int,
+    objective: Objective,
+) -> dict[str, int]:
+    """Return the best sizes that are whole steps above the least of each guest's range, or its most."""
+    free = room - sum(ranges[candidate.guest.name][0] for candidate in candidates)
     units = free // step
     grids, values = [], []
     for candidate in candidates:
-        guest = candidate.guest
-        most = min(units, max(0, guest.cap_bytes - guest.floor_bytes) // step)
-        grids.append(guest.floor_bytes + float(step) * np.arange(most + 1))
+        least, most = ranges[candidate.guest.name]
+        steps = min(units, -(-(most - least) // step))
+        grids.append(np.minimum(least + float(step) * np.arange(steps + 1), most))
         values.append(candidate.values(grids[-1], objective))
     # A tie-break far below any gain that counts: what changes nothing stays where it is.
     scale = 1e-6 * (max(float(np.ptp(own)) for own in values) + 1e-9) / max(free, step)
     for candidate, sizes, own in zip(candidates, grids, values, strict=True):
         own -= scale * np.abs(sizes - candidate.guest.target_bytes)
     given = best_split(values, units)
-    chosen = {
+    return {
         candidate.guest.name: int(grid[count]) for candidate, grid, count in zip(candidates, grids, given, strict=True)
     }
-    return _settled(candidates, chosen, room, step)
 
 
-def _settled(candidates: Sequence[Candidate], sizes: dict[str, int], room: int, step: int) -> dict[str, int]:
-    """Undo what is only the grid's: changes below a step, where there is room for it."""
+def _settled(
+    candidates: Sequence[Candidate], sizes: dict[str, int], room: int, step: int, objective: Objective
+) -> dict[str, int]:
+    """Undo what is only the grid's: changes below a step that are worth next to nothing, where there is room for it."""
+    if not any(0 < abs(sizes[one.guest.name] - one.guest.target_bytes) < step for one in candidates):
+        return sizes
+    gains = {}
+    for candidate in candidates:
+        now, then = candidate.values([candidate.guest.target_bytes, sizes[candidate.guest.name]], objective)
+        gains[candidate.guest.name] = float(then - now)
+    little = _NEXT_TO_NOTHING * max(0.0, sum(gains.values()))
     for candidate in candidates:
         guest = candidate.guest
-        if 0 < abs(sizes[guest.name] - guest.target_bytes) < step:
+        if 0 < abs(sizes[guest.name] - guest.target_bytes) < step and gains[guest.name] <= little:
             kept = sizes | {guest.name: guest.target_bytes}
             if sum(kept.values()) <= room:
                 sizes = kept

@@ -7,21 +7,24 @@ cliffs. (A. Cidon et al., Cliffhanger, NSDI 2016.)
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from msgspec import Struct
 
 from qmpalloc.config import Size
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, mapped, unconfirmed
-from qmpalloc.policy.moves import moves_text
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
+from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, unconfirmed, uncounted
+from qmpalloc.policy.division import room_bytes
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
 
 
 class HillPolicy:
     """One step per decision, from the guest that loses least to the one that gains most.
 
-    A guest whose ghost hits are not known, as it reads next to nothing, is given nothing and may give. Nor is one given
-    anything whose disks contradict its misses, and no step is worth more than the misses that are left to save.
+    What is left of the budget goes first. A guest whose ghost hits are not known, as it reads next to nothing, is given
+    nothing and may give. Nor is one given anything whose disks contradict its misses or that can take nothing now, and
+    no step is worth more than the misses that are left to save.
     """
 
     class Settings(Struct, frozen=True, kw_only=True):
@@ -30,7 +33,7 @@ class HillPolicy:
         Attributes:
             step: Bytes moved in a decision.
             ratio: The gain must be this many times the loss, so that the climb comes to rest.
-            least_gain: What a step gains, less what it costs, must be this share of all accesses.
+            least_gain: What a step gains, less what it costs, must be this share of the two guests' accesses.
         """
 
         step: Size = Size(16 * MIB)
@@ -44,24 +47,36 @@ class HillPolicy:
         if self.settings.ratio < 1:
             raise ConfigError("must be at least 1", key="ratio", hint="1.25: a gain a quarter above the loss")
 
-    def decide(self, snapshot: Snapshot) -> Decision:
-        """Move a step between the two guests where it gains most, if it gains enough."""
+    def decide(self, snapshot: Snapshot, *, held: Collection[str] = ()) -> Decision:
+        """Move a step between the two guests where it gains most, if it gains enough.
+
+        Args:
+            snapshot: What is decided on.
+            held: Guests that give nothing.
+        """
         known = [guest for guest in snapshot.guests if guest.decidable and guest.interval_s]
         step = align_down(int(self.settings.step))
         donors = [
             guest
             for guest in known
-            if guest.target_bytes - guest.floor_bytes >= step and not guest.frozen and not mapped(guest)
+            if guest.target_bytes - guest.floor_bytes >= step
+            and not guest.frozen
+            and not uncounted(guest)
+            and guest.name not in held
         ]
         receivers = [
             guest
             for guest in known
-            if guest.cap_bytes - guest.target_bytes >= step and guest.ghost_gain is not None and not unconfirmed(guest)
+            if guest.cap_bytes - guest.target_bytes >= step
+            and guest.ghost_gain is not None
+            and not guest.frozen
+            and not unconfirmed(guest)
         ]
+        free = room_bytes(snapshot, []) >= step
         best = max(
             (
                 (_gain(receiver, step) - _loss(donor, step), donor, receiver)
-                for donor in donors
+                for donor in ([None, *donors] if free else donors)
                 for receiver in receivers
                 if donor is not receiver
             ),
@@ -72,18 +87,21 @@ class HillPolicy:
         reason = "no two guests to move between"
         if best is not None:
             difference, donor, receiver = best
-            rate = sum(guest.weight * accesses_per_s(guest) for guest in known)
+            rate = sum(guest.weight * accesses_per_s(guest) for guest in (donor, receiver) if guest is not None)
             if _gain(receiver, step) <= self.settings.ratio * _loss(donor, step):
                 reason = "no step gains more than it costs"
             elif difference * step / MIB < self.settings.least_gain * rate:
                 reason = f"the best step gains {format_count(difference * step / MIB)} hits/s: too little"
             else:
                 reason = ""
-                targets[donor.name] -= step
+                if donor is not None:
+                    targets[donor.name] -= step
                 targets[receiver.name] += step
         guests = tuple(_verdict(guest, targets[guest.name], reason) for guest in snapshot.guests)
         moves = moves_between(snapshot, guests)
-        return Decision(guests=guests, moves=moves, summary=reason or moves_text(moves), carry=snapshot.carry)
+        return Decision(
+            guests=guests, moves=moves, summary=reason or changes_text(snapshot, guests), carry=snapshot.carry
+        )
 
 
 def _gain(guest: GuestSnapshot, step: int) -> float:
@@ -92,8 +110,10 @@ def _gain(guest: GuestSnapshot, step: int) -> float:
     return guest.weight * min(guest.ghost_gain or 0.0, missed_per_s * MIB / step)
 
 
-def _loss(guest: GuestSnapshot, step: int) -> float:
+def _loss(guest: GuestSnapshot | None, step: int) -> float:
     """Return the hits per second that a MiB less costs; at most, where it is not known: a step takes all it has."""
+    if guest is None:
+        return 0.0  # what no guest has
     if guest.ghost_loss is None:
         return guest.weight * losable_per_s(guest) * MIB / step
     return guest.weight * guest.ghost_loss
@@ -111,8 +131,8 @@ def _verdict(guest: GuestSnapshot, target: int, reason: str) -> GuestDecision:
         reason, limiter = f"loses {format_count(losable_per_s(guest))} hits/s at most", Limiter.POLICY
     elif target < guest.target_bytes:
         reason, limiter = f"loses {format_count(guest.ghost_loss or 0.0)} hits/s for each MiB", Limiter.POLICY
-    elif mapped(guest):
-        reason, limiter = mapped(guest), Limiter.STATE
+    elif uncounted(guest):
+        reason, limiter = uncounted(guest), Limiter.STATE
     elif guest.ghost_gain is None:
         reason, limiter = "its ghost hits are not known", Limiter.STATE
     elif unconfirmed(guest):

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct, structs
 
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
-from qmpalloc.policy.bounds import mapped, unconfirmed
+from qmpalloc.policy.bounds import unconfirmed, uncounted
 from qmpalloc.units import MIB, format_size
 
 _ARRIVED = 0.02
@@ -158,7 +158,7 @@ def _point(guest: GuestSnapshot) -> Point | None:
         return None
     if abs(guest.actual_bytes - guest.target_bytes) > _ARRIVED * guest.target_bytes:
         return None
-    if unconfirmed(guest) or mapped(guest):
+    if unconfirmed(guest) or uncounted(guest):
         return None
     return Point(guest.target_bytes, curve.measured, curve.steady_accesses, curve.load)
 

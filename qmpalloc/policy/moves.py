@@ -1,21 +1,11 @@
-"""Who gives to whom, in words."""
+"""What a change of size means for a guest, in words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from qmpalloc.model import Move
-from qmpalloc.units import format_count, format_size
+from qmpalloc.units import format_count
 
 _NOTHING = 0.05
 """By the second: nothing, for people."""
-
-
-def moves_text(moves: Sequence[Move]) -> str:
-    """Return the transfers in one line."""
-    return (
-        "; ".join(f"{move.donor} → {move.receiver} {format_size(move.size_bytes)}" for move in moves) or "nothing moves"
-    )
 
 
 def change_text(hits_per_s: float, misses_per_s: float, *, shrinks: bool) -> str:

@@ -13,10 +13,9 @@ from qmpalloc.config import Duration, Size
 from qmpalloc.curves.mapping import FREE_BYTES, SYSTEM_PAGES
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, moves_between
+from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
 from qmpalloc.policy.curves_file import chosen, read_curves
 from qmpalloc.policy.division import Candidate, divide, room_bytes
-from qmpalloc.policy.moves import moves_text
 from qmpalloc.units import MIB, PAGE_BYTES
 
 CACHE_MARGIN_BYTES = 8 * MIB
@@ -135,7 +134,7 @@ class OraclePolicy:
             for guest in snapshot.guests
         )
         moves = moves_between(snapshot, guests)
-        return Decision(guests=guests, moves=moves, summary=moves_text(moves), carry=seen.carry)
+        return Decision(guests=guests, moves=moves, summary=changes_text(snapshot, guests), carry=seen.carry)
 
     def _holding(self, name: str, time_s: float, accesses: int) -> MeasuredCurve | None:
         began_at = 0

@@ -84,7 +84,7 @@ class Purges:
             snapshot: What is decided on.
             objective: What is to gain by it.
             horizon_s: Time within which it must, seconds.
-            least_gain: Share of all accesses that it must gain.
+            least_gain: Share of the guest's accesses that it must gain.
             exempt: Guests that more memory helps, and no squeeze.
         """
         if self.squeeze is not None:
@@ -92,9 +92,9 @@ class Purges:
         for guest in snapshot.guests:
             if guest.curve is not None and guest.curve.steady_accesses < self.done.get(guest.name, 0):
                 del self.done[guest.name]  # its load has changed again
-        needed = least_gain * sum(guest.weight * accesses_per_s(guest) for guest in snapshot.guests)
         for guest in snapshot.guests:
             low = None if guest.name in self.done or guest.name in exempt else _low_bytes(guest)
+            needed = least_gain * guest.weight * (1.0 if objective == "fair" else accesses_per_s(guest))
             if low is not None and _gain_per_s(guest, low, objective, horizon_s) > needed:
                 return self._begin(snapshot, guest, low, horizon_s)
         return None

@@ -12,7 +12,7 @@ _MOST = 10
 
 
 class Reversals:
-    """Counts, for each guest, moves in the direction opposite to its move before, until a load changes.
+    """Counts, for each guest, moves in the direction opposite to its move before, until its load changes.
 
     The miss ratio of a steady load is not steady: the kernel ages its lists in rounds that take minutes, and at the
     same size a guest may miss a half now and three fifths later. A split that follows this moves to and fro for ever.
@@ -23,7 +23,9 @@ class Reversals:
     """
 
     def __init__(self, carry: Mapping[str, Any], snapshot: Snapshot) -> None:
-        """Continue from what was carried over, or begin anew if a guest's load has changed since, or the guests have.
+        """Continue from what was carried over, but for guests that are new or whose load has changed since.
+
+        What is best for the others changes with it: the next move of each, in whichever direction, takes nothing back.
 
         Args:
             carry: What `carry` was after the decision before, or nothing.
@@ -39,10 +41,15 @@ class Reversals:
         self._loads = {
             guest.name: guest.curve.load if guest.curve else loads.get(guest.name, 0) for guest in snapshot.guests
         }
-        longer = before.keys() == self._steady.keys() and all(self._steady[name] >= before[name] for name in before)
-        same = longer and loads == self._loads
-        self.counts: dict[str, int] = dict(known.get("counts", {})) if same else {}
-        self._directions: dict[str, int] = dict(known.get("directions", {})) if same else {}
+        same = {
+            name
+            for name in self._steady
+            if name in before and self._steady[name] >= before[name] and self._loads[name] == loads.get(name)
+        }
+        counts = known.get("counts", {})
+        self.counts: dict[str, int] = {name: count for name, count in counts.items() if name in same}
+        unchanged = before.keys() == self._steady.keys() == same
+        self._directions: dict[str, int] = dict(known.get("directions", {})) if unchanged else {}
 
     def most(self, before: Mapping[str, int], after: Mapping[str, int]) -> int:
         """Return the reversals of that guest, among those whose sizes would change, that has most."""

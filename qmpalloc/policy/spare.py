@@ -8,23 +8,32 @@ The same goes for what a guest has beyond its need, when its own curve is good.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from msgspec import Struct
 
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
+from qmpalloc.model import (
+    Decision,
+    GuestDecision,
+    GuestSnapshot,
+    GuestState,
+    Limiter,
+    Snapshot,
+    changes_text,
+    moves_between,
+)
 from qmpalloc.policy.bounds import (
     accesses_per_s,
-    faults_per_s,
     hits_nothing,
     losable_per_s,
-    mapped,
     missed_anyway,
     unconfirmed,
+    uncounted,
+    uncounted_per_s,
 )
 from qmpalloc.policy.division import Candidate
-from qmpalloc.policy.moves import change_text, moves_text
+from qmpalloc.policy.moves import change_text
 from qmpalloc.policy.quiet import Quiet
 from qmpalloc.rules.limits import TAKE_MIN_BYTES, TAKE_SHARE
 from qmpalloc.units import MIB, align_down, format_count
@@ -35,6 +44,9 @@ it misses next to nothing, or next to all. What is gained for it must be more.""
 
 _LOSS_MOST = 0.1
 """What donors may lose at most, of the hits that the receiver lacks."""
+
+_LITTLE_MOST_PER_S = 1_000.0
+"""Accesses that are never next to nothing: one guest that reads a million a second makes no others idle."""
 
 _STEP_BYTES = 4 * MIB
 _BEYOND_LEAST_BYTES = 16 * MIB
@@ -104,7 +116,7 @@ def read_next_to_nothing(snapshot: Snapshot, least_gain: float) -> dict[str, boo
     known = _known(snapshot)
     total = _accesses_per_s(known)
     return {
-        guest.name: guest.weight * (accesses_per_s(guest) + faults_per_s(guest)) <= _little(guest, least_gain) * total
+        guest.name: _is_little(guest, accesses_per_s(guest) + uncounted_per_s(guest), total, least_gain)
         for guest in known
     }
 
@@ -121,16 +133,21 @@ def with_nothing_to_lose(
         and guest.interval_s
         and guest.state is GuestState.FRESH
         and not guest.frozen
-        and not mapped(guest)
-        and guest.weight * losable_per_s(guest) <= _little(guest, least_gain) * total
+        and not uncounted(guest)
+        and _is_little(guest, losable_per_s(guest), total, least_gain)
         and (missed_anyway(guest) or quiet.lasts(guest.name))
     ]
 
 
 def give_spare(
-    snapshot: Snapshot, donors: Sequence[Donor], lacking: Sequence[GuestSnapshot], least_gain: float
+    snapshot: Snapshot,
+    donors: Sequence[Donor],
+    lacking: Sequence[GuestSnapshot],
+    least_gain: float,
+    *,
+    free_bytes: int = 0,
 ) -> Decision | None:
-    """Return a step from guests that have memory to spare to the one that lacks most; None if none lacks any.
+    """Return a step to the guest that lacks most, of what no guest has or from those that can spare it; None if none.
 
     A guest lacks as many hits as it has refaults: misses of pages that it had and its kernel evicted. One that hits
     nothing does not count, for what it reads may never fit. Its disks must confirm what it misses, and nothing may be
@@ -140,18 +157,22 @@ def give_spare(
         snapshot: What is decided on.
         donors: Guests that may give, each one step.
         lacking: Guests that may be given something.
-        least_gain: What the receiver lacks must be this share of all accesses.
+        least_gain: What the receiver lacks must be this share of its accesses and the donors'.
+        free_bytes: What is left of the budget: where that is enough, no guest gives.
     """
     names = {donor.guest.name for donor in donors}
     takers = [guest for guest in lacking if guest.name not in names and _lacks_per_s(guest) > 0]
-    if not donors or not takers:
+    if not takers:
         return None
     taker = max(takers, key=_lacks_per_s)
     lacks = _lacks_per_s(taker)
-    if lacks < least_gain * _accesses_per_s(_known(snapshot)):
+    if lacks < least_gain * _accesses_per_s([taker, *(donor.guest for donor in donors)]):
         return None
-    targets, left = {taker.name: taker.target_bytes}, taker.cap_bytes - taker.target_bytes
-    giving, lost = {}, 0.0
+    left = taker.cap_bytes - taker.target_bytes
+    free = align_down(min(left, free_bytes, _step_bytes(taker)))
+    if free >= _BEYOND_LEAST_BYTES:
+        return _decision(snapshot, {taker.name: taker.target_bytes + free}, {})
+    targets, giving, lost = {taker.name: taker.target_bytes}, {}, 0.0
     for donor in sorted(donors, key=_loses_per_s):
         guest = donor.guest
         lost += donor.loses_per_s
@@ -162,14 +183,16 @@ def give_spare(
             targets[guest.name] = guest.target_bytes - given
             targets[taker.name] += given
             left -= given
-    if not giving:
-        return None
+    return _decision(snapshot, targets, giving) if giving else None
+
+
+def _decision(snapshot: Snapshot, targets: Mapping[str, int], giving: Mapping[str, Donor]) -> Decision:
     guests = tuple(
         _verdict(guest, targets.get(guest.name, guest.target_bytes), giving.get(guest.name))
         for guest in snapshot.guests
     )
     moves = moves_between(snapshot, guests)
-    return Decision(guests=guests, moves=moves, summary=moves_text(moves), carry=snapshot.carry)
+    return Decision(guests=guests, moves=moves, summary=changes_text(snapshot, guests), carry=snapshot.carry)
 
 
 def _loses_per_s(donor: Donor) -> float:
@@ -178,8 +201,11 @@ def _loses_per_s(donor: Donor) -> float:
 
 def _most_taken(guest: GuestSnapshot) -> int:
     """Return how far below its target a guest may go at once: a step, less what it has still to give of one before."""
-    now = max(guest.target_bytes, guest.actual_bytes)
-    return max(0, guest.target_bytes - now + max(TAKE_MIN_BYTES, int(now * TAKE_SHARE)))
+    return max(0, guest.target_bytes - max(guest.target_bytes, guest.actual_bytes) + _step_bytes(guest))
+
+
+def _step_bytes(guest: GuestSnapshot) -> int:
+    return max(TAKE_MIN_BYTES, int(max(guest.target_bytes, guest.actual_bytes) * TAKE_SHARE))
 
 
 def _known(snapshot: Snapshot) -> list[GuestSnapshot]:
@@ -190,21 +216,22 @@ def _accesses_per_s(guests: Sequence[GuestSnapshot]) -> float:
     return sum(guest.weight * accesses_per_s(guest) for guest in guests)
 
 
-def _little(guest: GuestSnapshot, least_gain: float) -> float:
-    """Return the share of all accesses that a guest in doubt may lose for what others gain.
+def _is_little(guest: GuestSnapshot, per_s: float, total_per_s: float, least_gain: float) -> bool:
+    """Return whether `per_s` of a guest are next to nothing beside all accesses: so much one in doubt may lose.
 
     One that hits a part of what it reads may read so little because it is starved: it waits for its misses, and its
     curve is learnt the more slowly for that.
     """
     missed = (guest.misses or 0) / max(1, (guest.hits or 0) + (guest.misses or 0))
-    return _LITTLE if missed <= _HITS_ALL or missed_anyway(guest) else least_gain
+    share = _LITTLE if missed <= _HITS_ALL or missed_anyway(guest) else least_gain
+    return per_s <= _LITTLE_MOST_PER_S and guest.weight * per_s <= share * total_per_s
 
 
 def _lacks_per_s(guest: GuestSnapshot) -> float:
     """Return the weighted refaults per second of a guest that more memory may help; 0 if that is not known."""
     if not guest.decidable or guest.state is not GuestState.FRESH or not guest.interval_s or not guest.refaults:
         return 0.0
-    if hits_nothing(guest) or unconfirmed(guest) or guest.cap_bytes <= guest.target_bytes:
+    if guest.frozen or hits_nothing(guest) or unconfirmed(guest) or guest.cap_bytes <= guest.target_bytes:
         return 0.0
     if guest.curve is not None and guest.curve.suspect:
         return 0.0

@@ -7,14 +7,23 @@ Pure. The order in time is the ledger's business (`qmpalloc.rules.ledger`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from msgspec import structs
 
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import encoder
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
+from qmpalloc.model import (
+    Decision,
+    GuestDecision,
+    GuestSnapshot,
+    GuestState,
+    Limiter,
+    Snapshot,
+    changes_text,
+    moves_between,
+)
 from qmpalloc.units import MIB, align_down, format_size
 
 TAKE_MIN_BYTES = 128 * MIB
@@ -24,6 +33,7 @@ must be cheap to take back."""
 
 UNCONTROLLED = frozenset({GuestState.CONNECTING, GuestState.HELD, GuestState.HUNG, GuestState.PAUSED})
 
+_TAKE_NOTHING = frozenset({Limiter.STATE, Limiter.DANGER, Limiter.STUCK})
 
 _decoder = msgspec.json.Decoder(Decision)
 
@@ -47,14 +57,11 @@ def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, s
     decision = _checked(snapshot, decision)
     wishes = dict(zip((guest.name for guest in snapshot.guests), decision.guests, strict=True))
     limited = [_limit_guest(guest, wishes[guest.name], dangers.get(guest.name)) for guest in snapshot.guests]
-    final = _fit_budget(snapshot, limited)
+    final = _fit_budget(snapshot, _give_back(snapshot.guests, decision.guests, limited))
     if [verdict.target_bytes for verdict in final] == [align_down(wish.target_bytes) for wish in decision.guests]:
         return structs.replace(decision, guests=tuple(final))
-    moves = moves_between(snapshot, final)
-    summary = "; ".join(f"{move.donor} → {move.receiver} {format_size(move.size_bytes)}" for move in moves)
-    return structs.replace(
-        decision, guests=tuple(final), moves=moves, summary=f"{summary or 'nothing moves'} (limited)"
-    )
+    summary = f"{changes_text(snapshot, final)} (limited)"
+    return structs.replace(decision, guests=tuple(final), moves=moves_between(snapshot, final), summary=summary)
 
 
 def _checked(snapshot: Snapshot, decision: Decision) -> Decision:
@@ -100,6 +107,40 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     if target < guest.floor_bytes:
         target, limiter, reason = guest.floor_bytes, Limiter.FLOOR, f"{reason} (floor {format_size(guest.floor_bytes)})"
     return _with(wish, target, limiter, reason)
+
+
+def _give_back(
+    guests: Sequence[GuestSnapshot], wishes: Sequence[GuestDecision], limited: list[GuestDecision]
+) -> list[GuestDecision]:
+    """Leave with the donors what the receivers cannot take now: else memory is lost to all, decision by decision."""
+    refusing = [
+        (wish, final)
+        for wish, final in zip(wishes, limited, strict=True)
+        if final.limiter in _TAKE_NOTHING and wish.target_bytes > final.target_bytes
+    ]
+    given = [
+        0 if final.limiter in _TAKE_NOTHING else max(0, guest.target_bytes - final.target_bytes)
+        for guest, final in zip(guests, limited, strict=True)
+    ]
+    refused = sum(wish.target_bytes - final.target_bytes for wish, final in refusing)
+    # No more in all than the policy wanted in all: it may have had to come below the budget.
+    spare = sum(wish.target_bytes - final.target_bytes for wish, final in zip(wishes, limited, strict=True))
+    kept, total = min(refused, spare), sum(given)
+    if kept <= 0 or total == 0:
+        return limited
+    share = min(1.0, kept / total)
+    names = ", ".join(wish.name for wish, _ in refusing)
+    return [
+        _with(
+            final,
+            final.target_bytes + int(size * share),
+            refusing[0][1].limiter,
+            f"keeps {format_size(int(size * share))} that {names} cannot take now",
+        )
+        if size
+        else final
+        for final, size in zip(limited, given, strict=True)
+    ]
 
 
 def _step_bytes(guest: GuestSnapshot) -> int:

@@ -321,11 +321,74 @@ def test_moves_to_and_fro_under_steady_loads_must_gain_more_each_time():
     assert Reversals(carry, snapshot(*pair)).most(*sizes) > 0
     assert Reversals(carry, snapshot(*pair)).most(sizes[0], sizes[0]) == 0
     assert Reversals(carry, snapshot(*again)).most(*sizes) == 0
-    assert Reversals(carry, snapshot(pair[0])).most(*sizes) == 0
+    gone = Reversals(carry, snapshot(pair[0]))
+    counted = gone.counts["a"]
+    gone.moved({"a": 500}, {"a": 600})  # what is best without the other is another matter
+    assert gone.counts == {"a": counted}
+    gone.moved({"a": 600}, {"a": 500})
+    assert gone.counts == {"a": counted + 1}
     # A curve that is not there for a moment is no change of the load.
     absent = Reversals(carry, snapshot(structs.replace(pair[0], curve=None), pair[1]))
     assert absent.most(*sizes) > 0
     assert Reversals(absent.carry, snapshot(*pair)).most(*sizes) > 0
+
+
+@pytest.mark.parametrize("changes_every", [12, 20])
+def test_a_third_guest_whose_load_changes_often_does_not_keep_two_swinging(changes_every):
+    policy, carry, moves, size = load("curve", {"margin": "0B"}), None, [], 500
+    for turn in range(100):
+        up, down = (0.06, 0.14) if turn % 2 else (0.14, 0.06)
+        three = [
+            guest("a", line((100, 0.5 + up), (2000, 0.5 - up), steady=10**8 + turn), size=size),
+            guest("b", line((100, 0.5 + down), (2000, 0.5 - down), steady=10**8 + turn), size=1000 - size),
+            guest("c", line((100, 0.0), (2000, 0.0), steady=1 + turn % changes_every), size=300, floor=300, cap=300),
+        ]
+        decision = policy.decide(snapshot(*three, carry=carry))
+        carry = json.loads(json.dumps(decision.carry))
+        moves.append(bool(decision.moves))
+        size = targets(decision)[0]
+    assert sum(moves) >= 3
+    assert not any(moves[50:])
+
+
+def test_how_much_a_third_guest_reads_is_no_reason_to_move_nothing_between_two():
+    """Else one that reads a million pages a second from its cache, or claims to, holds up all the others."""
+    pair = [guest("a", STRAIGHT, rate=4_000), guest("b", FLAT, rate=4_000)]
+    fast = guest("fast", line((100, 0.0), (2000, 0.0)), rate=10**7, floor=500, cap=500)
+    for objective in ("hits", "misses", "fair"):
+        two, three = (load("curve", {"objective": objective}).decide(snapshot(*pair, *more)) for more in ((), (fast,)))
+        assert targets(two)[0] > 500
+        assert targets(three) == [*targets(two), 500]
+
+
+GIB = 1024
+
+
+@pytest.mark.parametrize("total", [8, 16, 32, 64, 120])
+def test_a_small_guest_beside_large_ones_gets_the_little_it_needs(total):
+    """Of large budgets a step of the grid may be more than a small guest lacks, or than it can be given at all."""
+    half = total * GIB // 2
+    large = line((GIB, 0.1), (8 * half, 0.1))
+    pair = [guest(name, large, size=half, rate=30_000, floor=GIB, cap=8 * half) for name in ("a", "b")]
+    for lacks in (20, 82):
+        fits = line((200, 1.0), (400 + lacks - 17, 1.0), (400 + lacks - 16, 0.0), (4096, 0.0))
+        for floor, cap in ((256, 2048), (256, 400 + lacks), (390, 410 + lacks)):
+            small = guest("small", fits, size=400, rate=20_000, floor=floor, cap=cap)
+            sizes = targets(load("curve", {}).decide(snapshot(*pair, small)))
+            needed = 400 + lacks - 16 + min(16, (cap - floor) // 8)  # with the margin
+            assert needed <= sizes[2] <= needed + 8
+            assert 0 <= 2 * half + 400 - sum(sizes) < 8
+
+
+def test_a_small_guest_does_not_hold_up_large_ones():
+    a = guest("a", line((GIB, 0.9), (200 * GIB, 0.1)), size=50 * GIB, rate=60_000, floor=GIB, cap=200 * GIB)
+    b = guest("b", line((GIB, 0.9), (200 * GIB, 0.1)), size=70 * GIB, rate=30_000, floor=GIB, cap=200 * GIB)
+    fits = line((200, 1.0), (420, 1.0), (421, 0.0), (600, 0.0), measured=0.0)
+    for cap in (490, 512, 640):
+        small = guest("small", fits, size=480, rate=20_000, floor=256, cap=cap)
+        sizes = targets(load("curve", {}).decide(snapshot(a, b, small)))
+        assert sizes[0] > 51 * GIB
+        assert 421 + 16 <= sizes[2] <= cap
 
 
 def test_who_swings_does_not_hold_up_the_others_nor_for_ever():

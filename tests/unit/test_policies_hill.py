@@ -52,3 +52,20 @@ def test_hill_believes_no_more_ghost_hits_than_there_are_misses_nor_any_that_the
     few_in_each_interval = decide(misses=1_000, disk_read_pages=0, misses_lately=9_000, disk_read_pages_lately=0)
     assert targets(few_in_each_interval) == [500, 500]
     assert few_in_each_interval.guests[0].reason == "reports 9k misses lately, but its disks read 0 pages"
+
+
+def test_hill_takes_what_no_guest_has_before_it_takes_from_one():
+    guests = [guest("a", ghost_gain=30.0, ghost_loss=30.0), guest("b", ghost_gain=5.0, ghost_loss=0.0)]
+    decision = load("hill", {}).decide(snapshot(*guests, budget=1016))
+    assert targets(decision) == [516, 500]
+    assert decision.summary == "free → a 16M"
+    assert targets(load("hill", {}).decide(snapshot(*guests, budget=1015))) == [516, 484]
+
+
+def test_how_much_a_third_guest_reads_is_no_reason_to_move_nothing_between_two():
+    pair = [
+        guest("a", rate=4_000, ghost_gain=3.0, ghost_loss=3.0),
+        guest("b", rate=4_000, ghost_gain=0.0, ghost_loss=0.0),
+    ]
+    fast = guest("fast", line((100, 0.0), (2000, 0.0)), rate=10**7, floor=500, cap=500)
+    assert targets(load("hill", {}).decide(snapshot(*pair, fast))) == [516, 484, 500]

@@ -146,14 +146,38 @@ def test_a_starved_guest_beside_a_fast_one_is_not_taken_for_a_scan():
 
 
 def test_idle_guests_alone_are_no_reason_to_decide_by_curves():
-    ghosts = {"ghost_gain": 100.0, "ghost_loss": 1.0}
-    decision = load("curve", {}).decide(snapshot(guest("idle", WEAK, rate=10, ghost_gain=0.0, ghost_loss=0.0),
-                                                 guest("busy", WEAK, **ghosts)))  # fmt: skip
-    assert targets(decision) == [484, 516]  # it climbs
+    idle = guest("idle", WEAK, rate=10, ghost_gain=0.0, ghost_loss=0.0)
+    busy = guest("busy", WEAK, ghost_gain=100.0, ghost_loss=1.0)
+    assert targets(load("curve", {}).decide(snapshot(idle, busy, carry=IDLE))) == [484, 516]  # it climbs
+    assert targets(load("curve", {}).decide(snapshot(idle, busy))) == [500, 500]  # not on one that may only pause
 
 
 FITS = line((100, 1.0), (400, 0.0), (2000, 0.0))
 """A file that fits into 400 MiB of memory."""
+
+
+def test_nothing_is_taken_for_a_guest_that_can_take_nothing_now():
+    """Else its donors are drained for nobody: a stuck balloon, or one in danger, reads much again."""
+    idle, fits = guest("idle", WEAK, rate=0), guest("fits", FITS)
+    for frozen in ("stuck: does not grow beyond 500M", "danger: 20M available, below 24M"):
+        for taker in (
+            guest("taker", WEAK, refaults=3_000, frozen=frozen),
+            guest("taker", refaults=3_000, ghost_gain=100.0, ghost_loss=100.0, frozen=frozen),
+        ):
+            for donor in (idle, fits, guest("b", WEAK, ghost_gain=1.0, ghost_loss=1.0)):
+                for policy in ("curve", "hill"):
+                    decision = load(policy, {}).decide(snapshot(donor, taker, carry=IDLE))
+                    assert targets(decision) == [500, 500], (policy, donor.name, frozen)
+
+
+def test_what_no_guest_has_goes_first_to_who_lacks_and_nobody_gives():
+    lacking, fits = guest("lacking", WEAK, refaults=3_000), guest("fits", FITS)
+    for others in ((), (fits,), (guest("b", WEAK),)):
+        decision = load("curve", {}).decide(snapshot(lacking, *others, budget=500 * (1 + len(others)) + 300))
+        assert targets(decision) == [628] + [500] * len(others)  # a step at a time: who else lacks may come next
+        assert decision.summary == "free → lacking 128M"
+    # Not what is none to speak of.
+    assert targets(load("curve", {}).decide(snapshot(lacking, guest("b", WEAK), budget=1010))) == [500, 500]
 
 
 def test_what_a_good_curve_says_is_beyond_need_goes_to_who_lacks_before_its_own_curve_is_known():
@@ -248,6 +272,13 @@ def test_a_guest_that_reads_through_mmap_is_not_idle_and_not_judged_by_hits_that
                 else "weak curve: only 26 sampled accesses"
             )
     # A program that starts beside a load is no mmap load; nor are a few faults of an idle guest a reason to hold it.
+    metadata = guest("idle", WEAK, rate=0, refaults=8_000)
+    decision = load("curve", {}).decide(snapshot(metadata, busy, carry=IDLE))
+    assert targets(decision) == [500, 500]
+    metadata = structs.replace(metadata, curve=FITS, hits=10)
+    assert load("curve", {}).decide(snapshot(metadata, busy, carry=IDLE)).guests[0].reason == (
+        "100% of what it brings in is neither by reads nor by page faults (metadata), of which no hits are counted"
+    )
     fast = guest("fits", FITS, misses=0, faults=90)
     assert targets(load("curve", {}).decide(snapshot(fast, lacking)))[0] < 500
     idle = guest("idle", WEAK, rate=10, misses=0, faults=20)

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
 from qmpalloc.rules.limits import TAKE_MIN_BYTES, UNCONTROLLED, PolicyError, apply_limits
@@ -65,6 +66,30 @@ def test_a_lost_guest_goes_back_to_its_baseline():
 def test_a_guest_in_danger_gets_its_baseline_and_gives_nothing():
     assert limited([guest("a", 700)], [600], dangers={"a": "OOM"}) == [(1000, Limiter.DANGER)]
     assert limited([guest("a", 1500)], [1400], dangers={"a": "OOM"}) == [(1500, Limiter.DANGER)]
+
+
+def test_donors_keep_what_its_receiver_cannot_take():
+    """Else memory is lost to all, a step in every decision, as long as the receiver is in danger or stuck."""
+    stuck = structs.replace(guest("b"), frozen="stuck: does not grow beyond 1000M")
+    late = guest("b", state=GuestState.LATE)
+    for receiver, dangers, limiter in (
+        (stuck, {}, Limiter.STUCK),
+        (late, {}, Limiter.STATE),
+        (guest("b"), {"b": "OOM"}, Limiter.DANGER),
+    ):
+        result = limited([guest("a"), receiver], [900, 1100], budget=2000, dangers=dangers)
+        assert result == [(1000, limiter), (1000, limiter)]
+    # Others still get their share, in proportion.
+    three = [guest("a", 1500), stuck, guest("c"), guest("d", 1200)]
+    assert limited(three, [1400, 1100, 1100, 1100], budget=4700) == [
+        (1450, Limiter.STUCK),
+        (1000, Limiter.STUCK),
+        (1100, Limiter.POLICY),
+        (1150, Limiter.STUCK),
+    ]
+    # What is given up for the budget is given up all the same.
+    assert limited([guest("a", 1500), stuck], [1250, 1050], budget=2300)[0] == (1300, Limiter.STUCK)
+    assert limited([guest("a", 1500), stuck], [1200, 1000], budget=2300)[0] == (1200, Limiter.POLICY)
 
 
 def test_growth_beyond_the_budget_is_cut_in_proportion():
