@@ -426,8 +426,6 @@ class Session:
         while True:
             await self._news.wait()
             self._news = trio.Event()
-            if not guest.curves.sampled:
-                continue
             try:
                 with deadline(self._timeout_s, monitor.address, "query-blockstats"):
                     disks = await monitor.block_stats()

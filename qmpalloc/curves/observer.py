@@ -39,6 +39,9 @@ _REFUSED_SAMPLES = 10
 
 _DISK_PAGES_LEAST = 100
 
+_OUTGROWN, _OUTGROWN_SAMPLES = 1.1, 30
+"""By how much more cache its cap must be seen to hold, and for how many intervals, until a curve is begun anew."""
+
 
 class Reads(Struct, frozen=True):
     """Disk reads of a guest since its QEMU started: pages, and the time they took, summed, in seconds."""
@@ -96,6 +99,7 @@ class CurveObserver:
         self.mapping, self.service = SizeMapping(), ServiceTimes()
         self._source: tuple[bytes, bytes] | None = None
         self._made_for: tuple[str | None, int] | None = None
+        self._largest_pages, self._outgrown = 0.0, 0
         self._sample: Sample | None = None
         self._range = 0, 0
         self._silent = 0
@@ -206,6 +210,9 @@ class CurveObserver:
             self._witness.report(delta.misses, delta.interval_s)
         if self.tracker is None:
             return
+        # A program that held memory has ended: the tracker tells no sizes apart beyond what it was made for.
+        outgrown = self.mapping.cache_pages(cap_bytes) > _OUTGROWN * self._largest_pages
+        self._outgrown = self._outgrown + 1 if outgrown else 0
         self._make_tracker()
         if delta is None or delta.accesses is None or delta.misses is None:
             return
@@ -242,25 +249,27 @@ class CurveObserver:
             cap_bytes: The most.
             accesses_per_s: Rate of accesses now; None if not known.
         """
-        if self._absent:
-            return CurveFacts(no_curve=self._absent)
-        if self.tracker is None:
-            return CurveFacts(no_curve="the size of its cache is not known")
+        # Misses are held against the disks whether accesses are sampled or not.
+        reads = CurveFacts(
+            no_curve=self._absent or ("the size of its cache is not known" if self.tracker is None else ""),
+            disk_read_pages=self._disk_read_pages(),
+            misses_lately=None if self._reads is None else round(self._witness.misses),
+            disk_read_pages_lately=None if self._reads is None else round(self._witness.pages),
+        )
+        if reads.no_curve or self.tracker is None:
+            return reads
         gain = loss = None
         ghosts = self.tracker.ghosts()
         if accesses_per_s is not None and ghosts is not None and not self._is_silent:
             gain, loss = (round(each * accesses_per_s, 4) for each in ghosts)
-        return CurveFacts(
+        return structs.replace(
+            reads,
             curve=self._curve(self.tracker, floor_bytes, cap_bytes),
-            no_curve="",
             ghost_gain=gain,
             ghost_loss=loss,
             hit_s=_short(self.service.hit_s),
             miss_s=_short(self.service.miss_s),
             waits=_short(self.service.waits),
-            disk_read_pages=self._disk_read_pages(),
-            misses_lately=None if self._reads is None else round(self._witness.misses),
-            disk_read_pages_lately=None if self._reads is None else round(self._witness.pages),
         )
 
     def _curve(self, tracker: CurveTracker, floor_bytes: int, cap_bytes: int) -> Curve:
@@ -287,10 +296,11 @@ class CurveObserver:
             return
         floor_bytes, cap_bytes = self._range
         made_for = self._sample.lru, cap_bytes
-        if self.tracker is None or made_for != self._made_for:
-            self._made_for = made_for
+        if self.tracker is None or made_for != self._made_for or self._outgrown >= _OUTGROWN_SAMPLES:
+            self._made_for, self._outgrown = made_for, 0
             cache_pages = self.mapping.cache_pages
-            self.tracker = CurveTracker(self._sample.lru, cache_pages(floor_bytes), cache_pages(cap_bytes))
+            self._largest_pages = cache_pages(cap_bytes)
+            self.tracker = CurveTracker(self._sample.lru, cache_pages(floor_bytes), self._largest_pages)
 
     def _disk_miss_s(self) -> float | None:
         """Return the time a page took the disks since the last sample; None if too few were read."""

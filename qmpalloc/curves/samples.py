@@ -172,20 +172,24 @@ class SampleIntake:
 
     def __init__(self) -> None:
         self._last: Batch | None = None
+        self._older: Batch | None = None
         self.dropped: dict[SampleFault, int] = {}
 
     def accept(self, batch: Batch) -> Window | None:
         """Return what `batch` adds, or None for the first of a series, whose exact count has no beginning.
 
         Raises:
-            SampleError: REPEATED (seen already; the series goes on), BACKWARDS (older than what was seen), ABSURD
-                (more sampled accesses than accesses, a key that the rate excludes, or another past than before).
+            SampleError: REPEATED (seen already; the series goes on), BACKWARDS (older than what was seen; a second one
+                that goes on from it begins a new series), ABSURD (more sampled accesses than accesses, a key that the
+                rate excludes, or another past than before).
         """
         try:
-            return self._accept(batch)
+            window = self._accept(batch)
         except SampleError as error:
             self.dropped[error.fault] = self.dropped.get(error.fault, 0) + 1
             raise
+        self._older = None
+        return window
 
     def _accept(self, batch: Batch) -> Window | None:
         last = self._last
@@ -206,10 +210,13 @@ class SampleIntake:
             )
         if (batch.accesses, batch.next) == (last.accesses, last.next):
             raise SampleError(SampleFault.REPEATED, "the collector has not written new samples")
-        if batch.first < last.first or batch.next < last.next:
-            raise SampleError(SampleFault.BACKWARDS, "the samples are older than those before")
-        if batch.accesses < last.accesses or batch.lost < last.lost:
-            raise SampleError(SampleFault.BACKWARDS, "a counter of the samples went back")
+        if not _goes_on(last, batch):
+            older, self._older = self._older, batch
+            if older is not None and _goes_on(older, batch) and batch.next > older.next:
+                # Not one that came late: the machine was set back (loadvm), and goes on from there.
+                self._last = batch
+                return Window(keys=accessed[:0], accesses=0, events=0, lost=0, shift=batch.shift, restarted=True)
+            raise SampleError(SampleFault.BACKWARDS, "the samples or a counter of theirs went back")
         seen = max(0, last.next - batch.first)
         if seen and batch.shift != last.shift:
             raise SampleError(SampleFault.ABSURD, "samples that were read before have another rate now")
@@ -224,4 +231,13 @@ class SampleIntake:
 
     def forget(self) -> None:
         """Start a new series, because the guest was reset or the connection lost."""
-        self._last = None
+        self._last = self._older = None
+
+
+def _goes_on(before: Batch, after: Batch) -> bool:
+    return (
+        before.first <= after.first
+        and before.next <= after.next
+        and before.accesses <= after.accesses
+        and before.lost <= after.lost
+    )

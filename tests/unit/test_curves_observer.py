@@ -29,7 +29,7 @@ class Feed:
         self.random = np.random.default_rng(1)
         self.events = self.accesses = self.sequence = 0
         self.boot, self.start, self.lru = b"b" * 16, b"s" * 8, "lru_gen"
-        self.cap = CAP
+        self.cap, self.program = CAP, 0
 
     def batch(self, count=2_000, accesses=ACCESSES, **changes):
         keys = mixed(self.random.integers(0, PAGES, count).astype(np.uint64)) >> np.uint64(4)
@@ -48,7 +48,7 @@ class Feed:
             memory_bytes=Memory(free=32 * MIB, active_file=file // 2, inactive_file=file // 2),
         )  # fmt: skip
         delta = Delta(interval_s=1.0, accesses=accesses, misses=misses, evictions=misses)
-        self.observer.take_sample(sample, delta, ACTUAL, FLOOR, self.cap)
+        self.observer.take_sample(sample, delta, ACTUAL + self.program, FLOOR, self.cap)
 
     def run(self, intervals=12):
         for _ in range(intervals):
@@ -102,6 +102,23 @@ def test_a_reset_forgets_and_a_reconnection_does_not():
     assert feed.facts.curve.weak == ()
     feed.observer.was_reset()
     assert feed.facts.curve is None
+
+
+def test_a_guest_in_which_a_large_program_ends_is_learnt_anew():
+    """The curve reached no further than the cache that the cap left then: its end would be taken for all there is."""
+    feed = Feed()
+    feed.program = 300 * MIB
+    before = feed.run().observer.tracker
+    feed.program = 0
+    feed.run(20)
+    assert feed.observer.tracker is before  # for a while it may only pause
+    feed.run(40)
+    assert feed.observer.tracker is not before
+    after = feed.observer.tracker
+    for _ in range(4):  # and once is enough
+        feed.run(20)
+    assert feed.observer.tracker is after
+    assert feed.facts.curve.weak == ()
 
 
 @pytest.mark.parametrize("change", [{"lru": "two_list"}, {"cap": 2 * GIB}])
@@ -253,6 +270,21 @@ def test_disk_reads_of_the_decision_interval():
     assert feed.facts.disk_read_pages == 500
     feed.observer.take_reads(Reads(10, 0.0))  # another QEMU
     assert feed.facts.disk_read_pages is None
+
+
+def test_the_disks_are_known_of_a_guest_that_is_not_sampled():
+    """Else one that hides its samples, or the size of its cache, could claim any misses."""
+    feed = Feed()
+    for absent in ("no such file", ""):
+        feed.observer.absent(absent or NOT_SAMPLED)
+        feed.observer.take_reads(Reads(1_000, 1.0))
+        feed.counters(misses=500)
+        feed.observer.close_window()
+        feed.observer.take_reads(Reads(1_400, 1.0))
+        facts = feed.facts
+        assert facts.curve is None
+        assert (facts.disk_read_pages, facts.misses_lately, facts.disk_read_pages_lately) == (400, 500, 400)
+        feed = Feed()
 
 
 def test_a_load_that_spends_its_time_on_the_disk_waits():
