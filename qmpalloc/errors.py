@@ -47,14 +47,18 @@ class ConfigError(QmpallocError):
         file: The file, or ``""`` for the command line.
         key: Dotted path of the key, for example ``guest[1].floor``; ``""`` when the whole file is meant.
         reason: The message without file and key.
+        each: The errors that this one sums up; empty for a single one.
     """
 
-    def __init__(self, message: str, *, file: str = "", key: str = "", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, file: str = "", key: str = "", hint: str = "", each: tuple[ConfigError, ...] = ()
+    ) -> None:
         where = ": ".join(part for part in (file, key) if part)
         super().__init__(f"{where}: {message}" if where else message, hint=hint)
         self.file = file
         self.key = key
         self.reason = message
+        self.each = each
 
 
 class HostError(QmpallocError):

@@ -14,6 +14,9 @@ from qmpalloc import events
 from qmpalloc.errors import ConfigError, NonsenseError
 from qmpalloc.events import AnyEvent, Ended, Header
 
+LINE_MAX_BYTES = 32 * 1024 * 1024
+"""A decision about a hundred guests with their curves takes less than one."""
+
 NO_RECORD_HINT = "is this a qmpalloc record? 'qmpalloc run' leaves them as record.jsonl"
 
 
@@ -80,7 +83,10 @@ def read_record(path: str | os.PathLike[str]) -> Iterator[AnyEvent]:
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
     with file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(LINE_MAX_BYTES + 1), b""), start=1):
+            if len(line) > LINE_MAX_BYTES:
+                message = f"{path}: line {number} is longer than {LINE_MAX_BYTES} bytes"
+                raise NonsenseError(message, hint=NO_RECORD_HINT)
             try:
                 event = events.decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import importlib.metadata
+import io
 import os
 import signal
 import sys
@@ -18,7 +20,7 @@ from typing import Any, NoReturn
 import click
 from msgspec import Struct
 
-from qmpalloc.errors import ConfigError, QmpallocError
+from qmpalloc.errors import ConfigError, HostError, QmpallocError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -89,8 +91,12 @@ class Program(click.Group):
         if not standalone_mode:
             return invoke()
         words = sys.argv[1:] if args is None else list(args)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal without our signs shows others
         try:
             result = invoke()
+            sys.stdout.flush()  # while what goes wrong can still be told
         except BaseException as error:
             _end(error, debug="--debug" in words[:1])
         sys.exit(result if isinstance(result, int) else 0)
@@ -107,6 +113,11 @@ def _end(error: BaseException, *, debug: bool) -> NoReturn:
     if isinstance(error, BrokenPipeError):
         # Whoever read us has gone; say nothing, also not when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        # Not one of our files, whose errors are told where they are written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        show_error(HostError(f"standard output cannot be written: {error.strerror}"))
         sys.exit(EXIT_FAILED)
     if debug or not all(isinstance(leaf, QmpallocError) for leaf in leaves):
         raise error

@@ -66,17 +66,24 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
             sinks.append(_watched(writer, list(sinks)))
         controller = Controller(config, policy, *sinks, mode=mode, read_host=read_host_memory)
         # Whoever reads the lines is gone: to go on controlling unseen would not be what they asked for.
-        lines.on_closed = lambda: controller.quit("nobody reads the output")
+        lost = False
+
+        def end_unread() -> None:
+            nonlocal lost
+            lost = True
+            controller.quit("nobody reads the output")
+
+        lines.on_closed = end_unread
         signalled = await _run(controller, dashboard, console if on_screen else None, duration_s)
+    if directory is not None:
+        write_summary(directory / "summary.json", summarizer.summary)
     with contextlib.suppress(OSError):
         console.print(closing_table(dashboard))
         if directory is not None:
             console.print(f"record: {directory / 'record.jsonl'}", highlight=False, markup=False)
-    if directory is not None:
-        write_summary(directory / "summary.json", summarizer.summary)
-    if not signalled and all(guest.facts is None for guest in controller.guests):
+    if not signalled and not lost and all(guest.facts is None for guest in controller.guests):
         raise UnreachableError("no guest was reached", address=config.file, hint=f"qmpalloc doctor {config.file}")
-    if not controller.clean:
+    if lost or not controller.clean:
         return EXIT_FAILED
     return EXIT_INTERRUPTED if signalled else 0
 

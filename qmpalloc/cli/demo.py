@@ -10,7 +10,7 @@ import click
 
 from qmpalloc import config
 from qmpalloc.cli import EXIT_INTERRUPTED, sigterm_interrupts
-from qmpalloc.cli.options import Duration
+from qmpalloc.cli.options import Duration, headless_option
 
 if TYPE_CHECKING:
     from qmpalloc.config import Config
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--duration", type=Duration(), default="120s", show_default=True, help="Time of control.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Instead of examples/demo.toml.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
-@click.option("--headless", is_flag=True, help="Log lines instead of the dashboard, also on a terminal.")
+@headless_option
 def demo(duration: float, file: Path | None, out: Path, headless: bool) -> None:
     """Boot the guests of a configuration with their loads, run the controller, show it, and clean up.
 

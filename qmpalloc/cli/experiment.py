@@ -46,7 +46,7 @@ def experiment() -> None:
     """Compare policies on real guests, with the statistics. Format of FILE: docs/experiments.md."""
 
 
-@experiment.command()
+@experiment.command(short_help="Run every arm and repeat, and report.")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--scale", "factor", type=Scale(), default="1", help="Scale memory, files, floors and steps, e.g. 1/4.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Instead of the file's.")
@@ -71,6 +71,8 @@ def run(
     text = read_text(file, example="see examples/ for an experiment")  # once: it may be edited meanwhile
     given = parse(text, file=file.absolute())
     wanted = tuple(dict.fromkeys(name.strip() for name in arms.split(",") if name.strip()))
+    if arms and not wanted:
+        raise click.BadParameter("names no arm", param_hint="--arms")
     specification = chosen(scale(given, factor), repeats=repeats or given.repeats, arms=wanted)
     runs = planned(specification, arms=wanted)
     say(f"{specification.name} at scale {specification.scale}: {len(runs)} runs")
@@ -91,7 +93,7 @@ def run(
         sys.exit(_conduct(made, prepared, traces, live))
 
 
-@experiment.command()
+@experiment.command(short_help="Go on with what is interrupted or failed.")
 @directory_argument
 @click.option(
     "--anyway", is_flag=True, help="Also with other images, another QEMU or on another host; the report says so."
@@ -124,16 +126,22 @@ def resume(directory: Path, anyway: bool, repeats: int | None, live: bool) -> No
         sys.exit(_conduct(found, prepared, Traces(found.specification), live))
 
 
-@experiment.command()
+@experiment.command(short_help="Make the report again.")
 @directory_argument
 @click.option("--no-figures", is_flag=True, help="Tables and text only.")
 def report(directory: Path, no_figures: bool) -> None:
     """Make tables, report and figures again from the records in DIR."""
     from qmpalloc.experiment.directory import ExperimentDirectory
     from qmpalloc.experiment.report import write_report
+    from qmpalloc.experiment.results import load_results
 
-    for path in write_report(ExperimentDirectory.open_existing(directory), figures=not no_figures):
+    found = ExperimentDirectory.open_existing(directory)
+    for path in write_report(found, figures=not no_figures):
         click.echo(path)
+    failed = len(load_results(found).failed)
+    if failed:
+        which = "1 run that" if failed == 1 else f"{failed} runs that"
+        click.echo(f"left out: {which} failed or cannot be used; the report says why", err=True)
 
 
 def say(line: str) -> None:

@@ -43,4 +43,11 @@ class Duration(click.ParamType[float]):
 
 
 config_argument = click.argument("config", type=ConfigFile())
+headless_option = click.option(
+    "--headless",
+    "--plain",
+    "headless",
+    is_flag=True,
+    help="Log lines instead of the dashboard, also on a terminal.",
+)
 duration_option = click.option("--duration", type=Duration(), help="Stop after this time, e.g. 2min.")

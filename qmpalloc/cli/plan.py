@@ -9,7 +9,7 @@ import msgspec
 
 from qmpalloc.cli.options import config_argument
 from qmpalloc.config import Config
-from qmpalloc.errors import UnreachableError
+from qmpalloc.errors import QmpallocError, UnreachableError
 from qmpalloc.events import AnyEvent, Decided, Faulted, SampleRejected
 
 
@@ -20,11 +20,13 @@ def plan(config: Config, as_json: bool) -> None:
     """Observe the guests of CONFIG for one interval and print what the policy would do."""
     import trio
 
-    decided, troubles = trio.run(_first_decision, config)
+    decided, troubles, failure = trio.run(_first_decision, config)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(decided), indent=2).decode())
     else:
         _show(config, decided, troubles)
+    if failure is not None:
+        raise QmpallocError(failure.message, hint=failure.hint)
     if not any(guest.decidable for guest in decided.snapshot.guests):
         raise UnreachableError(
             "no guest is observed, so that nothing could be decided",
@@ -33,15 +35,20 @@ def plan(config: Config, as_json: bool) -> None:
         )
 
 
-async def _first_decision(config: Config) -> tuple[Decided, dict[str, str]]:
+async def _first_decision(config: Config) -> tuple[Decided, dict[str, str], Faulted | None]:
+    """Return the decision, what is wrong with each guest, and what was wrong with the policy."""
     from qmpalloc.control.controller import Controller
     from qmpalloc.policy import load
 
     found: list[Decided] = []
     troubles: dict[str, str] = {}
+    failure: Faulted | None = None
 
     def sink(event: AnyEvent) -> None:
+        nonlocal failure
         match event:
+            case Faulted(guest=None, kind="policy"):
+                failure = event
             case Decided():
                 found.append(event)
                 controller.quit()
@@ -56,7 +63,7 @@ async def _first_decision(config: Config) -> tuple[Decided, dict[str, str]]:
     await controller.run()
     if not found:
         raise UnreachableError("interrupted before a decision", address=config.file)
-    return found[0], troubles
+    return found[0], troubles, failure
 
 
 def _show(config: Config, decided: Decided, troubles: dict[str, str]) -> None:

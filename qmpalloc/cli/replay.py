@@ -19,16 +19,28 @@ if TYPE_CHECKING:
     from qmpalloc.tui import Dashboard
 
 
+LEAST_SIZE = 30, 8
+
+
 def _screen_size(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", value)
     if match is None:
         raise click.BadParameter("write columns and lines, for example 160x50")
-    return int(match[1]), int(match[2])
+    columns, lines = int(match[1]), int(match[2])
+    if columns < LEAST_SIZE[0] or lines < LEAST_SIZE[1]:
+        raise click.BadParameter(f"must be at least {LEAST_SIZE[0]}x{LEAST_SIZE[1]}")
+    return columns, lines
 
 
 @click.command()
 @click.argument("record", type=click.Path(path_type=Path))
-@click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Times as fast as it was.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Times as fast as it was.",
+)
 @click.option(
     "--at", "at_s", type=click.FloatRange(min=0), help="Begin, or take the picture, at this second of the run."
 )
@@ -36,7 +48,7 @@ def _screen_size(_context: click.Context, _parameter: click.Parameter, value: st
 @click.option(
     "--size", callback=_screen_size, default="120x36", show_default=True, help="Columns and lines of the picture."
 )
-@click.option("--plain", is_flag=True, help="Log lines instead of the dashboard, at once.")
+@click.option("--plain", "--headless", "plain", is_flag=True, help="Log lines instead of the dashboard, at once.")
 def replay(
     record: Path, speed: float, at_s: float | None, svg: Path | None, size: tuple[int, int], plain: bool
 ) -> None:
@@ -47,6 +59,8 @@ def replay(
     from qmpalloc.record import ended, read_record
     from qmpalloc.tui import is_interactive
 
+    if not math.isfinite(speed):
+        raise click.BadParameter("must be a number", param_hint="--speed")
     if at_s is not None and not math.isfinite(at_s):
         raise click.BadParameter("must be a number of seconds", param_hint="--at")
     events = read_record(record)

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from qmpalloc.cli.options import config_argument, duration_option
+from qmpalloc.cli.options import config_argument, duration_option, headless_option
 from qmpalloc.config import Config
 
 
 @click.command()
 @config_argument
 @click.option("--dry-run", is_flag=True, help="Decide and show, but send no balloon command.")
-@click.option("--headless", is_flag=True, help="Log lines instead of the dashboard, also on a terminal.")
+@headless_option
 @duration_option
 @click.option(
     "--out",

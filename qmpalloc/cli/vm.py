@@ -34,7 +34,7 @@ def vm() -> None:
     """Start, list and stop the guests of a configuration: those with a [guest.vm] table."""
 
 
-@vm.command()
+@vm.command(short_help="Start guests and keep them until Ctrl-C.")
 @config_argument
 @click.option("--dry-run", is_flag=True, help="Print the command lines, each option with its reason; start nothing.")
 @click.option("--detach", is_flag=True, help="Return when the guests are observed, and leave them running.")
@@ -92,7 +92,7 @@ async def _cancel_at_signal(received: AsyncIterator[int], scope: trio.CancelScop
         scope.cancel()
 
 
-@vm.command("ls")
+@vm.command("ls", short_help="List the guests that qmpalloc started.")
 @optional_config
 @click.option("--json", "as_json", is_flag=True, help="All that is known of each guest as JSON.")
 def list_(config: Config | None, as_json: bool) -> None:
@@ -111,7 +111,7 @@ def list_(config: Config | None, as_json: bool) -> None:
         click.echo(f"no guest in {_run_dir(config)}", err=True)
 
 
-@vm.command()
+@vm.command(short_help="Stop guests that qmpalloc started.")
 @optional_config
 @click.option("--guest", "names", multiple=True, metavar="NAME", help="This one only; may be given several times.")
 def down(config: Config | None, names: tuple[str, ...]) -> None:

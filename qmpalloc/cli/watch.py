@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from qmpalloc.cli.options import config_argument, duration_option
+from qmpalloc.cli.options import config_argument, duration_option, headless_option
 from qmpalloc.config import Config
 
 
 @click.command()
 @config_argument
-@click.option("--headless", is_flag=True, help="Log lines instead of the dashboard, also on a terminal.")
+@headless_option
 @duration_option
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Directory for record.jsonl and summary.json. [default: no record]"

@@ -38,7 +38,7 @@ def _guest_mistakes(guest: GuestConfig) -> Iterator[tuple[str, str, str]]:
         if "\0" in path:
             yield key, f"{path!r} is no path", "remove the zero byte"
         elif not path:
-            yield key, "missing", "the path of a Unix socket; see 'qmpalloc vm up --dry-run' for QEMU's side"
+            yield key, "missing", "the path of a Unix socket; README.md shows QEMU's side"
         elif len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
             yield key, f"{path} is longer than a Unix socket path may be ({MAX_SOCKET_PATH_BYTES} bytes)", ""
     if guest.floor <= 0:

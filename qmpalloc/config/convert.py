@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -31,6 +32,16 @@ def convert(table: Mapping[str, Any], into: type[Any], *, file: str, key: str) -
     return value
 
 
+_KINDS = {
+    "array": "a list, or tables with two brackets ([[…]])",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "a whole number",
+    "object": "a table",
+    "str": "text in quotes",
+}
+
+
 class Mistakes:
     """Collects mistakes, so that a user sees all of them at once."""
 
@@ -51,7 +62,7 @@ class Mistakes:
         if len(self._errors) == 1:
             raise self._errors[0]
         if self._errors:
-            raise ConfigError("\n".join(str(error) for error in self._errors))
+            raise ConfigError("\n".join(str(error) for error in self._errors), each=tuple(self._errors))
 
     def convert(self, table: Any, into: type[Any], key: str, *, missing: str = "") -> Any:
         """Return `table` as the struct `into`, or None if there was a mistake; `missing` hints at an absent table."""
@@ -116,6 +127,10 @@ def _in_words(error: Exception, raw: Any, hint: Any) -> str:
     for option in _options(hint):
         if typing.get_origin(option) is typing.Literal:
             return f"{raw!r} is none of {', '.join(map(repr, typing.get_args(option)))}"
+    kinds = re.fullmatch(r"Expected `(\w+)`, got `(\w+)`", str(error))
+    if kinds:
+        expected, got = (_KINDS.get(kind, kind) for kind in kinds.groups())
+        return f"must be {expected}, not {got}"
     return str(error).replace(" - at `$", " (at `")
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from qmpalloc.errors import ConfigError
 
+FILE_MAX_BYTES = 4 * 1024 * 1024
+"""No person writes more; a device or a pipe without end is not read for ever."""
+
 
 def read_text(path: str | os.PathLike[str], *, example: str) -> str:
     """Return the text of a file that a person wrote; `example` says where to see one.
@@ -17,7 +20,11 @@ def read_text(path: str | os.PathLike[str], *, example: str) -> str:
         ConfigError: There is none, or it cannot be read as text.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            data = file.read(FILE_MAX_BYTES + 1)
+        if len(data) > FILE_MAX_BYTES:
+            raise ConfigError(f"longer than {FILE_MAX_BYTES} bytes", file=str(path), hint="it should be a TOML file")
+        return data.decode("utf-8")
     except FileNotFoundError as error:
         raise ConfigError("no such file", file=str(path), hint=example) from error
     except UnicodeDecodeError as error:

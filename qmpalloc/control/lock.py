@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qmpalloc.errors import HostError
-from qmpalloc.qemu.rundir import prepare_run_dir
+from qmpalloc.qemu.rundir import ANOTHER_HINT, prepare_run_dir
 
 NAME_DIGITS = 16
 
@@ -36,7 +36,10 @@ def hold_lock(file: str, directory: Path) -> Iterator[None]:
     """
     prepare_run_dir(directory)
     path = lock_path(file, directory)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise HostError(f"{path} cannot be opened: {error.strerror}", hint=ANOTHER_HINT) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,7 +24,7 @@ from qmpalloc.units import format_size
 
 NEEDED_COMMANDS = ("guest-sync-delimited", "guest-info", "guest-file-open", "guest-file-read", "guest-file-close")
 BALLOON_OPTIONS = "-device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on"
-AGENT_TODO = "install qemu-guest-agent in the guest and start QEMU with its port (qmpalloc vm up --dry-run shows it)"
+AGENT_TODO = "install qemu-guest-agent in the guest and start QEMU with its port (README.md shows it)"
 
 
 COUNTED = ("accesses", "inserts_read", "inserts_fault", "inserts_write", "inserts_other", "evictions")

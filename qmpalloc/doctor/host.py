@@ -10,7 +10,9 @@ from pathlib import Path
 
 from qmpalloc.config import Config
 from qmpalloc.doctor.checks import Check, failed, passed, warned
+from qmpalloc.errors import ConfigError
 from qmpalloc.host.memory import group_limit, groups, meminfo
+from qmpalloc.policy import load
 from qmpalloc.units import format_size
 
 QEMU = "qemu-system-x86_64"
@@ -28,6 +30,7 @@ def check_host(config: Config | None) -> Iterator[Check]:
         if limit is not None:
             yield _cgroup(config, limit)
         yield _run_dir(Path(config.host.run_dir))
+        yield _policy(config)
 
 
 def _qemu() -> Check:
@@ -94,8 +97,22 @@ def _cgroup(config: Config, limit: int) -> Check:
 
 def _run_dir(path: Path) -> Check:
     if not path.exists():
+        place = next(parent for parent in path.parents if os.path.lexists(parent))
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            detail = f"{path} cannot be created in {place}"
+            return failed("host", "run directory", detail, "choose another with XDG_RUNTIME_DIR or [host] run_dir")
         return passed("host", "run directory", f"{path} will be created")
+    if not path.is_dir():
+        return failed("host", "run directory", f"{path} is not a directory", "choose another with [host] run_dir")
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
         return warned("host", "run directory", f"{path} is open to others ({mode:o})", f"chmod 700 {path}")
     return passed("host", "run directory", f"{path} is for its owner only")
+
+
+def _policy(config: Config) -> Check:
+    try:
+        load(config.policy, config.policy_settings, file=config.file)
+    except ConfigError as error:
+        return failed("host", "policy", error.message, error.hint)
+    return passed("host", "policy", f"{config.policy} can be loaded")

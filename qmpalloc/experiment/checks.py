@@ -172,16 +172,14 @@ def _arm(key: str, arm: Arm, spec: Specification) -> Found:
     try:
         registry.load(arm.policy, arm.policy_settings, file=spec.file)
     except ConfigError as error:
-        yield _moved(error, key, spec.file)
+        for one in error.each or (error,):
+            yield _moved(one, key)
 
 
-def _moved(error: ConfigError, key: str, file: str) -> tuple[str, str, str]:
+def _moved(error: ConfigError, key: str) -> tuple[str, str, str]:
     """Return a policy's mistake, which the registry reports at ``policy.…``, at the arm's own keys."""
-    if not error.key:  # several at once, a line each
-        return f"{key}.settings", error.message.replace(f"{file}: policy.", ""), error.hint
     name = error.key.removeprefix("policy.")
-    message = error.message.removeprefix(f"{error.file}: {error.key}: ")
-    return f"{key}.policy" if name == "name" else f"{key}.settings.{name}", message, error.hint
+    return f"{key}.policy" if name == "name" else f"{key}.settings.{name}", error.reason, error.hint
 
 
 def _above(what: str, total_bytes: int, budget_bytes: int) -> str:

@@ -27,6 +27,7 @@ from typing import TypeVar
 
 import msgspec
 
+from qmpalloc.config.toml import read_text
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment.plan import ArmRun, planned, remaining
 from qmpalloc.experiment.records import FORMAT, DiskCalibration, LoadProgress, Manifest, Outcome, Reading
@@ -162,16 +163,22 @@ class ExperimentDirectory:
         """
         manifest = _read_json(path / "manifest.json", Manifest)
         if manifest is None:
-            raise ConfigError("holds no experiment", file=str(path), hint="it has no manifest.json; give its --out")
-        try:
-            text = (path / "experiment.toml").read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}", file=str(path / "experiment.toml")) from error
+            raise ConfigError(
+                "holds no experiment",
+                file=str(path),
+                hint="it has no manifest.json; DIR is what --out named, or runs/NAME-TIME",
+            )
+        kept = path / "experiment.toml"
+        text = read_text(kept, example="it is written when an experiment begins")
         file = Path(manifest.file)
         if manifest.policies:  # as they were, wherever the directory is now; what they import may lie where they did
             sys.path += [str(path.absolute()), str(file.parent)]
             file = path.absolute() / "experiment.toml"
-        specification = scale(parse(text, file=file), Fraction(manifest.scale))
+        try:
+            parsed = parse(text, file=file)  # names in it are looked for beside the file that it is a copy of
+        except ConfigError as error:
+            raise ConfigError(f"cannot be used:\n{error}", file=str(kept)) from error
+        specification = scale(parsed, Fraction(manifest.scale))
         specification = chosen(specification, repeats=manifest.repeats, arms=manifest.arms)
         return cls(path, specification, manifest)
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import AnyEvent, Decided, Header
 from qmpalloc.experiment.directory import ExperimentDirectory
+from qmpalloc.experiment.plan import ArmRun
 from qmpalloc.experiment.results import GuestRun, Results, RunResult
 from qmpalloc.experiment.trials import Trial
 from qmpalloc.model import Curve
@@ -64,20 +65,24 @@ class Measured(Struct, frozen=True, kw_only=True):
     early: bool
 
 
-def learnt_curves(directory: ExperimentDirectory, results: Results) -> tuple[LearntCurve, ...]:
+def learnt_curves(
+    directory: ExperimentDirectory, results: Results
+) -> tuple[tuple[LearntCurve, ...], dict[ArmRun, str]]:
     """Return the last curve of each guest and phase in every run that counts of an arm that knows curves.
 
-    Those are the arms of the policies ``curve`` and ``oracle``. A record that cannot be read gives none.
+    Those are the arms of the policies ``curve`` and ``oracle``. A record that cannot be read gives none; of which runs
+    that is so, and why, is returned as well.
     """
     found: list[LearntCurve] = []
+    unreadable: dict[ArmRun, str] = {}
     for arm in results.arms:
         if arm.policy in {"curve", "oracle"}:
             for run in results.counted(arm.name):
                 try:
                     found += _of_run(run, read_record(directory.run(run.run).record))
-                except QmpallocError:
-                    continue
-    return tuple(found)
+                except QmpallocError as error:
+                    unreadable[run.run] = f"no curves are told, for its record cannot be used: {error.message}"
+    return tuple(found), unreadable
 
 
 def measured_points(results: Results, guest: str, phase: str) -> tuple[Measured, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.directory import ExperimentDirectory
@@ -203,6 +204,14 @@ def load_results(directory: ExperimentDirectory) -> Results:
     )
 
 
+def with_notes(results: Results, notes: Mapping[ArmRun, str]) -> Results:
+    """Return results that tell of runs what was found out elsewhere."""
+    runs = (
+        structs.replace(run, notes=(*run.notes, notes[run.run])) if run.run in notes else run for run in results.runs
+    )
+    return structs.replace(results, runs=tuple(runs))
+
+
 def _run(directory: ExperimentDirectory, run: ArmRun) -> RunResult | None:
     """Return what came of a run; None when it was not begun."""
     place = directory.run(run)
@@ -212,6 +221,7 @@ def _run(directory: ExperimentDirectory, run: ArmRun) -> RunResult | None:
     try:
         outcome = place.outcome()
         readings = place.readings()
+        _require_whole(outcome, readings, place.readings_file)
         loads = {guest.name: place.load(guest.name) for guest in directory.specification.guests}
     except ConfigError as error:
         failed = f"its files cannot be used: {error.message}"
@@ -228,6 +238,19 @@ def _run(directory: ExperimentDirectory, run: ArmRun) -> RunResult | None:
     notes += [f"the load of {name} gave up: {load.error}" for name, load in loads.items() if load and load.error]
     result = _arm_result(run, outcome, guests)
     return RunResult(run=run, outcome=outcome, guests=guests, result=result, notes=tuple(notes))
+
+
+def _require_whole(outcome: Outcome | None, readings: list[Reading], file: Path) -> None:
+    """Check that the readings of a run that ended well go on to its end, for they may have been cut since.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if outcome is None or outcome.failed or outcome.load_s is None:
+        return
+    last_s = max((reading.t for reading in readings), default=0.0)
+    if last_s < outcome.load_s:
+        raise ConfigError(f"ends after {last_s:.0f} s of {outcome.load_s:.0f} s", file=str(file))
 
 
 def _guest_run(guest: Guest, readings: list[Reading], phases: tuple[PhaseResult, ...]) -> GuestRun:

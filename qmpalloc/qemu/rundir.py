@@ -20,6 +20,8 @@ from qmpalloc.errors import HostError
 RECORD_NAME = "guest.json"
 POLL_S = 0.05
 
+ANOTHER_HINT = "choose another with XDG_RUNTIME_DIR, or with [host] run_dir in the configuration"
+
 
 class GuestRecord(Struct, frozen=True, kw_only=True):
     """``guest.json``: a guest that was started.
@@ -79,12 +81,18 @@ def prepare_run_dir(run_dir: Path) -> None:
     """Make the run directory, for its owner only.
 
     Raises:
-        HostError: It exists and is not ours, or others can enter it: whoever can open a guest's sockets owns the guest.
+        HostError: It cannot be made, is not ours, or others can enter it: whoever can open a guest's sockets owns the
+            guest.
     """
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = run_dir.lstat()
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = run_dir.lstat()
+    except FileExistsError as error:
+        raise HostError(f"{run_dir} is not a directory", hint=ANOTHER_HINT) from error
+    except OSError as error:
+        raise HostError(f"{run_dir} cannot be made: {error.strerror}", hint=ANOTHER_HINT) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise HostError(f"{run_dir} is not a directory of yours", hint="choose another with [host] run_dir")
+        raise HostError(f"{run_dir} is not a directory of yours", hint=ANOTHER_HINT)
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise HostError(f"{run_dir} can be entered by others", hint=f"chmod 700 {run_dir}")
 

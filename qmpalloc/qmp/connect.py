@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 import struct
+from pathlib import Path
 
 import trio
 
@@ -63,6 +65,10 @@ def _explain(path: str, error: OSError) -> UnreachableError:
     match error.errno:
         case errno.ENOENT:
             return UnreachableError(f"{path}: no such socket", address=path, absent=True)
+        case errno.ENOTDIR:
+            return UnreachableError(f"{path}: no such socket, a part of its path is a file", address=path, absent=True)
+        case errno.ECONNREFUSED if _is_something_else(path):
+            return UnreachableError(f"{path}: is not a socket", address=path, absent=True)
         case errno.ECONNREFUSED:
             return UnreachableError(f"{path}: no process listens on this socket", address=path, absent=True)
         case errno.EACCES | errno.EPERM:
@@ -74,6 +80,13 @@ def _explain(path: str, error: OSError) -> UnreachableError:
             )
         case _:
             return UnreachableError(f"{path}: {error.strerror or error}", address=path)
+
+
+def _is_something_else(path: str) -> bool:
+    try:
+        return not stat.S_ISSOCK(Path(path).stat().st_mode)
+    except OSError:
+        return False
 
 
 def listening_process(stream: trio.SocketStream) -> int | None:

@@ -56,6 +56,22 @@ def test_a_picture_at_a_time(record, tmp_path):
         assert words in shown
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--speed", "nan", "must be a number"),
+        ("--speed", "inf", "must be a number"),
+        ("--at", "nan", "must be a number of seconds"),
+        ("--size", "0x0", "must be at least 30x8"),
+        ("--size", "160x1", "must be at least 30x8"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(record, option, value, says):
+    result = invoke(record, option, value)
+    assert result.exit_code == 2
+    assert says in result.output
+
+
 async def test_a_player_keeps_the_time_of_the_record(autojump_clock):
     dashboard = Dashboard()
     player = Player(dashboard, iter(run(2, 60, end=True)), speed=4.0)

@@ -281,3 +281,22 @@ def test_another_experiment_on_the_same_host_is_told_and_kept(conducted, tmp_pat
     assert "warning: another experiment ran on this host at the same time" in capsys.readouterr().out
     assert len(changes_kept(directory)) == 1
     assert "another experiment ran on this host" in (directory.path / "report.md").read_text()
+
+
+def test_a_list_of_no_arms_is_refused():
+    result = CliRunner().invoke(main, ["experiment", "run", SMOKE, "--arms", ",", "--dry-run"])
+    assert result.exit_code == 2
+    assert "names no arm" in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"\xff\xfe", "not a text file"), (b"[[", "not valid TOML"), (b"name = 1", "cannot be used")],
+)
+def test_a_spoilt_copy_of_the_experiment_is_named(begun, content, says):
+    copy = begun[0].path / "experiment.toml"
+    copy.write_bytes(content)
+    result = CliRunner().invoke(main, ["experiment", "report", str(copy.parent)])
+    assert result.exit_code == 2
+    assert result.output.startswith(f"error: {copy}: ")
+    assert says in result.output

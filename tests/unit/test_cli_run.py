@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -112,3 +113,59 @@ def test_lines_that_nobody_reads_end_the_run(directory):
     process.stderr.close()
     assert "Traceback" not in errors
     assert '"reason":"nobody reads the output"' in (directory / "out" / "record.jsonl").read_text()
+
+
+@pytest.mark.parametrize("command", [["--help"], ["doctor"], ["plan", "lab.toml"]])
+def test_a_full_output_is_told(directory, command):
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "qmpalloc", *command],
+            cwd=directory, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr == "error: standard output cannot be written: No space left on device\n"
+
+
+def test_a_run_whose_output_is_full_does_not_blame_the_guests(directory):
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--duration", "5s", "--no-record"],
+            cwd=directory, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert "no guest was reached" not in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_signs_that_the_output_does_not_have_are_no_obstacle(directory):
+    for encoding in ("ascii", "latin-1"):
+        for command in (["run", "lab.toml", "--duration", "1s", "--out", encoding], ["doctor", "lab.toml"]):
+            result = subprocess.run(
+                [sys.executable, "-m", "qmpalloc", *command],
+                cwd=directory, capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": encoding},
+            )  # fmt: skip
+            assert b"Traceback" not in result.stderr, (encoding, command)
+        assert (directory / encoding / "summary.json").exists()
+
+
+def test_a_run_directory_that_cannot_be_made_is_an_error_of_this_host(directory):
+    result = subprocess.run(
+        [sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--no-record"],
+        cwd=directory, capture_output=True, text=True, check=False, env=os.environ | {"XDG_RUNTIME_DIR": "lab.toml"},
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "cannot be made: Not a directory" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("body", ["raise RuntimeError('boom')", "return None"])
+def test_a_policy_that_fails_in_a_plan_is_an_error(directory, body):
+    (directory / "own_policy.py").write_text(f"def decide(snapshot):\n    {body}\n")
+    config = (directory / "lab.toml").read_text() + '[policy]\nname = "own_policy:decide"\n'
+    (directory / "lab.toml").write_text(config)
+    for more in ([], ["--json"]):
+        result = qmpalloc(directory, "plan", "lab.toml", *more)
+        assert result.returncode == 1
+        assert "error: " in result.stderr
+        assert ("RuntimeError: boom" in result.stderr) == ("boom" in body)
+        assert "policy" in result.stderr

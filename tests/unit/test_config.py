@@ -76,7 +76,7 @@ def test_a_guest_that_we_start_has_its_sockets_in_the_run_directory():
         (('name = "db"', 'name = "\\u001b[31m"'), "guest[1].name", "is not a name"),
         (("db.qmp", "x" * 120), "guest[1].monitor", "longer than a Unix socket path"),
         (('monitor = "db.qmp"', ""), "guest[1].monitor", "missing"),
-        (('agent = "db.qga"', "agent = 7"), "guest[1].agent", "Expected `str`, got `int`"),
+        (('agent = "db.qga"', "agent = 7"), "guest[1].agent", "must be text in quotes, not a whole number"),
         (("[[guest]]", "[[gest]]"), "guest", "no guest is configured"),
         (("[host]", "[control]\ninterval = '0s'\n[host]"), "control.interval", "must be above 0"),
         (("[host]", "[control]\nlate_after = '30s'\n[host]"), "control.late_after", "below control.lost_after"),
@@ -155,3 +155,8 @@ def test_several_mistakes_are_reported_together():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.toml: no such file"):
         config.load(tmp_path / "absent.toml")
+
+
+def test_a_file_without_end_is_not_read_for_ever():
+    with pytest.raises(ConfigError, match="longer than"):
+        config.load("/dev/zero")

@@ -235,3 +235,23 @@ def test_a_run_directory_open_to_others_is_a_warning(tmp_path, mode, verdict):
     (tmp_path / "run").chmod(mode)
     checks = check_host(msgspec.structs.replace(config, host=host))
     assert next(check for check in checks if check.name == "run directory").verdict is verdict
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_a_run_directory_that_cannot_be_made_fails(tmp_path, place):
+    (tmp_path / "file").touch()
+    config = a_config(tmp_path)
+    host = msgspec.structs.replace(config.host, run_dir=str(tmp_path / place))
+    checks = check_host(msgspec.structs.replace(config, host=host))
+    assert next(check for check in checks if check.name == "run directory").verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "verdict"),
+    [("papper", {}, Verdict.FAIL), ("curve", {"margn": 1}, Verdict.FAIL), ("curve", {}, Verdict.OK)],
+)
+def test_a_policy_that_run_would_refuse_fails(tmp_path, policy, settings, verdict):
+    config = msgspec.structs.replace(a_config(tmp_path), policy=policy, policy_settings=settings)
+    (check,) = [check for check in check_host(config) if check.name == "policy"]
+    assert check.verdict is verdict
+    assert ("unknown" in check.detail) == (verdict is Verdict.FAIL)

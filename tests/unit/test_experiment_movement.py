@@ -134,7 +134,10 @@ def with_records(all_arms):
 
 
 def test_the_curves_of_each_phase_are_the_last_ones_in_it(with_records):
-    curves = learnt_curves(with_records.directory, load_results(with_records.directory))
+    curves, unreadable = learnt_curves(with_records.directory, load_results(with_records.directory))
+    assert set(unreadable) >= {ArmRun(2, "oracle")}  # no record
+    assert "line 1 is not an event" in unreadable[ArmRun(2, "oracle")]
+    assert not {ArmRun(1, "curve"), ArmRun(1, "oracle")} & set(unreadable)
     of_curve = {(each.guest, each.phase): each for each in curves if each.arm == "curve"}
     assert set(of_curve) == {(guest, phase) for guest in ("g1", "g2") for phase in ("first", "second")}
     assert all(each.curve.weak == () for each in of_curve.values())
@@ -170,6 +173,7 @@ def test_the_report_tells_movement_shares_and_curves(with_records):
     ):
         assert words in text
     assert "| static | rule | curve | oracle |" in text
+    assert "- oracle, repeat 2: no curves are told, for its record cannot be used: " in text
     assert place / "figures" / "curves.svg" in files
     svg = (place / "figures" / "curves.svg").read_text()
     assert "learnt by curve" in svg

@@ -383,3 +383,18 @@ def test_any_text_stays_in_its_cell(cells):
 def test_markup_is_escaped_in_markdown():
     assert escaped("a_b|c\n# `d` <e> [f](g)") == r"a\_b\|c \# \`d\` \<e\> \[f\](g)"
     assert markdown([Picture("figures/x.svg", "title", "text")]) == "![title](figures/x.svg)\n\ntitle. text\n"
+
+
+@pytest.mark.parametrize("how", ["cut", "removed"])
+def test_readings_that_were_cut_after_their_run_make_it_fail(made_up, how):
+    for repeat in (1, 2, 3):
+        made_up.run("static", repeat).run("rule", repeat)
+    file = made_up.directory.path / "runs" / "repeat2-rule" / "readings.jsonl"
+    if how == "cut":
+        file.write_bytes(file.read_bytes()[:3_000])
+    else:
+        file.unlink()
+    text = written(made_up)
+    assert "1 run failed and is left out; see below." in text
+    assert re.search(r"- rule, repeat 2: its files cannot be used: .*readings.jsonl: ends after \d+ s of \d+ s", text)
+    assert summary(made_up)["complete"] is False

@@ -116,6 +116,14 @@ def test_a_run_directory_that_others_can_enter_is_refused(tmp_path):
         rundir.prepare_run_dir(tmp_path / "open")
 
 
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/none"])
+def test_a_run_directory_that_cannot_be_made_is_named(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError, match=r"is not a directory|cannot be made") as caught:
+        rundir.prepare_run_dir(tmp_path / place)
+    assert "XDG_RUNTIME_DIR" in caught.value.hint
+
+
 def test_a_link_in_place_of_the_run_directory_is_refused(tmp_path):
     (tmp_path / "target").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "target")

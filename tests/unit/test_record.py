@@ -128,6 +128,12 @@ def test_what_is_no_record_is_refused(tmp_path):
         list(read_record(tmp_path / "absent"))
 
 
+def test_a_line_without_end_is_not_read_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("qmpalloc.record.LINE_MAX_BYTES", 1000)
+    with pytest.raises(NonsenseError, match="line 1 is longer than 1000 bytes"):
+        next(read_record("/dev/zero"))
+
+
 def test_a_full_disk_is_told_once_and_stops_nothing(tmp_path):
     told = []
     writer = RecordWriter(tmp_path / "record.jsonl", on_failure=told.append)

@@ -18,7 +18,7 @@ from qmpalloc.experiment.report.html import html
 from qmpalloc.experiment.report.markdown import markdown
 from qmpalloc.experiment.report.summary import summarise
 from qmpalloc.experiment.report.trials_csv import trials_csv
-from qmpalloc.experiment.results import Results, load_results
+from qmpalloc.experiment.results import Results, load_results, with_notes
 
 FIGURES = "figures"
 NO_MATPLOTLIB = "matplotlib is not installed: pip install 'qmpalloc[analysis]'"
@@ -39,7 +39,8 @@ def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> lis
         HostError: A file cannot be written.
     """
     results = load_results(directory)
-    curves = learnt_curves(directory, results)
+    curves, unreadable = learnt_curves(directory, results)
+    results = with_notes(results, unreadable)
     place = directory.path
     pictures: tuple[Picture, ...] = ()
     without = "" if figures else "They were not asked for."
