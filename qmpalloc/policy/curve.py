@@ -14,7 +14,7 @@ from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
 from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, missed_anyway, unconfirmed, uncounted
-from qmpalloc.policy.division import Candidate, divide, room_bytes, take_slowly
+from qmpalloc.policy.division import Candidate, divide, free_bytes, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.measured import Measured
 from qmpalloc.policy.moves import change_text
@@ -118,8 +118,8 @@ class CurvePolicy:
             with_more_than_needed(one, self.settings.least_gain) for one in candidates if one.guest.name not in idle
         ]
         donors += [donor for donor in beyond if donor is not None]
-        free_bytes = 0 if squeezed else room_bytes(snapshot, [])  # what a squeeze leaves is taken back after it
-        given = give_spare(snapshot, donors, lacking, self.settings.least_gain, free_bytes=free_bytes)
+        unused = 0 if squeezed else free_bytes(snapshot)  # what a squeeze leaves is taken back after it
+        given = give_spare(snapshot, donors, lacking, self.settings.least_gain, unused_bytes=unused)
         if not candidates and not squeezed:
             return given or self._without_curves(snapshot, doubts, quiet)
         candidates += [_bounded(guest) for guest in spare if doubts[guest.name]]

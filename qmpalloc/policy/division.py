@@ -89,6 +89,13 @@ def room_bytes(snapshot: Snapshot, chosen: Sequence[str]) -> int:
     return snapshot.budget_bytes - sum(max(guest.charge_bytes, guest.target_bytes) for guest in held)
 
 
+def free_bytes(snapshot: Snapshot) -> int:
+    """Return what is left of the budget when all keep what they have, and who is still to come gets its baseline."""
+    awaited = [guest for guest in snapshot.guests if guest.state is GuestState.CONNECTING]
+    kept = sum(max(0, guest.baseline_bytes - max(guest.charge_bytes, guest.target_bytes)) for guest in awaited)
+    return max(0, room_bytes(snapshot, []) - kept)
+
+
 def divide(candidates: Sequence[Candidate], room: int, objective: Objective) -> dict[str, int] | None:
     """Return the best size in bytes for each candidate; None when the room does not hold all floors.
 

@@ -15,7 +15,7 @@ from qmpalloc.config import Size
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
 from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, unconfirmed, uncounted
-from qmpalloc.policy.division import room_bytes
+from qmpalloc.policy.division import free_bytes
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
 
 
@@ -72,7 +72,7 @@ class HillPolicy:
             and not guest.frozen
             and not unconfirmed(guest)
         ]
-        free = room_bytes(snapshot, []) >= step
+        free = free_bytes(snapshot) >= step
         best = max(
             (
                 (_gain(receiver, step) - _loss(donor, step), donor, receiver)

@@ -145,7 +145,7 @@ def give_spare(
     lacking: Sequence[GuestSnapshot],
     least_gain: float,
     *,
-    free_bytes: int = 0,
+    unused_bytes: int = 0,
 ) -> Decision | None:
     """Return a step to the guest that lacks most, of what no guest has or from those that can spare it; None if none.
 
@@ -158,7 +158,7 @@ def give_spare(
         donors: Guests that may give, each one step.
         lacking: Guests that may be given something.
         least_gain: What the receiver lacks must be this share of its accesses and the donors'.
-        free_bytes: What is left of the budget: where that is enough, no guest gives.
+        unused_bytes: Memory that no guest has: where that is enough, no guest gives.
     """
     names = {donor.guest.name for donor in donors}
     takers = [guest for guest in lacking if guest.name not in names and _lacks_per_s(guest) > 0]
@@ -169,7 +169,7 @@ def give_spare(
     if lacks < least_gain * _accesses_per_s([taker, *(donor.guest for donor in donors)]):
         return None
     left = taker.cap_bytes - taker.target_bytes
-    free = align_down(min(left, free_bytes, _step_bytes(taker)))
+    free = align_down(min(left, unused_bytes, _step_bytes(taker)))
     if free >= _BEYOND_LEAST_BYTES:
         return _decision(snapshot, {taker.name: taker.target_bytes + free}, {})
     targets, giving, lost = {taker.name: taker.target_bytes}, {}, 0.0

@@ -176,6 +176,11 @@ def test_what_no_guest_has_goes_first_to_who_lacks_and_nobody_gives():
         decision = load("curve", {}).decide(snapshot(lacking, *others, budget=500 * (1 + len(others)) + 300))
         assert targets(decision) == [628] + [500] * len(others)  # a step at a time: who else lacks may come next
         assert decision.summary == "free → lacking 128M"
+    # Nor what a guest that is still to come will need; one that has gone needs nothing.
+    for state, kept in ((GuestState.CONNECTING, 500), (GuestState.GONE, 628)):
+        absent = structs.replace(guest("absent", state=state), target_bytes=0, actual_bytes=0, charge_bytes=0)
+        decision = load("curve", {}).decide(snapshot(lacking, absent, budget=1000))
+        assert targets(decision) == [kept, 0]
     # Not what is none to speak of.
     assert targets(load("curve", {}).decide(snapshot(lacking, guest("b", WEAK), budget=1010))) == [500, 500]
 
