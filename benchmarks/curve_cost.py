@@ -35,7 +35,7 @@ from qmpalloc.units import GIB, MIB
 
 Lru = Literal["two_list", "lru_gen"]
 SECONDS, DECISION_S = 30, 5
-FLOOR, CAP, UNITS, STEP = 256 * MIB, 2 * GIB, 512, 4 * MIB
+FLOOR, CAP, UNITS, STEP = 256 * MIB, 2 * GIB, 512, 8 * MIB  # so large that the split is refined
 
 
 def main(guests: int, events_per_s: int) -> None:

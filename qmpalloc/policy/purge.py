@@ -1,7 +1,8 @@
-"""One squeeze of a guest whose cache is full of pages that nobody reads any more, and back to where it was.
+"""A squeeze of a guest whose cache is full of pages that nobody reads any more, and back to where it was.
 
 A kernel that must give memory up lets go of what it would have kept for long. The limits of any other move hold: the
-step on the losing side, the floor, danger, freezing.
+step on the losing side, the floor, danger, freezing. One squeeze may not reach all of those pages; if it helped, there
+is another when the load has lasted for as long again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ _STALE_LEAST = 0.15
 """A squeeze is rough: the guest first loses what it reads now. It is not done for less than this share of accesses."""
 
 _LEAST_SHARE = 0.1
+
+_HELPED, _MOST_TIMES = 0.05, 3
+"""A guest is squeezed again only if it misses so much less for it, and so often in all until its load changes."""
 
 
 class Squeeze(Struct, frozen=True, kw_only=True):
@@ -46,17 +50,31 @@ class Squeeze(Struct, frozen=True, kw_only=True):
     under_way: bool = False
 
 
+class Done(Struct, frozen=True, kw_only=True):
+    """What a guest has had since its load changed.
+
+    Attributes:
+        accesses: Its accesses between that change and the last squeeze.
+        missed: Its miss ratio then.
+        times: Squeezes so far.
+    """
+
+    accesses: int
+    missed: float
+    times: int = 1
+
+
 class Purges:
     """The squeeze there is, and the guests that have had theirs since their load changed.
 
     Attributes:
         squeeze: The one under way; at most one at a time.
-        done: Guest to its accesses between the change of its load and its squeeze.
+        done: Guest to what it has had.
     """
 
     def __init__(self, carry: Any) -> None:
         known = carry.get("purges", {}) if isinstance(carry, dict) else {}
-        self.done: dict[str, int] = dict(known.get("done", {}))
+        self.done = {name: Done(**done) for name, done in known.get("done", {}).items()}
         self.squeeze = Squeeze(**known["squeeze"]) if known.get("squeeze") else None
 
     @property
@@ -68,7 +86,9 @@ class Purges:
     def carry(self) -> dict[str, Any]:
         """What is handed to the next decision."""
         squeeze = None if self.squeeze is None else structs.asdict(self.squeeze)
-        return {"purges": {"done": self.done, "squeeze": squeeze}}
+        return {
+            "purges": {"done": {name: structs.asdict(done) for name, done in self.done.items()}, "squeeze": squeeze}
+        }
 
     def decide(
         self,
@@ -90,18 +110,33 @@ class Purges:
         if self.squeeze is not None:
             return self._go_on(snapshot, self.squeeze)
         for guest in snapshot.guests:
-            if guest.curve is not None and guest.curve.steady_accesses < self.done.get(guest.name, 0):
+            done = self.done.get(guest.name)
+            if done is not None and guest.curve is not None and guest.curve.steady_accesses < done.accesses:
                 del self.done[guest.name]  # its load has changed again
         for guest in snapshot.guests:
-            low = None if guest.name in self.done or guest.name in exempt else _low_bytes(guest)
+            low = _low_bytes(guest) if guest.name not in exempt and self._may(guest) else None
             needed = least_gain * guest.weight * (1.0 if objective == "fair" else accesses_per_s(guest))
             if low is not None and _gain_per_s(guest, low, objective, horizon_s) > needed:
                 return self._begin(snapshot, guest, low, horizon_s)
         return None
 
+    def _may(self, guest: GuestSnapshot) -> bool:
+        """Return whether the guest has not been squeezed yet, or has been, to its good, long ago."""
+        done, curve = self.done.get(guest.name), guest.curve
+        if done is None:
+            return True
+        if curve is None or curve.measured is None or done.times >= _MOST_TIMES:
+            return False
+        return curve.steady_accesses >= 2 * done.accesses and curve.measured <= done.missed - _HELPED
+
     def _begin(self, snapshot: Snapshot, guest: GuestSnapshot, low_bytes: int, horizon_s: float) -> Decision:
         assert guest.curve is not None
-        self.done[guest.name] = guest.curve.steady_accesses
+        before = self.done.get(guest.name)
+        self.done[guest.name] = Done(
+            accesses=guest.curve.steady_accesses,
+            missed=_missed(guest),
+            times=1 if before is None else before.times + 1,
+        )
         # What is squeezed out first is what is read now, or the rest would not have been kept.
         squeezed = guest.target_bytes - low_bytes
         left = min(guest.curve.unread_bytes + squeezed, max(0, (guest.curve.cached_bytes or 0) - squeezed))
@@ -113,7 +148,8 @@ class Purges:
             accesses=guest.curve.steady_accesses,
             before_bytes={other.name: other.target_bytes for other in snapshot.guests},
         )
-        reason = f"squeezed once: {guest.curve.stale:.0%} of its accesses miss for pages of the load before"
+        again = "squeezed" if before is None else "squeezed again"
+        reason = f"{again}: {guest.curve.stale:.0%} of its accesses miss for pages of the load before"
         return self._decision(snapshot, {guest.name: low_bytes}, reason)
 
     def _go_on(self, snapshot: Snapshot, squeeze: Squeeze) -> Decision | None:
@@ -122,6 +158,8 @@ class Purges:
         others_decided = guest is not None and squeeze.under_way and guest.target_bytes != squeeze.low_bytes
         if guest is None or guest.state is GuestState.GONE or others_decided or guest.target_bytes >= before:
             self.squeeze = None
+            if squeeze.name in self.done:  # it needed its memory: never again under this load
+                self.done[squeeze.name] = structs.replace(self.done[squeeze.name], times=_MOST_TIMES)
             return None
         left = squeeze.left_pages - (guest.misses or 0)
         self.squeeze = structs.replace(squeeze, left_pages=left, low_bytes=guest.target_bytes, under_way=True)
@@ -184,10 +222,14 @@ def _gain_per_s(guest: GuestSnapshot, low_bytes: int, objective: Objective, hori
     rate = accesses_per_s(guest)
     if rate <= 0:
         return 0.0
-    now = (guest.misses or 0) / (rate * (guest.interval_s or 0.0))
+    now = _missed(guest)
     waits = guest.waits or 0.0
     load = Load(accesses_per_s=rate, miss_ratio=now, miss_s=guest.miss_s, waits=waits, weight=guest.weight)
     values = load.values(np.array([now, max(0.0, now - guest.curve.stale), 1.0]), objective)
     refill_s = (guest.target_bytes - low_bytes) / PAGE_BYTES / max(1e-9, rate * now)
     refilling = min(1.0, refill_s / max(horizon_s, guest.curve.steady_accesses / rate))
     return float((values[1] - values[0]) * (1.0 - refilling) - (values[0] - values[2]) * refilling)
+
+
+def _missed(guest: GuestSnapshot) -> float:
+    return (guest.misses or 0) / max(1, (guest.hits or 0) + (guest.misses or 0))

@@ -81,10 +81,30 @@ def test_who_missed_less_with_more_memory_is_not_squeezed_but_given_back():
 
 
 def test_once_for_each_change_of_the_load():
-    carry = {"purges": {"done": {"a": 500_000}, "squeeze": None}}
+    carry = {"purges": {"done": {"a": {"accesses": 600_000, "missed": 0.9}}, "squeeze": None}}
     assert sizes(decided(guest("a", stale=0.3), guest("b"), carry=carry)) == [800, 800]
     again = decided(guest("a", stale=0.3, steady=400_000), guest("b"), carry=carry)
     assert sizes(again) == [600, 800]
+
+
+@pytest.mark.parametrize(
+    ("accesses", "missed", "times", "size"),
+    [
+        (500_000, 0.75, 1, 600),  # it misses .7 of 1,000,000 accesses now
+        (500_001, 0.75, 1, 800),
+        (500_000, 0.74, 1, 800),
+        (500_000, 0.75, 2, 600),
+        (500_000, 0.75, 3, 800),
+    ],
+)
+def test_again_if_it_helped_and_the_load_has_lasted_as_long_again(accesses, missed, times, size):
+    done = {"accesses": accesses, "missed": missed, "times": times}
+    carry = {"purges": {"done": {"a": done}, "squeeze": None}}
+    decision = decided(guest("a", stale=0.3), guest("b"), carry=carry)
+    assert sizes(decision) == [size, 800]
+    if size == 600:
+        assert decision.guests[0].reason.startswith("squeezed again: 30% of its accesses")
+        assert Purges(decision.carry).done["a"].times == times + 1
 
 
 @pytest.mark.parametrize(
@@ -126,7 +146,7 @@ def test_a_guest_in_danger_gets_its_memory_back_and_the_squeeze_is_over():
     assert sizes(decided(rescued, guest("b"), carry=kept.carry)) == [800, 800]
     purges = Purges(decided(rescued, guest("b"), carry=kept.carry).carry)
     assert purges.squeeze is None
-    assert "a" in purges.done
+    assert purges.done["a"].times == 3  # and never again
 
 
 def test_a_squeeze_that_the_limits_cut_short_is_still_given_back():
