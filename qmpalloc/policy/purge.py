@@ -56,11 +56,13 @@ class Done(Struct, frozen=True, kw_only=True):
     Attributes:
         accesses: Its accesses between that change and the last squeeze.
         missed: Its miss ratio then.
+        size_bytes: Its size then.
         times: Squeezes so far.
     """
 
     accesses: int
     missed: float
+    size_bytes: int
     times: int = 1
 
 
@@ -125,9 +127,11 @@ class Purges:
         done, curve = self.done.get(guest.name), guest.curve
         if done is None:
             return True
-        if curve is None or curve.measured is None or done.times >= _MOST_TIMES:
+        # With more memory it misses less for that.
+        if curve is None or curve.measured is None or guest.target_bytes > done.size_bytes:
             return False
-        return curve.steady_accesses >= 2 * done.accesses and curve.measured <= done.missed - _HELPED
+        helped = curve.measured <= done.missed - _HELPED
+        return helped and curve.steady_accesses >= 2 * done.accesses and done.times < _MOST_TIMES
 
     def _begin(self, snapshot: Snapshot, guest: GuestSnapshot, low_bytes: int, horizon_s: float) -> Decision:
         assert guest.curve is not None
@@ -135,6 +139,7 @@ class Purges:
         self.done[guest.name] = Done(
             accesses=guest.curve.steady_accesses,
             missed=_missed(guest),
+            size_bytes=guest.target_bytes,
             times=1 if before is None else before.times + 1,
         )
         # What is squeezed out first is what is read now, or the rest would not have been kept.

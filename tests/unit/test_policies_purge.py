@@ -81,24 +81,25 @@ def test_who_missed_less_with_more_memory_is_not_squeezed_but_given_back():
 
 
 def test_once_for_each_change_of_the_load():
-    carry = {"purges": {"done": {"a": {"accesses": 600_000, "missed": 0.9}}, "squeeze": None}}
+    carry = {"purges": {"done": {"a": {"accesses": 600_000, "missed": 0.9, "size_bytes": 800 * MIB}}, "squeeze": None}}
     assert sizes(decided(guest("a", stale=0.3), guest("b"), carry=carry)) == [800, 800]
     again = decided(guest("a", stale=0.3, steady=400_000), guest("b"), carry=carry)
     assert sizes(again) == [600, 800]
 
 
 @pytest.mark.parametrize(
-    ("accesses", "missed", "times", "size"),
+    ("accesses", "missed", "then", "times", "size"),
     [
-        (500_000, 0.75, 1, 600),  # it misses .7 of 1,000,000 accesses now
-        (500_001, 0.75, 1, 800),
-        (500_000, 0.74, 1, 800),
-        (500_000, 0.75, 2, 600),
-        (500_000, 0.75, 3, 800),
+        (500_000, 0.75, 800, 1, 600),  # it misses .7 of 1,000,000 accesses now
+        (500_001, 0.75, 800, 1, 800),
+        (500_000, 0.74, 800, 1, 800),
+        (500_000, 0.75, 799, 1, 800),
+        (500_000, 0.75, 800, 2, 600),
+        (500_000, 0.75, 800, 3, 800),
     ],
 )
-def test_again_if_it_helped_and_the_load_has_lasted_as_long_again(accesses, missed, times, size):
-    done = {"accesses": accesses, "missed": missed, "times": times}
+def test_again_if_it_helped_and_the_load_has_lasted_as_long_again(accesses, missed, then, times, size):
+    done = {"accesses": accesses, "missed": missed, "size_bytes": then * MIB, "times": times}
     carry = {"purges": {"done": {"a": done}, "squeeze": None}}
     decision = decided(guest("a", stale=0.3), guest("b"), carry=carry)
     assert sizes(decision) == [size, 800]
