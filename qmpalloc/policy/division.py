@@ -119,7 +119,8 @@ def divide(candidates: Sequence[Candidate], room: int, objective: Objective) -> 
             least, most = ranges[name]
             least, most = max(least, sizes[name] - step), min(most, sizes[name] + step)
             # With the present size on the grid, what improves nothing stays where it is to the byte.
-            ranges[name] = (least + (target - least) % fine if least <= target <= most else least, most)
+            aligned = least + (target - least) % fine if least <= target <= most else least
+            ranges[name] = (aligned if aligned <= sizes[name] else least, most)
         sizes, step = _best_within(candidates, ranges, room, fine, objective), fine
         left = room - sum(sizes.values())
         for candidate in candidates:

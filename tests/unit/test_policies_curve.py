@@ -13,6 +13,8 @@ from qmpalloc.curves.value import Load
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import UNMEASURED, GuestState, Limiter
 from qmpalloc.policy import load
+from qmpalloc.policy.bounds import accesses_per_s
+from qmpalloc.policy.division import Candidate, divide
 from qmpalloc.policy.moves import change_text
 from qmpalloc.policy.reversals import Reversals
 from qmpalloc.rules.limits import apply_limits
@@ -378,6 +380,44 @@ def test_a_small_guest_beside_large_ones_gets_the_little_it_needs(total):
             needed = 400 + lacks - 16 + min(16, (cap - floor) // 8)  # with the margin
             assert needed <= sizes[2] <= needed + 8
             assert 0 <= 2 * half + 400 - sum(sizes) < 8
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 4_000), st.integers(0, 9_000), st.floats(0, 1), st.floats(0, 1)),
+        min_size=1, max_size=6,
+    ),
+    st.integers(0, 3_000),
+)  # fmt: skip
+def test_large_budgets_hold_however_tight(specs, spare):
+    """Where the split is refined, as well: floors that fill the budget leave nothing to align grids with."""
+    guests = []
+    for number, (floor, range_mib, place, drop) in enumerate(specs):
+        size = floor + int(place * range_mib)
+        curve = line((1, 1.0), (floor + 1 + range_mib // 2, 1.0), (floor + 2 + range_mib, 1.0 - drop))
+        rate = 1 + number * 5_000
+        guests.append(guest(f"g{number}", curve, size=size, floor=floor, cap=floor + range_mib, rate=rate))
+    assert_divided(guests, spare)
+
+
+def test_guests_at_their_floors_leave_nothing_to_align_grids_with():
+    donors = [guest(f"g{number}", FLAT, size=103, floor=100, rate=1_000) for number in range(15)]
+    sizes = assert_divided([*donors, guest("r", line((100, 1.0), (9_000, 0.0)), size=100, floor=100, cap=9_000)], 3_000)
+    assert sizes["r"] > 3_000 * MIB
+
+
+def assert_divided(guests, spare_mib):
+    """Divide what the floors leave and check what must hold."""
+    candidates = [
+        Candidate(guest=one, curve=one.curve, load=Load(accesses_per_s=accesses_per_s(one), miss_ratio=0.5))
+        for one in guests
+    ]
+    room = sum(one.floor_bytes for one in guests) + spare_mib * MIB
+    sizes = divide(candidates, room, "hits")
+    assert sum(sizes.values()) <= room
+    for one in guests:
+        assert one.floor_bytes <= sizes[one.name] <= one.cap_bytes
+    return sizes
 
 
 def test_a_small_guest_does_not_hold_up_large_ones():
