@@ -51,6 +51,10 @@ UNMEASURED = "no miss ratio measured at this size yet"
 """A curve's weakness that passes by itself, when its guest's size has not changed for a while."""
 
 
+ROUNDING_BYTES = 8 * MIB
+"""What a policy gives or takes beside its moves, but less than this, is the rounding of its steps: not told."""
+
+
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
     """A guest's miss-ratio curve as it is thought to be now.
 
@@ -297,8 +301,8 @@ def changes_text(snapshot: Snapshot, decisions: Sequence[GuestDecision]) -> str:
         got = sum(move.size_bytes for move in moves if move.receiver == guest.name)
         gave = sum(move.size_bytes for move in moves if move.donor == guest.name)
         left = decision.target_bytes - guest.target_bytes - got + gave
-        if left >= MIB:
+        if left >= ROUNDING_BYTES:
             parts.append(f"free → {guest.name} {format_size(left)}")
-        elif left <= -MIB:
+        elif left <= -ROUNDING_BYTES:
             parts.append(f"{guest.name} → free {format_size(-left)}")
     return "; ".join(parts) or "nothing moves"

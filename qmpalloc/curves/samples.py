@@ -216,7 +216,9 @@ class SampleIntake:
                 # Not one that came late: the machine was set back (loadvm), and goes on from there.
                 self._last = batch
                 return Window(keys=accessed[:0], accesses=0, events=0, lost=0, shift=batch.shift, restarted=True)
-            raise SampleError(SampleFault.BACKWARDS, "the samples or a counter of theirs went back")
+            if batch.first < last.first or batch.next < last.next:
+                raise SampleError(SampleFault.BACKWARDS, "the samples are older than those before")
+            raise SampleError(SampleFault.BACKWARDS, "a counter of the samples went back")
         seen = max(0, last.next - batch.first)
         if seen and batch.shift != last.shift:
             raise SampleError(SampleFault.ABSURD, "samples that were read before have another rate now")

@@ -66,7 +66,7 @@ def _explain(path: str, error: OSError) -> UnreachableError:
         case errno.ENOENT:
             return UnreachableError(f"{path}: no such socket", address=path, absent=True)
         case errno.ENOTDIR:
-            return UnreachableError(f"{path}: no such socket, a part of its path is a file", address=path, absent=True)
+            return UnreachableError(f"{path}: no such socket, a part of its path is a file", address=path)
         case errno.ECONNREFUSED if _is_something_else(path):
             return UnreachableError(f"{path}: is not a socket", address=path, absent=True)
         case errno.ECONNREFUSED:
