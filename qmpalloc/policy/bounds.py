@@ -13,6 +13,8 @@ _HITS_NOTHING = 0.95
 number, but perhaps because it is starved: then it goes slower for it, and learns its curve the slower."""
 
 
+_OTHERS_COUNT = 2.0
+
 _UNCOUNTED_SHARE, _UNCOUNTED_LEAST, _UNCOUNTED_PER_S = 0.3, 0.01, 25.0
 """Pages brought in by other means than reads, of all that were brought in, of all accesses, and per second, above which
 a guest is thought to need its cache for what nobody counts."""
@@ -21,6 +23,15 @@ a guest is thought to need its cache for what nobody counts."""
 def accesses_per_s(guest: GuestSnapshot) -> float:
     """Return the guest's accesses per second; 0 when they are not known."""
     return max(0, (guest.hits or 0) + (guest.misses or 0)) / guest.interval_s if guest.interval_s else 0.0
+
+
+def counted_per_s(changed: float, everyone: float) -> float:
+    """Return the accesses per second of which a move must gain a share, so that it is worth the trouble.
+
+    Those of all guests, for each is disturbed in some way; but at most twice those of the guests that change: one that
+    reads a million pages a second, or claims to, says nothing about what two others gain.
+    """
+    return min(everyone, _OTHERS_COUNT * changed)
 
 
 def missed_anyway(guest: GuestSnapshot) -> float:

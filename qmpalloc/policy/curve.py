@@ -13,7 +13,7 @@ from qmpalloc.config import Duration, Size
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, missed_anyway, unconfirmed, uncounted
+from qmpalloc.policy.bounds import accesses_per_s, counted_per_s, losable_per_s, missed_anyway, unconfirmed, uncounted
 from qmpalloc.policy.division import Candidate, divide, free_bytes, room_bytes, take_slowly
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.measured import Measured
@@ -58,9 +58,9 @@ class CurvePolicy:
             objective: ``hits``: most hits per second. ``misses``: fewest misses per second. ``fair``: largest sum of
                 weight times the logarithm of each guest's speed.
             margin: Memory given to a guest but not credited: a curve's cliffs are not known to the page.
-            least_gain: A move must improve the objective by this share of the accesses of those whose sizes change
-                (``fair``: of their weights); by as much more for each time that moves of theirs were taken back since
-                their loads changed.
+            least_gain: A move must improve the objective by this share of all accesses (``fair``: of all weights), but
+                of no more than twice those of the guests whose sizes change; by as much more for each time that moves
+                of theirs were taken back since their loads changed.
             horizon: How long a split is thought to last at least; a load that has been the same for longer is thought
                 to stay so for as long again. Growth pays only from when the memory has been filled, by the misses of
                 the guest that got it.
@@ -218,9 +218,12 @@ class CurvePolicy:
                 noise += ((then - now) * candidate.curve.noise) ** 2 / abs(float(ratios[0] - ratios[1]))
         if all(wanted[candidate.guest.name] == candidate.guest.target_bytes for candidate in candidates):
             return "the split is the best"
-        # Of those alone that change: how much another reads says nothing about what these gain.
-        changed = [one for one in candidates if wanted[one.guest.name] != one.guest.target_bytes]
-        total = sum(c.load.weight * (1.0 if objective == "fair" else c.load.accesses_per_s) for c in changed)
+        counts = {
+            one.guest.name: one.load.weight * (1.0 if objective == "fair" else one.load.accesses_per_s)
+            for one in candidates
+        }
+        changed = sum(counts[one.guest.name] for one in candidates if wanted[one.guest.name] != one.guest.target_bytes)
+        total = counted_per_s(changed, sum(counts.values()))
         needed = max(factor * self.settings.least_gain * total, 2.0 * noise**0.5)
         unit = "" if objective == "fair" else f" {objective}/s"
         if gain < needed or gain <= 0:

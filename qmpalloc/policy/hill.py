@@ -14,7 +14,7 @@ from msgspec import Struct
 from qmpalloc.config import Size
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, losable_per_s, unconfirmed, uncounted
+from qmpalloc.policy.bounds import accesses_per_s, counted_per_s, losable_per_s, unconfirmed, uncounted
 from qmpalloc.policy.division import free_bytes
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
 
@@ -33,7 +33,8 @@ class HillPolicy:
         Attributes:
             step: Bytes moved in a decision.
             ratio: The gain must be this many times the loss, so that the climb comes to rest.
-            least_gain: What a step gains, less what it costs, must be this share of the two guests' accesses.
+            least_gain: What a step gains, less what it costs, must be this share of all accesses, but of no
+                more than twice those of the two guests.
         """
 
         step: Size = Size(16 * MIB)
@@ -87,7 +88,8 @@ class HillPolicy:
         reason = "no two guests to move between"
         if best is not None:
             difference, donor, receiver = best
-            rate = sum(guest.weight * accesses_per_s(guest) for guest in (donor, receiver) if guest is not None)
+            changed = sum(guest.weight * accesses_per_s(guest) for guest in (donor, receiver) if guest is not None)
+            rate = counted_per_s(changed, sum(guest.weight * accesses_per_s(guest) for guest in known))
             if _gain(receiver, step) <= self.settings.ratio * _loss(donor, step):
                 reason = "no step gains more than it costs"
             elif difference * step / MIB < self.settings.least_gain * rate:
