@@ -95,8 +95,10 @@ class Program(click.Group):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a terminal without our signs shows others
         try:
-            result = invoke()
-            sys.stdout.flush()  # while what goes wrong can still be told
+            try:
+                result = invoke()
+            finally:
+                sys.stdout.flush()  # while what goes wrong can still be told
         except BaseException as error:
             _end(error, debug="--debug" in words[:1])
         sys.exit(result if isinstance(result, int) else 0)
@@ -111,12 +113,12 @@ def _end(error: BaseException, *, debug: bool) -> NoReturn:
         error.show()
         sys.exit(EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code)
     if isinstance(error, BrokenPipeError):
-        # Whoever read us has gone; say nothing, also not when Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read us has gone; say nothing.
+        _drop_output()
         sys.exit(EXIT_FAILED)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
         # Not one of our files, whose errors are told where they are written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         show_error(HostError(f"standard output cannot be written: {error.strerror}"))
         sys.exit(EXIT_FAILED)
     if debug or not all(isinstance(leaf, QmpallocError) for leaf in leaves):
@@ -125,6 +127,11 @@ def _end(error: BaseException, *, debug: bool) -> NoReturn:
         assert isinstance(leaf, QmpallocError)
         show_error(leaf)
     sys.exit(EXIT_USAGE if any(isinstance(leaf, ConfigError) for leaf in leaves) else EXIT_FAILED)
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere, so that Python does not fail when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leaves(error: BaseException) -> Sequence[BaseException]:
