@@ -302,15 +302,19 @@ def test_what_curves_chose_is_not_climbed_away_from_while_the_new_sizes_are_not_
     assert targets(then(*changed)) == [484, 516]
 
 
+def swinging(turn, size):
+    """Two guests whose curves take turns: each is right for a while, as miss ratios of a kernel that ages in rounds."""
+    up, down = (0.06, 0.14) if turn % 2 else (0.14, 0.06)
+    return [
+        guest("a", line((100, 0.5 + up), (2000, 0.5 - up), steady=10**8 + turn), size=size),
+        guest("b", line((100, 0.5 + down), (2000, 0.5 - down), steady=10**8 + turn), size=1000 - size),
+    ]
+
+
 def test_moves_to_and_fro_under_steady_loads_must_gain_more_each_time():
-    """Two curves that take turns: each is right for a while, as the miss ratios of a kernel that ages in rounds are."""
     policy, carry, moves, size = load("curve", {"margin": "0B"}), None, [], 500
     for turn in range(40):
-        up, down = (0.06, 0.14) if turn % 2 else (0.14, 0.06)
-        pair = [
-            guest("a", line((100, 0.5 + up), (2000, 0.5 - up), steady=10**8 + turn), size=size),
-            guest("b", line((100, 0.5 + down), (2000, 0.5 - down), steady=10**8 + turn), size=1000 - size),
-        ]
+        pair = swinging(turn, size)
         decision = policy.decide(snapshot(*pair, carry=carry))
         carry = json.loads(json.dumps(decision.carry))
         moves.append(bool(decision.moves))
@@ -339,13 +343,9 @@ def test_moves_to_and_fro_under_steady_loads_must_gain_more_each_time():
 def test_a_third_guest_whose_load_changes_often_does_not_keep_two_swinging(changes_every):
     policy, carry, moves, size = load("curve", {"margin": "0B"}), None, [], 500
     for turn in range(100):
-        up, down = (0.06, 0.14) if turn % 2 else (0.14, 0.06)
-        three = [
-            guest("a", line((100, 0.5 + up), (2000, 0.5 - up), steady=10**8 + turn), size=size),
-            guest("b", line((100, 0.5 + down), (2000, 0.5 - down), steady=10**8 + turn), size=1000 - size),
-            guest("c", line((100, 0.0), (2000, 0.0), steady=1 + turn % changes_every), size=300, floor=300, cap=300),
-        ]
-        decision = policy.decide(snapshot(*three, carry=carry))
+        changed = line((100, 0.0), (2000, 0.0), steady=1 + turn % changes_every)
+        third = guest("c", changed, size=300, floor=300, cap=300)
+        decision = policy.decide(snapshot(*swinging(turn, size), third, carry=carry))
         carry = json.loads(json.dumps(decision.carry))
         moves.append(bool(decision.moves))
         size = targets(decision)[0]
