@@ -134,7 +134,7 @@ def _give_back(
         _with(
             final,
             final.target_bytes + int(size * share),
-            refusing[0][1].limiter,
+            Limiter.GATE,  # not the receiver's: this one is not in danger, and may have to give to who is
             f"keeps {format_size(int(size * share))} that {names} cannot take now",
         )
         if size

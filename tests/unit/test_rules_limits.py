@@ -78,17 +78,22 @@ def test_donors_keep_what_its_receiver_cannot_take():
         (guest("b"), {"b": "OOM"}, Limiter.DANGER),
     ):
         result = limited([guest("a"), receiver], [900, 1100], budget=2000, dangers=dangers)
-        assert result == [(1000, limiter), (1000, limiter)]
+        assert result == [(1000, Limiter.GATE), (1000, limiter)]
     # Others still get their share, in proportion.
     three = [guest("a", 1500), stuck, guest("c"), guest("d", 1200)]
     assert limited(three, [1400, 1100, 1100, 1100], budget=4700) == [
-        (1450, Limiter.STUCK),
+        (1450, Limiter.GATE),
         (1000, Limiter.STUCK),
         (1100, Limiter.POLICY),
-        (1150, Limiter.STUCK),
+        (1150, Limiter.GATE),
+    ]
+    # Who keeps it is not in danger for that, and gives what the one in danger needs, above its own baseline.
+    assert limited([guest("a", 1900), guest("b", 100)], [1600, 1200], budget=2000, dangers={"b": "OOM"}) == [
+        (1000, Limiter.BUDGET),
+        (1000, Limiter.DANGER),
     ]
     # What is given up for the budget is given up all the same.
-    assert limited([guest("a", 1500), stuck], [1250, 1050], budget=2300)[0] == (1300, Limiter.STUCK)
+    assert limited([guest("a", 1500), stuck], [1250, 1050], budget=2300)[0] == (1300, Limiter.GATE)
     assert limited([guest("a", 1500), stuck], [1200, 1000], budget=2300)[0] == (1200, Limiter.POLICY)
 
 
