@@ -13,6 +13,8 @@ VERSION = 1
 DIRECTORY = "/run/qmpalloc"
 NAME = "counters.json"
 _ERROR_MAX_CHARS = 400
+_MOUNTS_EVERY = 60
+"""Files between two looks at what is mounted."""
 _KERNEL_MAX_CHARS = 64
 
 
@@ -64,6 +66,8 @@ class Series:
         self.boot_id = (procfs.read("/proc/sys/kernel/random/boot_id") or "").strip()
         self._kernel = printable(os.uname().release, _KERNEL_MAX_CHARS)
         self._page_size = os.sysconf("SC_PAGE_SIZE")
+        self._tmpfs: list[str] = []
+        self._mounts_due = sequence
 
     def render(self, counters: dict[str, int] | None = None, error: str | None = None) -> bytes:
         """Return the content of the next file.
@@ -92,7 +96,7 @@ class Series:
             "page_size": self._page_size,
             "lru": procfs.lru_flavour(procfs.read("/sys/kernel/mm/lru_gen/enabled")),
             "counters": counters or {},
-            "memory_bytes": procfs.memory_bytes(procfs.read("/proc/meminfo")),
+            "memory_bytes": self._memory_bytes(),
             "swap_pages": swap,
             "psi_memory": procfs.psi_memory(procfs.read("/proc/pressure/memory")),
             "collector": collector,
@@ -106,6 +110,15 @@ class Series:
             content["error"] = printable(error, _ERROR_MAX_CHARS)
         self.sequence += 1
         return to_json(content).encode() + b"\n"
+
+    def _memory_bytes(self) -> dict[str, int]:
+        facts = procfs.memory_bytes(procfs.read("/proc/meminfo"))
+        if self.sequence >= self._mounts_due:
+            self._tmpfs = procfs.tmpfs_paths(procfs.read("/proc/self/mounts"))
+            self._mounts_due = self.sequence + _MOUNTS_EVERY
+        if self._tmpfs:
+            facts["tmpfs"] = procfs.used_bytes(self._tmpfs)
+        return facts
 
 
 class CountersFile:

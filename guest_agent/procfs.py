@@ -12,6 +12,7 @@ _MEMINFO = {
     "MemAvailable": "available",
     "Active(file)": "active_file",
     "Inactive(file)": "inactive_file",
+    "Mapped": "mapped",
     "AnonPages": "anon",
     "Shmem": "shmem",
     "SUnreclaim": "slab_unreclaimable",
@@ -47,6 +48,26 @@ def memory_bytes(meminfo: str | None) -> dict[str, int]:
         if name in _MEMINFO and len(words) == 2 and words[1] == "kB" and words[0].isdigit():
             facts[_MEMINFO[name]] = int(words[0]) * 1024
     return facts
+
+
+def tmpfs_paths(mounts: str | None) -> list[str]:
+    """Return where tmpfs are mounted, from ``/proc/self/mounts``."""
+    lines = [line.split(" ") for line in (mounts or "").splitlines()]
+    paths = [words[1] for words in lines if len(words) > 2 and words[2] == "tmpfs"]
+    # The kernel writes a blank, a tab, a line's end and a backslash in a path as three octal digits.
+    return [path.encode("ascii", "replace").decode("unicode_escape") if "\\" in path else path for path in paths]
+
+
+def used_bytes(paths: list[str]) -> int:
+    """Return how much is used on the file systems at these paths; one that is at several of them counts once."""
+    used: dict[int, int] = {}
+    for path in paths:
+        try:
+            facts, device = os.statvfs(path), os.stat(path).st_dev  # noqa: PTH116 (pathlib costs 1.5 MB of memory)
+        except OSError:
+            continue
+        used[device] = (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+    return sum(used.values())
 
 
 def vmstat(text: str | None) -> dict[str, int]:

@@ -123,7 +123,12 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         interval_s: Guest time that `hits` and `misses` cover, seconds; None when not known.
         refaults: Pages that had been evicted and came back, same interval.
         faults: Pages brought in by page faults (``mmap``, programs), same interval; their hits are not counted.
+        swap_ins: Pages read back from swap, same interval.
         memory: The guest's memory facts in its last sample.
+        in_use_bytes: The size below which it would lose memory of which nobody counts how it is used: what it cannot
+            give up, and the files that its programs map. All it has where it does not tell; 0 if there is no such
+            guest, as in a model.
+        rescue_bytes: The size it is to have while it is in danger; 0 when it is not.
         psi_some_avg10: Per cent of time that some task waited for memory, 10 s average.
         frozen: Why it can give nothing now whatever a policy decides (it was in danger, or its balloon does not move);
             empty when it can.
@@ -155,7 +160,10 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float | None = None
     refaults: int | None = None
     faults: int | None = None
+    swap_ins: int | None = None
     memory: Memory | None = None
+    in_use_bytes: int = 0
+    rescue_bytes: int = 0
     psi_some_avg10: float | None = None
     frozen: str = ""
     curve: Curve | None = None
@@ -173,6 +181,19 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     def decidable(self) -> bool:
         """True when the guest is fresh and its counts are known."""
         return self.state is GuestState.FRESH and self.hits is not None and self.misses is not None
+
+    @property
+    def accesses_per_s(self) -> float | None:
+        """Pages touched by reads per second; None when not known."""
+        if self.hits is None or self.misses is None or not self.interval_s:
+            return None
+        return max(0, self.hits + self.misses) / self.interval_s
+
+    @property
+    def page_ins_per_s(self) -> float | None:
+        """Pages per second brought in by reads, page faults and from swap, as far as known; None when none is."""
+        known = [max(0, count) for count in (self.misses, self.faults, self.swap_ins) if count is not None]
+        return sum(known) / self.interval_s if known and self.interval_s else None
 
     @property
     def undecidable(self) -> str:
@@ -215,6 +236,19 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
 
 
+class Promise(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy stands for when it takes memory from a guest. Whoever breaks it gets the memory back.
+
+    Attributes:
+        page_ins_per_s: Pages per second that the guest brings in at the new size, at most.
+        for_s: How long that must hold to be believed, seconds; None: for as long as the memory is away, as where a
+            guest is taken to be idle.
+    """
+
+    page_ins_per_s: float
+    for_s: float | None = None
+
+
 class GuestDecision(msgspec.Struct, frozen=True, kw_only=True):
     """What a decision means for one guest.
 
@@ -224,6 +258,7 @@ class GuestDecision(msgspec.Struct, frozen=True, kw_only=True):
         reason: One short clause for people: why this target.
         limiter: What determined it.
         terms: The policy's own numbers, for example ``{"e": 12.5}``; shown and recorded as they are.
+        promise: What a smaller size costs it at most; None promises nothing, and then nothing is taken back.
     """
 
     name: str
@@ -231,6 +266,7 @@ class GuestDecision(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     limiter: Limiter = Limiter.NONE
     terms: dict[str, float] = {}
+    promise: Promise | None = None
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,15 +54,19 @@ class Counters(Struct, frozen=True, kw_only=True):
 
 
 class Memory(Struct, frozen=True, kw_only=True):
-    """``/proc/meminfo`` of the guest, in bytes."""
+    """What ``/proc/meminfo`` and the mounted tmpfs of the guest tell, in bytes."""
 
     total: Bytes | None = None
     free: Bytes | None = None
     available: Bytes | None = None
     active_file: Bytes | None = None
     inactive_file: Bytes | None = None
+    mapped: Bytes | None = None
+    """Pages of files that some process maps: they are cache, and used without any read. Mapped `shmem` included."""
     anon: Bytes | None = None
     shmem: Bytes | None = None
+    tmpfs: Bytes | None = None
+    """Used on mounted tmpfs: a part of `shmem`."""
     slab_unreclaimable: Bytes | None = None
     kernel_stack: Bytes | None = None
     page_tables: Bytes | None = None
@@ -80,6 +84,19 @@ class Memory(Struct, frozen=True, kw_only=True):
         parts = (self.anon, self.shmem, self.slab_unreclaimable, self.kernel_stack, self.page_tables)
         known = [part for part in parts if part is not None]
         return sum(known) if len(known) == len(parts) else None
+
+    @property
+    def in_use_bytes(self) -> int | None:
+        """Bytes the guest cannot give up, or of files that its programs map; None if that is not known.
+
+        Shared memory is in `shmem` already. What of it lies on no tmpfs is there only to be mapped; of what lies on one
+        nobody knows, and it counts twice: too much keeps a guest's memory, too little robs it.
+        """
+        unreclaimable = self.unreclaimable_bytes
+        if unreclaimable is None or self.mapped is None or self.shmem is None:
+            return None
+        shared = 0 if self.tmpfs is None else max(0, self.shmem - self.tmpfs)
+        return unreclaimable + max(0, self.mapped - shared)
 
 
 class SwapPages(Struct, frozen=True, kw_only=True, rename={"in_": "in"}):
@@ -138,6 +155,8 @@ class Delta(Struct, frozen=True, kw_only=True):
         interval_s: Guest time between the samples, seconds.
         accesses: Pages touched by buffered reads.
         misses: Pages the kernel had to bring in for reads, read-ahead included.
+        inserts_fault: Pages brought in for page faults of mapped files.
+        swap_ins: Pages read back from swap.
         hits: `accesses` minus `misses`. It can be slightly negative in one interval, when read-ahead has brought in
             pages that are only accessed in the next; sums over time are exact, which clamping to 0 would spoil.
     """
@@ -149,6 +168,7 @@ class Delta(Struct, frozen=True, kw_only=True):
     inserts_write: int | None = None
     evictions: int | None = None
     refaults: int | None = None
+    swap_ins: int | None = None
     events_lost: int | None = None
 
     @property
@@ -277,8 +297,9 @@ def difference(earlier: Sample, later: Sample) -> Delta:
         raise SampleError(SampleFault.BACKWARDS, "the sequence or the clock of the counters file went back")
     interval_s = (later.monotonic_ns - earlier.monotonic_ns) / 1e9
 
-    def change(field: str) -> int | None:
-        before, after = getattr(earlier.counters, field), getattr(later.counters, field)
+    def change(field: str, before: int | None = None, after: int | None = None) -> int | None:
+        if before is None and after is None:
+            before, after = getattr(earlier.counters, field, None), getattr(later.counters, field, None)
         if before is None or after is None:
             return None
         if after < before:
@@ -295,5 +316,6 @@ def difference(earlier: Sample, later: Sample) -> Delta:
         inserts_write=change("inserts_write"),
         evictions=change("evictions"),
         refaults=change("refaults"),
+        swap_ins=change("swap in", earlier.swap_pages.in_, later.swap_pages.in_),
         events_lost=change("events_lost"),
     )

@@ -21,7 +21,7 @@ from qmpalloc.rules.limits import apply_limits
 from qmpalloc.text import printable
 
 ReadHost = Callable[[], HostMemory | None]
-DANGER_HINT = "it gets its baseline and gives nothing for a minute"
+DANGER_HINT = "it gets its baseline, or what it needs if that is more, and gives nothing for a minute"
 SLOW_S = 1.0
 """A policy that takes longer is told: until it returns nobody reads answers, and no danger is noticed."""
 
@@ -57,7 +57,7 @@ class Decider:
         self._guard = HostGuard()
         self._emergency: Emergency | None = None
         self._carry: Any = None
-        self._rescued: frozenset[str] = frozenset()
+        self._rescued: dict[str, int] = {}
 
     def snapshot(self) -> Snapshot:
         """Return what a policy would see now."""
@@ -77,16 +77,24 @@ class Decider:
         return self._take(self._ask_policy)
 
     def rescue(self) -> Decision | None:
-        """Answer danger and loss that are new, at once: a decision that holds all others. None when there is none."""
+        """Answer danger and loss that are new, or that have grown, at once: a decision that holds all others.
+
+        None when there is nothing new.
+        """
         now_s = self._journal.now_s()
         dangers = self._dangers()
         lost = {guest.name for guest in self._guests if guest.state(now_s) is GuestState.LOST}
-        in_need = frozenset(
-            guest.name for guest in self._guests if guest.link is Link.UP and guest.name in dangers.keys() | lost
+        before, self._rescued = (
+            self._rescued,
+            {
+                guest.name: guest.rescue_bytes(now_s)
+                for guest in self._guests
+                if guest.link is Link.UP and guest.name in dangers.keys() | lost
+            },
         )
-        news, self._rescued = in_need - self._rescued, in_need
-        for name in sorted(news & dangers.keys()):
+        for name in sorted(self._rescued.keys() & dangers.keys() - before.keys()):
             self._journal.fault(name, "danger", dangers[name], DANGER_HINT, again=True)
+        news = {name for name, size_bytes in self._rescued.items() if size_bytes > before.get(name, -1)}
         if not news:
             return None
         why = f"at once, for {', '.join(sorted(news))}"

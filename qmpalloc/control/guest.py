@@ -12,7 +12,7 @@ from qmpalloc.curves.effort import Effort
 from qmpalloc.curves.observer import CurveObserver
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.model import GuestSnapshot, GuestState
-from qmpalloc.rules.danger import FREEZE_S, Level, find_danger, find_stalls
+from qmpalloc.rules.danger import FREEZE_S, Level, find_danger, find_stalls, needed_bytes
 from qmpalloc.rules.ledger import Account
 from qmpalloc.rules.obedience import Obedience
 from qmpalloc.sample import Accepted, Delta, Sample, SampleTracker, difference
@@ -112,6 +112,7 @@ class Guest:
         self._stats: tuple[int, int, int] | None = None
         self._danger = ""
         self._danger_until_s = -math.inf
+        self._decided_bytes = self._rescue_bytes = 0
 
     @property
     def name(self) -> str:
@@ -247,6 +248,7 @@ class Guest:
         if actual_bytes > max(before, entitled_bytes) + GREW_BYTES:
             grown = format_size(actual_bytes - self.target_bytes)
             self._endanger(f"danger: took {grown} back by itself (deflate-on-oom)", now_s)
+            self._rescue_bytes = max(self._rescue_bytes, actual_bytes)
         return actual_bytes != before
 
     def observed(self, actual_bytes: int) -> bool:
@@ -305,7 +307,12 @@ class Guest:
 
     def achieved_bytes(self) -> int:
         """Return the target that admits what a stuck balloon has achieved; never a new one below the floor."""
-        return max(align_down(self.actual_bytes), min(self.target_bytes, self.floor_bytes))
+        return min(max(align_down(self.actual_bytes), min(self.target_bytes, self.floor_bytes)), self._most_bytes)
+
+    @property
+    def _most_bytes(self) -> int:
+        """The most that may be asked for: the cap, or what it has been given above it, as when the cap was lowered."""
+        return max(self.cap_bytes, self.target_bytes)
 
     @property
     def cap_bytes(self) -> int:
@@ -324,6 +331,14 @@ class Guest:
     def baseline_bytes(self) -> int:
         """The size it is returned to: the configured baseline, or its floor if that is higher. In whole pages."""
         return max(align_down(min(self.config.baseline, self.cap_bytes)), self.floor_bytes)
+
+    @property
+    def in_use_bytes(self) -> int:
+        """The size below which it loses what it cannot give up, or files that its programs map; all, if not told."""
+        memory = self.sample.memory_bytes if self.sample else None
+        if memory is None or memory.in_use_bytes is None:
+            return max(self.target_bytes, self.actual_bytes)
+        return self._gap_bytes + memory.in_use_bytes + self._control.reserve
 
     def learn_need(self, sample: Sample) -> None:
         """Remember what the guest cannot give up, also for the time when it tells no more.
@@ -373,6 +388,8 @@ class Guest:
         danger = find_danger(earlier, sample, self.actual_bytes, self._thrash, self._waits)
         if danger:
             self._endanger(danger, now_s)
+        # As soon as it has memory to spare again it needs no more than that.
+        self._rescue_bytes = needed_bytes(sample, self.actual_bytes, short=bool(danger))
         return accepted
 
     def take_stats(self, last_update: int, alloc_stalls: int, oom_kills: int, now_s: float) -> None:
@@ -414,7 +431,20 @@ class Guest:
         """Return why the guest may not give memory now, or None."""
         return self._danger if now_s < self._danger_until_s else None
 
+    def rescue_bytes(self, now_s: float) -> int:
+        """Return the size it is to have while it is in danger, 0 when it is not.
+
+        Its baseline, what had been decided before, or what it needs, whichever is most; no more than its cap. What it
+        got beyond that is asked back as soon as it is free.
+        """
+        if self.danger(now_s) is None:
+            return 0
+        wanted = max(self.baseline_bytes, self._decided_bytes, align_down(self._rescue_bytes))
+        return min(wanted, self._most_bytes)
+
     def _endanger(self, why: str, now_s: float) -> None:
+        if self.danger(now_s) is None:
+            self._decided_bytes = self.desired_bytes
         self._danger, self._danger_until_s = why, now_s + FREEZE_S
 
     # --- state ------------------------------------------------------------------------------------------------------
@@ -457,7 +487,10 @@ class Guest:
             interval_s=delta.interval_s if delta else None,
             refaults=delta.refaults if delta else None,
             faults=delta.inserts_fault if delta else None,
+            swap_ins=delta.swap_ins if delta else None,
             memory=self.sample.memory_bytes if self.sample else None,
+            in_use_bytes=self.in_use_bytes,
+            rescue_bytes=self.rescue_bytes(now_s),
             psi_some_avg10=self.sample.psi_memory.some_avg10 if self.sample else None,
             frozen=self.danger(now_s) or self.obedience.stuck(now_s),
             curve=known.curve,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qmpalloc.curves.split import best_split
 from qmpalloc.curves.value import Load, Objective, Values
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
-from qmpalloc.rules.limits import TAKE_MIN_BYTES, TAKE_SHARE
+from qmpalloc.rules.step import lowest_bytes
 from qmpalloc.units import MIB, PAGE_BYTES, align_down
 
 UNITS_MAX = 512
@@ -179,14 +179,12 @@ def _settled(
 def take_slowly(candidates: Sequence[Candidate], wanted: Mapping[str, int], room: int) -> dict[str, int]:
     """Return the sizes after one step towards `wanted`: no guest loses more than the limit, receivers share the rest.
 
-    The limit is that of `qmpalloc.rules.limits`, applied here so that the growth fits what is really given up.
+    The limit is that of `qmpalloc.rules.step`, applied here so that the growth fits what is really given up.
     """
     sizes, growth = {}, {}
     for candidate in candidates:
         guest = candidate.guest
-        now = max(guest.target_bytes, guest.actual_bytes)
-        least = now - max(TAKE_MIN_BYTES, int(now * TAKE_SHARE))
-        size = min(guest.target_bytes, max(wanted[guest.name], least))
+        size = min(guest.target_bytes, max(wanted[guest.name], lowest_bytes(guest)))
         sizes[guest.name] = -align_down(-size)
         growth[guest.name] = max(0, wanted[guest.name] - guest.target_bytes)
     left = max(0, room - sum(sizes.values()))

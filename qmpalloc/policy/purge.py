@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
 from qmpalloc.policy.bounds import accesses_per_s
-from qmpalloc.rules.limits import TAKE_MIN_BYTES, TAKE_SHARE
+from qmpalloc.rules.step import take_step
 from qmpalloc.units import PAGE_BYTES, align_down
 
 _STALE_LEAST = 0.15
@@ -211,7 +211,7 @@ def _low_bytes(guest: GuestSnapshot) -> int | None:
     if not fit or guest.curve is None or guest.curve.stale < _STALE_LEAST:
         return None
     now = guest.target_bytes
-    low = -align_down(-max(guest.floor_bytes, now - max(TAKE_MIN_BYTES, int(now * TAKE_SHARE))))
+    low = -align_down(-max(guest.floor_bytes, now - take_step(now)))
     # What is read now goes first: the rest is only reached if there is not much more of that than is squeezed out.
     unused = max(guest.curve.unread_bytes, guest.curve.unused_bytes)
     reached = unused + now - low >= (guest.curve.cached_bytes or 0) / 2

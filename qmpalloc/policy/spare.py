@@ -35,7 +35,7 @@ from qmpalloc.policy.bounds import (
 from qmpalloc.policy.division import Candidate
 from qmpalloc.policy.moves import change_text
 from qmpalloc.policy.quiet import Quiet
-from qmpalloc.rules.limits import TAKE_MIN_BYTES, TAKE_SHARE
+from qmpalloc.rules.step import lowest_bytes, take_step
 from qmpalloc.units import MIB, align_down, format_count
 
 _LITTLE, _HITS_ALL = 0.02, 0.05
@@ -89,7 +89,7 @@ def with_more_than_needed(candidate: Candidate, least_gain: float) -> Donor | No
         least_gain: Share of its accesses of which the hits do not count, reads that get slower included.
     """
     guest = candidate.guest
-    least = max(guest.floor_bytes, guest.target_bytes - _most_taken(guest))
+    least = max(guest.floor_bytes, lowest_bytes(guest))
     sizes = np.arange(least, guest.target_bytes, _STEP_BYTES, dtype=float)
     if not len(sizes):
         return None
@@ -169,14 +169,14 @@ def give_spare(
     if lacks < least_gain * _accesses_per_s([taker, *(donor.guest for donor in donors)]):
         return None
     left = taker.cap_bytes - taker.target_bytes
-    free = align_down(min(left, unused_bytes, _step_bytes(taker)))
+    free = align_down(min(left, unused_bytes, take_step(taker.target_bytes)))
     if free >= _BEYOND_LEAST_BYTES:
         return _decision(snapshot, {taker.name: taker.target_bytes + free}, {})
     targets, giving, lost = {taker.name: taker.target_bytes}, {}, 0.0
     for donor in sorted(donors, key=_loses_per_s):
         guest = donor.guest
         lost += donor.loses_per_s
-        least = max(guest.floor_bytes, donor.least_bytes, guest.target_bytes - _most_taken(guest))
+        least = max(guest.floor_bytes, donor.least_bytes, lowest_bytes(guest))
         given = align_down(min(left, max(0, guest.target_bytes + align_down(-least))))
         if given and lost <= _LOSS_MOST * lacks:
             giving[guest.name] = donor
@@ -197,15 +197,6 @@ def _decision(snapshot: Snapshot, targets: Mapping[str, int], giving: Mapping[st
 
 def _loses_per_s(donor: Donor) -> float:
     return donor.loses_per_s
-
-
-def _most_taken(guest: GuestSnapshot) -> int:
-    """Return how far below its target a guest may go at once: a step, less what it has still to give of one before."""
-    return max(0, guest.target_bytes - max(guest.target_bytes, guest.actual_bytes) + _step_bytes(guest))
-
-
-def _step_bytes(guest: GuestSnapshot) -> int:
-    return max(TAKE_MIN_BYTES, int(max(guest.target_bytes, guest.actual_bytes) * TAKE_SHARE))
 
 
 def _known(snapshot: Snapshot) -> list[GuestSnapshot]:

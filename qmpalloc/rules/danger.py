@@ -38,6 +38,34 @@ FREEZE_S = 60.0
 """How long a guest that was in danger gives nothing."""
 
 
+COMFORT = 4
+"""How many times the least available memory a guest that was in danger is to have."""
+
+NEED_STEP_BYTES = 32 * MIB
+"""Sizes that a guest in danger needs are told in steps of this, so that it is not moved for a trifle."""
+
+
+def least_available_bytes(actual_bytes: int) -> int:
+    """Return how much memory a guest of this size must have available so as not to be in danger."""
+    return max(AVAILABLE_MIN_BYTES, int(actual_bytes * AVAILABLE_MIN_SHARE))
+
+
+def needed_bytes(sample: Sample, actual_bytes: int, *, short: bool) -> int:
+    """Return the size at which a guest would have enough available again; 0 when it does not tell what it has.
+
+    Args:
+        sample: Its newest sample.
+        actual_bytes: Its size as QEMU reports it.
+        short: It shows a sign of danger now: then this is more than it has, whatever it says is available.
+    """
+    comfort = COMFORT * least_available_bytes(actual_bytes)
+    available = sample.memory_bytes.available
+    needed = 0 if available is None else max(0, actual_bytes - available) + comfort
+    if short:
+        needed = max(needed, actual_bytes + comfort // 2)
+    return -(-needed // NEED_STEP_BYTES) * NEED_STEP_BYTES
+
+
 class Level:
     """The recent level of a rate, against which a rise shows."""
 
@@ -76,7 +104,7 @@ def find_danger(
         stalls: Its recent level of allocations that had to wait; updated.
     """
     available = later.memory_bytes.available
-    least = max(AVAILABLE_MIN_BYTES, int(actual_bytes * AVAILABLE_MIN_SHARE))
+    least = least_available_bytes(actual_bytes)
     if available is not None and available < least:
         return f"danger: {format_size(available)} available, below {format_size(least)}"
     if earlier is None:

@@ -249,15 +249,20 @@ async def test_a_guest_that_grows_by_itself_is_in_danger_then_asked_again(lab, a
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(controller.run, duration_s=120.0))
         await trio.sleep(9.1)
+        lab.guests["small"].cache.own_bytes = 595 * MIB
         balloon.take_back(100 * MIB)
         await trio.sleep(20)
-        assert balloon.actual_bytes == 600 * MIB  # it needed that: not pressed for now
+        assert balloon.actual_bytes >= 600 * MIB  # it needs that: not pressed for now
+        lab.guests["small"].cache.own_bytes = 96 * MIB
+        await trio.sleep(10)
+        assert balloon.actual_bytes == BASELINE * MIB  # asked back as soon as it is free
     over = [event for event in lab.of(SizeChanged) if event.committed_bytes > loaded.host.budget]
     assert over
     assert any(event.kind == "budget" for event in lab.of(Faulted))
     assert any("deflate-on-oom" in guest.reason for event in lab.of(Decided) for guest in event.decision.guests)
-    assert not [event for event in lab.of(Commanded, "large") if event.purpose == "grant"]
-    assert lab.size("small") == BASELINE  # asked again after the danger
+    fits = next(e for e in lab.of(SizeChanged) if e.t > over[0].t and e.committed_bytes <= loaded.host.budget)
+    assert fits.t - over[0].t < 3  # the other one has paid for it at once
+    assert (lab.size("small"), lab.size("large")) == (BASELINE, BASELINE)
 
 
 async def test_a_size_that_somebody_else_set_is_set_right(lab, autojump_clock):
@@ -329,7 +334,7 @@ async def test_danger_is_answered_at_once_also_while_paused(lab, autojump_clock,
     await lab.run(55.0, actions=[*actions, (40.2, squeeze)])
     grant = next(event for event in lab.of(Commanded, "small") if event.purpose == "grant")
     assert 40.0 < grant.t < 43.0
-    assert grant.target_bytes == BASELINE * MIB
+    assert grant.target_bytes >= BASELINE * MIB
 
 
 async def test_an_output_that_fails_stops_nothing(lab, autojump_clock):

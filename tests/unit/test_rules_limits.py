@@ -1,12 +1,14 @@
 """What no policy may overrule, however wrong it is."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
-from qmpalloc.rules.limits import TAKE_MIN_BYTES, UNCONTROLLED, PolicyError, apply_limits
+from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.rules.budget import UNCONTROLLED
+from qmpalloc.rules.limits import PolicyError, apply_limits
+from qmpalloc.rules.step import TAKE_MIN_BYTES
 from qmpalloc.units import MIB
 
 
@@ -199,3 +201,89 @@ def test_whatever_the_policy_wants_the_result_fits(guests, data):
             assert (
                 before.target_bytes // MIB - size <= max(128, before.target_bytes // MIB / 4) + 1
             )  # sizes are whole MiB
+
+
+def random_guest(draw, name):
+    """Any guest the controller may show, its size above its cap or below its floor included."""
+    cap = draw(st.integers(200, 4000))
+    floor = draw(st.integers(100, cap))
+    size, actual = (draw(st.integers(50, 4500)) for _ in range(2))
+    baseline = draw(st.integers(floor, cap))
+    state = draw(st.sampled_from([GuestState.FRESH] * 4 + sorted(GuestState)))
+    short = draw(st.booleans()) and state is GuestState.FRESH
+    return structs.replace(
+        guest(name, size, floor=floor, cap=cap, baseline=baseline, state=state, actual=actual),
+        frozen=draw(st.sampled_from(["", "", "stuck: does not shrink"])),
+        hits=draw(st.sampled_from([None, 0, 100_000])),
+        rescue_bytes=draw(st.integers(baseline, cap)) * MIB if short else 0,
+    )
+
+
+@st.composite
+def situations(draw):
+    guests = [random_guest(draw, f"g{number}") for number in range(draw(st.integers(1, 5)))]
+    dangers = {one.name: f"{one.name} is short" for one in guests if one.rescue_bytes}
+    wishes = [draw(st.integers(0, 6000)) for _ in guests]
+    return guests, wishes, draw(st.integers(100, 12_000)), dangers
+
+
+@settings(max_examples=1000)
+@given(situations())
+def test_no_decision_raises_above_the_cap_or_takes_more_than_a_step_without_a_true_reason(situation):
+    """Whatever the guests, the wishes, the budget and the dangers are."""
+    guests, wishes, budget, dangers = situation
+    snapshot = Snapshot(cycle=1, time_s=0.0, budget_bytes=budget * MIB, interval_s=1.0, guests=tuple(guests))
+    decision = Decision(
+        guests=tuple(
+            GuestDecision(name=one.name, target_bytes=wish * MIB, reason="wish", limiter=Limiter.POLICY)
+            for one, wish in zip(guests, wishes, strict=True)
+        )
+    )
+    occupied = sum(one.charge_bytes for one in guests if one.state is not GuestState.GONE)
+    below_floor = [one for one in guests if one.state is GuestState.FRESH and one.target_bytes < one.floor_bytes]
+    for before, verdict in zip(guests, apply_limits(snapshot, decision, dangers).guests, strict=True):
+        target = verdict.target_bytes
+        grown, taken = target > before.target_bytes, before.target_bytes - target
+        assert not grown or target <= max(before.cap_bytes, before.target_bytes)
+        if before.state is not GuestState.FRESH and before.state is not GuestState.LOST:
+            assert not grown or before.name in dangers
+        if taken > 0:
+            assert target >= min(before.floor_bytes, before.target_bytes)
+        if before.name in dangers and taken > 0:  # the excess it was given, or a step for another in danger
+            assert target >= min(before.rescue_bytes, before.baseline_bytes)
+        elif taken > max(TAKE_MIN_BYTES, max(before.target_bytes, before.actual_bytes) // 4):
+            needy = [*dangers, *(one.name for one in below_floor)]
+            assert verdict.limiter is Limiter.BUDGET
+            if verdict.reason == "gives: the budget is exceeded":
+                assert occupied > snapshot.budget_bytes
+            else:
+                assert any(name in verdict.reason for name in needy)
+            if not needy:
+                assert target >= min(before.baseline_bytes, before.target_bytes)
+
+
+def test_who_needs_more_than_its_baseline_gets_it_from_those_that_lose_least():
+    """Down to their floors, and only then less than it needs."""
+    needy = structs.replace(guest("a", 300, floor=256, cap=512, baseline=384), rescue_bytes=512 * MIB)
+    idle = structs.replace(guest("idle", 384, floor=256, baseline=384), hits=0, misses=0)
+    busy = structs.replace(guest("busy", 384, floor=256, baseline=384), hits=9_000, misses=1_000)
+    for guests, budget, sizes in (
+        ([needy, busy], 768, [512, 256]),
+        ([needy, busy], 700, [444, 256]),
+        ([needy, busy, idle], 1152, [512, 384, 256]),
+        ([needy, busy, idle], 1100, [512, 332, 256]),
+        ([needy, busy, structs.replace(idle, hits=None)], 1152, [512, 256, 384]),  # unknown is not idle
+        ([needy, busy, structs.replace(idle, weight=1e9, hits=1)], 1152, [512, 256, 384]),
+    ):
+        result = limited(guests, [one.target_bytes // MIB for one in guests], budget=budget, dangers={"a": "OOM"})
+        assert [size for size, _ in result] == sizes
+    # A curve says what a guest loses: this one nothing down to 256.
+    curve = Curve(sizes_bytes=(200 * MIB, 2000 * MIB), miss_ratio=(0.1, 0.1))
+    guests = [needy, structs.replace(busy, curve=curve), structs.replace(idle, hits=100)]
+    result = limited(guests, [300, 384, 384], budget=1152, dangers={"a": "OOM"})
+    assert [size for size, _ in result] == [512, 256, 384]
+
+
+def test_what_a_guest_in_danger_does_not_need_any_more_is_asked_back():
+    grown = structs.replace(guest("a", 512, actual=512, baseline=384), rescue_bytes=384 * MIB)
+    assert limited([grown], [512], dangers={"a": "danger lately"}) == [(384, Limiter.DANGER)]

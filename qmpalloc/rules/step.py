@@ -1,0 +1,26 @@
+"""How much a guest may lose in one decision."""
+
+from __future__ import annotations
+
+from qmpalloc.model import GuestSnapshot
+from qmpalloc.units import MIB, align_down
+
+TAKE_MIN_BYTES = 128 * MIB
+TAKE_SHARE = 0.25
+"""A guest loses at most max(128 MiB, a quarter of its size) in one decision: reclaim needs time, and a wrong decision
+must be cheap to take back."""
+
+
+def take_step(size_bytes: int) -> int:
+    """Return the most that a guest of this size loses in one decision of a policy, in bytes."""
+    return max(TAKE_MIN_BYTES, int(size_bytes * TAKE_SHARE))
+
+
+def lowest_bytes(guest: GuestSnapshot) -> int:
+    """Return the least size, in whole pages, that one step leaves a guest; its target, if a step before is still due.
+
+    Counted from the size it really has, where that is larger: steps that a slow balloon has not taken yet do not add
+    up.
+    """
+    size_bytes = max(guest.target_bytes, guest.actual_bytes)
+    return min(guest.target_bytes, max(0, -align_down(take_step(size_bytes) - size_bytes)))
