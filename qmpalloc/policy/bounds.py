@@ -22,7 +22,18 @@ a guest is thought to need its cache for what nobody counts."""
 
 def accesses_per_s(guest: GuestSnapshot) -> float:
     """Return the guest's accesses per second; 0 when they are not known."""
-    return max(0, (guest.hits or 0) + (guest.misses or 0)) / guest.interval_s if guest.interval_s else 0.0
+    return guest.accesses_per_s or 0.0
+
+
+def missed_per_s(guest: GuestSnapshot) -> float:
+    """Return the guest's misses per second; 0 when they are not known."""
+    return max(0, guest.misses or 0) / guest.interval_s if guest.interval_s else 0.0
+
+
+def page_ins_most(guest: GuestSnapshot, misses_per_s: float) -> float:
+    """Return what to promise of a guest that is to miss so much: it brings in the rest as it does now."""
+    others = [count for count in (guest.faults, guest.swap_ins) if count is not None]
+    return misses_per_s + (max(0, sum(others)) / guest.interval_s if guest.interval_s else 0.0)
 
 
 def counted_per_s(changed: float, everyone: float) -> float:

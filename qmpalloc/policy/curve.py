@@ -18,6 +18,7 @@ from qmpalloc.policy.division import Candidate, divide, free_bytes, room_bytes, 
 from qmpalloc.policy.hill import HillPolicy
 from qmpalloc.policy.measured import Measured
 from qmpalloc.policy.moves import change_text
+from qmpalloc.policy.promises import curve_promise
 from qmpalloc.policy.purge import Purges
 from qmpalloc.policy.quiet import Quiet
 from qmpalloc.policy.rates import Rates
@@ -70,6 +71,8 @@ class CurvePolicy:
         margin: Size = Size(16 * MIB)
         least_gain: float = 0.003
         horizon: Duration = Duration(120.0)
+
+    promises = True
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or self.Settings()
@@ -280,12 +283,14 @@ class CurvePolicy:
             reason = change_text(hits, after - before, shrinks=target < guest.target_bytes)
         on_the_way = f"on the way to {format_size(goal)}" if target != goal else ""
         limited = target != goal and target < guest.target_bytes
+        promise = curve_promise(candidate, target) if target < guest.target_bytes else None
         return GuestDecision(
             name=guest.name,
             target_bytes=target,
             reason=", ".join(part for part in (reason, candidate.basis, on_the_way) if part),
             limiter=Limiter.STEP if limited else Limiter.POLICY,
             terms={"misses_s": round(before, 2), "misses_s_then": round(after, 2), "hits_s_gained": round(hits, 2)},
+            promise=promise,
         )
 
 

@@ -13,10 +13,30 @@ from msgspec import Struct
 
 from qmpalloc.config import Size
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
-from qmpalloc.policy.bounds import accesses_per_s, counted_per_s, losable_per_s, unconfirmed, uncounted
+from qmpalloc.model import (
+    Decision,
+    GuestDecision,
+    GuestSnapshot,
+    Limiter,
+    Promise,
+    Snapshot,
+    changes_text,
+    moves_between,
+)
+from qmpalloc.policy.bounds import (
+    accesses_per_s,
+    counted_per_s,
+    losable_per_s,
+    missed_per_s,
+    page_ins_most,
+    unconfirmed,
+    uncounted,
+)
 from qmpalloc.policy.division import free_bytes
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
+
+_BELIEVED_S = 120.0
+"""How long a step must cost no more than ghost hits say."""
 
 
 class HillPolicy:
@@ -40,6 +60,8 @@ class HillPolicy:
         step: Size = Size(16 * MIB)
         ratio: float = 1.25
         least_gain: float = 0.0005
+
+    promises = True
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or self.Settings()
@@ -108,8 +130,7 @@ class HillPolicy:
 
 def _gain(guest: GuestSnapshot, step: int) -> float:
     """Return the weighted hits per second that a MiB more brings; a step brings no more than are missed now."""
-    missed_per_s = (guest.misses or 0) / guest.interval_s if guest.interval_s else 0.0
-    return guest.weight * min(guest.ghost_gain or 0.0, missed_per_s * MIB / step)
+    return guest.weight * min(guest.ghost_gain or 0.0, missed_per_s(guest) * MIB / step)
 
 
 def _loss(guest: GuestSnapshot | None, step: int) -> float:
@@ -121,8 +142,17 @@ def _loss(guest: GuestSnapshot | None, step: int) -> float:
     return guest.weight * guest.ghost_loss
 
 
+def _promise(guest: GuestSnapshot, step: int) -> Promise:
+    """Return what the guest brings in at most with a step less: what it does now, and what that costs it."""
+    loses = _loss(guest, step) / guest.weight * step / MIB
+    for_s = None if guest.ghost_loss is None else _BELIEVED_S
+    return Promise(page_ins_per_s=page_ins_most(guest, missed_per_s(guest) + loses), for_s=for_s)
+
+
 def _verdict(guest: GuestSnapshot, target: int, reason: str) -> GuestDecision:
-    terms = {}
+    terms, promise = {}, None
+    if target < guest.target_bytes:
+        promise = _promise(guest, guest.target_bytes - target)
     if guest.ghost_gain is not None and guest.ghost_loss is not None:
         terms = {"gain_mib": round(guest.ghost_gain, 3), "loss_mib": round(guest.ghost_loss, 3)}
     if not guest.decidable:
@@ -141,4 +171,6 @@ def _verdict(guest: GuestSnapshot, target: int, reason: str) -> GuestDecision:
         reason, limiter = unconfirmed(guest), Limiter.STATE
     else:
         reason, limiter = reason or "another pair gains more", Limiter.GATE
-    return GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter, terms=terms)
+    return GuestDecision(
+        name=guest.name, target_bytes=target, reason=reason, limiter=limiter, terms=terms, promise=promise
+    )

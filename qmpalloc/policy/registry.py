@@ -12,6 +12,7 @@ from typing import Any
 from qmpalloc.config import convert
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, Policy, Snapshot
+from qmpalloc.policy.promises import KeepsPromises
 
 _MODULES = {
     "static": "qmpalloc.policy.static:StaticPolicy",
@@ -39,6 +40,8 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
     Args:
         name: One of `NAMES`, or ``module:attribute`` for a user's own: a policy object, a class, or a function
             ``decide(snapshot)``. The module is also looked for beside the configuration file.
+            With the attribute ``promises = True`` the promises in its decisions are kept
+            (`qmpalloc.policy.promises`), and it sees no floors below what guests have in use.
         settings: The ``[policy]`` table without its name. A policy class takes them as a value of its nested
             ``Settings`` struct if it has one, else none are allowed. A class method ``resolve_settings(settings,
             file)`` may replace them before, by what it reads from files beside the configuration.
@@ -71,10 +74,11 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
             raise ConfigError(error.reason, file=file, key=f"policy.{error.key}", hint=error.hint) from error
         except (Exception, SystemExit) as error:  # it is the user's code
             raise ConfigError(f"{target} cannot be made: {_told(error)}", file=file, key="policy.name") from error
+    promises = bool(getattr(found, "promises", False))
+    if not isinstance(found, Policy) and callable(found):
+        found = _FunctionPolicy(found)
     if isinstance(found, Policy):
-        return found
-    if callable(found):
-        return _FunctionPolicy(found)
+        return KeepsPromises(found) if promises else found
     raise ConfigError(f"{target} is not a policy", file=file, key="policy.name", hint="it needs decide(snapshot)")
 
 

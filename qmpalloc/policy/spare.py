@@ -19,6 +19,7 @@ from qmpalloc.model import (
     GuestSnapshot,
     GuestState,
     Limiter,
+    Promise,
     Snapshot,
     changes_text,
     moves_between,
@@ -28,12 +29,15 @@ from qmpalloc.policy.bounds import (
     hits_nothing,
     losable_per_s,
     missed_anyway,
+    missed_per_s,
+    page_ins_most,
     unconfirmed,
     uncounted,
     uncounted_per_s,
 )
 from qmpalloc.policy.division import Candidate
 from qmpalloc.policy.moves import change_text
+from qmpalloc.policy.promises import curve_promise
 from qmpalloc.policy.quiet import Quiet
 from qmpalloc.rules.step import lowest_bytes, take_step
 from qmpalloc.units import MIB, align_down, format_count
@@ -62,12 +66,14 @@ class Donor(Struct, frozen=True, kw_only=True):
         loses_per_s: Weighted hits per second that it may lose by that.
         why: The same in words.
         terms: The same in numbers, as `GuestDecision.terms`.
+        promise: The same in pages brought in.
     """
 
     guest: GuestSnapshot
     least_bytes: int
     loses_per_s: float
     why: str
+    promise: Promise
     terms: dict[str, float] = {}
 
 
@@ -75,7 +81,13 @@ def with_nothing_at_stake(guest: GuestSnapshot) -> Donor:
     """Return a guest that has next to nothing to lose whatever its curve: it may be taken down to its floor."""
     loses = losable_per_s(guest)
     why = f"loses {format_count(loses)} hits/s at most"
-    return Donor(guest=guest, least_bytes=guest.floor_bytes, loses_per_s=guest.weight * loses, why=why)
+    return Donor(
+        guest=guest,
+        least_bytes=guest.floor_bytes,
+        loses_per_s=guest.weight * loses,
+        why=why,
+        promise=Promise(page_ins_per_s=page_ins_most(guest, missed_per_s(guest) + loses)),
+    )
 
 
 def with_more_than_needed(candidate: Candidate, least_gain: float) -> Donor | None:
@@ -106,6 +118,7 @@ def with_more_than_needed(candidate: Candidate, least_gain: float) -> Donor | No
         guest=guest,
         least_bytes=int(sizes[chosen]),
         loses_per_s=lost,
+        promise=curve_promise(candidate, int(sizes[chosen])),
         why=f"{change_text(-lost / guest.weight, then - now, shrinks=True)}, by its curve",
         terms={"misses_s": round(now, 2), "misses_s_then": round(then, 2), "hits_s_gained": -round(lost, 2)},
     )
@@ -230,11 +243,11 @@ def _lacks_per_s(guest: GuestSnapshot) -> float:
 
 
 def _verdict(guest: GuestSnapshot, target: int, donor: Donor | None) -> GuestDecision:
-    limiter, terms = Limiter.POLICY, {}
+    limiter, terms, promise = Limiter.POLICY, {}, None
     if not guest.decidable:
         reason, limiter = guest.undecidable, Limiter.STATE
     elif donor is not None:
-        reason, terms = donor.why, donor.terms
+        reason, terms, promise = donor.why, donor.terms, donor.promise
     elif target > guest.target_bytes:
         lacks = _lacks_per_s(guest) / guest.weight
         reason, terms = (
@@ -243,4 +256,6 @@ def _verdict(guest: GuestSnapshot, target: int, donor: Donor | None) -> GuestDec
         )
     else:
         reason, limiter = "another guest lacks more, or has less to lose", Limiter.GATE
-    return GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter, terms=terms)
+    return GuestDecision(
+        name=guest.name, target_bytes=target, reason=reason, limiter=limiter, terms=terms, promise=promise
+    )

@@ -8,7 +8,7 @@ from qmpalloc.testing.balloon import FakeBalloon
 from qmpalloc.testing.fake_agent import FakeAgent
 from qmpalloc.testing.fake_qemu import FakeQemu, Refusal
 from qmpalloc.testing.faults import Faults
-from qmpalloc.testing.load import CacheModel, HitRatio, Load, uniform
+from qmpalloc.testing.load import CacheModel, HitRatio, Load, MappedFile, uniform
 from qmpalloc.testing.replay import ReplayGuest, ReplayHost
 from qmpalloc.testing.simulated_guest import SimulatedGuest, open_simulated_guest
 
@@ -20,6 +20,7 @@ __all__ = [
     "Faults",
     "HitRatio",
     "Load",
+    "MappedFile",
     "Refusal",
     "ReplayGuest",
     "ReplayHost",

@@ -83,3 +83,27 @@ class CacheModel:
         # What was there, or came in, and is not there any more, was thrown out.
         self.evictions += max(0.0, self.cached_pages + misses - after)
         self.cached_pages = after
+
+
+@dataclass
+class MappedFile:
+    """A file that a program maps and touches at random; no read shows that.
+
+    Attributes:
+        file_pages: Its size.
+        touches_per_s: Pages touched per second.
+        faults: Pages that page faults brought in so far.
+        resident_pages: Pages of it in memory now.
+    """
+
+    file_pages: int
+    touches_per_s: float
+    faults: float = 0.0
+    resident_pages: int = 0
+
+    def advance(self, seconds: float, room_pages: int) -> None:
+        """Let the program run for a time with room for so many pages of the file."""
+        held = min(self.resident_pages, max(0, room_pages))
+        faults = self.touches_per_s * seconds * (1.0 - held / self.file_pages)
+        self.faults += faults
+        self.resident_pages = min(self.file_pages, max(0, room_pages), held + int(faults))

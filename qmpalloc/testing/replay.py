@@ -191,6 +191,7 @@ class ReplayGuest:
             hits=round(self.hits),
             misses=round(self.misses),
             refaults=round(self.refaults),
+            in_use_bytes=self.own_bytes,
             interval_s=self.interval_s or None,
             curve=self.tracker.curve(self.mapping, self.floor_bytes, self.cap_bytes) if self._observed else None,
             ghost_gain=None if ghosts is None else ghosts[0] * rate,

@@ -34,7 +34,7 @@ from qmpalloc.sample import CollectorUse, Counters, Memory, Psi, Sample, SwapPag
 from qmpalloc.testing.balloon import FakeBalloon
 from qmpalloc.testing.fake_agent import FakeAgent
 from qmpalloc.testing.fake_qemu import FakeQemu
-from qmpalloc.testing.load import CacheModel, Load
+from qmpalloc.testing.load import CacheModel, Load, MappedFile
 from qmpalloc.testing.replay import ReplayGuest
 from qmpalloc.testing.replay_cache import ReplayCache
 from qmpalloc.units import MIB, PAGE_BYTES
@@ -53,6 +53,7 @@ class SimulatedGuest:
         collecting: False is a collector that has died: the counters file stays as it is.
         samples_file: Path in the guest of the sampled accesses.
         sampling: False is one that counts but does not sample accesses. Only replayed loads are sampled.
+        mapped: A file that a program in it maps, beside what its load reads; None for none. Set it at any time.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class SimulatedGuest:
             self.cache = CacheModel(load)
             self.cache.warm(memory_bytes)
         self.collecting = self.sampling = True
+        self.mapped: MappedFile | None = None
         self._interval_s = interval_s
         self._counters_file = counters_file
         self.samples_file = posixpath.join(posixpath.dirname(counters_file), "samples.bin")
@@ -121,6 +123,8 @@ class SimulatedGuest:
             if self.qemu.status != "running":
                 continue
             self.cache.advance(self._interval_s, self.qemu.balloon.actual_bytes)
+            if self.mapped is not None:
+                self.mapped.advance(self._interval_s, self._room_bytes() // PAGE_BYTES)
             if self.collecting:
                 self._sequence += 1
                 self.agent.files[self._counters_file] = msgspec.json.encode(self.sample())
@@ -165,7 +169,7 @@ class SimulatedGuest:
         return Counters(
             accesses=int(self.cache.accesses),
             inserts_read=int(self.cache.misses),
-            inserts_fault=0,
+            inserts_fault=0 if self.mapped is None else int(self.mapped.faults),
             inserts_write=0,
             inserts_other=0,
             evictions=int(self.cache.evictions),
@@ -173,12 +177,18 @@ class SimulatedGuest:
             events_lost=0,
         )
 
+    def _room_bytes(self) -> int:
+        """Return what programs and the pages of what is read leave of the guest's memory."""
+        size = self.qemu.balloon.actual_bytes
+        return max(0, size - self.cache.own_bytes - self.cache.cached_pages * PAGE_BYTES)
+
     def _memory(self) -> Memory:
         size = self.qemu.balloon.actual_bytes
         # With deflate-on-oom a guest counts the balloon's pages as used; without, it does not count them at all.
         total = self.qemu.balloon.memory_bytes if self.qemu.properties["deflate-on-oom"] else size
         own = min(self.cache.own_bytes, total)
-        file = min(self.cache.cached_pages * PAGE_BYTES, max(size - own, 0))
+        mapped = 0 if self.mapped is None else min(self.mapped.resident_pages * PAGE_BYTES, self._room_bytes())
+        file = min(self.cache.cached_pages * PAGE_BYTES + mapped, max(size - own, 0))
         free = max(size - own - file, 0)
         return Memory(
             total=total,
@@ -186,8 +196,10 @@ class SimulatedGuest:
             available=free + file,
             active_file=file // 2,
             inactive_file=file - file // 2,
+            mapped=mapped,
             anon=own // 2,
             shmem=own // 32,
+            tmpfs=own // 32,
             slab_unreclaimable=own // 8,
             kernel_stack=own // 64,
             page_tables=own // 64,

@@ -129,7 +129,7 @@ def test_each_phase_has_a_curve_that_holds_for_its_accesses():
     assert first["sizes"][-1] == f"{10 << 20}B"  # all that is read of both files
     assert second["miss_ratio"][-1] == 0.0
     policy = load_policy("oracle", {"curves": curves})
-    assert isinstance(policy, OraclePolicy)
+    assert isinstance(policy, OraclePolicy)  # it knows, and so promises nothing
 
 
 def test_a_phase_at_a_rate_of_its_own_is_known_by_it():

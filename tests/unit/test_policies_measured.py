@@ -8,7 +8,7 @@ from made_up_guests import STRAIGHT, guest, line, snapshot, targets
 from msgspec import structs
 
 from qmpalloc.model import UNMEASURED
-from qmpalloc.policy import load
+from qmpalloc.policy.curve import CurvePolicy
 from qmpalloc.units import MIB
 
 PROMISES = line((200, 0.30), (600, 0.12), (800, 0.10), (2000, 0.10))
@@ -33,7 +33,7 @@ def curve(points, size, measured, accesses, *, contradicted=0.0, load=1):
 
 
 def decide(carry, *guests, budget=1600):
-    decision = load("curve", {}).decide(snapshot(*guests, budget=budget, carry=carry))
+    decision = CurvePolicy().decide(snapshot(*guests, budget=budget, carry=carry))  # promises apart
     return decision, json.loads(json.dumps(decision.carry))
 
 

@@ -1,0 +1,270 @@
+"""Every move is a test: a guest that loses more by it than was promised gets its memory back.
+
+A policy takes memory from a guest because of what it believes: that the guest is idle, or what a curve says. It says
+so with a `Promise`: so many pages a second the guest will bring in at most. What it really brings in (by reads, page
+faults and from swap) is counted exactly. When that is more, the belief was wrong, whatever the policy knew or did not
+know, and three things follow:
+
+1. The guest gets back what it gave, at the next decision, from what nobody has and from those that have grown since.
+2. It gives nothing of that again for a while, twice as long each time.
+3. What its programs map or hold was never to give: see `GuestSnapshot.in_use_bytes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct, structs
+
+from qmpalloc.model import (
+    Decision,
+    GuestDecision,
+    GuestSnapshot,
+    GuestState,
+    Limiter,
+    Policy,
+    Promise,
+    Snapshot,
+    changes_text,
+    moves_between,
+)
+from qmpalloc.policy.bounds import page_ins_most
+from qmpalloc.policy.division import Candidate, free_bytes
+from qmpalloc.rules.step import lowest_bytes
+from qmpalloc.units import MIB, align_down, format_count, format_size
+
+_TIMES, _BESIDE_PER_S = 1.5, 50.0
+"""A promise is broken by so many times the pages it allows, and so many pages a second more: a guest that is left alone
+brings in as many now and then."""
+
+_HELD_S = 600.0
+"""How long a guest is held after a broken promise, the first time: what it reads next may not come for minutes."""
+
+_PROGRAMS_ENDED = 0.75
+"""What was believed wrongly belonged to programs that have ended when its programs hold less than this share."""
+
+_DEVIATIONS, _CURVE_OFF = 3.0, 0.05
+"""Of a curve: standard deviations of its noise, and miss ratio beside that, by which it may be off."""
+
+_NEAR_BYTES = 16 * MIB
+"""A guest with no more than this above the least that it keeps has nothing to give."""
+
+_KEY = "promises"
+
+
+class Lent(Struct, frozen=True, kw_only=True):
+    """Memory that a guest has given on a promise.
+
+    Attributes:
+        before_bytes: Sizes of all guests before it gave.
+        page_ins_per_s: Promised, see `Promise`.
+        until_s: When the promise has been kept for long enough; None: as long as the memory is away.
+    """
+
+    before_bytes: dict[str, int]
+    page_ins_per_s: float
+    until_s: float | None = None
+
+
+class Held(Struct, frozen=True, kw_only=True):
+    """A guest of which a promise was broken.
+
+    Attributes:
+        least_bytes: What it had before: it is not taken below that.
+        until_s: How long.
+        in_use_bytes: The most that its programs were seen to hold since.
+        times: How often that has happened.
+        load: The load that its curve was of; None where no curve was believed. With another load this ends.
+    """
+
+    least_bytes: int
+    until_s: float
+    in_use_bytes: int
+    times: int
+    load: int | None = None
+
+
+class KeepsPromises:
+    """A policy whose promises are kept; it sees nothing of that but higher floors."""
+
+    def __init__(self, policy: Policy) -> None:
+        """Wrap a policy.
+
+        Args:
+            policy: What it carries from decision to decision must be a dict, or nothing.
+        """
+        self.policy = policy
+        self.settings = getattr(policy, "settings", None)
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Take back what was given on a promise that did not hold; if there is nothing of that, ask the policy."""
+        carried = snapshot.carry if isinstance(snapshot.carry, dict) else {}
+        known = carried.get(_KEY, {})
+        lent = _open({name: Lent(**each) for name, each in known.get("lent", {}).items()}, snapshot)
+        held = _lasting({name: Held(**each) for name, each in known.get("held", {}).items()}, snapshot)
+        inner = {key: value for key, value in carried.items() if key != _KEY} or None
+        broken = [guest for guest in snapshot.guests if guest.name in lent and _breaks(guest, lent[guest.name])]
+        if broken:
+            decision = structs.replace(_taken_back(snapshot, broken, lent), carry=inner)
+            for guest in broken:
+                held[guest.name] = _held(guest, lent[guest.name], held.get(guest.name), snapshot.time_s)
+        else:
+            shown = _with_floors(snapshot, held, inner)
+            decision = _explained(snapshot, shown, self.policy.decide(shown))
+            lent = _noted(snapshot, decision, lent)
+        state = {
+            key: {name: structs.asdict(each) for name, each in values.items()}
+            for key, values in (("lent", lent), ("held", held))
+            if values
+        }
+        carry = {**(decision.carry or {}), **({_KEY: state} if state else {})}
+        return structs.replace(decision, carry=carry or None)
+
+
+def curve_promise(candidate: Candidate, size_bytes: int) -> Promise:
+    """Return what to promise of a guest that is taken down to a size because of its curve.
+
+    The curve's noise is that of sampling; beside it a curve may be off by as much as real ones were. A guest of which
+    only bounds are known is promised for as long as the memory is away: while it is idle it proves nothing.
+    """
+    ratio = float(structs.replace(candidate, margin_bytes=0).miss_ratios([size_bytes])[0])
+    most = min(1.0, ratio + _DEVIATIONS * candidate.curve.noise * ratio**0.5 + _CURVE_OFF)
+    rate = max(candidate.load.accesses_per_s, float(candidate.load.rates(np.array([ratio]))[0]))
+    return Promise(page_ins_per_s=page_ins_most(candidate.guest, rate * most), for_s=candidate.horizon_s)
+
+
+def _open(lent: Mapping[str, Lent], snapshot: Snapshot) -> dict[str, Lent]:
+    """Return the promises that still stand: the memory is away, and they have not been kept for long enough."""
+    guests = {guest.name: guest for guest in snapshot.guests}
+    return {
+        name: each
+        for name, each in lent.items()
+        if name in guests
+        and guests[name].state is not GuestState.GONE
+        and guests[name].target_bytes < each.before_bytes[name]
+        and (each.until_s is None or snapshot.time_s <= each.until_s)
+    }
+
+
+def _lasting(held: Mapping[str, Held], snapshot: Snapshot) -> dict[str, Held]:
+    """Return who is held, and for how much longer; how often it was is remembered beyond that."""
+    now = {}
+    for guest in snapshot.guests:
+        each = held.get(guest.name)
+        if each is None or guest.state is GuestState.GONE:
+            continue
+        in_use = max(each.in_use_bytes, guest.in_use_bytes)
+        ended = guest.in_use_bytes < _PROGRAMS_ENDED * in_use
+        other_load = each.load is not None and guest.curve is not None and guest.curve.load != each.load
+        until_s = snapshot.time_s if ended or other_load else each.until_s
+        now[guest.name] = structs.replace(each, in_use_bytes=in_use, until_s=min(until_s, each.until_s))
+    return now
+
+
+def _breaks(guest: GuestSnapshot, lent: Lent) -> bool:
+    known = guest.page_ins_per_s if guest.state is GuestState.FRESH else None
+    return known is not None and known > _TIMES * lent.page_ins_per_s + _BESIDE_PER_S
+
+
+def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) -> Held:
+    """Return that a guest is held from now on; that it breaks the same promise once more is no other time."""
+    same = before is not None and time_s < before.until_s
+    times = (before.times if before else 0) + (not same)
+    return Held(
+        least_bytes=lent.before_bytes[guest.name],
+        until_s=time_s + _HELD_S * 2.0 ** min(times - 1, 10),
+        in_use_bytes=max(guest.in_use_bytes, before.in_use_bytes if before is not None and same else 0),
+        times=times,
+        load=guest.curve.load if lent.until_s is not None and guest.curve is not None else None,
+    )
+
+
+def _taken_back(snapshot: Snapshot, broken: Sequence[GuestSnapshot], lent: Mapping[str, Lent]) -> Decision:
+    """Return the decision that gives `broken` what they gave: what nobody has first, then from those that have grown.
+
+    Nobody gives more than a step, so that it may take more than one decision.
+    """
+    back = {
+        guest.name: min(lent[guest.name].before_bytes[guest.name], guest.cap_bytes) - guest.target_bytes
+        for guest in broken
+    }
+    back = {name: max(0, size) for name, size in back.items()}
+    grown = {
+        guest.name: max(
+            0,
+            min(
+                guest.target_bytes - max(lowest_bytes(guest), guest.floor_bytes),
+                sum(max(0, guest.target_bytes - lent[one.name].before_bytes.get(guest.name, 0)) for one in broken),
+            ),
+        )
+        for guest in snapshot.guests
+        if guest.name not in back and guest.state is GuestState.FRESH
+    }
+    missing = max(0, sum(back.values()) - free_bytes(snapshot))
+    share = min(1.0, missing / max(1, sum(grown.values())))
+    names = ", ".join(guest.name for guest in broken)
+    guests = []
+    for guest in snapshot.guests:
+        target, reason, limiter = guest.target_bytes, f"{names} gets back what it gave", Limiter.GATE
+        if guest.name in back:
+            target, limiter = target + back[guest.name], Limiter.POLICY
+            reason = (
+                f"gets back what it gave: brings in {format_count(guest.page_ins_per_s or 0.0)} pages/s, "
+                f"at most {format_count(lent[guest.name].page_ins_per_s)} were promised"
+            )
+        elif taken := align_down(int(grown.get(guest.name, 0) * share)):
+            target, limiter, reason = target - taken, Limiter.POLICY, f"gives back to {names} what it got"
+        guests.append(GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter))
+    return Decision(
+        guests=tuple(guests),
+        moves=moves_between(snapshot, guests),
+        summary=f"taken back: {changes_text(snapshot, guests)}",
+    )
+
+
+def _with_floors(snapshot: Snapshot, held: Mapping[str, Held], carry: Any) -> Snapshot:
+    """Return what the policy sees: no guest may be taken below what it holds, or what it once gave too much of."""
+    guests = []
+    for guest in snapshot.guests:
+        each = held.get(guest.name)
+        least = each.least_bytes if each is not None and snapshot.time_s < each.until_s else 0
+        least = min(guest.target_bytes, max(least, guest.in_use_bytes))
+        floor = max(guest.floor_bytes, align_down(least))
+        guests.append(structs.replace(guest, floor_bytes=floor) if floor != guest.floor_bytes else guest)
+    return structs.replace(snapshot, guests=tuple(guests), carry=carry)
+
+
+def _explained(snapshot: Snapshot, shown: Snapshot, decision: Decision) -> Decision:
+    """Return the decision with the reason added where a guest can give no more for what it holds."""
+    verdicts = []
+    for guest, seen, verdict in zip(snapshot.guests, shown.guests, decision.guests, strict=False):
+        at_most = guest.floor_bytes < seen.floor_bytes and verdict.target_bytes - seen.floor_bytes < _NEAR_BYTES
+        if at_most and seen.floor_bytes <= guest.in_use_bytes:
+            keeps = f"its programs hold or map {format_size(guest.in_use_bytes)}"
+        elif at_most:
+            keeps = f"keeps {format_size(seen.floor_bytes)}"
+        else:
+            keeps = ""
+        verdicts.append(structs.replace(verdict, reason=f"{verdict.reason}; {keeps}") if keeps else verdict)
+    if len(verdicts) != len(decision.guests):
+        return decision  # not about these guests: the limits refuse it by name
+    return structs.replace(decision, guests=tuple(verdicts))
+
+
+def _noted(snapshot: Snapshot, decision: Decision, lent: Mapping[str, Lent]) -> dict[str, Lent]:
+    """Return the open promises after a decision. Of memory taken in parts, all comes back."""
+    now = dict(lent)
+    sizes = {guest.name: guest.target_bytes for guest in snapshot.guests}
+    for verdict in decision.guests:
+        if verdict.target_bytes >= sizes.get(verdict.name, 0):
+            continue
+        promise: Promise | None = verdict.promise
+        if promise is None:
+            now.pop(verdict.name, None)
+            continue
+        before = lent[verdict.name].before_bytes if verdict.name in lent else sizes
+        until_s = None if promise.for_s is None else snapshot.time_s + promise.for_s
+        now[verdict.name] = Lent(before_bytes=before, page_ins_per_s=promise.page_ins_per_s, until_s=until_s)
+    return now

@@ -1,0 +1,218 @@
+"""A guest that loses more by a move than was promised gets its memory back, whatever the policy believed."""
+
+import json
+
+import pytest
+from made_up_guests import IDLE, guest, line, snapshot, targets
+from msgspec import structs
+
+from qmpalloc.model import Decision, GuestDecision, Promise
+from qmpalloc.policy import load
+from qmpalloc.policy.promises import KeepsPromises
+from qmpalloc.rules.limits import apply_limits
+from qmpalloc.units import MIB
+
+WEAK = line((100, 1.0), (2000, 0.0), weak=("too few samples",), measured=0.5)
+LACKING = {"refaults": 3_000, "misses": 5_000}
+
+
+class Lends:
+    """Takes 100 MiB from a for b whenever a has more than 300 MiB and its floor allows it."""
+
+    promises = True
+
+    def __init__(self, per_s=10.0, for_s=None):
+        self.promise = Promise(page_ins_per_s=per_s, for_s=for_s)
+
+    def decide(self, seen):
+        a, b = seen.guests[:2]
+        size = min(100 * MIB, max(0, a.target_bytes - max(a.floor_bytes, 300 * MIB)))
+        return Decision(
+            guests=(
+                GuestDecision(name="a", target_bytes=a.target_bytes - size, reason="idle", promise=self.promise),
+                GuestDecision(name="b", target_bytes=b.target_bytes + size, reason="needs it"),
+                *(GuestDecision(name=one.name, target_bytes=one.target_bytes, reason="") for one in seen.guests[2:]),
+            ),
+            carry={"decided": (seen.carry or {}).get("decided", 0) + 1},
+        )
+
+
+class Run:
+    """Decisions in a row on two guests, with their carry as a record would have it."""
+
+    def __init__(self, policy, *others):
+        self.policy = KeepsPromises(policy)
+        self.carry, self.time_s = None, 0.0
+        self.others = others
+        self.sizes = [500, 500]
+
+    def step(self, seconds=5.0, *, a=None, **more):
+        self.time_s += seconds
+        guests = (
+            guest("a", a, size=self.sizes[0], rate=0, **more) if a is None else a,
+            guest("b", size=self.sizes[1]),
+            *self.others,
+        )
+        now = structs.replace(
+            snapshot(*guests, budget=1000 + sum(o.target_bytes for o in self.others) // MIB, carry=self.carry),
+            time_s=self.time_s,
+        )
+        self.decision = apply_limits(now, self.policy.decide(now), {})
+        self.carry = json.loads(json.dumps(self.decision.carry))
+        self.sizes = targets(self.decision)[:2]
+        return self.sizes
+
+    @property
+    def reasons(self):
+        return [one.reason for one in self.decision.guests]
+
+
+def test_what_was_given_on_a_promise_comes_back_when_it_is_broken():
+    """By faults, reads and swap-ins alike, at the next decision; and the policy is not asked."""
+    for more in ({"faults": 1_200}, {"swap_ins": 70}, {"faults": 40, "swap_ins": 40}):
+        run = Run(Lends())
+        assert run.step() == [400, 600]
+        assert run.step(**more) == [500, 500]
+        count = {1_200: "1.2k", 70: "70", 80: "80"}[sum(more.values())]
+        assert run.reasons == [
+            f"gets back what it gave: brings in {count} pages/s, at most 10 were promised",
+            "gives back to a what it got",
+        ]
+        assert run.decision.carry["decided"] == 1
+        for _ in range(100):
+            assert run.step() == [500, 500]  # and is not believed idle again
+        assert run.reasons[0] == "idle; keeps 500M"
+    reads = guest("a", size=400, rate=1_000, misses=900)
+    run = Run(Lends())
+    run.step()
+    assert run.step(a=reads) == [500, 500]
+
+
+def test_a_promise_that_is_kept_stays_and_what_little_comes_beside_it_is_none_broken():
+    run = Run(Lends())
+    assert [run.step(faults=60), run.step(faults=60), run.step(faults=60)] == [[400, 600], [300, 700], [300, 700]]
+    # All that was taken comes back, however many steps that were; a receiver gives a step at a time.
+    assert [run.step(faults=90), run.step(faults=90)] == [[475, 525], [500, 500]]
+
+
+def test_a_promise_that_holds_for_a_time_is_believed_after_it():
+    run = Run(Lends(for_s=30.0))
+    run.step()
+    run.step()
+    for _ in range(7):
+        run.step()
+    assert run.step(faults=5_000) == [300, 700]  # another load: for the policy to see
+
+
+def test_memory_lent_by_who_is_idle_is_called_back_however_late():
+    run = Run(Lends())
+    for _ in range(1_000):
+        run.step()
+    run.step(faults=5_000)
+    run.step(faults=5_000)
+    assert run.step() == [500, 500]
+
+
+def test_who_broke_a_promise_is_held_for_twice_as_long_each_time():
+    run, held_s = Run(Lends()), []
+    for _ in range(3):
+        run.step()
+        run.step(faults=5_000)
+        began_s = run.time_s
+        while run.step() == [500, 500]:
+            pass
+        run.sizes = [500, 500]
+        held_s.append(run.time_s - began_s)
+        del run.carry["promises"]["lent"]
+    assert held_s == [600, 1_200, 2_400]
+
+
+def test_it_is_idle_again_when_its_programs_have_ended():
+    run = Run(Lends())
+    run.step(in_use_bytes=300 * MIB)
+    assert run.step(faults=5_000, in_use_bytes=300 * MIB) == [500, 500]
+    assert run.step(in_use_bytes=390 * MIB) == [500, 500]
+    assert run.step(in_use_bytes=290 * MIB) == [400, 600]
+
+
+def test_under_another_load_a_curve_is_believed_again():
+    def with_load(number, size, **more):
+        return guest("a", structs.replace(WEAK, load=number), size=size, rate=0, **more)
+
+    run = Run(Lends(for_s=120.0))
+    run.step(a=with_load(1, 500))
+    assert run.step(a=with_load(1, 400, faults=5_000)) == [500, 500]
+    assert run.step(a=with_load(1, 500)) == [500, 500]
+    assert run.step(a=with_load(2, 500)) == [400, 600]
+
+
+def test_it_comes_from_those_that_have_grown_and_from_nobody_else():
+    third = guest("c", size=900)
+    run = Run(Lends(), third)
+    run.step()
+    run.step(faults=5_000)
+    assert targets(run.decision) == [500, 500, 900]
+
+
+def test_a_guest_that_is_gone_or_shrunk_by_others_is_owed_nothing():
+    class Takes(Lends):
+        promise = None
+
+    run = Run(Lends())
+    run.step()
+    run.policy.policy.promise = None
+    run.step()
+    assert run.step(faults=5_000) == [300, 700]
+
+
+def test_what_programs_hold_or_map_is_not_spare():
+    """For a policy that promises; and the reason says so."""
+    run = Run(Lends())
+    assert run.step(in_use_bytes=450 * MIB) == [450, 550]
+    assert run.step(in_use_bytes=450 * MIB) == [450, 550]
+    assert run.reasons[0] == "idle; its programs hold or map 450M"
+    assert run.step(in_use_bytes=800 * MIB) == [450, 550]  # more than it has: nothing is given, none is owed
+
+
+@pytest.mark.parametrize("name", ["curve", "hill"])
+def test_a_guest_that_only_maps_files_is_not_robbed_as_idle(name):
+    """It makes no reads and no faults, as all that it maps is cached; the reader beside it lacks memory."""
+    busy = guest("busy", WEAK, size=384, floor=256, cap=512, ghost_gain=50.0, ghost_loss=1.0, **LACKING)
+    idle = guest("idle", size=384, floor=256, cap=512, rate=0)
+
+    def decided(one):
+        return targets(load(name, {}).decide(snapshot(one, busy, carry=IDLE)))
+
+    assert decided(idle)[0] < 384
+    assert decided(structs.replace(idle, in_use_bytes=390 * MIB)) == [384, 384]
+    assert decided(structs.replace(idle, in_use_bytes=380 * MIB))[0] >= 380
+
+
+@pytest.mark.parametrize("name", ["curve", "hill"])
+def test_policies_of_our_own_keep_their_promises(name):
+    busy = guest("busy", WEAK, size=384, floor=256, cap=512, ghost_gain=50.0, ghost_loss=1.0, **LACKING)
+    idle = guest("idle", size=384, floor=256, cap=512, rate=0)
+    first = load(name, {}).decide(snapshot(idle, busy, carry=IDLE))
+    given = 384 - targets(first)[0]
+    idle, busy = (
+        structs.replace(one, target_bytes=verdict.target_bytes, actual_bytes=verdict.target_bytes)
+        for one, verdict in zip((idle, busy), first.guests, strict=True)
+    )
+    now = snapshot(structs.replace(idle, faults=2_000), busy, budget=768, carry=first.carry)
+    back = load(name, {}).decide(structs.replace(now, time_s=6.0))
+    assert given > 0
+    assert targets(back) == [384, 384]
+
+
+def test_only_who_promises_is_held_to_it(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from qmpalloc import hold\n"
+        "def plain(snapshot): return hold(snapshot, str(snapshot.guests[0].floor_bytes >> 20))\n"
+        "def careful(snapshot): return plain(snapshot)\n"
+        "careful.promises = True\n"
+    )
+    mapped = snapshot(guest("a", in_use_bytes=450 * MIB))
+    file = str(tmp_path / "lab.toml")
+    assert load("own:plain", {}, file=file).decide(mapped).guests[0].reason == "200"
+    assert load("own:careful", {}, file=file).decide(mapped).guests[0].reason.startswith("450")
+    assert not any(isinstance(load(name, {}), KeepsPromises) for name in ("static", "paper"))
