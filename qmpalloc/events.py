@@ -66,11 +66,16 @@ class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
 
 
 class Sampled(Event, frozen=True, kw_only=True, tag="sample"):
-    """A guest's counters file was read and accepted. `delta` is the difference to the previous accepted sample."""
+    """A guest's counters file was read and accepted. `delta` is the difference to the previous accepted sample.
+
+    `disk_read_pages` is what QEMU read from the guest's disks between the two, as far as it was asked; None if not
+    known.
+    """
 
     guest: str
     sample: Sample
     delta: Delta | None
+    disk_read_pages: int | None = None
 
 
 class SampleRejected(Event, frozen=True, kw_only=True, tag="rejected"):

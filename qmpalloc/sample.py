@@ -172,6 +172,12 @@ class Delta(Struct, frozen=True, kw_only=True):
     events_lost: int | None = None
 
     @property
+    def page_ins(self) -> int | None:
+        """Pages brought in by reads, page faults and from swap, as far as known; None when nothing is."""
+        known = [count for count in (self.misses, self.inserts_fault, self.swap_ins) if count is not None]
+        return sum(known) if known else None
+
+    @property
     def hits(self) -> int | None:
         """Accesses that needed no disk read."""
         return None if self.accesses is None or self.misses is None else self.accesses - self.misses

@@ -31,6 +31,19 @@ class GuestSummary(Struct, kw_only=True):
     cap_bytes: int
     hits: int | None = None
     misses: int | None = None
+    faults: int | None = None
+    """Pages brought in by page faults."""
+    swap_ins: int | None = None
+    disk_read_pages: int | None = None
+    """What QEMU read from its disks."""
+
+    @property
+    def page_ins(self) -> int | None:
+        """Pages brought in by reads, page faults and from swap, as far as known."""
+        total = None
+        for count in (self.misses, self.faults, self.swap_ins):
+            total = _plus(total, count)
+        return total
 
 
 class Summary(Struct, kw_only=True):
@@ -98,6 +111,9 @@ class Summarizer:
                     guest = self._guests[event.guest]
                     guest.hits = _plus(guest.hits, event.delta.hits)
                     guest.misses = _plus(guest.misses, event.delta.misses)
+                    guest.faults = _plus(guest.faults, event.delta.inserts_fault)
+                    guest.swap_ins = _plus(guest.swap_ins, event.delta.swap_ins)
+                    guest.disk_read_pages = _plus(guest.disk_read_pages, event.disk_read_pages)
             case SampleRejected():
                 summary.rejected_samples += 1
             case Decided():

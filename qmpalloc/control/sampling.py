@@ -112,7 +112,13 @@ async def read_sample(agent: Agent, guest: Guest, journal: Journal, timeout_s: f
             return False
         journal.emit(SampleRejected, guest=guest.name, fault=error.fault, message=error.message)
         return True
-    journal.emit(Sampled, guest=guest.name, sample=accepted.sample, delta=accepted.delta)
+    journal.emit(
+        Sampled,
+        guest=guest.name,
+        sample=accepted.sample,
+        delta=accepted.delta,
+        disk_read_pages=guest.curves.disk_read_pages,
+    )
     return True
 
 

@@ -74,6 +74,7 @@ class CurveObserver:
         tracker: The curve; None until there are samples and the size of the cache is known.
         mapping: From memory size to cache.
         service: What a miss costs.
+        disk_read_pages: What QEMU read from the guest's disks between its last two samples; None if not known.
     """
 
     def __init__(self, effort: Effort | None = None) -> None:
@@ -90,6 +91,7 @@ class CurveObserver:
         self._reads: Reads | None = None
         self._reads_at_sample: Reads | None = None
         self._reads_at_window: Reads | None = None
+        self.disk_read_pages: int | None = None
         self._witness = Witness()
         self._restart()
 
@@ -124,7 +126,7 @@ class CurveObserver:
     def forget_series(self) -> None:
         """Note that the connection ended: what comes next does not continue what came before, but the guest may."""
         self._intake.forget()
-        self._reads = self._reads_at_sample = self._reads_at_window = None
+        self._reads = self._reads_at_sample = self._reads_at_window = self.disk_read_pages = None
         self._witness = Witness()
 
     def was_reset(self) -> None:
@@ -303,10 +305,12 @@ class CurveObserver:
             self.tracker = CurveTracker(self._sample.lru, cache_pages(floor_bytes), self._largest_pages)
 
     def _disk_miss_s(self) -> float | None:
-        """Return the time a page took the disks since the last sample; None if too few were read."""
+        """Take what the disks have read since the last sample; return the time of a page, None if those were few."""
         before, self._reads_at_sample = self._reads_at_sample, self._reads
+        self.disk_read_pages = None
         if before is None or self._reads is None:
             return None
+        self.disk_read_pages = round(self._reads.pages - before.pages)
         pages, time_s = self._reads.pages - before.pages, self._reads.time_s - before.time_s
         return time_s / pages if pages >= _DISK_PAGES_LEAST and time_s >= 0 else None
 

@@ -148,6 +148,7 @@ class Dashboard:
         guest, delta = self._guest(event.guest), event.delta
         guest.cpu = collector_cpu(guest.sample, event.sample)
         guest.sample, guest.sample_t, guest.delta = event.sample, event.t, delta
+        guest.disk_read_pages = event.disk_read_pages
         hits, misses = (None, None) if delta is None else (delta.hits, delta.misses)
         guest.hits_s.append(None if delta is None or hits is None else hits / delta.interval_s)
         guest.misses_s.append(None if delta is None or misses is None else misses / delta.interval_s)

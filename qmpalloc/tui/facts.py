@@ -73,6 +73,7 @@ class GuestFacts:
     sample: Sample | None = None
     sample_t: float | None = None
     delta: Delta | None = None
+    disk_read_pages: int | None = None
     cpu: float | None = None
     hits_s: History = field(default_factory=_history)
     misses_s: History = field(default_factory=_history)
@@ -99,6 +100,15 @@ class GuestFacts:
     def rate_known(self) -> bool:
         """True when the last sample is of the current series and the guest is still heard of."""
         return self.delta is not None and self.state in (GuestState.FRESH, GuestState.LATE, GuestState.HELD)
+
+
+def page_in_text(misses: int | None, faults: int | None, swap_ins: int | None, disk: int | None, seconds: float) -> str:
+    """Return what a guest brings in by the second, by cause: ``misses 12/s faults 1.2k/s disk 1.2k/s``.
+
+    Faults and swap-ins where there are any; what is not known is left out.
+    """
+    parts = [("misses", misses), ("faults", faults or None), ("swap-ins", swap_ins or None), ("disk", disk)]
+    return " ".join(f"{name} {number(count / seconds)}/s" for name, count in parts if count is not None and seconds)
 
 
 def hit_ratio(hits: int | None, misses: int | None) -> float | None:

@@ -14,7 +14,7 @@ _LRU = {"lru_gen": "multi-gen", "two_list": "two lists", None: UNKNOWN}
 
 def summary(guest: GuestFacts) -> Text:
     """Return the most telling facts as one line."""
-    facts = [*_losses(guest), *_memory(guest)[:3], *_pressure(guest)[:2], *_refused(guest)]
+    facts = [*_losses(guest), *_page_ins(guest), *_memory(guest)[:3], *_pressure(guest)[:2], *_refused(guest)]
     return _list(facts) if guest.sample is not None else Text("no sample yet", palette.FAINT)
 
 
@@ -26,7 +26,7 @@ def lines(guest: GuestFacts) -> list[Text]:
     else:
         facts = [
             _list(_memory(guest)),
-            _list(_pressure(guest)),
+            _list([*_page_ins(guest), *_pressure(guest)]),
             _list([*_losses(guest), *_refused(guest), *_cost(guest)]),
         ]
     return facts[: 3 - len(trouble)] + trouble
@@ -45,19 +45,25 @@ def _memory(guest: GuestFacts) -> list[tuple[str, str]]:
     ]
 
 
+def _rate(guest: GuestFacts, count: int | None) -> str:
+    return number(None if guest.delta is None or count is None else count / guest.delta.interval_s) + "/s"
+
+
+def _page_ins(guest: GuestFacts) -> list[tuple[str, str]]:
+    """Return what comes back from swap, if there is any, and what the disks read in all, if that is known."""
+    swap_ins = guest.delta.swap_ins if guest.delta else None
+    facts = [("swap-ins", swap_ins or None), ("disk", guest.disk_read_pages)]
+    return [(name, _rate(guest, count)) for name, count in facts if count is not None]
+
+
 def _pressure(guest: GuestFacts) -> list[tuple[str, str]]:
     if guest.sample is None:
         return []
-    psi, swap, delta = guest.sample.psi_memory, guest.sample.swap_pages, guest.delta
-
-    def rate(count: int | None) -> str:
-        return number(None) if delta is None or count is None else number(count / delta.interval_s) + "/s"
-
+    psi, delta = guest.sample.psi_memory, guest.delta
     return [
         ("psi", percent(None if psi.some_avg10 is None else psi.some_avg10 / 100)),
-        ("refaults", rate(delta.refaults if delta else None)),
-        ("evictions", rate(delta.evictions if delta else None)),
-        ("swap-in", number(swap.in_)),
+        ("refaults", _rate(guest, delta.refaults if delta else None)),
+        ("evictions", _rate(guest, delta.evictions if delta else None)),
         ("oom", number(guest.sample.oom_kills)),
     ]
 

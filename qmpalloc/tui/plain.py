@@ -20,7 +20,7 @@ from qmpalloc.events import (
     StateChanged,
 )
 from qmpalloc.model import GuestState
-from qmpalloc.tui.facts import hit_ratio, seen_terms
+from qmpalloc.tui.facts import hit_ratio, page_in_text, seen_terms
 from qmpalloc.tui.text import clean, number, percent, signed_size, size
 
 REPEAT_S = 60.0
@@ -53,9 +53,10 @@ class PlainLog:
 
     def _sample(self, event: Sampled) -> str | None:
         if event.delta is not None:
-            hits, misses = event.delta.hits, event.delta.misses
-            per_s = number(None if misses is None else misses / event.delta.interval_s)
-            self._rates[event.guest] = f"{clean(event.guest)} misses/s {per_s} ratio {percent(hit_ratio(hits, misses))}"
+            delta = event.delta
+            causes = delta.misses, delta.inserts_fault, delta.swap_ins, event.disk_read_pages
+            page_ins, ratio = page_in_text(*causes, delta.interval_s), percent(hit_ratio(delta.hits, delta.misses))
+            self._rates[event.guest] = f"{clean(event.guest)} {page_ins} ratio {ratio}"
         interval_s = self._header.interval_s if self._header else 0.0
         # Decisions come once per interval and say more; only without them samples speak for themselves.
         if not self._rates or event.t - self._routine_t < interval_s * 1.5:
@@ -112,6 +113,9 @@ def _decided(event: Decided) -> str:
         e = (seen_terms(seen) | verdict.terms).get("e")
         change = verdict.target_bytes - seen.target_bytes
         parts.append(f"{clean(verdict.name)} {'' if e is None else f'e {number(e)} '}{size(verdict.target_bytes)}")
+        causes = seen.misses, seen.faults, seen.swap_ins, seen.disk_read_pages
+        if page_ins := page_in_text(*causes, seen.interval_s or 0.0):
+            parts[-1] += f" {page_ins}"
         if change:
             parts[-1] += f" ({signed_size(change)}: {clean(verdict.reason)})"
         elif seen.state is GuestState.FRESH and not seen.decidable:

@@ -47,6 +47,7 @@ _COLUMNS = (
     _Column("size", 6, 1, 0, _actual, right=True),
     _Column("hits/s", 6, 4, 0, lambda guest, _, width: Text(parts.rates(guest)[0].rjust(width)), right=True),
     _Column("miss/s", 6, 3, 0, lambda guest, _, width: Text(parts.rates(guest)[1].rjust(width)), right=True),
+    _Column("fault/s", 7, 6, 0, lambda guest, _, width: Text(parts.faults(guest).rjust(width)), right=True),
     _Column("ratio", 5, 1, 0, lambda guest, _, width: Text(parts.rates(guest)[2].rjust(width)), right=True),
     _Column("", 4, 7, 2, lambda guest, _, width: Text(sparkline(guest.ratio, width, top=1.0), palette.HITS)),
     _Column("e", 5, 3, 0, lambda guest, _, width: Text(number(guest.terms.get("e")).rjust(width), "bold"), right=True),

@@ -139,9 +139,10 @@ class Run:
         )  # fmt: skip
         delta = Delta(
             interval_s=1.0, accesses=hits + misses, misses=misses, refaults=misses // 3, evictions=misses,
-            inserts_write=12, inserts_fault=3, events_lost=0,
+            inserts_write=12, inserts_fault=3, swap_ins=0, events_lost=0,
         )  # fmt: skip
-        return Sampled(**self.at(self.t), guest=name, sample=sample, delta=delta if self.sequence > 1 else None)
+        counted = (delta, misses + 3) if self.sequence > 1 else (None, None)
+        return Sampled(**self.at(self.t), guest=name, sample=sample, delta=counted[0], disk_read_pages=counted[1])
 
     def follow(self, name: str) -> Iterator[AnyEvent]:
         """The balloon: grows at once, shrinks at 40 MiB/s."""

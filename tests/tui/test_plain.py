@@ -23,8 +23,8 @@ def test_a_run_without_decisions_reports_samples_once_per_interval():
     events = [event for event in run(2, 61, mode="watch") if event.__class__.__name__ != "Decided"]
     samples = [line for line in lines_of(events) if "samples:" in line]
     assert 6 <= len(samples) <= 12
-    assert "web misses/s" in samples[0]
-    assert "db misses/s" in samples[0]
+    assert "web misses 70/s faults 3/s disk 73/s ratio 99.5%" in samples[0]
+    assert "db misses 3.31k/s faults 3/s" in samples[0]
 
 
 def test_with_decisions_samples_are_silent():
@@ -34,8 +34,8 @@ def test_with_decisions_samples_are_silent():
 def test_a_decision_line_tells_e_moves_and_budget():
     line = next(line for line in lines_of(run(2, 10)) if "decision 1" in line)
     assert line == (
-        "2027-01-15T08:00:05Z decision 1: db → web 95.4M; web e 61.3 1.09G (+95.4M: lowest e, takes 95.4M from db), "
-        "db e 122 929M (-95.4M: highest e, gives 95.4M to web); committed 2G of 2G"
+        "2027-01-15T08:00:05Z decision 1: db → web 95.4M; web e 61.3 1.09G misses 63/s (+95.4M: lowest e, takes "
+        "95.4M from db), db e 122 929M misses 3.1k/s (-95.4M: highest e, gives 95.4M to web); committed 2G of 2G"
     )
 
 
@@ -46,7 +46,7 @@ def test_a_decision_line_tells_which_guest_is_held_because_nothing_counts_its_hi
     snapshot = structs.replace(event.snapshot, guests=(structs.replace(web, hits=None), db))
     decision = structs.replace(event.decision, guests=(held, event.decision.guests[1]))
     line = plain_line(structs.replace(event, snapshot=snapshot, decision=decision))
-    assert "web 1G (its hits are not counted: see qmpalloc doctor), db e 122 929M" in line
+    assert "web 1G misses 63/s (its hits are not counted: see qmpalloc doctor), db e 122 929M" in line
 
 
 def test_refusals_that_repeat_are_reported_once_a_minute_with_their_number():
