@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_SECONDS ?= 120
+POLICY ?=
 PYTEST = $(VENV)/bin/pytest
 
 .DEFAULT_GOAL := help
@@ -10,9 +11,9 @@ PYTEST = $(VENV)/bin/pytest
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## Two guests with loads, memory moved between them, live (DEMO_SECONDS=120)
+demo: $(VENV)/.demo ## Two guests with loads, memory moved between them, live (DEMO_SECONDS=120, POLICY=paper for the paper's rule)
 	@scripts/install-packages
-	@$(VENV)/bin/qmpalloc demo --duration $(DEMO_SECONDS)s
+	@$(VENV)/bin/qmpalloc demo --duration $(DEMO_SECONDS)s $(if $(POLICY),--policy $(POLICY))
 
 test: $(VENV)/.test ## All that CI runs: format, lint, types, and every test, real guests included
 	@scripts/install-packages --test

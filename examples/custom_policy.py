@@ -8,17 +8,20 @@ Name it in a configuration that lies beside this file::
 
 and look at what it would do before you let it: ``qmpalloc plan lab.toml``, ``qmpalloc run lab.toml --dry-run``.
 Floors, caps, the budget and danger are not its business: the controller keeps them whatever a policy says.
+With ``promises = True`` it stands for what it does: a guest that brings in more than was promised gets its memory back.
 """
 
 from __future__ import annotations
 
 from msgspec import Struct
 
-from qmpalloc import Decision, GuestDecision, Limiter, Snapshot, hold
+from qmpalloc import Decision, GuestDecision, Limiter, Promise, Snapshot, hold
 
 
 class ByMisses:
     """Split the budget in proportion to smoothed misses."""
+
+    promises = True
 
     class Settings(Struct, frozen=True, kw_only=True):
         """Settings of ``[policy]``: unknown keys and wrong types are refused with file and key."""
@@ -47,6 +50,8 @@ class ByMisses:
                     reason="in proportion to its misses",
                     limiter=Limiter.POLICY,
                     terms={"misses": smooth[guest.name]},
+                    # Where a target is below what the guest has: twice what it brings in now, for two minutes.
+                    promise=Promise(page_ins_per_s=2 * (guest.page_ins_per_s or 0.0), for_s=120.0),
                 )
                 for guest in snapshot.guests
             ),

@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from qmpalloc.control.controller import Controller
     from qmpalloc.control.handle import GuestHandle, open_guest
     from qmpalloc.errors import QmpallocError
-    from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Move, Policy, Snapshot, hold
+    from qmpalloc.model import (
+        Decision,
+        GuestDecision,
+        GuestSnapshot,
+        GuestState,
+        Limiter,
+        Move,
+        Policy,
+        Promise,
+        Snapshot,
+        hold,
+    )
     from qmpalloc.policy import load as load_policy
     from qmpalloc.record import RecordWriter, read_record
     from qmpalloc.sample import Sample
@@ -29,6 +40,7 @@ __all__ = [
     "Limiter",
     "Move",
     "Policy",
+    "Promise",
     "QmpallocError",
     "RecordWriter",
     "Sample",
@@ -48,7 +60,8 @@ _MODULES = {
     "errors": ["QmpallocError"],
     "control.handle": ["GuestHandle", "open_guest"],
     "model": [
-        *("Decision", "GuestDecision", "GuestSnapshot", "GuestState", "Limiter", "Move", "Policy", "Snapshot", "hold"),
+        *("Decision", "GuestDecision", "GuestSnapshot", "GuestState", "Limiter", "Move", "Policy", "Promise"),
+        *("Snapshot", "hold"),
     ],
     "record": ["RecordWriter", "read_record"],
     "sample": ["Sample"],

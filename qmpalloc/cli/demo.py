@@ -1,4 +1,4 @@
-"""``qmpalloc demo``: two guests with loads, controlled by the paper's rule, from nothing to a closing table."""
+"""``qmpalloc demo``: two guests with loads, under control, from nothing to a closing table."""
 
 from __future__ import annotations
 
@@ -21,18 +21,24 @@ if TYPE_CHECKING:
 @click.option("--duration", type=Duration(), default="120s", show_default=True, help="Time of control.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Instead of examples/demo.toml.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
+@click.option("--policy", default="", metavar="NAME", help="Instead of that of the configuration, for example paper.")
 @headless_option
-def demo(duration: float, file: Path | None, out: Path, headless: bool) -> None:
+def demo(duration: float, file: Path | None, out: Path, policy: str, headless: bool) -> None:
     """Boot the guests of a configuration with their loads, run the controller, show it, and clean up.
 
     Leaves record.jsonl and summary.json; an earlier run in the same place is kept under another name.
     """
     import trio
+    from msgspec import structs
 
+    from qmpalloc.policy import load as load_policy
     from qmpalloc.qemu.launcher import prepare
     from qmpalloc.qemu.resources import demo_configuration
 
     loaded = config.load(file or demo_configuration())
+    if policy:
+        loaded = structs.replace(loaded, policy=policy, policy_settings={})
+    load_policy(loaded.policy, loaded.policy_settings, file=loaded.file)  # before minutes are spent on guests
     with sigterm_interrupts():
         prepared = prepare(loaded, report=_say)
     sys.exit(trio.run(_demo, loaded, prepared, duration, out, headless))

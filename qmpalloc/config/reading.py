@@ -14,6 +14,9 @@ from qmpalloc.config.convert import Mistakes
 from qmpalloc.config.schema import Config, ControlConfig, GuestConfig, HostConfig, default_run_dir
 from qmpalloc.config.toml import read_tables, read_text
 
+DEFAULT_POLICY = "curve"
+"""What decides where the file names no policy: the one that has done no guest harm."""
+
 
 def load(path: str | os.PathLike[str]) -> Config:
     """Read and validate a configuration file.
@@ -59,11 +62,11 @@ def parse(text: str, *, file: Path) -> Config:
 
 def _policy(table: Any, mistakes: Mistakes) -> tuple[str, dict[str, Any]]:
     if not isinstance(table, Mapping):
-        mistakes.add("policy", "must be a table", hint='write [policy] with name = "paper"')
+        mistakes.add("policy", "must be a table", hint=f'write [policy] with name = "{DEFAULT_POLICY}"')
         return "", {}
-    name = table.get("name", "paper")
+    name = table.get("name", DEFAULT_POLICY)
     if not isinstance(name, str):
-        mistakes.add("policy.name", "must be text", hint='for example "paper" or "my_module:my_policy"')
+        mistakes.add("policy.name", "must be text", hint='for example "curve" or "my_module:my_policy"')
         return "", {}
     return name, {key: value for key, value in table.items() if key != "name"}
 

@@ -38,7 +38,7 @@ def test_a_good_file_with_its_defaults():
     assert loaded.guest("web").monitor == "/somewhere/web.qmp"
     assert loaded.guest("db").floor == 512 * MIB
     assert loaded.control.on_exit == "baseline"
-    assert loaded.policy == "paper"
+    assert loaded.policy == "curve"
 
 
 def test_policy_settings_are_passed_on_as_written():
