@@ -23,6 +23,7 @@ from qmpalloc.curves.simulation import POLICIES
 from qmpalloc.curves.split import best_split
 from qmpalloc.model import Curve, Policy
 from qmpalloc.policy import load
+from qmpalloc.policy.promises import KeepsPromises
 from qmpalloc.testing.mixes import MIXES, Mix
 from qmpalloc.testing.replay import ReplayGuest, ReplayHost
 from qmpalloc.units import MIB, PAGE_BYTES
@@ -62,7 +63,7 @@ def run(
     mix: Mix, lru: str, references: list[array[int]], policy: Policy | None, sizes: list[int] | None
 ) -> tuple[Outcome, list[ReplayGuest]]:
     """Run one arm and return its share of hits in the counted time, and its guests."""
-    observed = policy is not None and type(policy).__name__ in {"HillPolicy", "CurvePolicy"}
+    observed = isinstance(policy, KeepsPromises)  # as those do that learn what the guests read
     guests = mix.guests(lru, observed=observed)
     for index, (guest, numbers) in enumerate(zip(guests, references, strict=True)):
         guest.references = iter(numbers)
