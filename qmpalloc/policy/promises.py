@@ -33,7 +33,7 @@ from qmpalloc.model import (
 from qmpalloc.policy.bounds import page_ins_most
 from qmpalloc.policy.division import Candidate, free_bytes
 from qmpalloc.rules.step import lowest_bytes
-from qmpalloc.units import MIB, align_down, format_count, format_size
+from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count, format_size
 
 _TIMES, _BESIDE_PER_S = 1.5, 50.0
 """A promise is broken by so many times the pages it allows, and so many pages a second more: a guest that is left alone
@@ -61,11 +61,15 @@ class Lent(Struct, frozen=True, kw_only=True):
         before_bytes: Sizes of all guests before it gave.
         page_ins_per_s: Promised, see `Promise`.
         until_s: When the promise has been kept for long enough; None: as long as the memory is away.
+        free_pages: What it may bring in beyond the promise before that is broken. Who is taken to lose little does not
+            have to lose little at once: what a kernel lets go of is not always what is used least, and is read again.
+            Whoever is taken to be idle has nothing to read again.
     """
 
     before_bytes: dict[str, int]
     page_ins_per_s: float
     until_s: float | None = None
+    free_pages: float = 0.0
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -105,11 +109,13 @@ class KeepsPromises:
         lent = _open({name: Lent(**each) for name, each in known.get("lent", {}).items()}, snapshot)
         held = _lasting({name: Held(**each) for name, each in known.get("held", {}).items()}, snapshot)
         inner = {key: value for key, value in carried.items() if key != _KEY} or None
-        broken = [guest for guest in snapshot.guests if guest.name in lent and _breaks(guest, lent[guest.name])]
+        lent = {guest.name: _tested(lent[guest.name], guest) for guest in snapshot.guests if guest.name in lent}
+        broken = [guest for guest in snapshot.guests if guest.name in lent and lent[guest.name].free_pages < 0]
         if broken:
             decision = structs.replace(_taken_back(snapshot, broken, lent), carry=inner)
             for guest in broken:
                 held[guest.name] = _held(guest, lent[guest.name], held.get(guest.name), snapshot.time_s)
+                lent[guest.name] = structs.replace(lent[guest.name], free_pages=0.0)
         else:
             shown = _with_floors(snapshot, held, inner)
             decision = _explained(snapshot, shown, self.policy.decide(shown))
@@ -163,9 +169,14 @@ def _lasting(held: Mapping[str, Held], snapshot: Snapshot) -> dict[str, Held]:
     return now
 
 
-def _breaks(guest: GuestSnapshot, lent: Lent) -> bool:
+def _tested(lent: Lent, guest: GuestSnapshot) -> Lent:
+    """Return what is left of a promise after what the guest has brought in since the last decision."""
     known = guest.page_ins_per_s if guest.state is GuestState.FRESH else None
-    return known is not None and known > _TIMES * lent.page_ins_per_s + _BESIDE_PER_S
+    if known is None:
+        return lent
+    beyond_per_s = known - _TIMES * lent.page_ins_per_s - _BESIDE_PER_S
+    free = lent.free_pages - max(0.0, beyond_per_s) * (guest.interval_s or 0.0)
+    return structs.replace(lent, free_pages=free)
 
 
 def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) -> Held:
@@ -264,7 +275,14 @@ def _noted(snapshot: Snapshot, decision: Decision, lent: Mapping[str, Lent]) -> 
         if promise is None:
             now.pop(verdict.name, None)
             continue
-        before = lent[verdict.name].before_bytes if verdict.name in lent else sizes
-        until_s = None if promise.for_s is None else snapshot.time_s + promise.for_s
-        now[verdict.name] = Lent(before_bytes=before, page_ins_per_s=promise.page_ins_per_s, until_s=until_s)
+        before, free = sizes, 0.0
+        if verdict.name in lent:
+            before, free = lent[verdict.name].before_bytes, lent[verdict.name].free_pages
+        until_s = None
+        if promise.for_s is not None:
+            until_s = snapshot.time_s + promise.for_s
+            free += (sizes[verdict.name] - verdict.target_bytes) / PAGE_BYTES
+        now[verdict.name] = Lent(
+            before_bytes=before, page_ins_per_s=promise.page_ins_per_s, until_s=until_s, free_pages=free
+        )
     return now
