@@ -195,7 +195,7 @@ _decoder = msgspec.json.Decoder(Sample)
 
 class _Envelope(Struct):
     format: str | None = None
-    version: int | None = None
+    version: Annotated[int, Meta(ge=0, lt=10**6)] | None = None  # what it says is shown: no number without end
 
 
 _envelope_decoder = msgspec.json.Decoder(_Envelope)

@@ -22,12 +22,11 @@ from qmpalloc.control.homecoming import go_home, is_home, missing_bytes, want_ba
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.roster import compare, with_budget
 from qmpalloc.control.session import Session
-from qmpalloc.errors import QmpallocError
+from qmpalloc.errors import ConfigError, QmpallocError
 from qmpalloc.events import ControlChanged, CurveSeen, Ended, Mode, Reloaded, Sink
 from qmpalloc.host.facts import guest_headers, header
 from qmpalloc.model import Decision, Policy, Snapshot
 from qmpalloc.rules.patience import Patience
-from qmpalloc.text import printable
 from qmpalloc.units import format_size
 
 STATE_TICK_S = 0.5
@@ -141,8 +140,11 @@ class Controller:
             if back := names & {guest.name for guest in changes.added}:
                 raise QmpallocError(f"{', '.join(sorted(back))} is still on its way out", hint="try again in a moment")
         except Exception as error:  # whatever goes wrong in reading must not end the run
-            message, hint = printable(f"{type(error).__name__}: {error}"), ""
-            if isinstance(error, QmpallocError):
+            message, hint = f"{type(error).__name__}: {error}", ""
+            if isinstance(error, ConfigError) and error.each:
+                message = f"{error.each[0].file}: {'; '.join(f'{each.key}: {each.reason}' for each in error.each)}"
+                hint = "qmpalloc doctor tells what to do about each"
+            elif isinstance(error, QmpallocError):
                 message, hint = error.message, error.hint
             hint = f"{hint}; nothing was changed" if hint else "nothing was changed"
             self._journal.fault(None, "reload", message, hint, again=True)

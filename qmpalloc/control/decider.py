@@ -18,7 +18,6 @@ from qmpalloc.events import Decided
 from qmpalloc.model import Decision, GuestState, Limiter, Policy, Snapshot, hold
 from qmpalloc.rules.hostguard import Emergency, HostGuard, HostMemory, relieve
 from qmpalloc.rules.limits import apply_limits
-from qmpalloc.text import printable
 
 ReadHost = Callable[[], HostMemory | None]
 DANGER_HINT = "it gets its baseline, or what it needs if that is more, and gives nothing for a minute"
@@ -150,7 +149,7 @@ class Decider:
             raise  # a person's wish, whoever passes it on: the run ends in order
         except BaseException as error:  # whatever else a user's policy raises, SystemExit too, must not end the run
             text = error.message if isinstance(error, QmpallocError) else f"{type(error).__name__}: {error}"
-            message = f"policy {self.config.policy} failed: {printable(text)}"
+            message = f"policy {self.config.policy} failed: {text}"
             self._journal.fault(None, "policy", message, "all guests are held")
             return apply_limits(snapshot, hold(snapshot, "policy failed"), dangers)
         self._journal.clear_fault(None, "policy")

@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from qmpalloc.events import AnyEvent, Faulted, Sink
+from qmpalloc.text import one_line
 
 
 class Journal:
@@ -32,7 +33,10 @@ class Journal:
         return trio.current_time() - self.started_s
 
     def emit(self, event: type[AnyEvent], /, **fields: Any) -> None:
-        """Report an event of this class that happens now."""
+        """Report an event of this class that happens now. Whoever wrote its texts, each is one printable line."""
+        for name, value in fields.items():
+            if type(value) is str:
+                fields[name] = one_line(value)
         self.pass_on(event(t=round(self.now_s(), 6), wall=round(time.time(), 6), **fields))
 
     def pass_on(self, event: AnyEvent) -> None:

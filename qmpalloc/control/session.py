@@ -28,7 +28,7 @@ from qmpalloc.errors import (
 from qmpalloc.events import Commanded
 from qmpalloc.qmp import Monitor, MonitorEvent, deadline, open_monitor
 from qmpalloc.rules.ledger import Order
-from qmpalloc.text import printable
+from qmpalloc.text import one_line
 from qmpalloc.units import PAGE_BYTES, align_down, format_size
 
 Purpose = Literal["adopt", "shrink", "grant", "repeat", "accept"]
@@ -143,7 +143,7 @@ class Session:
                 self.guest.held(error.message)
                 self._journal.fault(name, "monitor", error.message, error.hint)
             except Exception as error:  # a defect of ours must not take the other guests along
-                defect = printable(f"{type(error).__name__}: {error}")
+                defect = one_line(f"{type(error).__name__}: {error}")
                 self.guest.held(defect)
                 self._journal.fault(name, "internal", defect, "please report this")
             self._end_of_connection()

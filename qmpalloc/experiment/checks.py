@@ -9,6 +9,7 @@ from qmpalloc.config.convert import Mistakes
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.schema import Arm, Guest, Phase, Specification
 from qmpalloc.policy import registry
+from qmpalloc.text import is_visible
 from qmpalloc.units import MIB, PAGE_BYTES, format_size
 
 SMALLEST_BYTES = 128 * MIB
@@ -149,7 +150,7 @@ def _phase(key: str, phase: Phase) -> Found:
     if phase.file < PAGE_BYTES:
         yield f"{key}.file", "must be at least a page", 'for example "2GiB"'
     name = phase.file_name
-    if "/" in name or not name.isprintable() or name in {".", "..", "lost+found"}:
+    if "/" in name or not is_visible(name) or name in {".", "..", "lost+found"}:
         yield f"{key}.file_name", f"{name!r} is not a file name", "files lie directly in /data of the guest"
     for count in ("reads", "rounds"):
         if getattr(phase, count) < 1:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from qmpalloc.errors import HostError
+from qmpalloc.text import visible
 from qmpalloc.units import format_size
 
 DEBIAN_PACKAGES = {
@@ -73,7 +74,7 @@ def require_space(path: Path, needed_bytes: int) -> None:
 def last_lines(text: str, count: int = LAST_LINES) -> str:
     """Return the last lines of a program's output, indented, with everything unprintable replaced."""
     lines = [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
-    return "\n".join("    " + "".join(c if c.isprintable() else "?" for c in line)[:200] for line in lines[-count:])
+    return "\n".join("    " + visible(line)[:200] for line in lines[-count:])
 
 
 def run(

@@ -43,7 +43,7 @@ def refusal(reply: Message, command: str, address: str, *, hint: str = "") -> Re
     try:
         info = ErrorResponse(reply).error
     except (KeyError, TypeError) as error:
-        return NonsenseError(f"{address}: the reply to {command} is not a well-formed error: {error}")
+        return NonsenseError(f"{address}: the reply to {command} is not a well-formed error: {printable(str(error))}")
     return RefusedError(
         f"{address}: {command} was refused: {printable(info.desc)}",
         command=command,

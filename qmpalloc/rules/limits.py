@@ -27,6 +27,7 @@ from qmpalloc.model import (
 )
 from qmpalloc.rules.budget import UNCONTROLLED, fit_budget
 from qmpalloc.rules.step import lowest_bytes
+from qmpalloc.text import one_line
 from qmpalloc.units import align_down, format_size
 
 _TAKE_NOTHING = frozenset({Limiter.STATE, Limiter.DANGER, Limiter.STUCK})
@@ -76,7 +77,27 @@ def _checked(snapshot: Snapshot, decision: Decision) -> Decision:
             raise PolicyError(f"the policy gave {guest.name} the target {guest.target_bytes}, which is no size")
         if not all(math.isfinite(value) for value in guest.terms.values()):
             raise PolicyError(f"the policy gave {guest.name} a term that is no finite number")
-    return decision
+    return _legible(decision)
+
+
+def _legible(decision: Decision) -> Decision:
+    """Return `decision` with each of its texts as one printable line: people see them, and a record keeps them."""
+    return structs.replace(
+        decision,
+        guests=tuple(
+            structs.replace(
+                guest,
+                reason=one_line(guest.reason),
+                terms={one_line(name): value for name, value in guest.terms.items()},
+            )
+            for guest in decision.guests
+        ),
+        moves=tuple(
+            structs.replace(move, donor=one_line(move.donor), receiver=one_line(move.receiver))
+            for move in decision.moves
+        ),
+        summary=one_line(decision.summary),
+    )
 
 
 def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) -> GuestDecision:

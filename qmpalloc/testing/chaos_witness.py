@@ -13,6 +13,7 @@ from qmpalloc.events import AnyEvent, ControlChanged, Decided, Sampled, SamplesD
 from qmpalloc.model import GuestState, Limiter
 from qmpalloc.testing.chaos_faults import HOSTILE
 from qmpalloc.testing.fake_qemu import FakeQemu
+from qmpalloc.text import LINE_LIMIT, is_visible
 from qmpalloc.units import align_down, format_size
 
 PROMISES_MAX = 64
@@ -96,8 +97,8 @@ class Witness:
             case ControlChanged(control="settling" | "running"):
                 self._tick_t, self._cycle = None, 0
         for text in (getattr(event, field, "") for field in ("message", "hint", "detail", "error")):
-            if not text.isprintable():
-                self.object(f"unprintable text was reported: {text!r}")
+            if not is_visible(text) or len(text) > LINE_LIMIT:
+                self.object(f"text that is not one printable line was reported: {text!r}")
         self.news.set()
         self.news = trio.Event()
 

@@ -38,6 +38,7 @@ from qmpalloc.qmp.subscriptions import parse_event
 from qmpalloc.sample import parse
 from qmpalloc.testing.load import Load
 from qmpalloc.testing.simulated_guest import SimulatedGuest
+from qmpalloc.text import is_visible
 from qmpalloc.units import MIB
 
 CHANGES_MOST = 4
@@ -240,7 +241,7 @@ def _try(target: Target, data: bytes) -> str:
     try:
         target.read(data)
     except QmpallocError as error:
-        if not error.message.isprintable() or not error.hint.isprintable():
+        if not is_visible(error.message) or not is_visible(error.hint):
             raise FindingError(f"{target.name}: unprintable: {error.message!r} of {data!r}") from error
         return "refused"
     except Exception as error:  # what is looked for

@@ -11,6 +11,7 @@ import unicodedata
 from rich.cells import cell_len
 from rich.text import Text
 
+from qmpalloc.text import is_visible
 from qmpalloc.units import format_count, format_size
 
 UNKNOWN = "-"
@@ -35,7 +36,7 @@ def clean(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     text = " ".join(text.splitlines())
-    return "".join(char if char.isprintable() and unicodedata.category(char)[0] != "M" else "?" for char in text)
+    return "".join(char if is_visible(char) and unicodedata.category(char)[0] != "M" else "?" for char in text)
 
 
 def to_ascii(text: str) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
+from qmpalloc.text import visible
 from qmpalloc.tui import curve, palette, row
 from qmpalloc.tui.block import CHART_LINES, CHART_MAX_LINES, LINES, MIN_WIDTH, WIDE_MIN_WIDTH, block
 from qmpalloc.tui.dashboard import Dashboard
@@ -47,12 +48,8 @@ class View:
             # `Text.render` leaves out the style of the whole when there are no spans.
             style = console.get_style(line.style)
             for segment in line.render(console):
-                text = segment.text if segment.text.isprintable() else "".join(map(_printable, segment.text))
+                text = visible(segment.text)
                 yield Segment(to_ascii(text) if options.ascii_only else text, style + (segment.style or style))
-
-
-def _printable(char: str) -> str:
-    return char if char.isprintable() else "?"
 
 
 def lines(dashboard: Dashboard, ui: Ui, now_t: float, width: int, height: int) -> list[Text]:

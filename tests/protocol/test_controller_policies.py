@@ -13,7 +13,8 @@ from qmpalloc.events import (
     decoder,
     encoder,
 )  # fmt: skip
-from qmpalloc.model import Decision, GuestDecision, Limiter, hold
+from qmpalloc.model import Decision, GuestDecision, Limiter, Move, hold
+from qmpalloc.text import LINE_LIMIT, is_visible
 from qmpalloc.units import MIB
 
 BASELINE = 500
@@ -134,6 +135,21 @@ async def test_a_decision_that_cannot_be_recorded_is_none(lab, autojump_clock, c
     for event in lab.events:
         assert encoder.encode(decoder.decode(encoder.encode(event))) == encoder.encode(event)
     assert lab.events[-1].clean
+
+
+async def test_what_a_policy_says_is_one_printable_line(lab, autojump_clock):
+    await lab.two()
+    text = "\x1b[2J\u202e\u3164 why\n" + "y" * 5000
+
+    def decide(snapshot):
+        decision = hold(snapshot, text)
+        guests = tuple(msgspec.structs.replace(guest, terms={text: 1.0}) for guest in decision.guests)
+        return msgspec.structs.replace(decision, guests=guests, moves=(Move(donor=text, receiver=text, size_bytes=0),))
+
+    await lab.run(9.0, the_policy=lab.policy(decide))
+    decision = lab.of(Decided)[-1].decision
+    told = [decision.summary, decision.moves[0].donor, *decision.guests[0].terms, decision.guests[1].reason]
+    assert all(is_visible(line) and len(line) <= LINE_LIMIT and "why; y" in line for line in told)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import trio
 
+from qmpalloc.config import parse
 from qmpalloc.control.controller import Controller
 from qmpalloc.errors import ConfigError
 from qmpalloc.events import Commanded, ControlChanged, Decided, Faulted, Reloaded, SizeChanged
@@ -14,6 +15,7 @@ from qmpalloc.model import Limiter
 from qmpalloc.policy import load
 from qmpalloc.rules.hostguard import HostMemory
 from qmpalloc.testing import Refusal
+from qmpalloc.text import LINE_LIMIT, is_visible
 from qmpalloc.units import GIB, MIB
 
 BASELINE = 500
@@ -157,6 +159,21 @@ async def test_a_mistake_changes_nothing_and_is_told(lab, autojump_clock, mistak
     assert "nothing was changed" in fault.hint
     assert len(controller.guests) == 2
     assert not lab.of(Reloaded)
+
+
+async def test_several_mistakes_are_told_in_one_line(lab, autojump_clock):
+    await lab.two()
+    text = '[host]\nbugdet = "1GiB"\n' + "".join(
+        f'[[guest]]\nname = "{name}"\nmonitor = "{name}.qmp"\nagent = "{name}.agent"\nfloor = "2"\ncap = 1\n'
+        for name in "abcdefgh"
+    )
+    broken = lambda controller: controller.reload(lambda: parse(text, file=lab.directory / "lab.toml"))  # noqa: E731
+    await lab.run(12.0, actions=[(9.1, broken)])
+    (fault,) = [event for event in lab.of(Faulted) if event.kind == "reload"]
+    assert f"{lab.directory}/lab.toml: host.bugdet: unknown key; guest[0].floor: " in fault.message
+    for line in (fault.message, fault.hint):
+        assert is_visible(line)
+        assert len(line) <= LINE_LIMIT
 
 
 async def test_the_faults_of_a_guest_that_comes_back_are_told_again(lab, autojump_clock):

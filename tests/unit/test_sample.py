@@ -65,6 +65,7 @@ def test_a_good_file_is_read_and_what_is_absent_stays_unknown():
         (encoded(format="other"), SampleFault.MALFORMED),
         (encoded(version=2), SampleFault.VERSION),
         (encoded(version="1"), SampleFault.MALFORMED),
+        (encoded(version=int("9" * 3000)), SampleFault.MALFORMED),
         (encoded(sequence=-1), SampleFault.MALFORMED),
         (encoded(sequence=True), SampleFault.MALFORMED),
         (encoded(sequence=1.5), SampleFault.MALFORMED),
