@@ -16,15 +16,19 @@ from qmpalloc.control.journal import Journal
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import Decided
 from qmpalloc.model import Decision, GuestState, Limiter, Policy, Snapshot, hold
-from qmpalloc.rules.hostguard import Emergency, HostGuard, HostMemory, relieve
+from qmpalloc.rules.hostguard import BLIND_MOST_S, Emergency, HostGuard, HostMemory, relieve
 from qmpalloc.rules.limits import apply_limits
 
 ReadHost = Callable[[], HostMemory | None]
+"""Tells how the host's memory is. None: nothing of it could be read."""
+
 DANGER_HINT = "it gets its baseline, or what it needs if that is more, and gives nothing for a minute"
 SLOW_S = 1.0
 """A policy that takes longer is told: until it returns nobody reads answers, and no danger is noticed."""
 
 HOST_HINT = "every guest gives; end what else uses the host's memory, or lower the budget"
+UNREAD_HINT = "the guests are not protected from a host that runs short of it; see qmpalloc doctor"
+UNREAD_IN_EMERGENCY_HINT = f"no guest grows until it can, for at most {BLIND_MOST_S:.0f} s"
 
 
 class Decider:
@@ -101,10 +105,11 @@ class Decider:
 
     def look_at_host(self) -> Decision | None:
         """Read the host's memory; return the decision that answers an emergency when it begins."""
-        memory = self._read_host() if self._read_host is not None else None
-        if memory is None:
+        if self._read_host is None:
             return None
+        memory = self._memory_of_host(self._read_host)
         before, self._emergency = self._emergency, self._guard.look(memory, self._journal.now_s())
+        self._tell_unread(memory)
         if self._emergency is None:
             self._journal.clear_fault(None, "host")
             return None
@@ -112,6 +117,21 @@ class Decider:
             return None
         self._journal.fault(None, "host", self._emergency.reason, HOST_HINT)
         return self._take(self._ask_policy)
+
+    def _memory_of_host(self, read: ReadHost) -> HostMemory:
+        try:
+            memory = read()
+        except Exception as error:  # a defect of the reader must not end the run
+            return HostMemory(unread=(f"{type(error).__name__}: {error}",))
+        return memory or HostMemory(unread=("this host does not tell it",))
+
+    def _tell_unread(self, memory: HostMemory) -> None:
+        if not memory.unread:
+            self._journal.clear_fault(None, "guard")
+            return
+        message = f"the host's memory cannot be read: {'; '.join(memory.unread)}"
+        hint = UNREAD_HINT if self._emergency is None else UNREAD_IN_EMERGENCY_HINT
+        self._journal.fault(None, "guard", message, hint, once=True)
 
     def _take(self, ask: Callable[[Snapshot, dict[str, str]], Decision]) -> Decision:
         dangers = self._dangers()
@@ -123,7 +143,8 @@ class Decider:
             self._journal.clear_fault(None, "slow")
         else:
             took = f"policy {self.config.policy} took {duration_s:.1f} s to decide"
-            self._journal.fault(None, "slow", took, "nothing else is done meanwhile, and answers seem late after it")
+            hint = "nothing else is done meanwhile, and answers seem late after it"
+            self._journal.fault(None, "slow", took, hint, once=True)
         self._carry = decision.carry
         committed = self._books.committed_bytes
         self._journal.emit(

@@ -11,7 +11,8 @@ from pathlib import Path
 from qmpalloc.config import Config
 from qmpalloc.doctor.checks import Check, failed, passed, warned
 from qmpalloc.errors import ConfigError
-from qmpalloc.host.memory import group_limit, groups, meminfo
+from qmpalloc.host.cgroups import find_hierarchy, limits
+from qmpalloc.host.kernel_files import KernelFiles
 from qmpalloc.policy import load
 from qmpalloc.units import format_size
 
@@ -23,12 +24,11 @@ def check_host(config: Config | None) -> Iterator[Check]:
     yield _qemu()
     yield _kvm()
     yield _pressure(Path("/proc/pressure/memory"))
-    yield _swap(Path("/proc/meminfo"))
+    memory = KernelFiles().sizes(Path("/proc/meminfo"))
+    yield _swap(memory)
     if config is not None:
-        yield _memory(config, meminfo(Path("/proc/meminfo")))
-        limit = cgroup_limit(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
-        if limit is not None:
-            yield _cgroup(config, limit)
+        yield _memory(config, memory)
+        yield check_cgroup(config, Path("/proc"))
         yield _run_dir(Path(config.host.run_dir))
         yield _policy(config)
 
@@ -62,8 +62,7 @@ def _pressure(path: Path) -> Check:
     return passed("host", "PSI", f"memory pressure {average:.1f} %")
 
 
-def _swap(path: Path) -> Check:
-    facts = meminfo(path)
+def _swap(facts: dict[str, int]) -> Check:
     used = facts.get("SwapTotal", 0) - facts.get("SwapFree", 0)
     if used > 64 * 1024 * 1024:
         todo = "lower the budget: guest memory on the host's swap is slower than no cache"
@@ -72,7 +71,10 @@ def _swap(path: Path) -> Check:
 
 
 def _memory(config: Config, facts: dict[str, int]) -> Check:
-    total, budget = facts["MemTotal"], int(config.host.budget)
+    total, budget = facts.get("MemTotal"), int(config.host.budget)
+    if total is None:
+        todo = "without it nobody notices a host that runs short of memory"
+        return warned("host", "memory", "/proc/meminfo does not tell the memory of this host", todo)
     detail = f"budget {format_size(budget)} of {format_size(total)}"
     if budget > total:
         return failed("host", "memory", detail, "lower [host] budget below the memory of this host")
@@ -81,16 +83,22 @@ def _memory(config: Config, facts: dict[str, int]) -> Check:
     return passed("host", "memory", detail)
 
 
-def cgroup_limit(root: Path, membership: Path) -> int | None:
-    """Return the tightest memory limit of the cgroups (v2) that this process is in, bytes; None if there is none."""
-    limits = [group_limit(directory) for directory in groups(root, membership)]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _cgroup(config: Config, limit: int) -> Check:
-    detail = f"this control group may use {format_size(limit)}"
-    if limit < config.host.budget:
-        todo = "raise memory.max of the group, or lower [host] budget, if the guests run in it"
+def check_cgroup(config: Config, proc: Path) -> Check:
+    """Return what limits the memory of this process, or that nobody could look."""
+    files = KernelFiles()
+    hierarchy = find_hierarchy(files, proc)
+    found = list(limits(files, hierarchy)) if hierarchy is not None else []
+    tightest = min(found, key=lambda limit: limit.limit_bytes, default=None)
+    place = "there is none" if hierarchy is None else f"v{hierarchy.version}, {hierarchy.innermost}"
+    detail = f"no control group limits the memory of this process ({place})"
+    if tightest is not None:
+        detail = f"this control group may use {format_size(tightest.limit_bytes)} ({tightest.file})"
+    if files.unread:
+        known = f"{detail}; others" if tightest is not None else "limits on memory"
+        todo = "if the guests run in a group with a limit, keep the budget below it: nobody watches it"
+        return warned("host", "cgroup", f"{known} cannot be looked up: {'; '.join(files.unread)}", todo)
+    if tightest is not None and tightest.limit_bytes < config.host.budget:
+        todo = f"raise {tightest.file.name} of the group, or lower [host] budget, if the guests run in it"
         return warned("host", "cgroup", detail, todo)
     return passed("host", "cgroup", detail)
 

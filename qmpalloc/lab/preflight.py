@@ -32,11 +32,9 @@ def preflight(specification: Specification) -> None:
         ConfigError: The guests need more memory than this host has available.
         HostError: There is no room for images and data disks, or the directory for temporary files has a long name.
     """
-    memory = read_host_memory()
-    if memory is not None:
-        left_bytes = memory.group_left_bytes
-        available_bytes = memory.available_bytes if left_bytes is None else min(memory.available_bytes, left_bytes)
-        check_memory(specification, available_bytes)
+    left_bytes = read_host_memory().left_bytes
+    if left_bytes is not None:
+        check_memory(specification, left_bytes)
     config = arm_configuration(
         specification, specification.arms[0], run_dir=Path(tempfile.gettempdir(), EXAMPLE_RUN_DIR)
     )

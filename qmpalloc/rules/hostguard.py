@@ -26,6 +26,10 @@ swap that nobody needs."""
 CALM_S = 30.0
 """How long all must have been well before the emergency ends."""
 
+BLIND_MOST_S = 120.0
+"""How long an emergency lasts at most after the last reading that was whole. What cannot be read is no all-clear; but
+memory that nobody can look at must not keep the guests small for ever."""
+
 _MOVING = frozenset({GuestState.FRESH, GuestState.WARMING, GuestState.LATE, GuestState.LOST})
 
 
@@ -39,13 +43,21 @@ class HostMemory(Struct, frozen=True, kw_only=True):
         stalled_us: Microseconds since boot for which all tasks waited for memory (PSI, ``full``).
         group_left_bytes: What the control groups of this process still allow, cache that can be dropped counted as
             free; None without a limit. The guests are in the same groups only if they were started from here.
+        unread: What the kernel tells and could not be read, with the reason.
     """
 
-    total_bytes: int
-    available_bytes: int
+    total_bytes: int | None = None
+    available_bytes: int | None = None
     swapped_in_pages: int | None = None
     stalled_us: int | None = None
     group_left_bytes: int | None = None
+    unread: tuple[str, ...] = ()
+
+    @property
+    def left_bytes(self) -> int | None:
+        """What is left, of the host or of the control group, whichever is less; None if neither is known."""
+        known = (size for size in (self.available_bytes, self.group_left_bytes) if size is not None)
+        return min(known, default=None)
 
 
 class Emergency(Struct, frozen=True, kw_only=True):
@@ -65,28 +77,38 @@ class HostGuard:
 
     def __init__(self) -> None:
         self._last: tuple[float, HostMemory] | None = None
-        self._bad_until_s = -math.inf
+        self._least_bytes = LEAST_BYTES
+        self._lasts = False
+        self._bad_until_s = self._read_s = -math.inf
         self._reason = ""
 
     def look(self, memory: HostMemory, now_s: float) -> Emergency | None:
-        """Take a reading; return the emergency while it lasts."""
-        least_bytes = max(LEAST_BYTES, int(memory.total_bytes * LEAST_SHARE))
-        left_bytes, whose = memory.available_bytes, "the host has"
-        if memory.group_left_bytes is not None and memory.group_left_bytes < left_bytes:
-            left_bytes, whose = memory.group_left_bytes, "the control group has"
+        """Take a reading; return the emergency while it lasts.
+
+        Of what could not be read neither good nor bad is thought: no emergency begins by it, and one that lasts goes
+        on, asking for nothing more, for at most `BLIND_MOST_S`.
+        """
+        if memory.total_bytes is not None:
+            self._least_bytes = max(LEAST_BYTES, int(memory.total_bytes * LEAST_SHARE))
+        least_bytes, left_bytes = self._least_bytes, memory.left_bytes
         swapping = self._swapping(memory, now_s)
-        if left_bytes < least_bytes:
+        if left_bytes is not None and left_bytes < least_bytes:
+            whose = "the host has" if left_bytes == memory.available_bytes else "the control group has"
             self._reason = f"{whose} {format_size(left_bytes)} left, below {format_size(least_bytes)}"
             self._bad_until_s = now_s + CALM_S
         elif swapping:
             self._reason = swapping
             self._bad_until_s = now_s + CALM_S
-        elif left_bytes < 2 * least_bytes and now_s < self._bad_until_s:
+        elif left_bytes is not None and left_bytes < 2 * least_bytes and now_s < self._bad_until_s:
             self._bad_until_s = now_s + CALM_S
-        if now_s >= self._bad_until_s:
+        if not memory.unread:
+            self._read_s = now_s
+        blind = now_s - self._read_s < BLIND_MOST_S and bool(memory.unread)
+        self._lasts = now_s < self._bad_until_s or (self._lasts and blind)
+        if not self._lasts:
             return None
-        deficit_bytes = max(2 * least_bytes - left_bytes, least_bytes if swapping else 0)
-        return Emergency(reason=self._reason, deficit_bytes=deficit_bytes)
+        missing_bytes = 0 if left_bytes is None else 2 * least_bytes - left_bytes
+        return Emergency(reason=self._reason, deficit_bytes=max(missing_bytes, least_bytes if swapping else 0))
 
     def _swapping(self, memory: HostMemory, now_s: float) -> str:
         """Return why the host's swapping is an emergency; empty when it is none."""

@@ -1,5 +1,6 @@
 """Guests that come and go while a run goes on, and a host that runs out of memory under it."""
 
+import math
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -12,8 +13,7 @@ from qmpalloc.control.controller import Controller
 from qmpalloc.errors import ConfigError
 from qmpalloc.events import Commanded, ControlChanged, Decided, Faulted, Reloaded, SizeChanged
 from qmpalloc.model import Limiter
-from qmpalloc.policy import load
-from qmpalloc.rules.hostguard import HostMemory
+from qmpalloc.rules.hostguard import BLIND_MOST_S, HostMemory
 from qmpalloc.testing import Refusal
 from qmpalloc.text import LINE_LIMIT, is_visible
 from qmpalloc.units import GIB, MIB
@@ -237,8 +237,54 @@ async def lab_running(controller, seconds):
         yield trio.sleep
 
 
-async def test_the_host_is_read_again_and_again_and_may_say_nothing(lab, autojump_clock):
+class Readings:
+    """What the kernel tells of the host's memory: each reading until a time, then the next."""
+
+    def __init__(self, *readings):
+        self.readings = readings
+        self.started_s = trio.current_time()
+
+    def __call__(self):
+        elapsed_s = trio.current_time() - self.started_s
+        reading = next(what for until_s, what in self.readings if elapsed_s < until_s)
+        if isinstance(reading, Exception):
+            raise reading
+        return reading
+
+
+WELL = HostMemory(total_bytes=16 * GIB, available_bytes=8 * GIB)
+SHORT = HostMemory(total_bytes=16 * GIB, available_bytes=100 * MIB)
+UNREAD = HostMemory(unread=("/proc/meminfo: Too many open files",))
+
+
+@pytest.mark.parametrize("unreadable", [UNREAD, None, ValueError("/proc/meminfo: too many")])
+async def test_a_host_whose_memory_cannot_be_read_is_told_once_and_control_goes_on(lab, autojump_clock, unreadable):
     await lab.two()
-    controller = Controller(lab.config(), load("static", {}), lab.events.append, read_host=lambda: None)
-    await controller.run(duration_s=9.0)
+    coming_and_going = [(9.0 + second, WELL if second % 2 else unreadable) for second in range(10)]
+    read_host = Readings((9.0, WELL), *coming_and_going, (25.0, unreadable), (70.0, WELL), (80.0, unreadable))
+    controller = Controller(lab.config(), lab.toward(small=400, large=600), lab.events.append, read_host=read_host)
+    await controller.run(duration_s=75.0)
+    told = [event for event in lab.of(Faulted) if event.kind == "guard"]
+    assert [event.t > 60 for event in told] == [False, True]
+    assert "the host's memory cannot be read: " in told[0].message
+    assert "not protected" in told[0].hint
+    assert not [event for event in lab.of(Faulted) if event.kind != "guard"]
     assert lab.events[-1].clean
+    assert lab.of(Decided)[-1].decision.target_of("small") == 400 * MIB
+
+
+async def test_an_emergency_that_nobody_can_see_the_end_of_ends(lab, autojump_clock):
+    await lab.two()
+    read_host = Readings((20.0, WELL), (22.0, SHORT), (math.inf, UNREAD))
+    policy = lab.toward(small=500, large=500)
+    controller = Controller(lab.config(), policy, lab.events.append, read_host=read_host)
+    await controller.run(duration_s=200.0)
+    in_emergency = [event.t for event in lab.of(Decided) if "host emergency" in event.decision.guests[0].reason]
+    assert 20.0 <= in_emergency[0] < 22.0
+    assert 22.0 + BLIND_MOST_S - 5 < in_emergency[-1] < 22.0 + BLIND_MOST_S + 5
+    blind = [event for event in lab.of(Decided) if 23.0 < event.t < in_emergency[-1]]
+    assert {seen.target_bytes for event in blind for seen in event.snapshot.guests} == {
+        guest.target_bytes for guest in blind[0].decision.guests
+    }  # neither more nor less than was decided when it was seen last
+    assert [event.kind for event in lab.of(Faulted)] == ["host", "guard"]
+    assert lab.of(Decided)[-1].decision.target_of("small") == 500 * MIB

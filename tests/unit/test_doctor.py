@@ -12,7 +12,7 @@ from qmpalloc import config as configuration
 from qmpalloc.cli.doctor import doctor
 from qmpalloc.doctor import Verdict, check_guest
 from qmpalloc.doctor.guests import counter_checks, disk_caches
-from qmpalloc.doctor.host import cgroup_limit, check_host
+from qmpalloc.doctor.host import check_cgroup, check_host
 from qmpalloc.doctor.sockets import parse_holders, who_else, who_else_may_open
 from qmpalloc.experiment.access import Uniform
 from qmpalloc.sample import CollectorUse, Counters, Sample
@@ -50,14 +50,44 @@ def test_disk_caches():
     assert list(disk_caches(None)) == []
 
 
-def test_the_tightest_control_group_counts(tmp_path):
-    (tmp_path / "user/lab").mkdir(parents=True)
-    (tmp_path / "user/memory.max").write_text("1000\n")
-    (tmp_path / "user/lab/memory.max").write_text("max\n")
-    membership = tmp_path / "membership"
-    membership.write_text("0::/user/lab\n")
-    assert cgroup_limit(tmp_path, membership) == 1000
-    assert cgroup_limit(tmp_path, tmp_path / "absent") is None
+@pytest.mark.parametrize(
+    ("membership", "files", "verdict", "says"),
+    [
+        ("0::/user/lab", {"user/memory.max": GIB, "user/lab/memory.max": 2 * GIB}, Verdict.OK, "1G ({}/user/memory.m"),
+        ("0::/user/lab", {"user/memory.high": GIB - 1, "user/memory.max": GIB}, Verdict.WARN, "({}/user/memory.high)"),
+        ("3:memory:/", {"memory.limit_in_bytes": MIB}, Verdict.WARN, "may use 1M ({}/v1/memory.limit_in_bytes)"),
+        (
+            "3:memory:/\n0::/user",
+            {"user/memory.max": MIB},
+            Verdict.OK,
+            "no control group limits the memory of",
+        ),
+        ("0::/user", {"user/memory.max": "max"}, Verdict.OK, "of this process (v2, {}/user)"),
+        ("", {}, Verdict.OK, "there is none"),
+        ("0::/../other", {}, Verdict.WARN, "cannot be looked up: the control group /../other (v2): no mount shows it"),
+        (
+            "0::/user",
+            {"user/memory.max": "", "memory.max": GIB},
+            Verdict.WARN,
+            "may use 1G ({}/memory.max); others",
+        ),
+    ],
+)
+def test_what_limits_the_memory_of_this_process_is_found_or_it_is_told_that_nobody_could_look(
+    tmp_path, membership, files, verdict, says
+):
+    mounts = f"1 0 0:1 / {tmp_path} rw - cgroup2 cgroup2 rw\n2 0 0:2 / {tmp_path}/v1 rw - cgroup cgroup rw,memory\n"
+    for name, text in {"self/cgroup": membership, "self/mountinfo": mounts}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name, value in files.items():
+        file = tmp_path / ("v1" if "limit_in_bytes" in name else "") / name
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_text(f"{value}\n")
+    found = check_cgroup(a_config(tmp_path), tmp_path)
+    assert found.verdict is verdict
+    assert says.format(tmp_path) in found.detail
+    assert bool(found.todo) == (verdict is Verdict.WARN)
 
 
 def a_config(directory, budget="1GiB"):

@@ -44,7 +44,7 @@ def test_a_host_that_has_enough(host):
 
 
 def test_one_that_tells_nothing_of_its_memory_is_believed(host):
-    host["memory"] = None
+    host["memory"] = HostMemory(unread=("/proc/meminfo: why",))
     preflight(X2)
 
 

@@ -1,12 +1,14 @@
 """When the host runs out of memory, by its own account, and what every guest then gives."""
 
 import pytest
+from msgspec import structs
 
-from qmpalloc.host.memory import read_host_memory
 from qmpalloc.model import GuestSnapshot, GuestState, Limiter, Snapshot
-from qmpalloc.rules.hostguard import CALM_S, Emergency, HostGuard, HostMemory, relieve
+from qmpalloc.rules.hostguard import BLIND_MOST_S, CALM_S, Emergency, HostGuard, HostMemory, relieve
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.units import GIB, MIB
+
+UNREAD = HostMemory(unread=("/proc/meminfo: Too many open files",))
 
 
 def memory(available=8 * GIB, **changes):
@@ -38,6 +40,40 @@ class TestGuard:
         found = guard.look(memory(swapped_in_pages=10_000, stalled_us=500_000), 2.0)
         assert found.reason == "the host reads 5000 pages/s back from swap and stands still 50% of the time"
         assert found.deficit_bytes > 0
+
+    def test_what_cannot_be_read_begins_none(self):
+        guard = HostGuard()
+        for second in range(100):
+            assert guard.look(UNREAD, float(second)) is None
+
+    def test_nor_is_it_an_all_clear_and_it_asks_for_nothing_more(self):
+        guard = HostGuard()
+        assert guard.look(memory(300 * MIB), 0.0).deficit_bytes > 0
+        for second in range(1, int(BLIND_MOST_S)):
+            found = guard.look(UNREAD, float(second))
+            assert "300M left" in found.reason
+            assert found.deficit_bytes == 0
+
+    def test_but_it_lasts_for_a_limited_time(self):
+        guard = HostGuard()
+        guard.look(memory(300 * MIB), 0.0)
+        guard.look(UNREAD, BLIND_MOST_S - 1)
+        assert guard.look(UNREAD, BLIND_MOST_S) is None
+        assert guard.look(UNREAD, BLIND_MOST_S + 1) is None
+
+    def test_what_is_still_known_counts_in_both_directions(self):
+        guard = HostGuard()
+        guard.look(memory(), 0.0)
+        group = structs.replace(UNREAD, group_left_bytes=100 * MIB)
+        assert guard.look(group, 1.0).deficit_bytes > 0
+        assert guard.look(structs.replace(group, group_left_bytes=9 * GIB), 2.0).deficit_bytes == 0
+        assert guard.look(memory(), 2.0 + CALM_S) is None
+
+    def test_a_file_that_is_never_readable_does_not_prolong_it(self):
+        guard = HostGuard()
+        part = {"unread": ("/proc/vmstat: Permission denied",)}
+        assert guard.look(memory(300 * MIB, **part), 0.0)
+        assert guard.look(memory(8 * GIB, **part), CALM_S) is None
 
 
 def guest(name, target, floor=200, *, state=GuestState.FRESH, actual=None, charge=None, **changes):
@@ -81,40 +117,3 @@ class TestRelief:
     def test_a_guest_that_is_not_fresh_or_is_frozen_gives_nothing(self):
         late, frozen = relieved(guest("a", 800, state=GuestState.LATE), guest("b", 800, frozen="stuck"))
         assert late.target_bytes == frozen.target_bytes == 800 * MIB
-
-
-@pytest.fixture
-def host(tmp_path):
-    files = {
-        "proc/meminfo": "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:   600 kB\n",
-        "proc/vmstat": "pswpin 7\npswpout 9\n",
-        "proc/pressure/memory": "some avg10=0.00 total=5\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=3\n",
-        "proc/self/cgroup": "0::/user/run\n",
-        "cgroup/user/run/memory.max": "max\n",
-        "cgroup/user/memory.max": "5000\n",
-        "cgroup/user/memory.current": "4000\n",
-        "cgroup/user/memory.stat": "anon 100\ninactive_file 1500\n",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    return tmp_path
-
-
-class TestReading:
-    def test_all_of_it(self, host):
-        assert read_host_memory(host / "proc", host / "cgroup") == HostMemory(
-            total_bytes=1_024_000, available_bytes=614_400, swapped_in_pages=7, stalled_us=3, group_left_bytes=2500
-        )
-
-    def test_a_host_that_tells_less(self, host):
-        for name in ("vmstat", "pressure/memory", "self/cgroup"):
-            (host / "proc" / name).unlink()
-        found = read_host_memory(host / "proc", host / "cgroup")
-        assert (found.swapped_in_pages, found.stalled_us, found.group_left_bytes) == (None, None, None)
-
-    def test_a_host_that_tells_nothing(self, tmp_path):
-        assert read_host_memory(tmp_path, tmp_path) is None
-
-    def test_this_host(self):
-        assert read_host_memory() is not None
