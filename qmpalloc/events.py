@@ -157,11 +157,15 @@ class ControlChanged(Event, frozen=True, kw_only=True, tag="control"):
 
 
 class Reloaded(Event, frozen=True, kw_only=True, tag="reload"):
-    """The guests or the budget have changed: all guests as they are from now on, those that leave included."""
+    """The guests or the budget have changed: all guests as they are from now on, those that leave included.
+
+    `renamed` holds the old and the new name of each guest that is called otherwise from now on.
+    """
 
     budget_bytes: int
     guests: tuple[GuestHeader, ...]
     leaving: tuple[str, ...] = ()
+    renamed: dict[str, str] = {}
 
 
 class Ended(Event, frozen=True, kw_only=True, tag="end"):

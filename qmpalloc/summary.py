@@ -123,6 +123,7 @@ class Summarizer:
                 summary.commands += 1
             case Reloaded():
                 summary.budget_bytes = event.budget_bytes
+                self._rename(event.renamed)
                 self._add(event.guests)
             case Ended():
                 summary.reason, summary.clean = event.reason, event.clean
@@ -137,6 +138,13 @@ class Summarizer:
         self._in_force = header.mode != "run"
         summary.guests, self._guests = [], {}
         self._add(header.guests)
+
+    def _rename(self, names: dict[str, str]) -> None:
+        """Go on with the figures of guests under their new names; two may have swapped theirs."""
+        found = [(self._guests.pop(old), new) for old, new in names.items() if old in self._guests]
+        for known, new in found:
+            known.name = new
+            self._guests[new] = known
 
     def _add(self, guests: tuple[GuestHeader, ...]) -> None:
         """Take guests in; one that was there keeps its figures, one that has left stays."""

@@ -20,7 +20,7 @@ from qmpalloc.control.fleet import Fleet
 from qmpalloc.control.guest import Guest, Link
 from qmpalloc.control.homecoming import go_home, is_home, missing_bytes, want_baseline
 from qmpalloc.control.journal import Journal
-from qmpalloc.control.roster import compare, with_budget
+from qmpalloc.control.roster import Changes, compare, sockets, with_budget
 from qmpalloc.control.session import Session
 from qmpalloc.errors import ConfigError, QmpallocError
 from qmpalloc.events import ControlChanged, CurveSeen, Ended, Mode, Reloaded, Sink
@@ -136,9 +136,7 @@ class Controller:
         try:
             new = load()
             changes = compare(self.config, new)
-            names = {guest.name for guest in self.guests if guest.leaving}
-            if back := names & {guest.name for guest in changes.added}:
-                raise QmpallocError(f"{', '.join(sorted(back))} is still on its way out", hint="try again in a moment")
+            self._refuse_to_cross_the_leaving(changes)
         except Exception as error:  # whatever goes wrong in reading must not end the run
             message, hint = f"{type(error).__name__}: {error}", ""
             if isinstance(error, ConfigError) and error.each:
@@ -152,16 +150,33 @@ class Controller:
         self.config = self._decider.config = with_budget(self.config, new)
         self._books.budget_bytes = new.host.budget
         now_s = self._journal.now_s()
-        for guest in changes.changed:
-            self._fleet.change(guest)
+        for name in changes.renamed:
+            self._forget(name)  # all that is known of it is told anew, of the new name
+        self._fleet.change(changes.changed)
         for name in changes.removed:
             self._fleet.leave(name, Patience(float(self.config.control.exit_timeout), now_s))
         for guest in changes.added:
             self._fleet.add(guest, new.control, now_s)
         self._fleet.sort([guest.name for guest in new.guests])
-        self._tell_guests()
+        self._tell_guests(changes.renamed)
         self._drop_left()
         self._note_change()
+
+    def _refuse_to_cross_the_leaving(self, changes: Changes) -> None:
+        """Check that no guest comes with the name, or a socket, of one that is still on its way out.
+
+        Raises:
+            QmpallocError: One does.
+        """
+        names = {guest.name for guest in changes.added} | set(changes.renamed.values())
+        places = {place for guest in changes.added for place in sockets(guest)}
+        back = [
+            guest.name
+            for guest in self.guests
+            if guest.leaving and (guest.name in names or not places.isdisjoint(sockets(guest.config)))
+        ]
+        if back:
+            raise QmpallocError(f"{', '.join(sorted(back))} is still on its way out", hint="try again in a moment")
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -399,21 +414,26 @@ class Controller:
                 lambda guest, patience: is_home(guest) or patience.spent(missing_bytes([guest]), now_s)
             )
         for guest in left:
-            self._books.forget(guest.name)
-            self._journal.forget(guest.name)
-            self._told_room.discard(guest.name)
+            self._forget(guest.name)
             if not is_home(guest) and self.mode == "run" and self.config.control.on_exit == "baseline":
                 self._journal.fault(guest.name, "exit", "left the run and is not back at its baseline")
         if left:
             self._tell_guests()
             self._note_change()
 
-    def _tell_guests(self) -> None:
+    def _forget(self, name: str) -> None:
+        """Forget what was told of a guest by that name."""
+        self._books.forget(name)
+        self._journal.forget(name)
+        self._told_room.discard(name)
+
+    def _tell_guests(self, renamed: dict[str, str] | None = None) -> None:
         self._journal.emit(
             Reloaded,
             budget_bytes=self.config.host.budget,
             guests=guest_headers(guest.config for guest in self.guests),
             leaving=tuple(guest.name for guest in self.guests if guest.leaving),
+            renamed=renamed or {},
         )
 
     def _was_away(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import trio
 
@@ -12,6 +13,8 @@ from qmpalloc.control.roster import boot_bytes
 from qmpalloc.control.session import Session
 from qmpalloc.curves.effort import Effort
 from qmpalloc.rules.patience import Patience
+
+T = TypeVar("T")
 
 EXPECTED_S = 300.0
 """How long room is kept for a guest that was added and does not start."""
@@ -69,11 +72,12 @@ class Fleet:
         self._start(guest.name)
         return guest
 
-    def change(self, config: GuestConfig) -> None:
-        """Give a guest new limits."""
+    def change(self, configs: Mapping[str, GuestConfig]) -> None:
+        """Give guests new limits or names, by the names they have. Their connections and sizes stay as they are."""
         for guest in self.guests:
-            if guest.name == config.name:
-                guest.config = config
+            guest.config = configs.get(guest.name, guest.config)
+        _rename(self.sessions, configs)
+        _rename(self._scopes, configs)
 
     def leave(self, name: str, patience: Patience) -> None:
         """Begin to part with a guest: it goes to its baseline, while there is patience, and takes part in nothing."""
@@ -96,3 +100,9 @@ class Fleet:
                 self._scopes.pop(guest.name).cancel()
             del self.sessions[guest.name], self._leaving[guest.name]
         return left
+
+
+def _rename(table: dict[str, T], configs: Mapping[str, GuestConfig]) -> None:
+    """Keep what belongs to a guest under its new name; all at once, as two may have swapped theirs."""
+    moved = {configs[name].name: table.pop(name) for name in configs if name in table}
+    table.update(moved)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from msgspec import Struct, structs
 
 from qmpalloc.config import Config, GuestConfig
@@ -11,17 +13,22 @@ RESTART = "end the run and start it again"
 
 
 class Changes(Struct, frozen=True, kw_only=True):
-    """The difference of two configurations.
+    """The difference of two configurations. A guest is who answers on its sockets, whatever it is called.
 
     Attributes:
         added: Guests that were not there.
         removed: Names of guests that are not there any more.
-        changed: Guests that have other limits, with their new configuration.
+        changed: Guests that have other limits or another name, with their new configuration; by the name they had.
     """
 
     added: tuple[GuestConfig, ...] = ()
     removed: tuple[str, ...] = ()
-    changed: tuple[GuestConfig, ...] = ()
+    changed: dict[str, GuestConfig] = {}
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The old and the new name of the guests that have another."""
+        return {name: guest.name for name, guest in self.changed.items() if guest.name != name}
 
 
 def compare(old: Config, new: Config) -> Changes:
@@ -33,23 +40,34 @@ def compare(old: Config, new: Config) -> Changes:
     same_policy = (old.policy, old.policy_settings) == (new.policy, new.policy_settings)
     for key, same in (("control", old.control == new.control), ("policy", same_policy)):
         if not same:
-            raise ConfigError("cannot change while the run goes on", file=new.file, key=key, hint=RESTART)
-    before_by_name = {guest.name: guest for guest in old.guests}
+            raise _unchangeable(new, key)
+    by_monitor = {os.path.realpath(guest.monitor): guest for guest in old.guests}
+    by_agent = {os.path.realpath(guest.agent): guest for guest in old.guests}
+    changed, added = {}, []
     for index, guest in enumerate(new.guests):
-        before = before_by_name.get(guest.name)
-        for key in ("monitor", "agent"):
-            if before is not None and getattr(before, key) != getattr(guest, key):
-                hint = f"give the guest another name, or {RESTART}"
-                where = f"guest[{index}].{key}"
-                raise ConfigError("cannot change while the run goes on", file=new.file, key=where, hint=hint)
-    names = {guest.name for guest in new.guests}
-    return Changes(
-        added=tuple(guest for guest in new.guests if guest.name not in before_by_name),
-        removed=tuple(name for name in before_by_name if name not in names),
-        changed=tuple(
-            guest for guest in new.guests if guest.name in before_by_name and guest != before_by_name[guest.name]
-        ),
-    )
+        before = by_monitor.get(os.path.realpath(guest.monitor))
+        if before is not by_agent.get(os.path.realpath(guest.agent)):
+            raise _unchangeable(new, f"guest[{index}].{'monitor' if before is None else 'agent'}")
+        if before is None:
+            added.append(guest)
+        else:
+            changed[before.name] = guest
+    removed = tuple(guest.name for guest in old.guests if guest.name not in changed)
+    for index, guest in enumerate(new.guests):
+        if guest.name in removed:  # it is there until it has gone home
+            raise _unchangeable(new, f"guest[{index}].monitor")
+    changed = {name: guest for name, guest in changed.items() if guest != old.guest(name)}
+    return Changes(added=tuple(added), removed=removed, changed=changed)
+
+
+def _unchangeable(new: Config, key: str) -> ConfigError:
+    hint = f"give the guest another name, or {RESTART}" if key.endswith("monitor") else RESTART
+    return ConfigError("cannot change while the run goes on", file=new.file, key=key, hint=hint)
+
+
+def sockets(guest: GuestConfig) -> frozenset[str]:
+    """Return where a guest's sockets really are: another name for them, or for the guest, does not make another."""
+    return frozenset(map(os.path.realpath, (guest.monitor, guest.agent)))
 
 
 def boot_bytes(guest: GuestConfig) -> int:

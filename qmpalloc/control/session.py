@@ -127,7 +127,6 @@ class Session:
 
     async def run(self) -> None:
         """Connect, serve, and connect again, for ever."""
-        name = self.guest.name
         delay_s = RETRY_FIRST_S
         while True:
             was_up_s = self._journal.now_s()
@@ -138,14 +137,14 @@ class Session:
                 # A connection that just broke says nothing about the QEMU behind it; the next attempt will. Until then
                 # the guest stays charged.
                 (self.guest.gone if error.absent else self.guest.hung)(error.message)
-                self._journal.fault(name, "monitor", error.message, error.hint)
+                self._journal.fault(self.guest.name, "monitor", error.message, error.hint)
             except (NonsenseError, RefusedError) as error:
                 self.guest.held(error.message)
-                self._journal.fault(name, "monitor", error.message, error.hint)
+                self._journal.fault(self.guest.name, "monitor", error.message, error.hint)
             except Exception as error:  # a defect of ours must not take the other guests along
                 defect = one_line(f"{type(error).__name__}: {error}")
                 self.guest.held(defect)
-                self._journal.fault(name, "internal", defect, "please report this")
+                self._journal.fault(self.guest.name, "internal", defect, "please report this")
             self._end_of_connection()
             lasted = self._journal.now_s() - was_up_s > RETRY_MOST_S
             await trio.sleep(RETRY_FIRST_S if lasted else delay_s)

@@ -9,7 +9,16 @@ from typing import Any
 
 import trio
 
-from qmpalloc.events import AnyEvent, ControlChanged, Decided, Sampled, SamplesDropped, SizeChanged, StateChanged
+from qmpalloc.events import (
+    AnyEvent,
+    ControlChanged,
+    Decided,
+    Reloaded,
+    Sampled,
+    SamplesDropped,
+    SizeChanged,
+    StateChanged,
+)
 from qmpalloc.model import GuestState, Limiter
 from qmpalloc.testing.chaos_faults import HOSTILE
 from qmpalloc.testing.fake_qemu import FakeQemu
@@ -60,6 +69,7 @@ class Witness:
         self.shown: Counter[str] = Counter()
         self.violation = ""
         self.news = trio.Event()
+        self._renamed: dict[str, str] = {}  # the name in the record of a guest that was renamed, to that of its fake
         self._told: dict[str, int] = {}
         self._promises: dict[str, deque[int]] = {}
         self._answered: dict[str, int] = {}
@@ -89,7 +99,10 @@ class Witness:
             case StateChanged():
                 self.states[event.guest] = event.state
             case SizeChanged(actual_bytes=0):  # its QEMU has ended
-                self.forget(event.guest)
+                self.forget(self._fake(event.guest))
+            case Reloaded():
+                fakes = {new: self._fake(old) for old, new in event.renamed.items()}
+                self._renamed |= fakes
             case SizeChanged():
                 self._promise(event)
             case Decided():
@@ -101,6 +114,10 @@ class Witness:
                 self.object(f"text that is not one printable line was reported: {text!r}")
         self.news.set()
         self.news = trio.Event()
+
+    def _fake(self, name: str) -> str:
+        """Return the name of the fake behind a guest."""
+        return self._renamed.get(name, name)
 
     def _judge(self, event: Decided) -> None:
         for seen, verdict in zip(event.snapshot.guests, event.decision.guests, strict=True):
@@ -160,7 +177,7 @@ class Witness:
 
     def _promise(self, event: SizeChanged) -> None:
         """Check a target when it enters the books, which is before its command is sent."""
-        name = event.guest
+        name = self._fake(event.guest)
         before = max(self._known(name), event.actual_bytes)
         self._told[name] = event.actual_bytes
         self._promises.setdefault(name, deque(maxlen=PROMISES_MAX)).append(event.target_bytes)

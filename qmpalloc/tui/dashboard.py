@@ -114,6 +114,10 @@ class Dashboard:
     def _reload(self, event: Reloaded) -> None:
         if self.header is not None:
             self.header = structs.replace(self.header, budget_bytes=event.budget_bytes, guests=event.guests)
+        found = [(self.guests.pop(old), new) for old, new in event.renamed.items() if old in self.guests]
+        for facts, new in found:  # two may have swapped their names
+            facts.name = clean(new)
+            self.guests[new] = facts
         self.guests = {guest.name: self.guests.get(guest.name) or GuestFacts.of(guest) for guest in event.guests}
         self._note(
             LogEntry(

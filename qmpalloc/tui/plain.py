@@ -142,7 +142,8 @@ def _control(event: ControlChanged) -> str:
 def _reloaded(event: Reloaded) -> str:
     names = ", ".join(clean(guest.name) for guest in event.guests)
     leaving = f", leaving {', '.join(clean(name) for name in event.leaving)}" if event.leaving else ""
-    return f"reloaded: budget {size(event.budget_bytes)}, guests {names}{leaving}"
+    renamed = "".join(f", {clean(old)} is now {clean(new)}" for old, new in event.renamed.items())
+    return f"reloaded: budget {size(event.budget_bytes)}, guests {names}{leaving}{renamed}"
 
 
 def _ended(event: Ended) -> str:

@@ -161,6 +161,72 @@ async def test_a_mistake_changes_nothing_and_is_told(lab, autojump_clock, mistak
     assert not lab.of(Reloaded)
 
 
+def renaming(**names):
+    """An action that reloads the configuration with other names for the same sockets."""
+
+    def act(controller):
+        guests = tuple(
+            msgspec.structs.replace(guest, name=names.get(guest.name, guest.name)) for guest in controller.config.guests
+        )
+        controller.reload(lambda: msgspec.structs.replace(controller.config, guests=guests))
+
+    return act
+
+
+async def test_a_renamed_guest_stays_as_it_is_and_is_charged_once(lab, autojump_clock):
+    await lab.two()
+    policy = lab.toward(small=300, large=700, tiny=300)
+    controller = await lab.run(40.0, the_policy=policy, actions=[(20.1, renaming(small="tiny"))])
+    assert [guest.name for guest in controller.guests] == ["tiny", "large"]
+    after = [event for event in lab.of(Decided) if event.t > 20.1]
+    assert {event.decision.target_of("tiny") for event in after} == {300 * MIB}
+    assert {event.decision.target_of("large") for event in after} == {700 * MIB}
+    assert {seen.state for event in after for seen in event.snapshot.guests} == {"fresh"}
+    assert [event for event in lab.of(Commanded) if 20.1 < event.t < 39.0] == []
+    assert not lab.of(Faulted)
+    assert lab.of(Reloaded)[0].renamed == {"small": "tiny"}
+    assert lab.states("tiny") == ["fresh"]
+    assert lab.of(SizeChanged, "tiny")[0].actual_bytes == 300 * MIB
+    assert lab.size("small") == BASELINE  # at the end, over the connection of the beginning
+
+
+async def test_guests_that_swap_names_keep_what_they_have(lab, autojump_clock):
+    await lab.two()
+    policy = lab.toward(small=300, large=700)
+    swap = renaming(small="large", large="small")
+    controller = await lab.run(30.1, the_policy=policy, actions=[(20.1, swap), (20.2, swap)])
+    assert [guest.name for guest in controller.guests] == ["small", "large"]
+    assert [event for event in lab.of(Commanded) if 20.1 < event.t < 30.0] == []
+    assert not lab.of(Faulted)
+
+
+async def test_what_goes_wrong_with_a_renamed_guest_is_told_of_its_new_name(lab, autojump_clock):
+    await lab.two()
+
+    def hang(_):
+        lab.guests["small"].qemu.faults.hang = True
+
+    await lab.run(40.0, actions=[(10.0, hang), (20.1, renaming(small="tiny"))])
+    assert lab.states("tiny")[0] == "hung"
+    assert not [event for event in lab.events if getattr(event, "guest", None) == "small" and event.t > 20.1]
+
+
+async def test_the_sockets_of_a_guest_on_its_way_out_are_not_given_to_another(lab, autojump_clock):
+    await lab.two()
+    lab.guests["small"].qemu.balloon.deflate_bytes_per_s = 5 * MIB
+    everyone = lab.config().guests
+
+    def again(controller):
+        back = msgspec.structs.replace(everyone[0], name="tiny")
+        controller.reload(lambda: msgspec.structs.replace(controller.config, guests=(back, everyone[1])))
+
+    actions = [(20.1, reloading(lab, "large")), (22.0, again), (80.0, again)]
+    controller = await lab.run(100.0, the_policy=lab.toward(small=300, large=500), actions=actions)
+    (told,) = [event for event in lab.of(Faulted) if event.kind == "reload"]
+    assert "small is still on its way out" in told.message
+    assert [guest.name for guest in controller.guests] == ["tiny", "large"]
+
+
 async def test_several_mistakes_are_told_in_one_line(lab, autojump_clock):
     await lab.two()
     text = '[host]\nbugdet = "1GiB"\n' + "".join(

@@ -10,7 +10,7 @@ from synthetic import Run, run
 
 from qmpalloc import events
 from qmpalloc.errors import SampleFault
-from qmpalloc.events import Commanded, Decided, Faulted, Sampled, SampleRejected, StateChanged
+from qmpalloc.events import Commanded, Decided, Faulted, Reloaded, Sampled, SampleRejected, StateChanged
 from qmpalloc.model import GuestState
 from qmpalloc.tui import Dashboard, Ui, closing_table
 from qmpalloc.tui.dashboard import LOG
@@ -178,3 +178,14 @@ def test_what_was_not_counted_is_shown_in_every_view():
     absent = msgspec.structs.replace(sample, counters=msgspec.structs.replace(counters, accesses=None))
     frame = draw(reduce([*run(2, 20), msgspec.structs.replace(lossy, sample=absent)]), 160, 50)
     assert "not counted reads" in frame
+
+
+def test_a_renamed_guest_keeps_its_history():
+    dashboard = reduce(run(2, 30))
+    guests = tuple(msgspec.structs.replace(guest, name=f"new-{guest.name}") for guest in dashboard.header.guests)
+    before = list(dashboard.guests.values())
+    renamed = {guest.name: f"new-{guest.name}" for guest in dashboard.header.guests}
+    dashboard.apply(Reloaded(t=31.0, wall=WALL, budget_bytes=1, guests=guests, renamed=renamed))
+    assert list(dashboard.guests) == [facts.name for facts in dashboard.guests.values()] == list(renamed.values())
+    assert all(one is other for one, other in zip(dashboard.guests.values(), before, strict=True))
+    assert "new-" in draw(dashboard)

@@ -7,7 +7,18 @@ from msgspec import structs
 
 from qmpalloc.config import Duration, Size
 from qmpalloc.errors import ConfigError, NonsenseError
-from qmpalloc.events import ControlChanged, Decided, Ended, Faulted, GuestHeader, Header, Sampled, SizeChanged, encoder
+from qmpalloc.events import (
+    ControlChanged,
+    Decided,
+    Ended,
+    Faulted,
+    GuestHeader,
+    Header,
+    Reloaded,
+    Sampled,
+    SizeChanged,
+    encoder,
+)
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Move, Snapshot
 from qmpalloc.record import RecordWriter, ended, read_record
 from qmpalloc.sample import Counters, Delta, Sample
@@ -183,6 +194,18 @@ def test_what_was_never_counted_is_unknown_in_the_summary():
     summarizer = Summarizer()
     summarizer(RUN[0])
     assert [(guest.hits, guest.misses) for guest in summarizer.summary.guests] == [(None, None), (None, None)]
+
+
+def test_guests_that_swap_names_keep_their_figures():
+    summarizer = Summarizer()
+    renamed = {"a": "b", "b": "a"}
+    reloaded = Reloaded(**at(9.0), budget_bytes=2000, guests=header().guests[::-1], renamed=renamed)
+    for event in (*RUN[:-2], reloaded):
+        summarizer(event)
+    assert [(guest.name, guest.hits, guest.misses) for guest in summarizer.summary.guests] == [
+        ("b", 90, 10),
+        ("a", -10, 60),
+    ]
 
 
 def test_faults_do_not_disturb_the_summary():
