@@ -148,6 +148,15 @@ def show_error(error: QmpallocError) -> None:
         click.echo(f"{click.style('hint:', fg='yellow')} {error.hint}", err=True, color=_color())
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that end a command in order.
+
+    A SIGHUP that whoever started us has had ignored (``nohup``) stays so: what runs is to outlive the terminal.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return signals[:2] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else signals
+
+
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C, so that long work outside of an event loop cleans up after itself."""

@@ -15,7 +15,7 @@ import trio
 from rich.console import Console
 
 from qmpalloc import config as configuration
-from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
+from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, stop_signals
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.control.controller import Controller
 from qmpalloc.control.lock import hold_lock
@@ -27,7 +27,6 @@ from qmpalloc.record import RecordWriter
 from qmpalloc.summary import Summarizer, Summary
 from qmpalloc.tui import Dashboard, PlainLog, closing_table, is_interactive, run_tui
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RELOAD_SIGNAL = signal.SIGUSR1
 
 
@@ -95,7 +94,7 @@ async def _run(controller: Controller, dashboard: Dashboard, console: Console | 
 
     async def heed_signals(task_status: trio.TaskStatus[None]) -> None:
         nonlocal signalled
-        with trio.open_signal_receiver(*STOP_SIGNALS, RELOAD_SIGNAL) as signals:
+        with trio.open_signal_receiver(*stop_signals(), RELOAD_SIGNAL) as signals:
             task_status.started()
             async for number in signals:
                 if number == RELOAD_SIGNAL:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ import trio
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from qmpalloc.cli.conduct import STOP_SIGNALS
+from qmpalloc.cli import stop_signals
 from qmpalloc.control.controller import Controller
 from qmpalloc.experiment.directory import ExperimentDirectory
 from qmpalloc.experiment.plan import ArmRun
@@ -48,10 +47,7 @@ async def conduct(directory: ExperimentDirectory, prepared: Prepared, traces: Tr
 
 
 async def _interrupt_at_signal(interrupt: Callable[[], None], task_status: trio.TaskStatus[None]) -> None:
-    heeded = set(STOP_SIGNALS)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup: to go on when the terminal is closed
-        heeded.remove(signal.SIGHUP)
-    with trio.open_signal_receiver(*heeded) as signals:
+    with trio.open_signal_receiver(*stop_signals()) as signals:
         task_status.started()
         async for _ in signals:
             interrupt()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpalloc import config
-from qmpalloc.cli import EXIT_INTERRUPTED, sigterm_interrupts
+from qmpalloc.cli import EXIT_INTERRUPTED, sigterm_interrupts, stop_signals
 from qmpalloc.cli.options import Duration, headless_option
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ async def _demo(loaded: Config, prepared: Prepared, duration: float, out: Path, 
     """Boot, load, control; the guests are stopped whatever happens in between."""
     import trio
 
-    from qmpalloc.cli.conduct import STOP_SIGNALS, conduct_run, set_aside
+    from qmpalloc.cli.conduct import conduct_run, set_aside
     from qmpalloc.qemu.launcher import open_guests, start_load
 
     async def until_signal(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        with trio.open_signal_receiver(*stop_signals()) as signals:
             task_status.started()
             await anext(signals)
             _say("stopping")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qmpalloc.cli import EXIT_INTERRUPTED
+from qmpalloc.cli import EXIT_INTERRUPTED, stop_signals
 
 if TYPE_CHECKING:
     from qmpalloc.events import AnyEvent
@@ -194,7 +193,7 @@ async def play(events: Iterator[AnyEvent], speed: float, start_s: float) -> bool
 
     async def heed_signals(*, task_status: trio.TaskStatus[None]) -> None:
         nonlocal interrupted
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(*stop_signals()) as signals:
             task_status.started()
             await anext(signals)
             interrupted = True

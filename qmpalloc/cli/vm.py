@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, sigterm_interrupts
+from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, sigterm_interrupts, stop_signals
 from qmpalloc.cli.options import ConfigFile, config_argument
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.errors import ConfigError
@@ -63,10 +62,9 @@ async def _up(config: Config, prepared: Prepared, detach: bool, loads: bool) -> 
 
     from qmpalloc.qemu import launcher
 
-    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     code = EXIT_INTERRUPTED
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(*signals) as received:
+        with trio.open_signal_receiver(*stop_signals()) as received:
             nursery.start_soon(_cancel_at_signal, received, nursery.cancel_scope)
             async with launcher.open_guests(config, prepared=prepared, detach=detach, report=_report) as guests:
                 if loads:

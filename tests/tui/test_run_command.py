@@ -77,7 +77,10 @@ def directory(tmp_path, request):
 def test_however_it_ends_guests_are_back_and_the_record_is_whole(directory, end, code):
     command = ["-m", "qmpalloc", "run", "lab.toml", "--out", "out"]
     environment = {**os.environ, "TERM": "xterm-256color"}
-    child = pexpect.spawn(sys.executable, command, cwd=str(directory), env=environment, dimensions=(24, 80), timeout=30)
+    child = pexpect.spawn(
+        sys.executable, command, cwd=str(directory), env=environment, dimensions=(24, 80), timeout=30,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
+    )  # fmt: skip
     child.expect("RUNNING")
     record = directory / "out" / "record.jsonl"
     while record.read_bytes().count(b'"type":"decision"') < 2:
@@ -111,6 +114,20 @@ def test_ctrl_c_after_q_does_not_wait_for_the_guests(directory):
     *_, last = read_record(directory / "out" / "record.jsonl")
     assert not last.clean
     assert last.t < 60  # they need 256 s to their baselines
+
+
+def test_under_nohup_a_run_outlives_its_terminal(directory):
+    command = ["nohup", sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--out", "out"]
+    record = directory / "out" / "record.jsonl"
+    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        for line in child.stdout:
+            if "control running" in line:
+                child.send_signal(signal.SIGHUP)
+            if "decision 2" in line:
+                child.send_signal(signal.SIGTERM)
+    assert child.returncode == 130
+    *_, last = read_record(record)
+    assert (last.reason, last.clean) == ("interrupted by SIGTERM", True)
 
 
 def test_without_a_terminal_it_prints_lines(directory):
