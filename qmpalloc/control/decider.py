@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import structs
+import msgspec
 
 from qmpalloc.config import Config
 from qmpalloc.control.books import Books
 from qmpalloc.control.guest import Guest, Link
 from qmpalloc.control.journal import Journal
 from qmpalloc.errors import QmpallocError
-from qmpalloc.events import Decided
+from qmpalloc.events import Decided, plain
 from qmpalloc.model import Decision, GuestState, Limiter, Policy, Snapshot, hold
 from qmpalloc.rules.hostguard import BLIND_MOST_S, Emergency, HostGuard, HostMemory, relieve
 from qmpalloc.rules.limits import apply_limits
@@ -163,9 +162,7 @@ class Decider:
         if self.paused:
             return apply_limits(snapshot, hold(snapshot, "paused", Limiter.PAUSE), dangers)
         try:
-            # With a copy of what it carries, for the snapshot is recorded as it was shown.
-            shown = structs.replace(snapshot, carry=copy.deepcopy(snapshot.carry))
-            decision = apply_limits(snapshot, self._policy.decide(shown), dangers)
+            decision = apply_limits(snapshot, self._policy.decide(_copy_of(snapshot)), dangers)
         except KeyboardInterrupt:
             raise  # a person's wish, whoever passes it on: the run ends in order
         except BaseException as error:  # whatever else a user's policy raises, SystemExit too, must not end the run
@@ -175,3 +172,11 @@ class Decider:
             return apply_limits(snapshot, hold(snapshot, "policy failed"), dangers)
         self._journal.clear_fault(None, "policy")
         return decision
+
+
+def _copy_of(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot that shares nothing with `snapshot`: Python lets a policy write into whatever it is shown.
+
+    The limits hold for what is, and the record has it. By msgspec, for ``copy.deepcopy`` takes a hundred times as long.
+    """
+    return msgspec.convert(msgspec.to_builtins(snapshot, enc_hook=plain), Snapshot)

@@ -152,6 +152,37 @@ async def test_what_a_policy_says_is_one_printable_line(lab, autojump_clock):
     assert all(is_visible(line) and len(line) <= LINE_LIMIT and "why; y" in line for line in told)
 
 
+async def test_a_policy_that_writes_into_what_it_is_shown_deceives_only_itself(lab, autojump_clock):
+    await lab.two()
+    write = msgspec.structs.force_setattr
+
+    def decide(snapshot):
+        for guest in snapshot.guests:
+            for name, value in (("floor_bytes", 0), ("cap_bytes", 2**40), ("baseline_bytes", 0), ("target_bytes", 1)):
+                write(guest, name, value)
+            write(guest.memory, "total", 1)
+        write(snapshot, "budget_bytes", 2**50)
+        decision = hold(snapshot, "")
+        write(snapshot, "guests", ())
+        if snapshot.carry is not None:
+            snapshot.carry["n"] = -1
+        wishes = [msgspec.structs.replace(guest, target_bytes=2**40) for guest in decision.guests]
+        wishes[0] = msgspec.structs.replace(wishes[0], target_bytes=1)
+        return msgspec.structs.replace(decision, guests=tuple(wishes), carry={"n": snapshot.cycle})
+
+    await lab.run(30.0, the_policy=lab.policy(decide))
+    assert not lab.of(Faulted)
+    for event in lab.of(Decided):
+        small, large = event.snapshot.guests
+        assert (large.cap_bytes, event.snapshot.budget_bytes) == (800 * MIB, 1000 * MIB)
+        assert small.floor_bytes >= 200 * MIB
+        assert small.memory.total > 1
+        assert event.snapshot.carry in (None, {"n": event.snapshot.cycle - 1})
+    last = lab.of(Decided)[-1].decision
+    assert last.target_of("small") == lab.of(Decided)[-1].snapshot.guests[0].floor_bytes
+    assert last.target_of("large") <= 800 * MIB
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
 async def test_terms_are_finite_numbers(lab, autojump_clock, value):
     await lab.two()
