@@ -63,6 +63,11 @@ def align_down(size_bytes: int, unit_bytes: int = PAGE_BYTES) -> int:
     return size_bytes - size_bytes % unit_bytes
 
 
+def align_up(size_bytes: int, unit_bytes: int = PAGE_BYTES) -> int:
+    """Return the smallest multiple of `unit_bytes` that is not below `size_bytes`."""
+    return -align_down(-size_bytes, unit_bytes)
+
+
 def format_size(size_bytes: float) -> str:
     """Return a size for people, in binary units, at most seven characters: ``1536 MiB`` is ``1.50G``.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.config.schema import DISK_OVERHEAD_BYTES, DISK_OVERHEAD_FACTOR, Config, DataDiskConfig, GuestConfig
-from qmpalloc.units import format_size
+from qmpalloc.units import PAGE_BYTES, align_down, align_up, format_size
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of a Unix socket is 108 bytes with its closing zero
 
@@ -49,6 +49,8 @@ def _guest_mistakes(guest: GuestConfig) -> Iterator[tuple[str, str, str]]:
             f"{format_size(guest.floor)} is above the cap of {format_size(guest.cap)}",
             "lower floor, raise cap",
         )
+    elif align_up(guest.floor) > align_down(guest.cap):
+        yield "floor", f"no whole page of {PAGE_BYTES} bytes lies between floor and cap", "write both in whole MiB"
     elif not guest.floor <= guest.baseline <= guest.cap:
         hint = f"choose one from {format_size(guest.floor)} to {format_size(guest.cap)}"
         yield "baseline", f"{format_size(guest.baseline)} is not between floor and cap", hint
@@ -100,11 +102,13 @@ def _check_budget(config: Config, mistakes: Mistakes) -> None:
     budget = config.host.budget
     if any(guest.floor > guest.cap for guest in config.guests):
         return
-    for name in ("floor", "baseline"):
-        total = sum(getattr(guest, name) for guest in config.guests)
+    # A balloon moves whole pages, so that floors are rounded up, and what else a guest may have is rounded down.
+    floors = [align_up(guest.floor) for guest in config.guests]
+    baselines = [max(align_down(guest.baseline), floor) for guest, floor in zip(config.guests, floors, strict=True)]
+    for name, total in (("floor", sum(floors)), ("baseline", sum(baselines))):
         if total > budget:
             mistakes.add(
                 "host.budget",
                 f"the guests' {name}s add up to {format_size(total)}, the budget is {format_size(budget)}",
-                hint=f"lower the {name}s or raise the budget",
+                hint=f"lower the {name}s or raise the budget (a guest has whole pages of {PAGE_BYTES} bytes)",
             )

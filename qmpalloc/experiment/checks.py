@@ -10,7 +10,7 @@ from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.schema import Arm, Guest, Phase, Specification
 from qmpalloc.policy import registry
 from qmpalloc.text import is_visible
-from qmpalloc.units import MIB, PAGE_BYTES, format_size
+from qmpalloc.units import MIB, PAGE_BYTES, align_down, align_up, format_size
 
 SMALLEST_BYTES = 128 * MIB
 """The reference guest was seen to boot, and its collector to start, with so much memory."""
@@ -115,6 +115,9 @@ def _guest(key: str, guest: Guest, disk_bytes: int) -> Found:
     if guest.floor > guest.cap:
         message = f"{format_size(guest.floor)} is above the cap of {format_size(guest.cap)}"
         yield f"{key}.floor", message, "lower floor, raise cap"
+    elif align_up(guest.floor) > align_down(guest.cap):
+        message = f"no whole page of {PAGE_BYTES} bytes lies between floor and cap"
+        yield f"{key}.floor", message, "write both in whole MiB"
     else:
         yield from _baseline(f"{key}.baseline", guest, guest.baseline)
     if guest.cap > guest.memory:

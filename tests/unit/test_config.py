@@ -64,6 +64,12 @@ def test_a_guest_that_we_start_has_its_sockets_in_the_run_directory():
         (('budget = "3GiB"', ""), "host.budget", "missing"),
         (('floor = "512MiB"', 'floor = "3GiB"'), "guest[0].floor", "above the cap"),
         (('floor = "512MiB"', 'floor = "0B"'), "guest[0].floor", "must be above 0"),
+        (
+            ('"512MiB"\ncap = "2GiB"', '"1000B"\ncap = "4095B"'),
+            "guest[0].floor",
+            "no whole page of 4096",
+        ),
+        (('"512MiB"\ncap = "2GiB"', '"1073741825B"\ncap = "1073741825B"'), "guest[0].floor", "no whole page of 4096"),
         (('baseline = "1GiB"', 'baseline = "3GiB"'), "guest[0].baseline", "not between floor and cap"),
         (('baseline = "1GiB"', ""), "guest[0].baseline", "missing"),
         (('"3GiB"', '"900MiB"'), "host.budget", "floors add up to 1G"),
@@ -100,6 +106,17 @@ def test_a_mistake_is_named_with_file_key_and_hint(change, key, says):
     assert str(FILE) in text
     assert key in text
     assert says in text
+
+
+def test_floors_are_counted_rounded_up_and_baselines_rounded_down():
+    tight = GOOD.replace('"3GiB"', '"1GiB"').replace('baseline = "1GiB"', 'baseline = "512MiB"')
+    parsed(tight)
+    parsed(tight.replace('baseline = "512MiB"', f'baseline = "{512 * MIB + 4095}B"'))
+    two_bytes = tight.replace('floor = "512MiB"', f'floor = "{512 * MIB - 1}B"', 1)
+    two_bytes = two_bytes.replace('floor = "512MiB"', f'floor = "{512 * MIB + 1}B"')
+    text = mistake(two_bytes.replace('baseline = "512MiB"', f'baseline = "{512 * MIB + 1}B"'))
+    assert "floors add up to 1G, the budget is 1G" in text
+    assert "whole pages of 4096 bytes" in text
 
 
 def test_the_cap_must_fit_the_guest_that_we_start():

@@ -121,6 +121,7 @@ ACCESS = 'distribution = "normal", deviation = 0.15'
         (('name = "g2"', 'name = "g1"'), "guest[1].name", "already guest[0].name"),
         (('floor = "512MiB"', 'floor = "3GiB"'), "guest[0].floor", "above the cap"),
         (('floor = "512MiB"', 'floor = "0B"'), "guest[0].floor", "above 0"),
+        (('"512MiB"\ncap = "2GiB"', '"1GB"\ncap = "1GB"'), "guest[0].floor", "no whole page of 4096 bytes"),
         (('baseline = "1GiB"', 'baseline = "256MiB"'), "guest[0].baseline", "not between floor and cap"),
         (('memory = "2GiB"', 'memory = "1GiB"'), "guest[0].cap", "raise memory"),
         (('memory = "2GiB"', 'memory = "2GiB"\nsuite = "woody"'), "guest[0].suite", "none of 'trixie', 'bookworm'"),
