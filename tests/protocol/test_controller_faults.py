@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 from functools import partial
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 from qmpalloc.control.controller import Controller
+from qmpalloc.control.journal import CALM_S
 from qmpalloc.events import (
     Commanded,
     ControlChanged,
@@ -25,6 +27,7 @@ from qmpalloc.testing import Refusal
 from qmpalloc.units import MIB
 
 BASELINE = 500
+BUDGET = 1000
 
 
 async def test_a_collector_that_stops_is_late_then_lost_then_back_at_its_baseline(lab, autojump_clock):
@@ -263,6 +266,26 @@ async def test_a_guest_that_grows_by_itself_is_in_danger_then_asked_again(lab, a
     fits = next(e for e in lab.of(SizeChanged) if e.t > over[0].t and e.committed_bytes <= loaded.host.budget)
     assert fits.t - over[0].t < 3  # the other one has paid for it at once
     assert (lab.size("small"), lab.size("large")) == (BASELINE, BASELINE)
+
+
+async def test_a_condition_that_comes_and_goes_is_told_once_until_it_has_been_over_for_a_while(lab, autojump_clock):
+    await lab.two()
+    lab.may_grow = True
+    balloon = lab.guests["small"].qemu.balloon
+    controller = Controller(lab.config("static"), load("static", {}), lab.events.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(controller.run, duration_s=200.0))
+        await trio.sleep(9.1)
+        for pause_s in (0.0, CALM_S + 10.0):
+            await trio.sleep(pause_s)
+            for _ in range(20):  # it is 3 MiB above the budget, and is not
+                balloon.take_back(3 * MIB)
+                await trio.sleep(1.5)
+                balloon.request(BASELINE * MIB)
+                await trio.sleep(1.5)
+    over = [event.committed_bytes > BUDGET * MIB for event in lab.of(SizeChanged)]
+    assert sum(after and not before for before, after in itertools.pairwise(over)) == 40
+    assert [event.t > 70 for event in lab.of(Faulted) if event.kind == "budget"] == [False, True]
 
 
 async def test_a_size_that_somebody_else_set_is_set_right(lab, autojump_clock):

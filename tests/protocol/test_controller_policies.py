@@ -122,6 +122,14 @@ async def test_a_policy_that_takes_long_is_told(lab, autojump_clock, monkeypatch
     assert [event.message for event in lab.of(Faulted)] == ["policy paper took 1.5 s to decide"]
 
 
+async def test_a_policy_about_as_slow_as_is_told_is_told_once(lab, autojump_clock, monkeypatch):
+    await lab.two()
+    clock = itertools.accumulate(itertools.cycle((7.0, 1.1, 7.0, 0.9, 7.0, 1.2)))
+    monkeypatch.setattr("qmpalloc.control.decider.time.perf_counter", lambda: float(next(clock)))
+    await lab.run(60.0, the_policy=lab.policy(lambda snapshot: hold(snapshot, "")))
+    assert [event.kind for event in lab.of(Faulted)] == ["slow"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
