@@ -25,6 +25,7 @@ from qmpalloc.host.memory import read_host_memory
 from qmpalloc.policy import load as load_policy
 from qmpalloc.record import RecordWriter
 from qmpalloc.summary import Summarizer, Summary
+from qmpalloc.text import one_line
 from qmpalloc.tui import Dashboard, PlainLog, closing_table, is_interactive, run_tui
 
 RELOAD_SIGNAL = signal.SIGUSR1
@@ -199,7 +200,7 @@ def _watched(writer: RecordWriter, others: list[Sink]) -> Sink:
                 wall=event.wall,
                 guest=None,
                 kind="record",
-                message=f"{writer.path} cannot be written: {writer.failure.strerror}",
+                message=one_line(f"{writer.path} cannot be written: {writer.failure.strerror}"),
                 hint="control goes on without a record",
             )
             for each in others:

@@ -17,6 +17,9 @@ from qmpalloc.host.kernel_files import KernelFiles
 _UNLIMITED_BYTES = 2**60
 """v1 writes "no limit" as the largest page counter, a little below 2^63."""
 
+_LOWEST = "hierarchical_memory_limit"
+"""In ``memory.stat`` of v1: it also holds for groups around that cannot be seen from here, as in a container."""
+
 
 class Limit(Struct, frozen=True, kw_only=True):
     """A limit of a control group. Sizes in bytes.
@@ -61,10 +64,12 @@ def find_hierarchy(files: KernelFiles, proc: Path) -> Hierarchy | None:
     if membership is None:
         return None
     version, path = membership
+    known = len(files.unread)
     inside = ".." not in path.parts  # else it lies outside of the namespace of this process
     mounts = [(root, place) for root, place in _mounts(files, proc, version) if inside and path.is_relative_to(root)]
     if not mounts:
-        files.miss(f"the control group {path} (v{version}): no mount shows it")
+        if len(files.unread) == known:
+            files.miss(f"the control group {path} (v{version}): no mount shows it")
         return None
     root, place = min(mounts, key=lambda mount: len(mount[0].parts))  # the one that shows most of the groups around it
     return Hierarchy(version=version, top=place, innermost=place / path.relative_to(root))
@@ -88,24 +93,23 @@ def _limits_v2(files: KernelFiles, group: Path) -> Iterator[Limit]:
         limit_bytes = files.limit(group / name)
         if limit_bytes is not None:
             used_bytes = files.limit(group / "memory.current")
-            cache_bytes = files.field(group / "memory.stat", "inactive_file")
-            yield _limit(group / name, limit_bytes, used_bytes, cache_bytes)
+            cache = files.fields(group / "memory.stat", "inactive_file", "active_file")
+            yield _limit(group / name, limit_bytes, used_bytes, sum(cache.values()))
 
 
 def _limits_v1(files: KernelFiles, group: Path) -> Iterator[Limit]:
     own_bytes = files.limit(group / "memory.limit_in_bytes")
-    # This one also holds for groups around it that cannot be seen from here, as in a container.
-    lowest_bytes = files.field(group / "memory.stat", "hierarchical_memory_limit")
+    stat = files.fields(group / "memory.stat", _LOWEST, "total_inactive_file", "total_active_file")
+    lowest_bytes = stat.pop(_LOWEST, None)
     limit_bytes = min((size for size in (own_bytes, lowest_bytes) if size is not None), default=_UNLIMITED_BYTES)
     if limit_bytes < _UNLIMITED_BYTES:
         file = group / ("memory.limit_in_bytes" if limit_bytes == own_bytes else "memory.stat")
-        used_bytes = files.limit(group / "memory.usage_in_bytes")
-        cache_bytes = files.field(group / "memory.stat", "total_inactive_file")
-        yield _limit(file, limit_bytes, used_bytes, cache_bytes)
+        yield _limit(file, limit_bytes, files.limit(group / "memory.usage_in_bytes"), sum(stat.values()))
 
 
-def _limit(file: Path, limit_bytes: int, used_bytes: int | None, cache_bytes: int | None) -> Limit:
-    left_bytes = None if used_bytes is None else limit_bytes - max(used_bytes - (cache_bytes or 0), 0)
+def _limit(file: Path, limit_bytes: int, used_bytes: int | None, cache_bytes: int) -> Limit:
+    """Return a limit and what is left of it; page cache can be dropped, as ``MemAvailable`` has it of the host."""
+    left_bytes = None if used_bytes is None else limit_bytes - max(used_bytes - cache_bytes, 0)
     return Limit(file=file, limit_bytes=limit_bytes, left_bytes=left_bytes)
 
 

@@ -37,12 +37,11 @@ class KernelFiles:
         text = self.text(path)
         return None if text is None or text.strip() == "max" else self.number(path, text)
 
-    def field(self, path: Path, name: str) -> int | None:
-        """Return the number behind `name` in a file with a name and a number on each line."""
-        for line in self.lines(path):
-            if line.startswith(f"{name} "):
-                return self.number(path, line[len(name) :])
-        return None
+    def fields(self, path: Path, *names: str) -> dict[str, int]:
+        """Return the numbers behind those of `names` that a file has, with a name and a number on each line."""
+        pairs = (line.partition(" ") for line in self.lines(path))
+        numbers = {name: self.number(path, text) for name, _, text in pairs if name in names}
+        return {name: number for name, number in numbers.items() if number is not None}
 
     def sizes(self, path: Path) -> dict[str, int]:
         """Return the sizes in bytes of a file like ``/proc/meminfo``: on each line a name with a colon, and kB."""

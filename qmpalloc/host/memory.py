@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qmpalloc.host.cgroups import find_hierarchy, limits
 from qmpalloc.host.kernel_files import KernelFiles
-from qmpalloc.rules.hostguard import HostMemory
+from qmpalloc.rules.hostguard import HostMemory, least_bytes
 
 PROC = Path("/proc")
 
@@ -22,13 +22,16 @@ def read_host_memory(proc: Path = PROC) -> HostMemory:
     if not files.unread and not {"MemTotal", "MemAvailable"} <= memory.keys():
         files.miss(f"{proc / 'meminfo'}: tells no MemTotal or no MemAvailable")
     hierarchy = find_hierarchy(files, proc)
-    left = [limit.left_bytes for limit in limits(files, hierarchy)] if hierarchy is not None else []
+    found = limits(files, hierarchy) if hierarchy is not None else ()
+    known = [(limit.left_bytes, limit.limit_bytes) for limit in found if limit.left_bytes is not None]
+    left_bytes, limit_bytes = min(known, key=lambda each: each[0] - least_bytes(each[1]), default=(None, None))
     return HostMemory(
         total_bytes=memory.get("MemTotal"),
         available_bytes=memory.get("MemAvailable"),
-        swapped_in_pages=files.field(proc / "vmstat", "pswpin"),
+        swapped_in_pages=files.fields(proc / "vmstat", "pswpin").get("pswpin"),
         stalled_us=_stalled_us(files, proc / "pressure" / "memory"),
-        group_left_bytes=min((size for size in left if size is not None), default=None),
+        group_left_bytes=left_bytes,
+        group_limit_bytes=limit_bytes,
         unread=tuple(files.unread),
     )
 

@@ -16,7 +16,7 @@ from qmpalloc.units import MIB, align_down, format_size
 
 LEAST_BYTES = 256 * MIB
 LEAST_SHARE = 0.02
-"""The emergency begins when less than the larger of both is left, and ends at twice that."""
+"""The emergency begins when less than the larger of both is left of what there is, and ends at twice that."""
 
 SWAP_IN_PAGES_PER_S = 200.0
 STALLED_SHARE = 0.1
@@ -43,6 +43,7 @@ class HostMemory(Struct, frozen=True, kw_only=True):
         stalled_us: Microseconds since boot for which all tasks waited for memory (PSI, ``full``).
         group_left_bytes: What the control groups of this process still allow, cache that can be dropped counted as
             free; None without a limit. The guests are in the same groups only if they were started from here.
+        group_limit_bytes: The limit of which that is left.
         unread: What the kernel tells and could not be read, with the reason.
     """
 
@@ -51,6 +52,7 @@ class HostMemory(Struct, frozen=True, kw_only=True):
     swapped_in_pages: int | None = None
     stalled_us: int | None = None
     group_left_bytes: int | None = None
+    group_limit_bytes: int | None = None
     unread: tuple[str, ...] = ()
 
     @property
@@ -72,12 +74,37 @@ class Emergency(Struct, frozen=True, kw_only=True):
     deficit_bytes: int
 
 
+def least_bytes(of_bytes: int | None) -> int:
+    """Return how much must be left of so much memory; of an unknown amount the fixed part."""
+    return max(LEAST_BYTES, int((of_bytes or 0) * LEAST_SHARE))
+
+
+class _Pool(Struct, frozen=True, kw_only=True):
+    """Memory of which some must be left: the host's, or that of a control group."""
+
+    whose: str
+    left_bytes: int
+    least_bytes: int
+
+
+def _pools(memory: HostMemory) -> list[_Pool]:
+    """Return those of which it is known what is left."""
+    known = (
+        ("the host", memory.available_bytes, memory.total_bytes),
+        ("the control group", memory.group_left_bytes, memory.group_limit_bytes),
+    )
+    return [
+        _Pool(whose=whose, left_bytes=left_bytes, least_bytes=least_bytes(of_bytes))
+        for whose, left_bytes, of_bytes in known
+        if left_bytes is not None
+    ]
+
+
 class HostGuard:
     """Watches the host."""
 
     def __init__(self) -> None:
         self._last: tuple[float, HostMemory] | None = None
-        self._least_bytes = LEAST_BYTES
         self._lasts = False
         self._bad_until_s = self._read_s = -math.inf
         self._reason = ""
@@ -88,18 +115,18 @@ class HostGuard:
         Of what could not be read neither good nor bad is thought: no emergency begins by it, and one that lasts goes
         on, asking for nothing more, for at most `BLIND_MOST_S`.
         """
-        if memory.total_bytes is not None:
-            self._least_bytes = max(LEAST_BYTES, int(memory.total_bytes * LEAST_SHARE))
-        least_bytes, left_bytes = self._least_bytes, memory.left_bytes
+        pools = _pools(memory)
         swapping = self._swapping(memory, now_s)
-        if left_bytes is not None and left_bytes < least_bytes:
-            whose = "the host has" if left_bytes == memory.available_bytes else "the control group has"
-            self._reason = f"{whose} {format_size(left_bytes)} left, below {format_size(least_bytes)}"
+        missing_bytes = max((2 * pool.least_bytes - pool.left_bytes for pool in pools), default=0)
+        tightest = min(pools, key=lambda pool: pool.left_bytes - pool.least_bytes, default=None)
+        if tightest is not None and tightest.left_bytes < tightest.least_bytes:
+            left, least = format_size(tightest.left_bytes), format_size(tightest.least_bytes)
+            self._reason = f"{tightest.whose} has {left} left, below {least}"
             self._bad_until_s = now_s + CALM_S
         elif swapping:
             self._reason = swapping
             self._bad_until_s = now_s + CALM_S
-        elif left_bytes is not None and left_bytes < 2 * least_bytes and now_s < self._bad_until_s:
+        elif missing_bytes > 0 and now_s < self._bad_until_s:
             self._bad_until_s = now_s + CALM_S
         if not memory.unread:
             self._read_s = now_s
@@ -107,8 +134,8 @@ class HostGuard:
         self._lasts = now_s < self._bad_until_s or (self._lasts and blind)
         if not self._lasts:
             return None
-        missing_bytes = 0 if left_bytes is None else 2 * least_bytes - left_bytes
-        return Emergency(reason=self._reason, deficit_bytes=max(missing_bytes, least_bytes if swapping else 0))
+        at_least_bytes = least_bytes(memory.total_bytes) if swapping else 0
+        return Emergency(reason=self._reason, deficit_bytes=max(missing_bytes, at_least_bytes))
 
     def _swapping(self, memory: HostMemory, now_s: float) -> str:
         """Return why the host's swapping is an emergency; empty when it is none."""

@@ -6,7 +6,7 @@ import pytest
 
 from qmpalloc.host.memory import read_host_memory
 from qmpalloc.rules.hostguard import HostMemory
-from qmpalloc.units import GIB
+from qmpalloc.units import GIB, MIB
 
 NO_LIMIT = 9223372036854771712  # of v1: as many pages as fit a signed number
 V2 = "30 23 0:26 / {0}/unified rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -43,12 +43,13 @@ class Host:
     def v2(self, group, *, limit="max", high="max", used=0, cache=0):
         for name, value in (("max", limit), ("high", high), ("current", used)):
             self.write(f"unified/{group}/memory.{name}", f"{value}\n")
-        self.write(f"unified/{group}/memory.stat", f"anon 100\ninactive_file {cache}\n")
+        active = cache // 5
+        self.write(f"unified/{group}/memory.stat", f"anon 9\nactive_file {active}\ninactive_file {cache - active}\n")
 
     def v1(self, group, *, limit=NO_LIMIT, lowest=NO_LIMIT, used=0, cache=0, hierarchy=1):
         for name, value in (("limit_in_bytes", limit), ("usage_in_bytes", used), ("use_hierarchy", hierarchy)):
             self.write(f"mem ory/{group}/memory.{name}", f"{value}\n")
-        stat = f"inactive_file 1\nhierarchical_memory_limit {lowest}\ntotal_inactive_file {cache}\n"
+        stat = f"active_file 1\nhierarchical_memory_limit {lowest}\ntotal_inactive_file {cache}\ntotal_active_file 0\n"
         self.write(f"mem ory/{group}/memory.stat", stat)
 
     def read(self):
@@ -61,7 +62,12 @@ class TestHost:
         host.v2("user", limit=5000, used=4000, cache=1500)
         host.v2("user/run")
         assert host.read() == HostMemory(
-            total_bytes=1_024_000, available_bytes=614_400, swapped_in_pages=7, stalled_us=3, group_left_bytes=2500
+            total_bytes=1_024_000,
+            available_bytes=614_400,
+            swapped_in_pages=7,
+            stalled_us=3,
+            group_left_bytes=2500,
+            group_limit_bytes=5000,
         )
 
     def test_a_host_that_tells_less(self, host):
@@ -94,6 +100,13 @@ class TestHost:
 
 
 class TestControlGroups:
+    def test_the_one_that_is_nearest_to_what_must_be_left_counts(self, host):
+        host.groups("0::/user/run\n", V2)
+        host.v2("user", limit=100 * GIB, used=99 * GIB)  # of which 2 GiB must be left
+        host.v2("user/run", limit=GIB, used=100 * MIB)
+        found = host.read()
+        assert (found.group_left_bytes, found.group_limit_bytes) == (GIB, 100 * GIB)
+
     def test_memory_high_is_a_limit_too(self, host):
         host.groups("0::/user/run\n", V2)
         host.v2("user", limit=9000, used=3000)
@@ -148,6 +161,12 @@ class TestControlGroups:
         host.write(f"mem ory/user/{name}", f"hierarchical_memory_limit {text}\n" if name == "memory.stat" else text)
         found = host.read()
         assert set(found.unread) == {f"{host.directory}/mem ory/user/{name}: not as Linux writes it"}
+
+    def test_where_the_mounts_cannot_be_read_that_is_told_alone(self, host):
+        host.groups("0::/user\n", V2)
+        (host.directory / "proc/self/mountinfo").unlink()
+        (host.directory / "proc/self/mountinfo").mkdir()
+        assert host.read().unread == (f"{host.directory}/proc/self/mountinfo: Is a directory",)
 
     def test_without_control_groups_nothing_is_missing(self, host):
         assert host.read().unread == ()

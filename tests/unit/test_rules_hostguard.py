@@ -33,6 +33,15 @@ class TestGuard:
         assert "control group has 100M left" in found.reason
         assert HostGuard().look(memory(group_left_bytes=9 * GIB), 0.0) is None
 
+    def test_what_must_be_left_goes_by_what_there_is(self):
+        large = HostMemory(
+            total_bytes=1024 * GIB, available_bytes=500 * GIB, group_left_bytes=GIB, group_limit_bytes=2 * GIB
+        )
+        assert HostGuard().look(large, 0.0) is None
+        found = HostGuard().look(structs.replace(large, group_limit_bytes=100 * GIB), 0.0)
+        assert found.reason == "the control group has 1G left, below 2G"
+        assert found.deficit_bytes == 3 * GIB
+
     def test_swapping_is_one_only_when_it_stalls_the_host(self):
         guard = HostGuard()
         guard.look(memory(swapped_in_pages=0, stalled_us=0), 0.0)
