@@ -7,12 +7,14 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from qmpalloc.config.addresses import AddressError
 from qmpalloc.config.schema import Duration, Size
 from qmpalloc.errors import ConfigError
 from qmpalloc.units import parse_duration, parse_size
@@ -52,6 +54,14 @@ class Mistakes:
     def add(self, key: str, message: str, *, hint: str = "") -> None:
         """Note a mistake at a dotted key."""
         self._errors.append(ConfigError(message, file=self._file, key=key, hint=hint))
+
+    @contextmanager
+    def addressed(self, key: str) -> Iterator[None]:
+        """Note it when a block finds that the path at a dotted key is none."""
+        try:
+            yield
+        except AddressError as error:
+            self.add(key, error.message, hint=error.hint)
 
     def raise_if_any(self) -> None:
         """Raise all mistakes noted, as one error.

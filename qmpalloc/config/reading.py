@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from qmpalloc.config.addresses import at_home, socket_path
 from qmpalloc.config.checks import check
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.config.schema import Config, ControlConfig, GuestConfig, HostConfig, default_run_dir
@@ -45,7 +46,10 @@ def parse(text: str, *, file: Path) -> Config:
     mistakes.raise_if_any()
     assert host is not None
     assert control is not None
-    run_dir = file.parent / host.run_dir if host.run_dir else default_run_dir()
+    run_dir = default_run_dir()
+    if host.run_dir:
+        with mistakes.addressed("host.run_dir"):
+            run_dir = file.parent / at_home(host.run_dir)
     host = msgspec.structs.replace(host, run_dir=str(run_dir))
     config = Config(
         file=str(file),
@@ -53,7 +57,7 @@ def parse(text: str, *, file: Path) -> Config:
         control=control,
         policy=policy,
         policy_settings=settings,
-        guests=tuple(_with_paths(guest, file.parent, run_dir) for guest in guests),
+        guests=tuple(_with_paths(guest, index, file.parent, run_dir, mistakes) for index, guest in enumerate(guests)),
     )
     check(config, mistakes)
     mistakes.raise_if_any()
@@ -79,14 +83,13 @@ def _guests(tables: Any, mistakes: Mistakes) -> list[GuestConfig]:
     return [guest for guest in converted if guest is not None]
 
 
-def _with_paths(guest: GuestConfig, base: Path, run_dir: Path) -> GuestConfig:
+def _with_paths(guest: GuestConfig, index: int, base: Path, run_dir: Path, mistakes: Mistakes) -> GuestConfig:
     """Make the socket paths absolute; a guest that we start ourselves has them in the run directory by default."""
-    monitor, agent = guest.monitor, guest.agent
-    if guest.vm is not None:
-        monitor = monitor or str(run_dir / guest.name / "monitor.sock")
-        agent = agent or str(run_dir / guest.name / "agent.sock")
-    return msgspec.structs.replace(
-        guest,
-        monitor=os.path.normpath(base / monitor) if monitor else "",
-        agent=os.path.normpath(base / agent) if agent else "",
-    )
+    paths = {"monitor": guest.monitor, "agent": guest.agent}
+    for key, written in paths.items():
+        if not written and guest.vm is not None:
+            paths[key] = os.path.normpath(base / run_dir / guest.name / f"{key}.sock")
+        elif written:
+            with mistakes.addressed(f"guest[{index}].{key}"):
+                paths[key] = socket_path(written, base)
+    return msgspec.structs.replace(guest, **paths)

@@ -41,6 +41,74 @@ def test_a_good_file_with_its_defaults():
     assert loaded.policy == "curve"
 
 
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("vm.sock", "/somewhere/vm.sock"),
+        ("/run/vm:1/qmp", "/run/vm:1/qmp"),
+        ("./vm:1", "/somewhere/vm:1"),
+        ("./@web", "/somewhere/@web"),
+        ("unix:vm.sock", "/somewhere/vm.sock"),
+        ("unix:/run/vm.sock", "/run/vm.sock"),
+        ("unix:///run/vm.sock", "/run/vm.sock"),
+        ("~/vm.sock", "/home/me/vm.sock"),
+        ("unix:~/vm.sock", "/home/me/vm.sock"),
+        ("~root/vm.sock", "/root/vm.sock"),
+        ("./~", "/somewhere/~"),
+        ("a,b.qmp", "/somewhere/a,b.qmp"),
+        ("a,identity.qmp", "/somewhere/a,identity.qmp"),
+    ],
+)
+@pytest.mark.parametrize("key", ["monitor", "agent"])
+def test_the_path_of_a_socket_in_the_forms_that_are_understood(monkeypatch, key, written, path):
+    monkeypatch.setenv("HOME", "/home/me")
+    loaded = parsed(GOOD.replace("web.qmp" if key == "monitor" else "web.qga", written))
+    assert getattr(loaded.guest("web"), key) == path
+
+
+@pytest.mark.parametrize(
+    ("written", "says", "hint"),
+    [
+        ("tcp:127.0.0.1:4444", "TCP is not supported", "-qmp unix:PATH,server=on,wait=off"),
+        ("tcp:localhost:4444,server=on,wait=off", "TCP is not supported", "-qmp unix:PATH"),
+        ("telnet:localhost:4444", "TCP is not supported", "-qmp unix:PATH"),
+        ("127.0.0.1:4444", "TCP is not supported", "or ./127.0.0.1:4444 if that is the name of a file"),
+        ("[::1]:4444", "TCP is not supported", "-qmp unix:PATH"),
+        (":4444", "TCP is not supported", "-qmp unix:PATH"),
+        ("vsock:3:1234", "vsock is not supported", "anybody on this host"),
+        ("udp:localhost:9", "UDP is not supported", "-qmp unix:PATH"),
+        ("@web", "an abstract socket is not supported", "or ./@web if that is the name of a file"),
+        ("unix:web.qmp,server=on,wait=off", "options of QEMU's", "write the path alone: web.qmp"),
+        ("web.qmp,server,nowait", "options of QEMU's", "write the path alone: web.qmp"),
+        ("socket,id=agent,path=/run/a,server=on", "options of QEMU's", "write the path alone: /run/a"),
+        ("unix:", "names no socket", "unix:PATH"),
+        ("~nobody-of-that-name/web.qmp", "no home directory is known for ~nobody-of-that-name", "write it out"),
+    ],
+)
+@pytest.mark.parametrize("key", ["monitor", "agent"])
+def test_what_is_no_path_of_a_socket_is_refused_by_its_name(key, written, says, hint):
+    text = mistake(GOOD.replace("db.qmp" if key == "monitor" else "db.qga", written))
+    assert f"guest[1].{key}: {written}" in text or f"guest[1].{key}: ~" in text
+    assert says in text
+    assert hint in text
+
+
+def test_a_socket_that_two_guests_have_is_found_however_it_is_written():
+    assert "already guest[0].monitor" in mistake(GOOD.replace("db.qmp", "unix:./web.qmp"))
+
+
+def test_what_is_wrong_with_an_address_does_not_hide_other_mistakes():
+    text = mistake(GOOD.replace("web.qmp", "tcp:localhost:1").replace('"3GiB"', '"1500MiB"'))
+    assert "guest[0].monitor" in text
+    assert "baselines add up" in text
+
+
+def test_the_run_directory_may_be_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parsed(GOOD.replace('"3GiB"', '"3GiB"\nrun_dir = "~/run"')).host.run_dir == "/home/me/run"
+    assert "host.run_dir" in mistake(GOOD.replace('"3GiB"', '"3GiB"\nrun_dir = "~nobody-of-that-name"'))
+
+
 def test_policy_settings_are_passed_on_as_written():
     loaded = parsed(GOOD + '[policy]\nname = "paper"\nstep = "64MiB"\n')
     assert loaded.policy_settings == {"step": "64MiB"}
