@@ -27,13 +27,15 @@ async def ask_facts(monitor: Monitor) -> Facts:
     """Return what a guest's QEMU was started with.
 
     Raises:
-        RefusedError: It has no balloon device, or one that gives nothing back to the host.
+        RefusedError: It has no machine yet (``--preconfig``), no balloon device, or one that gives nothing back to the
+            host.
         NonsenseError: It answers what QMP does not allow.
     """
+    # First, for a QEMU that waits because of --preconfig refuses it, and has no devices yet.
+    memory = await monitor.execute("query-memory-size-summary")
     path = await monitor.find_balloon()
     if path is None:
         raise _unfit(monitor, "this QEMU has no balloon device", BALLOON_HINT)
-    memory = await monitor.execute("query-memory-size-summary")
     sizes = [memory.get(key) for key in ("base-memory", "plugged-memory")] if isinstance(memory, dict) else [None]
     if type(sizes[0]) is not int or sizes[0] <= 0:
         raise NonsenseError(f"{monitor.address}: query-memory-size-summary gave no base-memory")

@@ -35,6 +35,15 @@ given up, for they cost this process time (up to 0.1 s for a MiB) that belongs t
 hung agent are far fewer, and two of the longest are not more. A second brings more than the longest reading of a guest
 that floods no longer, which is counted before it is known to be of use."""
 
+GREETING = b'"QMP"'
+GREETING_WITHIN_BYTES = 64
+"""What a monitor, and no agent, begins with."""
+
+SWAPPED_HINT = (
+    "are monitor and agent swapped in the configuration? the agent is the socket of QEMU's virtserialport named "
+    "org.qemu.guest_agent.0"
+)
+
 ANSWER_BYTES = 128
 """Length of an answer that holds no data."""
 
@@ -81,6 +90,8 @@ class AgentChannel:
         self.late_handles: list[int] = []
         self._connection = connection
         self._synced = False
+        self._met = False
+        self._is_monitor = False
         self._echoes_ids = True
         self._serial = 0
         self._awaited: _Awaited | None = None
@@ -101,6 +112,7 @@ class AgentChannel:
 
         Raises:
             RefusedError: The agent does not know the command.
+            NonsenseError: A monitor answers, not an agent.
             DisconnectedError: The connection ended.
         """
         self._synced = False
@@ -110,7 +122,7 @@ class AgentChannel:
         unpack(message, SYNC, self._connection.address)
         # Everything sent before has been answered, or never will be.
         self._abandoned_opens.clear()
-        self._synced = True
+        self._synced = self._met = True
 
     async def command(self, command: str, arguments: Mapping[str, object] | None) -> object:
         """Run a command on a synced channel. Cancelling it leaves the channel to be synced again.
@@ -131,6 +143,9 @@ class AgentChannel:
         if self._connection.closed.is_set():
             await trio.lowlevel.checkpoint()
             raise self._connection.ended()
+        if self._is_monitor:
+            await trio.lowlevel.checkpoint()
+            raise self._no_agent()
         self._serial += 1
         awaited = self._awaited = _Awaited(f"qmpalloc-{self._serial}", command, sync_number)
         request: dict[str, object] = {"execute": command, "id": awaited.reply_id}
@@ -168,6 +183,9 @@ class AgentChannel:
         self.noise.take_line()
         if frame is Mark.SENTINEL:
             return  # the framer has thrown away what was before it, which is all it is for
+        if not self._met and isinstance(frame, bytes) and GREETING in frame[:GREETING_WITHIN_BYTES]:
+            self._take_greeting()
+            return
         try:
             if isinstance(frame, Mark):
                 raise NonsenseError("the agent sent a line longer than any answer")
@@ -177,6 +195,15 @@ class AgentChannel:
             # While syncing, garbage is what is to be skipped; after, it can only be in place of the answer.
             if self._awaited is not None and self._awaited.sync_number is None:
                 self._awaited.reply.set(NonsenseError(f"{self._connection.address}: {error.message}"))
+
+    def _take_greeting(self) -> None:
+        self._is_monitor = True
+        if self._awaited is not None:
+            self._awaited.reply.set(self._no_agent())
+
+    def _no_agent(self) -> NonsenseError:
+        message = f"{self._connection.address}: a QMP monitor answers on this socket, not a guest agent"
+        return NonsenseError(message, hint=SWAPPED_HINT)
 
     def on_end(self) -> None:
         """Take notice that the connection has ended."""

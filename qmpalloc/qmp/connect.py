@@ -51,6 +51,9 @@ ONE_CLIENT_HINT = (
 )
 
 
+ABSENT_HINT = "a QEMU that runs has made it if its -qmp or -chardev says server=on, and nobody has removed it"
+
+
 def _is_connected(stream: trio.SocketStream) -> bool:
     # With a full backlog a non-blocking connect of a Unix socket fails with EAGAIN, which trio takes for "in progress"
     # and then for success.
@@ -64,7 +67,7 @@ def _is_connected(stream: trio.SocketStream) -> bool:
 def _explain(path: str, error: OSError) -> UnreachableError:
     match error.errno:
         case errno.ENOENT:
-            return UnreachableError(f"{path}: no such socket", address=path, absent=True)
+            return UnreachableError(f"{path}: no such socket", address=path, absent=True, hint=ABSENT_HINT)
         case errno.ENOTDIR:
             return UnreachableError(f"{path}: no such socket, a part of its path is a file", address=path)
         case errno.ECONNREFUSED if _is_something_else(path):

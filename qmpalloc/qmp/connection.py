@@ -1,6 +1,6 @@
 """One connection: whole lines out, frames in, one reader and one writer task, and how it ended.
 
-Knows lines, not commands; `Monitor` and `Agent` are built on it.
+Knows frames, not commands; `Monitor` and `Agent` are built on it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import trio
 
 from qmpalloc.allowance import Allowance
 from qmpalloc.errors import DisconnectedError, NonsenseError, QmpallocError
-from qmpalloc.qmp.framing import Frame, Framer
+from qmpalloc.qmp.framing import Frame, Framer, Splitter
 
 CLOSE_LIMIT_S = 1.0
 RECEIVE_BYTES = 65536
@@ -42,10 +42,13 @@ class Handler(Protocol):
 
 
 class Connection:
-    """A stream of lines in both directions.
+    """A stream of lines out, and of frames in.
 
     Lines are written by a task of their own: cancelling a sender can drop a line, but never leaves half of one on the
     wire, which would spoil every later command.
+
+    Args:
+        splitter: How what comes in is split into frames; by lines if it is not given.
 
     Attributes:
         address: Names the peer in errors; the path of a Unix socket.
@@ -53,18 +56,18 @@ class Connection:
         cause: Why it ended; None while it lives.
     """
 
-    def __init__(self, stream: trio.abc.Stream, address: str) -> None:
+    def __init__(self, stream: trio.abc.Stream, address: str, splitter: Splitter | None = None) -> None:
         self.address = address
         self.closed = trio.Event()
         self.cause: QmpallocError | None = None
         self._stream = stream
-        self._framer = Framer()
+        self._splitter: Splitter = splitter or Framer()
         self._outbox, self._outgoing = trio.open_memory_channel[bytes](0)
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes received of a line that has not ended yet."""
-        return self._framer.pending_bytes
+        """Bytes received of a frame that has not ended yet."""
+        return self._splitter.pending_bytes
 
     async def send(self, line: bytes) -> None:
         """Hand a line to the writer. Cancelling is safe: the line is then written whole, or not at all.
@@ -112,7 +115,7 @@ class Connection:
                 if len(data) < RECEIVE_BYTES // 2 and not pieces.take(1, trio.current_time()):
                     await trio.sleep(PAUSE_S)
                 handler.on_bytes(len(data))
-                for frame in self._framer.feed(data):
+                for frame in self._splitter.feed(data):
                     handler.on_frame(frame)
         except NonsenseError as error:
             return type(error)(f"{self.address}: {error.message}", hint=error.hint)

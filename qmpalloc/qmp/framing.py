@@ -1,13 +1,16 @@
-"""Bytes in, JSON messages out: the line format of QMP and of the guest agent. Pure, no I/O.
+"""Bytes in, JSON messages out: the line formats of QMP and of the guest agent. Pure, no I/O.
 
-Both protocols send one JSON object per line. The guest agent's ``guest-sync-delimited`` adds the byte 0xFF, which never
-occurs in UTF-8 and so marks a clean start whatever came before it.
+A guest agent sends one JSON object per line, and its ``guest-sync-delimited`` adds the byte 0xFF, which never occurs in
+UTF-8 and so marks a clean start whatever came before it. A monitor sends one object per line as well or, with
+``pretty=on``, over many.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
+from typing import Protocol
 
 from qemu.qmp import Message
 from qemu.qmp.error import ProtocolError
@@ -15,7 +18,10 @@ from qemu.qmp.error import ProtocolError
 from qmpalloc.errors import NonsenseError
 
 LINE_MAX_BYTES = 1024 * 1024
-"""Longest line that is accepted. QEMU's longest reply, ``query-qmp-schema``, stays below 300 KiB."""
+"""Longest line that is accepted from a guest."""
+
+MESSAGE_MAX_BYTES = 16 * 1024 * 1024
+"""Longest message that is accepted from a QEMU: ``query-blockstats`` of some hundred disks is longer than a MiB."""
 
 SENTINEL = b"\xff"
 
@@ -28,6 +34,22 @@ class Mark(Enum):
 
 
 Frame = bytes | Mark
+
+_OUTERMOST = re.compile(rb"\n[{}]")
+"""The beginning or the end of a message, at the beginning of a line."""
+
+
+class Splitter(Protocol):
+    """Splits a byte stream into frames."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of a frame that has not ended yet."""
+        ...
+
+    def feed(self, data: bytes | bytearray) -> list[Frame]:
+        """Return the frames that `data` completes, in order."""
+        ...
 
 
 class Framer:
@@ -80,6 +102,99 @@ class Framer:
             frames.append(Mark.OVERLONG)
         else:
             self._partial += data
+
+
+class MessageFramer:
+    """Splits what a monitor sends into messages, each on one line or on many, holding one of limited length.
+
+    QEMU indents all that is inside of a message, so that one over many lines is between two lines that hold a bracket
+    alone, and what does not end, or is longer than the limit, spoils no message but itself.
+
+    Args:
+        limit_bytes: Longest message.
+    """
+
+    def __init__(self, limit_bytes: int = MESSAGE_MAX_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._partial = bytearray()
+        self._searched = 0  # so much of it holds no end
+        self._inside = False  # it is a message over many lines
+        self._skipping = False  # lines of one that was too long may follow
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of a message that has not ended yet."""
+        return len(self._partial)
+
+    def feed(self, data: bytes | bytearray) -> list[Frame]:
+        """Return the messages, lines outside of any, and marks that `data` completes, in order."""
+        frames: list[Frame] = []
+        pieces = bytes(data).split(SENTINEL)
+        self._feed(pieces[0], frames)
+        for piece in pieces[1:]:
+            self._forget()
+            frames.append(Mark.SENTINEL)
+            self._feed(piece, frames)
+        return frames
+
+    def _feed(self, data: bytes, frames: list[Frame]) -> None:
+        self._partial += data
+        while self._take_message(frames) if self._inside else self._take_line(frames):
+            pass
+        if len(self._partial) > self._limit_bytes:
+            if self._partial.startswith(b"{") or not self._skipping:
+                frames.append(Mark.OVERLONG)
+            in_line = not self._partial.endswith(b"\n")
+            self._forget()
+            self._skipping = True
+            if in_line:
+                self._partial += b"?"  # the rest of the line begins no message, whatever it begins with
+
+    def _take_line(self, frames: list[Frame]) -> bool:
+        end = self._partial.find(b"\n", self._searched)
+        if end < 0:
+            self._searched = len(self._partial)
+            return False
+        begins = self._partial.startswith(b"{")
+        if begins and not self._partial[1:end].strip():
+            self._searched, self._inside, self._skipping = end, True, False
+        elif begins or not self._skipping:
+            self._complete(end, frames)
+        else:
+            self._remove(end)
+        return True
+
+    def _take_message(self, frames: list[Frame]) -> bool:
+        found = _OUTERMOST.search(self._partial, self._searched)
+        if found is None:
+            self._searched = max(self._searched, len(self._partial) - 1)
+            return False
+        end = found.start()
+        if found[0] == b"\n}":  # else another begins, and this one is half a message, as its reader will find
+            self._searched = end
+            end = self._partial.find(b"\n", found.end())
+            if end < 0:
+                return False
+        self._complete(end, frames)
+        return True
+
+    def _complete(self, end: int, frames: list[Frame]) -> None:
+        """Take a frame that ends before the line end at `end`."""
+        if end > self._limit_bytes:
+            frames.append(Mark.OVERLONG)
+            self._skipping = True
+        elif frame := bytes(self._partial[:end]).strip():
+            frames.append(frame)
+            self._skipping = False
+        self._remove(end)
+
+    def _remove(self, end: int) -> None:
+        del self._partial[: end + 1]
+        self._searched, self._inside = 0, False
+
+    def _forget(self) -> None:
+        self._partial.clear()
+        self._searched, self._inside, self._skipping = 0, False, False
 
 
 def decode(line: bytes) -> Message:

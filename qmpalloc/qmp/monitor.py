@@ -15,7 +15,7 @@ from qemu.qmp.models import Greeting
 from qmpalloc.errors import BusyError, DeadlineError, NonsenseError, QmpallocError, RefusedError
 from qmpalloc.qmp.connect import ONE_CLIENT_HINT, connect, listening_process
 from qmpalloc.qmp.connection import Connection, running
-from qmpalloc.qmp.framing import Frame, Mark, decode, encode
+from qmpalloc.qmp.framing import MESSAGE_MAX_BYTES, SENTINEL, Frame, Mark, MessageFramer, decode, encode
 from qmpalloc.qmp.monitor_types import (
     BalloonActual,
     BalloonStats,
@@ -33,6 +33,12 @@ from qmpalloc.qmp.subscriptions import MonitorEvent, Subscriptions, parse_event
 
 NO_BALLOON_HINT = "start QEMU with -device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on"
 NOT_QMP_HINT = "give the path of a socket made with -qmp, not of a human monitor (-monitor), console or agent"
+SWAPPED_HINT = "are monitor and agent swapped in the configuration? the monitor is a socket made with -qmp"
+PRECONFIG_HINT = "it has no machine yet: let it go on (QMP 'x-exit-preconfig'), or start it without --preconfig"
+PRECONFIG_TEXTS = ("after machine initialization", "'preconfig'")
+"""How a QEMU that waits because of ``--preconfig`` refuses a command, since 6.0 and before; from then on its status is
+``prelaunch``, as with ``-S``. QEMU's texts are not translated."""
+
 UNUSED_LIMITS = ("iops_rd", "iops_wr", "bps", "bps_rd", "bps_wr")
 T = TypeVar("T")
 DEVICE_CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")
@@ -56,7 +62,7 @@ class Monitor:
         self.qemu_version = (0, 0, 0)
         self.unexpected = 0
         self.process_id: int | None = None
-        self._connection = Connection(stream, address)
+        self._connection = Connection(stream, address, MessageFramer())
         self._pending = PendingReplies()
         self._subscriptions = Subscriptions()
         self._greeted = trio.Event()
@@ -188,7 +194,12 @@ class Monitor:
         with self._pending.expect(str(request["id"])) as reply:
             await self._connection.send(encode(request))
             message = await reply.wait()
-        return unpack(message, command, self.address, hint=hint)
+        try:
+            return unpack(message, command, self.address, hint=hint)
+        except RefusedError as error:
+            if any(text in error.message for text in PRECONFIG_TEXTS):
+                error.hint = PRECONFIG_HINT
+            raise
 
     def _typed(self, result: object, kind: type[T], command: str) -> T:
         return typed(result, kind, command, self.address)
@@ -199,7 +210,12 @@ class Monitor:
         """Take notice that bytes came. A QEMU may send as much as it likes."""
 
     def on_frame(self, frame: Frame) -> None:
-        """Take a line from the connection."""
+        """Take a message from the connection."""
+        if frame is Mark.OVERLONG and self._greeted.is_set():
+            self._skip()
+            return
+        if frame is Mark.SENTINEL and not self._greeted.is_set():
+            raise NonsenseError("a guest agent answers on this socket, not QMP", hint=SWAPPED_HINT)
         if isinstance(frame, Mark):
             raise NonsenseError("the peer sent bytes that QMP does not have", hint=NOT_QMP_HINT)
         if not self._greeted.is_set():
@@ -214,6 +230,15 @@ class Monitor:
         elif not self._pending.deliver(message):
             self.unexpected += 1
 
+    def _skip(self) -> None:
+        """Take notice of a message that was too long. QEMU answers in order, so it was to the oldest command."""
+
+        def too_long() -> NonsenseError:
+            return NonsenseError(f"{self.address}: QEMU's answer is longer than {MESSAGE_MAX_BYTES >> 20} MiB")
+
+        if not self._pending.fail_oldest(too_long):
+            self.unexpected += 1
+
     def on_end(self) -> None:
         """Take notice that the connection has ended."""
         self._greeted.set()  # wakes the handshake, which then finds the connection closed
@@ -222,27 +247,40 @@ class Monitor:
 
     def _take_greeting(self, line: bytes) -> None:
         try:
-            greeting = Greeting(decode(line))
+            message = decode(line)
+            if "event" in message or "return" in message or "error" in message:
+                # Meant for the client before us: QEMU greets a moment after it has taken a new one. Or what answers is
+                # an agent, which never greets.
+                self.unexpected += 1
+                return
+            greeting = Greeting(message)
             version = convert(greeting.QMP.version.get("qemu"), VersionTriple, "the greeting's version")
         except (KeyError, TypeError, NonsenseError) as error:
             raise NonsenseError("what answers on this socket is not QMP", hint=NOT_QMP_HINT) from error
         self.qemu_version = (version.major, version.minor, version.micro)
         self._greeted.set()
 
-    async def handshake(self) -> None:
+    async def handshake(self, timeout_s: float) -> None:
         """Wait for the greeting and leave capabilities negotiation.
+
+        A socket that does not greet for half the time is asked what only a guest agent answers. To a QEMU that serves
+        somebody else, or is stopped, that is an unknown command from a client that has gone.
 
         Raises:
             DisconnectedError, NonsenseError: The connection ended, or is not QMP.
         """
-        await self._greeted.wait()
+        with trio.move_on_after(timeout_s / 2):
+            await self._greeted.wait()
+        if not self._greeted.is_set():
+            await self._connection.send(SENTINEL + encode({"execute": "guest-sync-delimited", "arguments": {"id": 1}}))
+            await self._greeted.wait()
         await self._execute("qmp_capabilities")
 
     def silence(self, timeout_s: float) -> QmpallocError:
         """Return why the handshake took longer than `timeout_s`."""
         if self._greeted.is_set():
             return DeadlineError(f"{self.address}: no answer to qmp_capabilities", address=self.address)
-        if self._connection.pending_bytes:
+        if self._connection.pending_bytes or self.unexpected:
             return NonsenseError(f"{self.address}: what answers on this socket is not QMP", hint=NOT_QMP_HINT)
         return BusyError(
             f"{self.address}: connected, but no greeting within {timeout_s:.3g} s",
@@ -282,7 +320,7 @@ async def open_monitor_on(stream: trio.abc.Stream, *, address: str, timeout_s: f
     monitor = Monitor(stream, address)
     async with running(monitor._connection, monitor):
         with trio.move_on_after(timeout_s) as scope:
-            await monitor.handshake()
+            await monitor.handshake(timeout_s)
         if scope.cancelled_caught:
             raise monitor.silence(timeout_s)
         yield monitor

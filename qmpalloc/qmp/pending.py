@@ -18,6 +18,11 @@ class Reply:
         self._arrived = trio.Event()
         self._outcome: Message | QmpallocError | None = None
 
+    @property
+    def is_set(self) -> bool:
+        """True when the outcome is there."""
+        return self._outcome is not None
+
     def set(self, outcome: Message | QmpallocError) -> None:
         """Deliver the outcome; a second one is ignored."""
         if self._outcome is None:
@@ -65,6 +70,14 @@ class PendingReplies:
             return False
         reply.set(message)
         return True
+
+    def fail_oldest(self, make_error: Callable[[], QmpallocError]) -> bool:
+        """Give the one who has waited longest an error; False when nobody waits."""
+        for reply in self._expected.values():
+            if not reply.is_set:
+                reply.set(make_error())
+                return True
+        return False
 
     def fail(self, make_error: Callable[[], QmpallocError]) -> None:
         """Give everyone who waits an error of their own: one exception raised in many tasks mixes tracebacks."""

@@ -10,6 +10,7 @@ is shown with the bytes, and the exit code is 1. A seed replays.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
 import sys
@@ -30,7 +31,7 @@ from qmpalloc.errors import QmpallocError
 from qmpalloc.qmp.agent_channel import AgentChannel
 from qmpalloc.qmp.agent_types import ExecReply, ExecStatusReply, Handle, InfoReply, ReadReply, WriteReply, decode_base64
 from qmpalloc.qmp.connection import Connection
-from qmpalloc.qmp.framing import Framer, decode
+from qmpalloc.qmp.framing import Framer, MessageFramer, decode
 from qmpalloc.qmp.monitor import Monitor
 from qmpalloc.qmp.monitor_types import BalloonActual, BlockEntry, GuestStats, NameReply, QomProperty, VmStatus
 from qmpalloc.qmp.replies import typed, unpack
@@ -144,7 +145,7 @@ def _read_file(data: bytes) -> object:
 def _read_monitor(data: bytes) -> object:
     monitor = Monitor(trio.testing.memory_stream_pair()[0], "fuzz")
     with monitor.subscribe():
-        for frame in Framer().feed(data):
+        for frame in MessageFramer().feed(data):
             monitor.on_frame(frame)
     return monitor.qemu_version
 
@@ -216,7 +217,11 @@ GREETING = b'{"QMP":{"version":{"qemu":{"major":9,"minor":2,"micro":0},"package"
 EVENT = (
     b'{"timestamp":{"seconds":1700000000,"microseconds":5},"event":"BALLOON_CHANGE","data":{"actual":536870912}}\r\n'
 )
-MONITOR_LINES = (GREETING + EVENT + REPLIES[0] + b"\r\n", GREETING + EVENT * 3)
+MONITOR_LINES = (
+    GREETING + EVENT + REPLIES[0] + b"\r\n",
+    EVENT + GREETING + EVENT * 3,
+    b"".join(json.dumps(json.loads(line), indent=4).encode() + b"\r\n" for line in (GREETING, EVENT, *REPLIES)),
+)
 AGENT_LINES = (b'\xff{"return":123456,"id":"qmpalloc-1"}\n' + REPLIES[8] + b"\n", b"\n".join(REPLIES) + b"\n")
 
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import trio
 
-from qmpalloc.errors import RefusedError
-from qmpalloc.qmp import ExecResult, open_agent
+from qmpalloc.errors import NonsenseError, RefusedError
+from qmpalloc.qmp import ExecResult, open_agent, open_monitor
 from qmpalloc.testing import FakeAgent
 
 QEMU_GA = shutil.which("qemu-ga", path=os.environ.get("PATH", "") + ":/usr/sbin")
@@ -67,6 +67,15 @@ async def test_writing_a_file(socket_path, tmp_path, size):
         await agent.write_file(path, b"of before" * 40_000)
         await agent.write_file(path, content)
         assert await agent.read_file(path, 1_000_000) == content
+
+
+async def test_it_is_told_from_a_monitor(socket_path):
+    with pytest.raises(NonsenseError, match="a guest agent answers on this socket") as caught:
+        async with open_monitor(socket_path, timeout_s=2):
+            pytest.fail("opened")
+    assert "swapped" in caught.value.hint
+    async with open_agent(socket_path) as agent:
+        assert await agent.execute("guest-ping") == {}
 
 
 async def test_refusals(socket_path):

@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from qmpalloc.errors import RefusedError, UnreachableError
-from qmpalloc.qmp import open_monitor
+from qmpalloc.control.inspection import ask_facts
+from qmpalloc.errors import NonsenseError, RefusedError, UnreachableError
+from qmpalloc.qmp import open_agent, open_monitor
 from qmpalloc.testing import FakeQemu
 
 QEMU = shutil.which("qemu-system-x86_64")
@@ -176,12 +177,103 @@ async def test_a_second_client_hears_nothing_until_the_first_has_gone(client_cla
         assert await client.execute("query-name") == {}
 
 
+async def test_it_is_told_from_an_agent(socket_path):
+    await a_monitor_is_no_agent(socket_path)
+
+
+async def a_monitor_is_no_agent(path):
+    async with open_agent(path) as agent:
+        for _ in range(2):
+            with (
+                pytest.raises(NonsenseError, match="a QMP monitor answers on this socket") as caught,
+                trio.fail_after(10),
+            ):
+                await agent.info()
+            assert "swapped" in caught.value.hint
+    async with open_monitor(path, timeout_s=10) as monitor:
+        assert (await monitor.query_status()).status in {"running", "prelaunch"}
+
+
 async def test_quit_says_so_and_ends_the_connection(socket_path):
     async with open_monitor(socket_path, timeout_s=10) as monitor:
         with monitor.subscribe() as events, trio.fail_after(10):
             await monitor.execute("quit")
             assert [event.name async for event in events] == ["SHUTDOWN"]
             assert monitor.closed.is_set()
+
+
+@pytest.fixture
+async def pretty_path(tmp_path, start_listening):
+    if QEMU is None:
+        pytest.skip("qemu-system-x86_64 is not installed")
+    path = str(tmp_path / "qmp")
+    argv = [
+        *(QEMU, "-S", "-M", "q35", "-m", "256", "-nodefaults", "-display", "none", "-name", "web"),
+        *("-device", "virtio-balloon-pci", "-chardev", f"socket,id=pretty,path={path},server=on,wait=off"),
+        *("-mon", "chardev=pretty,mode=control,pretty=on"),
+    ]
+    await start_listening(argv, path)
+    return path
+
+
+@pytest.mark.qemu
+async def test_a_monitor_that_writes_for_people(pretty_path):
+    await a_monitor_is_no_agent(pretty_path)
+    async with open_monitor(pretty_path, timeout_s=10) as monitor:
+        assert await monitor.query_name() == "web"
+        assert await monitor.query_balloon() == 256 << 20
+        assert await monitor.find_balloon() == "/machine/peripheral-anon/device[0]"
+        with pytest.raises(RefusedError) as caught:
+            await monitor.execute("no-such-command")
+        assert caught.value.error_class == "CommandNotFound"
+        schema = await monitor.execute("query-qmp-schema")  # some 20,000 lines, with texts of all kinds
+        assert len(schema) > 500
+        with monitor.subscribe() as events, trio.fail_after(10):
+            await monitor.execute("system_reset")
+            assert (await events.receive()).name == "RESET"
+            assert (await monitor.query_status()).status == "prelaunch"
+
+
+@pytest.mark.qemu
+async def test_a_machine_that_is_not_made_yet(tmp_path, start_listening):
+    if QEMU is None:
+        pytest.skip("qemu-system-x86_64 is not installed")
+    path = str(tmp_path / "qmp")
+    argv = [QEMU, "--preconfig", "-S", "-M", "q35", "-m", "256", "-nodefaults", "-display", "none"]
+    argv += ["-device", "virtio-balloon-pci", "-qmp", f"unix:{path},server=on,wait=off"]
+    await start_listening(argv, path)
+    async with open_monitor(path, timeout_s=10) as monitor:
+        with pytest.raises(RefusedError) as caught:
+            await ask_facts(monitor)
+        assert "x-exit-preconfig" in caught.value.hint
+        await monitor.execute("x-exit-preconfig")
+        assert (await ask_facts(monitor)).ram_bytes == 256 << 20
+
+
+@pytest.mark.qemu
+async def test_an_event_before_the_greeting(tmp_path, start_listening):
+    """While a machine is reset without end, one client in some hundred hears of it before it is greeted."""
+    if QEMU is None:
+        pytest.skip("qemu-system-x86_64 is not installed")
+    path, other = str(tmp_path / "qmp"), str(tmp_path / "other")
+    argv = [QEMU, "-S", "-M", "q35", "-m", "64", "-nodefaults", "-display", "none"]
+    argv += ["-qmp", f"unix:{path},server=on,wait=off", "-qmp", f"unix:{other},server=on,wait=off"]
+    await start_listening(argv, path)
+
+    async def reset(monitor):
+        while True:
+            await monitor.execute("system_reset")
+
+    async with open_monitor(other, timeout_s=10) as resetting, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(reset, resetting)
+        with trio.fail_after(120):
+            heard = 0
+            while not heard:
+                async with open_monitor(path, timeout_s=10) as monitor:
+                    heard = monitor.unexpected
+                    assert (await monitor.query_status()).status == "prelaunch"
+        nursery.cancel_scope.cancel()
 
 
 @pytest.fixture(params=["balloon0", ""], ids=["with id", "anonymous"])

@@ -5,6 +5,7 @@ never has two commands in flight; what is remembered of the past is bounded; no 
 """
 
 import base64
+import json
 import threading
 from contextlib import suppress
 
@@ -20,6 +21,7 @@ from qmpalloc.qmp.agent_channel import ABANDONED_MAX
 from qmpalloc.qmp.framing import LINE_MAX_BYTES, SENTINEL, Framer, decode, encode
 
 MANNERS = st.sampled_from(["whole", "bytes", "twice"])
+INDENTS = st.sampled_from([None, 4])  # a monitor with pretty=on sends messages over many lines
 STRANGERS = st.sampled_from(
     [
         {"return": {}, "id": "qmpalloc-0"},
@@ -167,12 +169,13 @@ class MonitorMachine(Machine):
         self.do(self.call, self._ask)
         return len(self.calls) - 1
 
-    @rule(number=waiting, manner=MANNERS)
-    def answer(self, number, manner):
+    @rule(number=waiting, manner=MANNERS, indent=INDENTS)
+    def answer(self, number, manner, indent):
         for request in self.requests:
             if request["arguments"]["n"] == number:
                 self.answered.add(number)
-                self.do(self.send, encode({"return": {"n": number}, "id": request["id"]}), manner)
+                reply = {"return": {"n": number}, "id": request["id"]}
+                self.do(self.send, json.dumps(reply, indent=indent).encode() + b"\r\n", manner)
                 assert not self.calls[number].waits
 
     @rule(number=waiting)
@@ -203,7 +206,7 @@ class MonitorMachine(Machine):
         self.do(self.send, event * count)
 
     @precondition(lambda self: len(self.calls) > 3 and not self.hung_up)
-    @rule(how=st.sampled_from([b"{]\n", b"\xff", b"[1]\n", b"x" * (LINE_MAX_BYTES + 1), None]))
+    @rule(how=st.sampled_from([b"{]\n", b"\xff", b"[1]\n", b'{\n"a":\n{}\n', None]))
     def break_down(self, how):
         self.do(self.send, how) if how else self.do(self.server.aclose)
         self.hung_up = True

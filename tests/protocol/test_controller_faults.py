@@ -23,7 +23,7 @@ from qmpalloc.model import GuestState, Limiter
 from qmpalloc.policy import load
 from qmpalloc.qmp.framing import encode
 from qmpalloc.qmp.subscriptions import BUFFER_EVENTS
-from qmpalloc.testing import Refusal
+from qmpalloc.testing import FakeAgent, FakeQemu, Refusal
 from qmpalloc.units import MIB
 
 BASELINE = 500
@@ -201,6 +201,35 @@ async def test_what_is_not_qmp_is_held(lab, autojump_clock, tmp_path):
         nursery.cancel_scope.cancel()
     assert lab.states("shell")[-1] == "held"
     assert all("\x1b" not in event.message for event in lab.of(Faulted))
+
+
+async def test_monitor_and_agent_swapped_is_told(lab, autojump_clock, nursery, tmp_path):
+    await lab.add("large", file_mib=900)
+    lab.guests["swapped"] = None
+    await nursery.start(FakeAgent().serve_path, str(tmp_path / "swapped.qmp"))
+    await nursery.start(FakeQemu().serve_path, str(tmp_path / "swapped.agent"))
+    await lab.run(20.0, budget=1400)
+    assert lab.states("swapped")[-1] == "held"
+    assert lab.states("large")[-1] == "fresh"
+    (fault,) = lab.of(Faulted, "swapped")
+    assert "a guest agent answers on this socket" in fault.message
+    assert "swapped" in fault.hint
+
+
+async def test_a_qemu_before_its_machine_is_held_until_it_has_one(lab, autojump_clock):
+    await lab.two()
+    qemu = lab.guests["small"].qemu
+    machine = {name: qemu.commands[name] for name in ("query-memory-size-summary", "query-balloon", "query-migrate")}
+
+    def wait_before_machine(_):
+        raise Refusal("The command 'query-balloon' is permitted only after machine initialization has completed")
+
+    qemu.commands |= dict.fromkeys(machine, wait_before_machine)
+    await lab.run(20.0, budget=1400, actions=[(8.0, lambda _: qemu.commands.update(machine))])
+    assert lab.states("small")[0] == "held"
+    assert lab.states("small")[-1] == "fresh"
+    (fault,) = [fault for fault in lab.of(Faulted, "small") if fault.kind == "monitor"]
+    assert "x-exit-preconfig" in fault.hint
 
 
 async def test_a_guest_in_danger_gets_its_baseline_in_one_command(lab, autojump_clock):

@@ -14,7 +14,8 @@ from qmpalloc.errors import (
     RefusedError,
 )
 from qmpalloc.qmp import BlockStats, VmStatus, deadline, open_monitor_on
-from qmpalloc.testing import FakeBalloon, FakeQemu, Refusal
+from qmpalloc.qmp.framing import MESSAGE_MAX_BYTES
+from qmpalloc.testing import FakeAgent, FakeBalloon, FakeQemu, Refusal
 from qmpalloc.units import MIB
 
 
@@ -279,7 +280,98 @@ async def test_end_of_connection_reaches_every_waiter_once(autojump_clock):
             await monitor.query_balloon()
 
 
-@pytest.mark.parametrize("garbage", [b"junk\n", b"[1]\n", b"\xff", b"{" * 5000 + b"\n", b"x" * 1_100_000])
+@pytest.mark.parametrize(
+    "leftover",
+    [
+        b'{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RTC_CHANGE", "data": {"offset": 0}}\r\n',
+        b'{\r\n    "timestamp": {\r\n        "seconds": 1\r\n    },\r\n    "event": "STOP"\r\n}\r\n',
+        b'{"return": {}, "id": "qmpalloc-1"}\r\n{"error": {"class": "C", "desc": "d"}, "id": 7}\r\n',
+    ],
+)
+async def test_what_was_meant_for_the_client_before_us_is_skipped(autojump_clock, leftover):
+    client, server = memory_stream_pair()
+    await server.send_all(leftover)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(FakeQemu().serve, server)
+        async with open_monitor_on(client, address="fake") as monitor:
+            assert (await monitor.query_status()).running
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_socket_on_which_an_agent_answers(nursery, autojump_clock):
+    client, server = memory_stream_pair()
+    agent = FakeAgent()
+    nursery.start_soon(agent.serve, server)
+    started = trio.current_time()
+    with pytest.raises(NonsenseError, match="a guest agent answers on this socket") as caught:
+        async with open_monitor_on(client, address="fake"):
+            pytest.fail("opened")
+    assert "swapped" in caught.value.hint
+    assert trio.current_time() - started == 2.5
+    assert [command for command, _ in agent.requests] == ["guest-sync-delimited"]
+
+
+async def test_a_qemu_that_greets_late_is_none_the_worse_for_having_been_asked(nursery, autojump_clock):
+    client, server = memory_stream_pair()
+
+    async def serve_late():
+        await trio.sleep(4)
+        await FakeQemu().serve(server)
+
+    nursery.start_soon(serve_late)
+    async with open_monitor_on(client, address="fake") as monitor:
+        assert (await monitor.query_status()).running
+
+
+async def test_an_answer_of_some_megabytes_is_taken(autojump_clock):
+    fake = FakeQemu()
+    stats = {"rd_bytes": 4096, "rd_operations": 1, "rd_total_time_ns": 10}
+    fake.blocks = [{"device": f"disk{number}", "stats": stats, "qdev": "x" * 1000} for number in range(3000)]
+    async with monitor_of(fake) as monitor:
+        assert len(await monitor.block_stats()) == 3000
+
+
+async def test_an_answer_that_is_too_long_costs_its_command_alone(autojump_clock):
+    fake = FakeQemu()
+    fake.commands["long"] = lambda _: "x" * MESSAGE_MAX_BYTES
+    async with monitor_of(fake) as monitor:
+        outcomes = []
+
+        async def ask_long():
+            with pytest.raises(NonsenseError, match="longer than 16 MiB") as caught:
+                await monitor.execute("long")
+            outcomes.append(caught.value)
+
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask_long)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(monitor.query_status)
+        assert len(outcomes) == 2
+        assert not monitor.closed.is_set()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "The command 'query-balloon' is permitted only after machine initialization has completed",
+        "The command 'query-balloon' isn't valid in 'preconfig'",
+    ],
+)
+async def test_a_qemu_that_waits_before_it_has_a_machine(autojump_clock, refusal):
+    fake = FakeQemu()
+
+    def refuse(_):
+        raise Refusal(refusal)
+
+    fake.commands["query-balloon"] = refuse
+    async with monitor_of(fake) as monitor:
+        with pytest.raises(RefusedError) as caught:
+            await monitor.query_balloon()
+        assert "x-exit-preconfig" in caught.value.hint
+
+
+@pytest.mark.parametrize("garbage", [b"junk\n", b"[1]\n", b"\xff", b"{" * 5000 + b"\n", b"{\n"])
 async def test_garbage_ends_the_connection_with_nonsense(autojump_clock, garbage):
     fake = FakeQemu()
     async with monitor_of(fake) as monitor:

@@ -1,6 +1,7 @@
 """Whatever pieces bytes arrive in, the same lines come out, and never more than one line is held."""
 
 import json
+import time
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpalloc.errors import NonsenseError
-from qmpalloc.qmp.framing import Framer, Mark, decode, encode
+from qmpalloc.qmp.framing import Framer, Mark, MessageFramer, decode, encode
 from qmpalloc.testing.requests import RequestSplitter
 
 OVERLONG, SENTINEL = Mark.OVERLONG, Mark.SENTINEL
@@ -49,6 +50,70 @@ def test_any_split_of_noise_gives_the_same_lines_and_a_bounded_buffer(data, plac
         assert framer.pending_bytes <= 8
 
     assert frames == whole.feed(data)
+
+
+texts = st.text(st.sampled_from(list('"\\\\{}[]\n a')), max_size=8)
+nested = st.recursive(
+    texts | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(
+    sent=st.lists(st.tuples(st.dictionaries(texts, nested, max_size=4), st.sampled_from([None, 1, 4])), max_size=6),
+    places=st.lists(st.integers(min_value=0), max_size=20),
+)
+def test_messages_on_one_line_and_on_many_come_out_whole(sent, places):
+    framer = MessageFramer()
+    lines = [json.dumps(message, indent=indent).replace("\n", "\r\n") for message, indent in sent]
+    data = "".join(line + "\r\n" for line in lines).encode()
+
+    frames = [frame for piece in cut(data, places) for frame in framer.feed(piece)]
+
+    assert [dict(decode(frame)) for frame in frames] == [message for message, _ in sent]
+    assert framer.pending_bytes == 0
+
+
+broken = st.lists(st.sampled_from([b"{", b"}", b"\r\n", b"\n", b" ", b'"a"', b"{\n", b"}\n", b"\xff"])).map(b"".join)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(data=noise | broken, places=st.lists(st.integers(min_value=0), max_size=20))
+def test_noise_in_pieces_gives_the_same_messages_and_a_bounded_buffer(data, places):
+    whole, framer = MessageFramer(8), MessageFramer(8)
+
+    frames = []
+    for piece in cut(data, places):
+        frames += framer.feed(piece)
+        assert framer.pending_bytes <= 8
+
+    assert frames == whole.feed(data)
+
+
+def test_what_is_no_message_is_not_waited_for():
+    assert MessageFramer().feed(b"login [tty1]: {\nSSH [2]{\n") == [b"login [tty1]: {", b"SSH [2]{"]
+
+
+def test_half_a_message_is_ended_by_the_next():
+    assert MessageFramer().feed(b'{\n    "a": {\n{"b": 1}\n') == [b'{\n    "a": {', b'{"b": 1}']
+
+
+def test_a_message_that_is_too_long_spoils_none_but_itself():
+    framer = MessageFramer(30)
+
+    assert framer.feed(b'{\n    "a": [\n        1,\n        2\n    ]\n}\n{"b": 1}\n') == [OVERLONG, b'{"b": 1}']
+    assert framer.feed(b'{"a": "' + b"x" * 30) == [OVERLONG]
+    assert framer.feed(b'"}\n{\n}\n') == [b"{\n}"]
+
+
+def test_a_message_over_many_lines_is_searched_once():
+    framer, data = MessageFramer(), b"{\r\n" + b'    "a": {\r\n    }' * 20_000 + b"\r\n}\r\n"
+    started = time.process_time()
+    frames = [frame for start in range(0, len(data), 100) for frame in framer.feed(data[start : start + 100])]
+    assert frames == [data.strip()]
+    assert time.process_time() - started < 1
 
 
 def test_line_ends_are_removed_and_empty_lines_left_out():
