@@ -118,6 +118,7 @@ class SampleFault(StrEnum):
     """Why a counters file was not used. The value is what the TUI and the record show."""
 
     MISSING = "missing"  # no such file: the collector is not installed or has not started
+    REFUSED = "refused"  # the agent did not open it for another reason, which its message tells
     HUGE = "huge"  # more bytes than the format allows
     TORN = "torn"  # not JSON: empty, cut off, or not UTF-8
     MALFORMED = "malformed"  # JSON, but not of the format: types, ranges, unknown shape

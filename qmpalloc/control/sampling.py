@@ -21,8 +21,10 @@ from qmpalloc.errors import (
     UnreachableError,
 )
 from qmpalloc.events import Sampled, SampleRejected, SamplesDropped
-from qmpalloc.qmp import Agent, NoiseAllowance, deadline, open_agent
+from qmpalloc.qmp import Agent, FileTrouble, NoiseAllowance, deadline, file_trouble, open_agent
 from qmpalloc.sample import FILE_MAX_BYTES, parse
+
+ABSENT_HINT = "install guest_agent/ in the guest (docs/guests.md), or start it: systemctl start qmpalloc-collector"
 
 REREAD_SHARE = 0.15
 """Part of the sample interval after which a reading that brought nothing new is repeated."""
@@ -103,8 +105,13 @@ async def read_sample(agent: Agent, guest: Guest, journal: Journal, timeout_s: f
         with deadline(timeout_s, guest.config.agent, "reading the counters file"):
             data = await agent.read_file(guest.config.counters_file, FILE_MAX_BYTES)
     except RefusedError as error:
-        journal.emit(SampleRejected, guest=guest.name, fault=SampleFault.MISSING, message=error.message)
+        absent = file_trouble(error) is FileTrouble.ABSENT
+        fault, hint = (SampleFault.MISSING, ABSENT_HINT) if absent else (SampleFault.REFUSED, error.hint)
+        if hint:
+            journal.fault(guest.name, "counters", error.message, hint)
+        journal.emit(SampleRejected, guest=guest.name, fault=fault, message=error.message)
         return True
+    journal.clear_fault(guest.name, "counters")
     try:
         accepted = guest.take_sample(parse(data), journal.now_s())
     except SampleError as error:
@@ -153,8 +160,12 @@ class BatchReading:
                 return await agent.read_file(path, SAMPLES_MAX_BYTES, chunk_bytes=SAMPLES_CHUNK_BYTES)
         except FloodError:
             raise  # this connection has ended
-        except RefusedError:
-            self._guest.curves.absent(f"{NOT_SAMPLED} ({path} cannot be read)")
+        except RefusedError as error:
+            if file_trouble(error) in {FileTrouble.ABSENT, FileTrouble.OTHER}:
+                self._guest.curves.absent(f"{NOT_SAMPLED} ({path} cannot be read)")
+            else:
+                self._refuse(f"cannot read {path}: {error.message}")
+                return None
         except DeadlineError as error:
             retry_s, self._late_s = self._late_s, min(2 * self._late_s, SAMPLES_RETRY_S)
             self._drop(f"cannot read {path}: {error.message}")

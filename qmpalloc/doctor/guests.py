@@ -12,13 +12,14 @@ import trio
 
 from qmpalloc.config import ControlConfig, GuestConfig
 from qmpalloc.control.inspection import find_pinned
+from qmpalloc.control.sampling import ABSENT_HINT
 from qmpalloc.curves.observer import NOT_SAMPLED
 from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
 from qmpalloc.curves.samples import unpack
 from qmpalloc.doctor.checks import Check, Verdict, failed, passed, warned
 from qmpalloc.doctor.sockets import holders, who_else_may_open
 from qmpalloc.errors import DeadlineError, QmpallocError, RefusedError, SampleError
-from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
+from qmpalloc.qmp import Agent, FileTrouble, Monitor, deadline, file_trouble, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
 from qmpalloc.units import format_size
 
@@ -31,6 +32,10 @@ COUNTED = ("accesses", "inserts_read", "inserts_fault", "inserts_write", "insert
 NEEDED_COUNTERS = ("accesses", "inserts_read")
 """What hits and misses are made of."""
 
+UNKNOWN_REFUSAL_TODO = (
+    "these are the guest's words for why; if they say that there is no such file, install guest_agent/ in the guest "
+    "(docs/guests.md)"
+)
 NO_AGENT_TODO = "what answers on this socket is not the guest agent: correct the path in the configuration"
 
 
@@ -179,6 +184,8 @@ async def _check_agent(guest: GuestConfig, timeout_s: float, interval_s: float) 
                 return [failed(name, "agent", error.message, NO_AGENT_TODO if agent.skipped else AGENT_TODO)]
             missing = [command for command in NEEDED_COMMANDS if command not in info.enabled]
             if missing:
+                if "guest-fsfreeze-status" in info.enabled and await _is_frozen(guest, agent, timeout_s):
+                    return [failed(name, "agent", f"version {info.version}, frozen", FileTrouble.FROZEN.hint)]
                 todo = "allow them in /etc/qemu/qemu-ga.conf of the guest (allow-rpcs / block-rpcs)"
                 return [failed(name, "agent", f"version {info.version}, not allowed: {', '.join(missing)}", todo)]
             checks = [passed(name, "agent", f"version {info.version}")]
@@ -190,6 +197,11 @@ async def _check_agent(guest: GuestConfig, timeout_s: float, interval_s: float) 
         return [failed(name, "agent", error.message, error.hint or AGENT_TODO)]
 
 
+async def _is_frozen(guest: GuestConfig, agent: Agent, timeout_s: float) -> bool:
+    with deadline(timeout_s, guest.agent, "guest-fsfreeze-status"):
+        return await agent.is_frozen()
+
+
 async def _check_collector(guest: GuestConfig, agent: Agent, timeout_s: float, interval_s: float) -> list[Check]:
     name = guest.name
     try:
@@ -197,7 +209,7 @@ async def _check_collector(guest: GuestConfig, agent: Agent, timeout_s: float, i
         await trio.sleep(max(interval_s, first.interval_ms / 1000) * 1.5)
         second = await _read(guest, agent, timeout_s)
     except RefusedError as error:
-        todo = "install guest_agent/ in the guest (docs/guests.md) and start qmpalloc-collector.service"
+        todo = ABSENT_HINT if file_trouble(error) is FileTrouble.ABSENT else error.hint or UNKNOWN_REFUSAL_TODO
         return [failed(name, "collector", error.message, todo)]
     except SampleError as error:
         todo = error.hint or "guest_agent/README.md explains it; in the guest: journalctl -u qmpalloc-collector"
@@ -222,7 +234,9 @@ async def _check_samples(guest: GuestConfig, agent: Agent, timeout_s: float) -> 
     try:
         with deadline(timeout_s, guest.agent, "reading the sampled accesses"):
             batch = unpack(await agent.read_file(path, SAMPLES_MAX_BYTES))
-    except RefusedError:
+    except RefusedError as error:
+        if file_trouble(error) not in {FileTrouble.ABSENT, FileTrouble.OTHER}:
+            return warned(name, "curve", f"no curve: {error.message}", error.hint)
         return passed(
             name, "curve", f"no curve: {NOT_SAMPLED} ({path} cannot be read); policies curve and hill hold it"
         )

@@ -6,6 +6,7 @@ memory stream in a test. Commands have no time limit of their own; `deadline` gi
 
 from qmpalloc.qmp.agent import Agent, open_agent, open_agent_on
 from qmpalloc.qmp.agent_channel import NoiseAllowance
+from qmpalloc.qmp.agent_files import FileTrouble, file_trouble
 from qmpalloc.qmp.agent_types import AgentInfo, ExecResult
 from qmpalloc.qmp.deadline import deadline
 from qmpalloc.qmp.monitor import Monitor, open_monitor, open_monitor_on
@@ -18,11 +19,13 @@ __all__ = [
     "BalloonStats",
     "BlockStats",
     "ExecResult",
+    "FileTrouble",
     "Monitor",
     "MonitorEvent",
     "NoiseAllowance",
     "VmStatus",
     "deadline",
+    "file_trouble",
     "open_agent",
     "open_agent_on",
     "open_monitor",

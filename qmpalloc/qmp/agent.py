@@ -11,6 +11,7 @@ import trio
 
 from qmpalloc.errors import NonsenseError, QmpallocError, RefusedError
 from qmpalloc.qmp.agent_channel import AgentChannel, NoiseAllowance
+from qmpalloc.qmp.agent_files import file_trouble
 from qmpalloc.qmp.agent_types import (
     AgentInfo,
     ExecReply,
@@ -107,6 +108,10 @@ class Agent:
         """Return the agent's version and the commands it executes. Errors as `execute`."""
         return (await self._typed("guest-info", None, InfoReply)).values()
 
+    async def is_frozen(self) -> bool:
+        """Return whether a backup has frozen the guest's file systems. The agent does little else then."""
+        return await self.execute("guest-fsfreeze-status") == "frozen"
+
     async def read_file(self, path: str, max_bytes: int, *, chunk_bytes: int = READ_CHUNK_BYTES) -> bytes:
         """Return the content of a file in the guest, or its first ``max_bytes + 1`` bytes if it is longer.
 
@@ -119,15 +124,17 @@ class Agent:
             chunk_bytes: The most to ask for at once.
 
         Raises:
-            RefusedError: No such file, no permission, or the agent may not read files.
+            RefusedError: No such file, no permission, or the agent may not read files; with a hint where `file_trouble`
+                knows one.
             DisconnectedError: The connection ended.
             NonsenseError: The agent contradicts itself.
         """
-        handle = convert(
-            await self.execute("guest-file-open", {"path": path, "mode": "r"}),
-            Handle,
-            f"{self.address}: the reply to guest-file-open",
-        )
+        try:
+            opened = await self.execute("guest-file-open", {"path": path, "mode": "r"})
+        except RefusedError as error:
+            error.hint = file_trouble(error).hint
+            raise
+        handle = convert(opened, Handle, f"{self.address}: the reply to guest-file-open")
         try:
             return await self._read_all(handle, max_bytes, min(chunk_bytes, READ_CHUNK_BYTES))
         finally:

@@ -23,6 +23,10 @@ from qmpalloc.testing.serving import serve_unix
 READ_DEFAULT_BYTES = 4096
 READ_MAX_BYTES = 48_000_000
 FIRST_HANDLE = 1000
+FROZEN_COMMANDS = frozenset(
+    {"guest-ping", "guest-info", "guest-sync", "guest-sync-delimited", "guest-fsfreeze-status", "guest-fsfreeze-thaw"}
+)
+"""What an agent executes while file systems are frozen."""
 
 FileContent = bytes | Callable[[], bytes]
 Program = Callable[[list[str], bytes], ExecResult]
@@ -44,6 +48,8 @@ class FakeAgent:
         lie: How ``guest-file-read`` lies: a wrong ``count``, ``more`` bytes than asked for, data that is not
             ``base64``, or an ``endless`` file that delivers nothing; and ``guest-file-write``: a wrong ``count``, or
             ``nothing`` written without an error. None is the truth.
+        refusal: Why ``guest-file-open`` refuses, in the words of the guest's C library; empty when it does not.
+        frozen: True while a backup has frozen the guest's file systems.
         requests: Every command received, with its arguments, in order.
         handles: Files open now, by handle.
         program_s: How long a program runs.
@@ -62,6 +68,8 @@ class FakeAgent:
         self.files = files if files is not None else {}
         self.faults = Faults()
         self.lie: Lie | None = None
+        self.refusal = ""
+        self.frozen = False
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.handles: dict[int, bytes] = {}
         self.program_s = 0.0
@@ -133,6 +141,7 @@ class FakeAgent:
             "guest-sync": lambda arguments: arguments["id"],
             "guest-sync-delimited": lambda arguments: arguments["id"],
             "guest-info": self._info,
+            "guest-fsfreeze-status": lambda _: "frozen" if self.frozen else "thawed",
             "guest-file-open": self._open,
             "guest-file-read": self._read,
             "guest-file-write": self._write,
@@ -146,13 +155,16 @@ class FakeAgent:
         if not isinstance(arguments, dict):
             raise Refusal("QMP input member 'arguments' must be an object")
         self.requests.append((command, arguments))
+        if self.frozen and command not in FROZEN_COMMANDS:
+            raise Refusal(f"Command {command} has been disabled: the agent is in frozen state", "CommandNotFound")
         if command not in self._commands:
             raise Refusal(f"The command {command} has not been found", "CommandNotFound")
         return self._commands[command](arguments)
 
     def _info(self, _: dict[str, Any]) -> object:
         names = [*self._commands, "guest-shutdown"]
-        commands = [{"name": name, "enabled": name in self._commands, "success-response": True} for name in names]
+        enabled = FROZEN_COMMANDS if self.frozen else self._commands.keys()
+        commands = [{"name": name, "enabled": name in enabled, "success-response": True} for name in names]
         return {"version": self._version, "supported_commands": commands}
 
     def _open(self, arguments: dict[str, Any]) -> object:
@@ -161,8 +173,9 @@ class FakeAgent:
             self._truncate(path)
         elif mode != "r":
             raise Refusal(f"invalid file open mode '{mode}'")
-        elif path not in self.files:
-            raise Refusal(f"failed to open file '{path}' (mode: 'r'): No such file or directory")
+        elif self.refusal or path not in self.files:
+            why = self.refusal or "No such file or directory"
+            raise Refusal(f"failed to open file '{path}' (mode: 'r'): {why}")
         content = self.files[path]
         handle = self._next_handle
         self._next_handle += 1

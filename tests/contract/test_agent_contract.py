@@ -2,12 +2,14 @@
 
 import os
 import shutil
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import trio
 
 from qmpalloc.errors import NonsenseError, RefusedError
-from qmpalloc.qmp import ExecResult, open_agent, open_monitor
+from qmpalloc.qmp import ExecResult, FileTrouble, file_trouble, open_agent, open_monitor
 from qmpalloc.testing import FakeAgent
 
 QEMU_GA = shutil.which("qemu-ga", path=os.environ.get("PATH", "") + ":/usr/sbin")
@@ -92,6 +94,58 @@ async def test_refusals(socket_path):
             with pytest.raises(RefusedError) as caught:
                 await agent.execute(command, arguments)
             assert (caught.value.command, caught.value.error_class) == (command, error_class)
+
+
+async def serve_in_trouble(trouble, kind, path, file, tmp_path, nursery, start_listening):
+    """Serve an agent that cannot open the file."""
+    if kind == "fake":
+        agent = FakeAgent(files={} if trouble is FileTrouble.ABSENT else {str(file): CONTENT})
+        agent.frozen = trouble is FileTrouble.FROZEN
+        words = {FileTrouble.FORBIDDEN: "Permission denied", FileTrouble.EXHAUSTED: "Too many open files"}
+        agent.refusal = words.get(trouble, "")
+        await nursery.start(agent.serve_path, path)
+        return
+    if QEMU_GA is None:
+        pytest.skip("qemu-ga is not installed")
+    argv = [QEMU_GA, "-m", "unix-listen", "-p", path, "-t", str(tmp_path), "-f", str(tmp_path / "pid")]
+    match trouble:
+        case FileTrouble.ABSENT:
+            file.unlink()
+        case FileTrouble.FORBIDDEN:
+            file.chmod(0)
+            if os.geteuid() == 0:  # who may read everything, unless that is taken away
+                argv = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *argv]
+        case FileTrouble.EXHAUSTED:
+            argv = ["prlimit", "--nofile=24", *argv]
+        case FileTrouble.FROZEN:
+            (tmp_path / "qga.state.isfrozen").touch()  # as one that was restarted during a backup finds it
+    await start_listening(argv, path)
+
+
+@pytest.mark.parametrize("kind", ["fake", pytest.param("real", marks=pytest.mark.qemu)])
+@pytest.mark.parametrize(
+    ("trouble", "hint"),
+    [
+        (FileTrouble.ABSENT, ""),
+        (FileTrouble.FORBIDDEN, "SELinux"),
+        (FileTrouble.EXHAUSTED, "descriptors"),
+        (FileTrouble.FROZEN, "backup"),
+    ],
+)
+async def test_why_a_file_is_not_opened(kind, trouble, hint, file, tmp_path, nursery, start_listening):
+    path = str(tmp_path / "agent")
+    await serve_in_trouble(trouble, kind, path, Path(file), tmp_path, nursery, start_listening)
+    async with open_agent(path) as agent:
+        if trouble is FileTrouble.EXHAUSTED and kind == "real":
+            for _ in range(24):
+                with suppress(RefusedError):
+                    await agent.execute("guest-file-open", {"path": file})
+        with pytest.raises(RefusedError) as caught:
+            await agent.read_file(file, 100)
+        assert file_trouble(caught.value) is trouble
+        assert hint in caught.value.hint
+        assert await agent.is_frozen() is (trouble is FileTrouble.FROZEN)
+        assert ("guest-file-open" in (await agent.info()).enabled) is (trouble is not FileTrouble.FROZEN)
 
 
 async def test_handles_outlive_a_client_that_left_without_closing(socket_path, file):

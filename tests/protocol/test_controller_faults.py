@@ -17,6 +17,7 @@ from qmpalloc.events import (
     Decided,
     Faulted,
     Sampled,
+    SampleRejected,
     SizeChanged,
 )  # fmt: skip
 from qmpalloc.model import GuestState, Limiter
@@ -230,6 +231,32 @@ async def test_a_qemu_before_its_machine_is_held_until_it_has_one(lab, autojump_
     assert lab.states("small")[-1] == "fresh"
     (fault,) = [fault for fault in lab.of(Faulted, "small") if fault.kind == "monitor"]
     assert "x-exit-preconfig" in fault.hint
+
+
+@pytest.mark.parametrize(
+    ("spoil", "mend", "fault", "hint"),
+    [
+        ({"frozen": True}, {"frozen": False}, "refused", "backup"),
+        ({"refusal": "Permission denied"}, {"refusal": ""}, "refused", "SELinux"),
+        ({"refusal": "Too many open files"}, {"refusal": ""}, "refused", "descriptors"),
+        ({"refusal": "No such file or directory"}, {"refusal": ""}, "missing", "install guest_agent/"),
+    ],
+)
+async def test_why_a_counters_file_is_not_read_is_told(lab, autojump_clock, spoil, mend, fault, hint):
+    await lab.two()
+    agent = lab.guests["small"].agent
+
+    def change(to):
+        for name, value in to.items():
+            setattr(agent, name, value)
+
+    await lab.run(30.0, actions=[(5.0, lambda _: change(spoil)), (20.0, lambda _: change(mend))])
+    assert lab.states("small")[-2:] == ["late", "fresh"]
+    assert {event.fault for event in lab.of(SampleRejected, "small")} == {fault}
+    (told,) = [event for event in lab.of(Faulted, "small") if event.kind == "counters"]
+    assert hint in told.hint
+    assert ("guest_agent/" in told.hint) == (fault == "missing")
+    assert agent.handles == {}
 
 
 async def test_a_guest_in_danger_gets_its_baseline_in_one_command(lab, autojump_clock):
