@@ -4,11 +4,13 @@ set -eu
 
 usage() {
     cat <<'END'
-usage: install.sh [--root DIR] [--uninstall]
+usage: install.sh [--root DIR] [--quiet-agent] [--uninstall]
 
 Without options: install on this machine, check what the collector needs, and start it.
 
   --root DIR    install into the file tree of an image: copy and enable only; nothing is checked or started
+  --quiet-agent also keep out of the guest's log what the guest agent writes there whenever the host reads a file
+                (three lines each time), by a drop-in for its service
   --uninstall   stop the collector and remove everything that was installed
 END
 }
@@ -18,7 +20,7 @@ fail() {
     exit 1
 }
 
-root='' offline='' uninstall=''
+root='' offline='' quiet='' uninstall=''
 while [ $# -gt 0 ]; do
     case $1 in
         --root)
@@ -27,6 +29,7 @@ while [ $# -gt 0 ]; do
             root=${2%/} offline=yes
             shift
             ;;
+        --quiet-agent) quiet=yes ;;
         --uninstall) uninstall=yes ;;
         -h | --help)
             usage
@@ -45,6 +48,8 @@ unit=qmpalloc-collector.service
 library=$root/usr/local/lib/qmpalloc
 units=$root/etc/systemd/system
 wants=$units/multi-user.target.wants
+agent=qemu-guest-agent.service
+drop_in=$units/$agent.d/qmpalloc-quiet.conf
 
 # ------------------------------------------------------------------------------------------------------------- checks
 problems=0
@@ -88,12 +93,20 @@ check_agent() {
             fi
         done
     done
+    [ -e "$drop_in" ] && return
+    case $(systemctl show --value -p LogLevelMax "$agent") in
+        [0-5]) ;; # somebody has seen to it
+        *)
+            echo "note: the agent logs three lines for each file that the host reads, 260,000 to 520,000 a day;" \
+                "--quiet-agent keeps them out"
+            ;;
+    esac
 }
 
 # -------------------------------------------------------------------------------------------------------------- doing
 remove_files() {
-    rm -rf -- "${library:?}/guest_agent" "$units/$unit" "$wants/$unit"
-    rmdir -- "$library" 2>/dev/null || true
+    rm -rf -- "${library:?}/guest_agent" "$units/$unit" "$wants/$unit" "$drop_in"
+    rmdir -- "$library" "$units/$agent.d" 2>/dev/null || true
     [ -n "$offline" ] || rm -rf -- /run/qmpalloc
 }
 
@@ -109,27 +122,59 @@ copy_files() {
     ln -sfn -- "/etc/systemd/system/$unit" "$wants/$unit"
 }
 
+# The version of systemd, of this machine's or of the image's; empty if it cannot be told.
+systemd_version() {
+    if [ -z "$offline" ]; then
+        systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p'
+    else
+        find "$root/usr/lib" "$root/usr/lib64" -name 'libsystemd-shared-*.so' 2>/dev/null |
+            sed -n 's/.*libsystemd-shared-\([0-9]*\).*/\1/p' | sort -n | tail -n 1
+    fi
+}
+
+# journald sorts out what came from the service, by settings that it learns when the service starts.
+quiet_agent() {
+    version=$(systemd_version)
+    mkdir -p -- "$units/$agent.d"
+    {
+        echo "# By qmpalloc's install.sh --quiet-agent: without the lines that the agent logs whenever the host reads a file."
+        echo '[Service]'
+        if [ "${version:-0}" -ge 253 ]; then
+            echo 'LogFilterPatterns=~guest-file-(open|close)'
+        else
+            echo "# systemd before 253 cannot tell lines apart: this leaves out all that the agent says of what it was asked."
+            echo 'LogLevelMax=notice'
+        fi
+    } >"$drop_in"
+    chmod 0644 "$drop_in"
+}
+
 [ "$source" != "$(cd -- "$library/guest_agent" 2>/dev/null && pwd)" ] || [ -n "$uninstall" ] ||
     fail "run the install.sh of the new version, not the installed one"
 
 if [ -n "$uninstall" ]; then
     [ -n "$offline" ] || systemctl disable --now --quiet "$unit" 2>/dev/null || true
+    [ -e "$drop_in" ] && quiet=yes
     remove_files
     [ -n "$offline" ] || systemctl daemon-reload
+    [ -n "$offline" ] || [ -z "$quiet" ] || systemctl try-restart "$agent"
     echo "removed"
     exit 0
 fi
 
 if [ -n "$offline" ]; then
     copy_files
+    [ -z "$quiet" ] || quiet_agent
     echo "installed in ${root:-/}: starts with the guest's next boot"
     exit 0
 fi
 
 check_guest
 copy_files
+[ -z "$quiet" ] || quiet_agent
 systemctl daemon-reload
 echo "starting; compiling the probes takes some seconds"
 systemctl restart "$unit" || fail "it did not start: journalctl -u $unit"
+[ -z "$quiet" ] || systemctl try-restart "$agent" || fail "the guest agent did not start again: journalctl -u $agent"
 check_agent
 echo "counting: /run/qmpalloc/counters.json"

@@ -53,7 +53,8 @@ async def _first_decision(config: Config) -> tuple[Decided, dict[str, str], Faul
                 found.append(event)
                 controller.quit()
             case SampleRejected():
-                troubles[event.guest] = event.message
+                if event.message not in troubles.get(event.guest, ""):  # else a fault says the same, and what to do
+                    troubles[event.guest] = event.message
             case Faulted(guest=str(guest)):
                 troubles[guest] = f"{event.message} ({event.hint})" if event.hint else event.message
             case _:

@@ -282,6 +282,32 @@ def test_the_unit_starts_what_is_installed(tmp_path):
     assert (tmp_path / command.split()[2].lstrip("/") / "__main__.py").is_file()
 
 
+@pytest.mark.parametrize(
+    ("library", "setting"),
+    [
+        ("usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so", "LogFilterPatterns=~guest-file-(open|close)"),
+        ("usr/lib64/systemd/libsystemd-shared-253.11-1.fc38.so", "LogFilterPatterns=~guest-file-(open|close)"),
+        ("usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-252.so", "LogLevelMax=notice"),
+        ("usr/lib/something-299.so", "LogLevelMax=notice"),  # not known: what every systemd understands
+    ],
+)
+def test_the_agent_is_quieted_as_well_as_its_systemd_can(tmp_path, library, setting):
+    (tmp_path / library).parent.mkdir(parents=True)
+    (tmp_path / library).touch()
+    drop_in = tmp_path / "etc/systemd/system/qemu-guest-agent.service.d/qmpalloc-quiet.conf"
+    assert install("--root", str(tmp_path)).returncode == 0
+    assert not drop_in.exists()
+    done = install("--root", str(tmp_path), "--quiet-agent")
+    assert (done.returncode, done.stderr) == (0, "")
+    settings = [line for line in drop_in.read_text().splitlines() if not line.startswith("#")]
+    assert settings == ["[Service]", setting]
+    assert install("--root", str(tmp_path)).returncode == 0  # to update it
+    assert drop_in.exists()
+    assert install("--root", str(tmp_path), "--uninstall").returncode == 0
+    assert tree(tmp_path) == [library]
+    assert not drop_in.parent.exists()
+
+
 @pytest.mark.parametrize("arguments", [["--frobnicate"], ["--root"], ["--root", "/no/such/directory"]])
 def test_installer_refuses_nonsense(arguments):
     done = install(*arguments)
