@@ -34,9 +34,9 @@ from msgspec import structs
 from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.errors import QmpallocError
 from qmpalloc.experiment.access import Access, HotCold, Loop, Mixture, Normal, Part, Zipf
-from qmpalloc.experiment.directory import write_json, write_whole
 from qmpalloc.experiment.predictions import ESTIMATORS, MIDPOINT, Prediction, error, predict
 from qmpalloc.experiment.sweep import Case, Shipped, SweepResult, measured_curve
+from qmpalloc.files import write_json, write_whole
 from qmpalloc.lab.configuration import arm_configuration
 from qmpalloc.lab.preflight import RUN_DIR_PREFIX, preflight
 from qmpalloc.lab.sweep import run_case

@@ -13,6 +13,7 @@ import msgspec
 from qmpalloc import events
 from qmpalloc.errors import ConfigError, NonsenseError
 from qmpalloc.events import AnyEvent, Ended, Header
+from qmpalloc.files import create, make_directory
 
 LINE_MAX_BYTES = 32 * 1024 * 1024
 """A decision about a hundred guests with their curves takes less than one."""
@@ -34,8 +35,8 @@ class RecordWriter:
         self.failure: OSError | None = None
         self._on_failure = on_failure
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = self.path.open("xb")
+            make_directory(self.path.parent)
+            self._file: IO[bytes] = create(self.path)
         except FileExistsError as error:
             hint = "a record is never rewritten: name another file, or move this one"
             raise ConfigError("exists already", file=str(path), hint=hint) from error

@@ -10,6 +10,7 @@ import errno
 import importlib
 import importlib.metadata
 import io
+import itertools
 import os
 import signal
 import sys
@@ -100,7 +101,7 @@ class Program(click.Group):
             finally:
                 sys.stdout.flush()  # while what goes wrong can still be told
         except BaseException as error:
-            _end(error, debug="--debug" in words[:1])
+            _end(error, debug="--debug" in itertools.takewhile(lambda word: word.startswith("-"), words))
         sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -191,8 +192,19 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show where an error comes from (before the command).")
-@click.option("--version", is_flag=True, callback=_show_version, expose_value=False, is_eager=True, help="Show it.")
+@click.option(
+    "--follow-umask",
+    is_flag=True,
+    help="Let your umask say who may read what is left behind, not you alone (before the command).",
+)
+@click.option(
+    "-V", "--version", is_flag=True, callback=_show_version, expose_value=False, is_eager=True, help="Show it."
+)
 @click.pass_context
-def main(ctx: click.Context, debug: bool) -> None:  # noqa: ARG001 - looked at where errors end, before click parses
+def main(ctx: click.Context, debug: bool, follow_umask: bool) -> None:  # noqa: ARG001 - looked at where errors end
     """Share one host's memory among raw QEMU guests so that their page caches save the most disk reads."""
     ctx.color = _color()
+    if follow_umask:
+        from qmpalloc import files
+
+        files.follow_umask()

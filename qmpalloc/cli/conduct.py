@@ -10,7 +10,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
 import trio
 from rich.console import Console
 
@@ -19,12 +18,13 @@ from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, stop_signals
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.control.controller import Controller
 from qmpalloc.control.lock import hold_lock
-from qmpalloc.errors import HostError, UnreachableError
+from qmpalloc.errors import UnreachableError
 from qmpalloc.events import AnyEvent, Faulted, Mode, Sink
+from qmpalloc.files import write_json
 from qmpalloc.host.memory import read_host_memory
 from qmpalloc.policy import load as load_policy
 from qmpalloc.record import RecordWriter
-from qmpalloc.summary import Summarizer, Summary
+from qmpalloc.summary import Summarizer
 from qmpalloc.text import one_line
 from qmpalloc.tui import Dashboard, PlainLog, closing_table, is_interactive, run_tui
 
@@ -76,7 +76,7 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
         lines.on_closed = end_unread
         signalled = await _run(controller, dashboard, console if on_screen else None, duration_s)
     if directory is not None:
-        write_summary(directory / "summary.json", summarizer.summary)
+        write_json(directory / "summary.json", summarizer.summary)
     with contextlib.suppress(OSError):
         console.print(closing_table(dashboard))
         if directory is not None:
@@ -207,18 +207,6 @@ def _watched(writer: RecordWriter, others: list[Sink]) -> Sink:
                 each(fault)
 
     return sink
-
-
-def write_summary(path: Path, summary: Summary) -> None:
-    """Write ``summary.json``.
-
-    Raises:
-        HostError: It cannot be written.
-    """
-    try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
-    except OSError as error:
-        raise HostError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def set_aside(directory: Path) -> None:

@@ -34,6 +34,7 @@ from qmpalloc.experiment.records import FORMAT, DiskCalibration, LoadProgress, M
 from qmpalloc.experiment.scaling import scale
 from qmpalloc.experiment.schema import Arm, Specification
 from qmpalloc.experiment.specification import parse
+from qmpalloc.files import append, make_directory, write_json, write_whole
 
 T = TypeVar("T")
 RUN_NAME = re.compile(r"repeat([1-9][0-9]*)-([A-Za-z0-9._-]+)\Z")
@@ -68,14 +69,13 @@ class RunDirectory:
                 while (aside := self.path.with_name(f"{self.path.name}{SET_ASIDE}{number}")).exists():
                     number += 1
                 self.path.rename(aside)
-            self.path.mkdir(parents=True)
+            make_directory(self.path)
         except OSError as error:
             raise HostError(f"{self.path} cannot be made: {error.strerror}") from error
 
     def append_readings(self, readings: list[Reading]) -> None:
         """Append the guests' readings of one trial."""
-        with self.readings_file.open("ab") as file:
-            file.write(b"".join(msgspec.json.encode(reading) + b"\n" for reading in readings))
+        append(self.readings_file, b"".join(msgspec.json.encode(reading) + b"\n" for reading in readings))
 
     def readings(self) -> list[Reading]:
         """Return all readings in order; a cut-off last line is left out.
@@ -129,8 +129,8 @@ class ExperimentDirectory:
         """
         cls.check_new(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "experiment.toml").write_text(text, encoding="utf-8")
+            make_directory(path)
+            write_whole(path / "experiment.toml", text.encode())
             manifest = msgspec.structs.replace(manifest, policies=tuple(_copy_policies(specification, path)))
             write_json(path / "manifest.json", manifest)
         except OSError as error:
@@ -172,7 +172,8 @@ class ExperimentDirectory:
         text = read_text(kept, example="it is written when an experiment begins")
         file = Path(manifest.file)
         if manifest.policies:  # as they were, wherever the directory is now; what they import may lie where they did
-            sys.path += [str(path.absolute()), str(file.parent)]
+            if any(name.endswith(".py") or (path / name).is_dir() for name in manifest.policies):
+                sys.path += [str(path.absolute()), str(file.parent)]
             file = path.absolute() / "experiment.toml"
         try:
             parsed = parse(text, file=file)  # names in it are looked for beside the file that it is a copy of
@@ -248,14 +249,14 @@ def _copy_policies(specification: Specification, path: Path) -> Iterator[str]:
     for name in sorted({module.partition(".")[0] for module in own}):
         module, package = beside / f"{name}.py", beside / name
         if module.is_file():
-            shutil.copyfile(module, path / module.name)
+            write_whole(path / module.name, module.read_bytes())
             yield module.name
         elif (package / "__init__.py").is_file():
             shutil.copytree(package, path / name, ignore=shutil.ignore_patterns("__pycache__"))
             yield name
     for file in sorted({arm.settings["file"] for arm in specification.arms if _names_curves(arm)}):
-        (path / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(beside / file, path / file)
+        make_directory((path / file).parent)
+        write_whole(path / file, (beside / file).read_bytes())
         yield file
 
 
@@ -285,29 +286,6 @@ def chosen(specification: Specification, *, repeats: int, arms: Collection[str] 
         message = f"the reference arm {specification.reference!r} is left out"
         raise ConfigError(message, file=file, key="experiment.reference", hint=hint)
     return msgspec.structs.replace(specification, repeats=repeats)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a file as indented JSON, whole or not at all.
-
-    Raises:
-        HostError: It cannot be written.
-    """
-    write_whole(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all.
-
-    Raises:
-        HostError: It cannot be written.
-    """
-    scratch = path.with_name(f".{path.name}")
-    try:
-        scratch.write_bytes(data)
-        os.replace(scratch, path)  # noqa: PTH105 - the atomic rename, by its name
-    except OSError as error:
-        raise HostError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _read_json(path: Path, kind: type[T]) -> T | None:

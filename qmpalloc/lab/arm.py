@@ -26,6 +26,7 @@ from qmpalloc.experiment import Arm, Specification
 from qmpalloc.experiment.directory import RunDirectory
 from qmpalloc.experiment.plan import ArmRun
 from qmpalloc.experiment.records import DiskCalibration, Outcome, Reading, Service
+from qmpalloc.files import write_whole
 from qmpalloc.host.memory import read_host_memory
 from qmpalloc.lab import balloon
 from qmpalloc.lab.configuration import arm_configuration
@@ -167,18 +168,18 @@ class ArmRunner:
         while isinstance(leaf, BaseExceptionGroup):
             leaf = leaf.exceptions[0]
         file = self._directory.path / "traceback.txt"
-        with suppress(OSError):
-            file.write_text("".join(traceback.format_exception(group)), encoding="utf-8")
+        with suppress(HostError):
+            write_whole(file, "".join(traceback.format_exception(group)).encode("utf-8", "backslashreplace"))
         return f"qmpalloc itself failed, see {file.name}: {type(leaf).__name__}: {leaf}"
 
     def _keep_logs(self, run_dir: Path) -> None:
         """Keep what QEMU and the guests' consoles said last; their directory is temporary."""
         for guest in self._spec.guests:
             for name in ("qemu", "console"):
-                with suppress(OSError):  # the guest was never started, or there is no room
+                with suppress(OSError, HostError):  # the guest was never started, or there is no room
                     said = _tail(run_dir / guest.name / f"{name}.log")
                     if said:
-                        (self._directory.path / f"{name}-{guest.name}.log").write_bytes(said)
+                        write_whole(self._directory.path / f"{name}-{guest.name}.log", said)
 
     async def _with_guests(self, config: Config, guests: tuple[RunningGuest, ...]) -> None:
         async with AsyncExitStack() as stack:

@@ -58,7 +58,7 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
             key="policy.name",
             hint=f"known are {', '.join(NAMES)}, or module:attribute for your own",
         )
-    found = _import(target, file)
+    found = _import(target, beside=file if name not in _MODULES else "")
     schema = getattr(found, "Settings", None)
     arguments = []
     if schema is not None and isinstance(found, type):
@@ -94,15 +94,16 @@ def _resolved(policy: type[Any], settings: Mapping[str, Any], file: str) -> Mapp
     return found
 
 
-def _import(target: str, file: str) -> Any:
+def _import(target: str, *, beside: str) -> Any:
+    """Import ``module:attribute``; the module is also looked for beside a file, if one is given."""
     module_name, _, attribute = target.partition(":")
-    beside = str(Path(file).parent) if file else ""
-    if beside and beside not in sys.path:
-        sys.path.append(beside)
+    place = str(Path(beside).parent)
+    if beside and place not in sys.path:
+        sys.path.append(place)
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (Exception, SystemExit) as error:  # it is the user's code
-        raise ConfigError(f"cannot load {target}: {_told(error)}", file=file, key="policy.name") from error
+        raise ConfigError(f"cannot load {target}: {_told(error)}", file=beside, key="policy.name") from error
 
 
 def _told(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from qmpalloc.files import write_json
 from qmpalloc.qemu import cache
 from qmpalloc.qemu.host import find_program, last_lines, qemu_version
 from qmpalloc.qemu.image import Image
@@ -193,9 +194,6 @@ def _read() -> dict[str, ProbeResult]:
 
 
 def _write(results: dict[str, ProbeResult]) -> None:
-    # Renamed, so that another qmpalloc never reads half of it.
     file = _file()
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    scratch.write_bytes(msgspec.json.encode(results))
-    scratch.replace(file)
+    write_json(file, results)

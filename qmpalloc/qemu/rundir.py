@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from qmpalloc.errors import HostError
+from qmpalloc.files import write_json
 
 RECORD_NAME = "guest.json"
 POLL_S = 0.05
@@ -99,9 +100,7 @@ def prepare_run_dir(run_dir: Path) -> None:
 
 def write_record(directory: Path, record: GuestRecord) -> None:
     """Store who runs in a guest's directory."""
-    scratch = directory / f".{RECORD_NAME}"
-    scratch.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
-    scratch.replace(directory / RECORD_NAME)
+    write_json(directory / RECORD_NAME, record)
 
 
 def read_record(directory: Path) -> GuestRecord | None:

@@ -169,3 +169,27 @@ def test_a_policy_that_fails_in_a_plan_is_an_error(directory, body):
         assert "error: " in result.stderr
         assert ("RuntimeError: boom" in result.stderr) == ("boom" in body)
         assert "policy" in result.stderr
+
+
+@pytest.mark.parametrize(("options", "directories", "files"), [([], 0o700, 0o600), (["--follow-umask"], 0o755, 0o644)])
+def test_what_a_run_leaves_is_for_its_owner_only_unless_asked(directory, options, directories, files):
+    before = os.umask(0o022)
+    try:
+        qmpalloc(directory, *options, "run", "lab.toml", "--duration", "1s")
+    finally:
+        os.umask(before)
+    (of_run,) = (directory / "runs").iterdir()
+    assert {path.stat().st_mode & 0o777 for path in (directory / "runs", of_run)} == {directories}
+    assert {path.name: path.stat().st_mode & 0o777 for path in of_run.iterdir()} == {
+        "record.jsonl": files,
+        "summary.json": files,
+    }
+
+
+def test_a_link_in_the_place_of_the_summary_is_not_followed(directory):
+    (directory / "victim").write_text("precious")
+    (directory / "out").mkdir()
+    (directory / "out" / "summary.json").symlink_to("../victim")
+    qmpalloc(directory, "run", "lab.toml", "--duration", "1s", "--out", "out")
+    assert (directory / "victim").read_text() == "precious"
+    assert '"mode": "run"' in (directory / "out" / "summary.json").read_text()

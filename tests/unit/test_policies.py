@@ -1,5 +1,8 @@
 """The paper's rule, to the letter, and finding policies by name."""
 
+import sys
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +10,7 @@ from msgspec import structs
 
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, GuestSnapshot, GuestState, Limiter, Snapshot, hold
-from qmpalloc.policy import load
+from qmpalloc.policy import NAMES, load
 from qmpalloc.policy.paper import PaperPolicy
 from qmpalloc.units import MIB
 
@@ -190,3 +193,11 @@ def test_a_policy_of_ones_own_is_found_beside_the_configuration(tmp_path):
     decision = policy.decide(snapshot(guest("a")))
     assert isinstance(decision, Decision)
     assert decision == hold(snapshot(guest("a")), "quiet")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_for_a_policy_of_ours_nothing_is_looked_for_beside_the_configuration(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with suppress(ConfigError):  # the oracle wants curves
+        load(name, {}, file=str(tmp_path / "lab.toml"))
+    assert str(tmp_path) not in sys.path

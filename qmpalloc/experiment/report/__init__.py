@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qmpalloc.errors import HostError
-from qmpalloc.experiment.directory import ExperimentDirectory, write_json, write_whole
+from qmpalloc.experiment.directory import ExperimentDirectory
 from qmpalloc.experiment.learnt import LearntCurve, learnt_curves
 from qmpalloc.experiment.report import arms, conditions, evidence, words
 from qmpalloc.experiment.report.curves import curves_table, movement_table
@@ -19,6 +19,7 @@ from qmpalloc.experiment.report.markdown import markdown
 from qmpalloc.experiment.report.summary import summarise
 from qmpalloc.experiment.report.trials_csv import trials_csv
 from qmpalloc.experiment.results import Results, load_results, with_notes
+from qmpalloc.files import write_json, write_whole
 
 FIGURES = "figures"
 NO_MATPLOTLIB = "matplotlib is not installed: pip install 'qmpalloc[analysis]'"

@@ -34,7 +34,8 @@ def draw_all(
         The pictures for the report, and the files: SVG and PNG of each.
 
     Raises:
-        OSError: A file cannot be written.
+        OSError: Their directory cannot be made.
+        HostError: A file cannot be written.
     """
     pictures, files = [], []
     with style.style():

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.results import Results
+from qmpalloc.files import make_directory, write_whole
 
 REFERENCE = "#555555"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -110,12 +111,14 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as SVG and as PNG, and return the files.
 
     Raises:
-        OSError: They cannot be written.
+        OSError: The folder cannot be made.
+        HostError: They cannot be written.
     """
-    folder.mkdir(exist_ok=True)
-    text = io.StringIO()
+    make_directory(folder)
+    text, picture = io.StringIO(), io.BytesIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "qmpalloc"})
     svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-    svg.write_text(re.sub(r"[ \t]+$", "", text.getvalue(), flags=re.MULTILINE), encoding="utf-8")
-    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": "qmpalloc"})
+    write_whole(svg, re.sub(r"[ \t]+$", "", text.getvalue(), flags=re.MULTILINE).encode())
+    figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": "qmpalloc"})
+    write_whole(png, picture.getvalue())
     return [svg, png]
