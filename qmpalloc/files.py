@@ -14,7 +14,7 @@ from typing import IO
 
 import msgspec
 
-from qmpalloc.errors import HostError
+from qmpalloc.errors import ConfigError, HostError
 
 _group_and_others = 0
 """What group and others may have of the rights that the umask leaves them."""
@@ -24,6 +24,19 @@ def follow_umask() -> None:
     """From now on, in this process, let the umask alone decide who may read what is made here."""
     global _group_and_others
     _group_and_others = 0o077
+
+
+def check_place(path: Path, *, hint: str) -> None:
+    """Make sure that a directory is, or can be made, where it may be written to, before anything else is done.
+
+    Raises:
+        ConfigError: It cannot; with this hint.
+    """
+    place = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not place.is_dir():
+        raise ConfigError("is not a directory", file=str(place), hint=hint)
+    if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError("cannot be written by you", file=str(place), hint=hint)
 
 
 def make_directory(path: Path) -> None:

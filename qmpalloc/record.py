@@ -41,7 +41,8 @@ class RecordWriter:
             hint = "a record is never rewritten: name another file, or move this one"
             raise ConfigError("exists already", file=str(path), hint=hint) from error
         except OSError as error:
-            raise ConfigError(f"cannot be created: {error.strerror}", file=str(path)) from error
+            hint = "name a file where you may write, and where there is room"
+            raise ConfigError(f"cannot be created: {error.strerror}", file=str(path), hint=hint) from error
 
     def __call__(self, event: AnyEvent) -> None:
         """Append one event."""

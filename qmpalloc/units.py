@@ -15,6 +15,7 @@ SIZE_UNITS = {
     "B": 1,
     "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB,
+    "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB,  # as `format_size` prints them, and QEMU
 }  # fmt: skip
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
@@ -40,7 +41,7 @@ def _parse(text: str, units: dict[str, float] | dict[str, int], example: str) ->
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size with a unit: ``1GiB``, ``100MB`` (decimal), ``1.5GiB``.
+    """Return the bytes of a size with a unit: ``1GiB`` or ``1G`` (binary), ``100MB`` (decimal), ``1.5GiB``.
 
     Raises:
         ValueError: No unit, an unknown unit, or no number. A size without a unit is refused because tools disagree on

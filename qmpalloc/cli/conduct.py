@@ -18,9 +18,9 @@ from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, stop_signals
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.control.controller import Controller
 from qmpalloc.control.lock import hold_lock
-from qmpalloc.errors import UnreachableError
+from qmpalloc.errors import HostError, UnreachableError
 from qmpalloc.events import AnyEvent, Faulted, Mode, Sink
-from qmpalloc.files import write_json
+from qmpalloc.files import check_place, write_json
 from qmpalloc.host.memory import read_host_memory
 from qmpalloc.policy import load as load_policy
 from qmpalloc.record import RecordWriter
@@ -29,6 +29,7 @@ from qmpalloc.text import one_line
 from qmpalloc.tui import Dashboard, PlainLog, closing_table, is_interactive, run_tui
 
 RELOAD_SIGNAL = signal.SIGUSR1
+PLACE_HINT = "name another directory with --out"
 
 
 def default_directory(config: Config) -> Path:
@@ -52,6 +53,8 @@ def conduct(
 async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: float, directory: Path | None) -> int:
     """Do what `conduct` does, in a trio loop that already runs."""
     policy = load_policy(config.policy, config.policy_settings, file=config.file)
+    if directory is not None:
+        check_place(directory, hint=PLACE_HINT)
     console = Console()
     on_screen = not headless and is_interactive(console)
     dashboard, summarizer = Dashboard(), Summarizer()
@@ -210,7 +213,15 @@ def _watched(writer: RecordWriter, others: list[Sink]) -> Sink:
 
 
 def set_aside(directory: Path) -> None:
-    """Move an earlier run out of the way: ``runs/demo`` becomes ``runs/demo-<time it ended>``."""
+    """Move an earlier run out of the way: ``runs/demo`` becomes ``runs/demo-<time it ended>``.
+
+    Raises:
+        HostError: It cannot be moved.
+    """
     if directory.exists():
         stamp = datetime.fromtimestamp(directory.stat().st_mtime, UTC).strftime("%Y%m%d-%H%M%S")
-        directory.rename(directory.with_name(f"{directory.name}-{stamp}"))
+        aside = directory.with_name(f"{directory.name}-{stamp}")
+        try:
+            directory.rename(aside)
+        except OSError as error:
+            raise HostError(f"{directory} cannot be moved to {aside}: {error.strerror}", hint=PLACE_HINT) from error

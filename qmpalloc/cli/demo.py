@@ -31,6 +31,8 @@ def demo(duration: float, file: Path | None, out: Path, policy: str, headless: b
     import trio
     from msgspec import structs
 
+    from qmpalloc.cli.conduct import PLACE_HINT
+    from qmpalloc.files import check_place
     from qmpalloc.policy import load as load_policy
     from qmpalloc.qemu.launcher import prepare
     from qmpalloc.qemu.resources import demo_configuration
@@ -39,6 +41,7 @@ def demo(duration: float, file: Path | None, out: Path, policy: str, headless: b
     if policy:
         loaded = structs.replace(loaded, policy=policy, policy_settings={})
     load_policy(loaded.policy, loaded.policy_settings, file=loaded.file)  # before minutes are spent on guests
+    check_place(out, hint=PLACE_HINT)  # not only after the guests have booted
     with sigterm_interrupts():
         prepared = prepare(loaded, report=_say)
     sys.exit(trio.run(_demo, loaded, prepared, duration, out, headless))

@@ -14,6 +14,7 @@ from qmpalloc.config.checks import check
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.config.schema import Config, ControlConfig, GuestConfig, HostConfig, default_run_dir
 from qmpalloc.config.toml import read_tables, read_text
+from qmpalloc.errors import ConfigError
 
 DEFAULT_POLICY = "curve"
 """What decides where the file names no policy: the one that has done no guest harm."""
@@ -36,6 +37,9 @@ def parse(text: str, *, file: Path) -> Config:
         ConfigError: As `load`.
     """
     data = read_tables(text, file=file, brackets="a guest is a table with two brackets: [[guest]]")
+    if "experiment" in data and "host" not in data:
+        hint = f"qmpalloc experiment run {file}"
+        raise ConfigError("this is an experiment, not a configuration", file=str(file), hint=hint)
     mistakes = Mistakes(str(file))
     for key in data.keys() - {"host", "control", "policy", "guest"}:
         mistakes.add(key, "unknown table", hint="known are [host], [control], [policy] and [[guest]]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import tomllib
 from pathlib import Path
@@ -16,6 +17,8 @@ FILE_MAX_BYTES = 4 * 1024 * 1024
 def read_text(path: str | os.PathLike[str], *, example: str) -> str:
     """Return the text of a file that a person wrote; `example` says where to see one.
 
+    A mark before the text that says that it is UTF-8 (BOM), as some editors write it, is left out.
+
     Raises:
         ConfigError: There is none, or it cannot be read as text.
     """
@@ -24,11 +27,13 @@ def read_text(path: str | os.PathLike[str], *, example: str) -> str:
             data = file.read(FILE_MAX_BYTES + 1)
         if len(data) > FILE_MAX_BYTES:
             raise ConfigError(f"longer than {FILE_MAX_BYTES} bytes", file=str(path), hint="it should be a TOML file")
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError("no such file", file=str(path), hint=example) from error
     except UnicodeDecodeError as error:
-        raise ConfigError("not a text file", file=str(path), hint="it should be a TOML file") from error
+        utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        hint = "it is UTF-16: save it as UTF-8" if utf_16 else "it should be a TOML file"
+        raise ConfigError("not a text file in UTF-8", file=str(path), hint=hint) from error
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
 

@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -34,7 +33,7 @@ from qmpalloc.experiment.records import FORMAT, DiskCalibration, LoadProgress, M
 from qmpalloc.experiment.scaling import scale
 from qmpalloc.experiment.schema import Arm, Specification
 from qmpalloc.experiment.specification import parse
-from qmpalloc.files import append, make_directory, write_json, write_whole
+from qmpalloc.files import append, check_place, make_directory, write_json, write_whole
 
 T = TypeVar("T")
 RUN_NAME = re.compile(r"repeat([1-9][0-9]*)-([A-Za-z0-9._-]+)\Z")
@@ -144,13 +143,8 @@ class ExperimentDirectory:
         Raises:
             ConfigError: It is not a directory, it may not be written, or there is something in it.
         """
-        place = next(each for each in (path, *path.absolute().parents) if each.exists())
-        another = "name another one with --out"
-        if not place.is_dir():
-            raise ConfigError("is not a directory", file=str(place), hint=another)
-        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
-            raise ConfigError("cannot be written by you", file=str(place), hint=another)
-        if place == path and any(path.iterdir()):
+        check_place(path, hint="name another one with --out")
+        if path.exists() and any(path.iterdir()):
             hint = f"qmpalloc experiment resume {path}, or name another directory with --out"
             raise ConfigError("is not empty", file=str(path), hint=hint)
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.config.toml import read_tables, read_text
+from qmpalloc.errors import ConfigError
 from qmpalloc.experiment import access
 from qmpalloc.experiment.checks import check
 from qmpalloc.experiment.schema import (
@@ -65,6 +66,8 @@ def parse(text: str, *, file: Path) -> Specification:
     """
     brackets = "guests, phases and arms are tables with two brackets: [[guest]], [[guest.phase]], [[arm]]"
     data = read_tables(text, file=file, brackets=brackets)
+    if "host" in data and "experiment" not in data:
+        raise ConfigError("this is a configuration, not an experiment", file=str(file), hint=f"qmpalloc run {file}")
     mistakes = Mistakes(str(file))
     for key in sorted(data.keys() - {"experiment", "disk", "guest", "arm"}):
         mistakes.add(key, "unknown table", hint="known are [experiment], [disk], [[guest]] and [[arm]]")

@@ -40,7 +40,7 @@ def read_curves(name: str, *, beside: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > FILE_MAX_BYTES:
             raise ConfigError(f"{path} is longer than {FILE_MAX_BYTES >> 20} MiB", key=key, hint=HINT)
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file", key=key, hint=HINT) from error
     except OSError as error:

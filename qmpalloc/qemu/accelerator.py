@@ -195,5 +195,5 @@ def _read() -> dict[str, ProbeResult]:
 
 def _write(results: dict[str, ProbeResult]) -> None:
     file = _file()
-    file.parent.mkdir(parents=True, exist_ok=True)
+    cache.make_place(file.parent)
     write_json(file, results)

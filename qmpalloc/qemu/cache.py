@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qmpalloc.errors import HostError
 from qmpalloc.qemu.host import remove_tree
 from qmpalloc.qemu.progress import Report, silent
+
+CACHE_HINT = "set XDG_CACHE_HOME to a directory that you can write to"
 
 
 def cache_dir() -> Path:
@@ -20,10 +23,28 @@ def cache_dir() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "qmpalloc"
 
 
+def make_place(directory: Path) -> None:
+    """Make a directory of the cache, and make sure that it can be written to.
+
+    Raises:
+        HostError: It cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"{directory} cannot be made: {error.strerror}", hint=CACHE_HINT) from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise HostError(f"{directory} cannot be written by you", hint=CACHE_HINT)
+
+
 @contextmanager
 def locked(target: Path, report: Report = silent) -> Iterator[None]:
-    """Hold the lock of `target`, so that one process at a time makes it. The lock ends with the process."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Hold the lock of `target`, so that one process at a time makes it. The lock ends with the process.
+
+    Raises:
+        HostError: The cache cannot be written.
+    """
+    make_place(target.parent)
     with (target.parent / f".{target.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -180,7 +180,7 @@ def check_reproducible(variant: Variant, *, mirror: str | None = None, report: R
     """
     _check_host()
     recipe, files, watch = load_recipe(), input_files(variant), Stopwatch(report)
-    images_dir().mkdir(parents=True, exist_ok=True)
+    cache.make_place(images_dir())
     digests = []
     for number in (1, 2):
         watch.step(f"build {number} of 2: {variant}")

@@ -110,8 +110,9 @@ def test_no_color_is_respected(monkeypatch, no_color, coloured):
     assert ("\x1b[31m" in CliRunner().invoke(cli.main, ["run"], color=True).stdout) is coloured
 
 
-def test_the_version():
-    result = CliRunner().invoke(cli.main, ["--version"])
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_the_version(option):
+    result = CliRunner().invoke(cli.main, [option])
     assert result.exit_code == 0
     assert result.stdout.startswith("qmpalloc ")
 

@@ -193,3 +193,11 @@ def test_a_link_in_the_place_of_the_summary_is_not_followed(directory):
     qmpalloc(directory, "run", "lab.toml", "--duration", "1s", "--out", "out")
     assert (directory / "victim").read_text() == "precious"
     assert '"mode": "run"' in (directory / "out" / "summary.json").read_text()
+
+
+@pytest.mark.parametrize("arguments", [["run", "lab.toml"], ["watch", "lab.toml", "--out", "runs/x"], ["demo"]])
+def test_a_place_for_the_record_that_cannot_be_written_is_named_with_what_to_do(directory, arguments):
+    (directory / "runs").write_text("not a directory")
+    result = qmpalloc(directory, *arguments)
+    assert result.returncode == 2
+    assert "runs: is not a directory\nhint: name another directory with --out\n" in result.stderr

@@ -245,3 +245,26 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_file_without_end_is_not_read_for_ever():
     with pytest.raises(ConfigError, match="longer than"):
         config.load("/dev/zero")
+
+
+def test_the_mark_that_some_editors_write_before_the_text_is_left_out(tmp_path):
+    (tmp_path / "lab.toml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert config.load(tmp_path / "lab.toml").host.budget == 3 * GIB
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_another_encoding_is_named(tmp_path, encoding):
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""  # the other one writes it itself
+    (tmp_path / "lab.toml").write_bytes(mark + GOOD.encode(encoding))
+    with pytest.raises(ConfigError, match="save it as UTF-8"):
+        config.load(tmp_path / "lab.toml")
+
+
+@pytest.mark.parametrize(("written", "size_bytes"), [("2G", 2 * GIB), ("1.5G", 3 * GIB // 2), ("1536M", 3 * GIB // 2)])
+def test_a_size_as_the_screen_shows_it(written, size_bytes):
+    assert parsed(GOOD.replace('cap = "2GiB"', f'cap = "{written}"')).guest("web").cap == size_bytes
+
+
+def test_an_experiment_is_told_from_a_configuration():
+    said = mistake('[experiment]\nname = "x"\n[[guest]]\nname = "web"\n')
+    assert said == f"{FILE}: this is an experiment, not a configuration\n  hint: qmpalloc experiment run {FILE}"

@@ -225,6 +225,17 @@ def test_any_odd_table_is_refused_in_words(odd):
             assert f"{table}" in mistake(f"{table} = {odd}\n{head}")
 
 
+def test_a_configuration_is_told_from_an_experiment():
+    said = mistake('[host]\nbudget = "1GiB"\n[[guest]]\nname = "web"\n')
+    assert "this is a configuration, not an experiment" in said
+    assert f"hint: qmpalloc run {FILE}" in said
+
+
+def test_the_mark_that_some_editors_write_before_the_text_is_left_out(tmp_path):
+    (tmp_path / "try.toml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert experiment.load(tmp_path / "try.toml").name == "try"
+
+
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         experiment.load(tmp_path / "none.toml")

@@ -98,3 +98,13 @@ def test_the_cache_is_where_xdg_says(monkeypatch, value, expected):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     assert str(cache.cache_dir()) == expected
+
+
+def test_a_place_that_cannot_be_written_is_named_with_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HostError, match="Not a directory") as caught:
+        cache.obtain(tmp_path / "file" / "images" / "a", write("x"))
+    assert "XDG_CACHE_HOME" in caught.value.hint
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(HostError, match="cannot be written by you"):
+        cache.obtain(tmp_path / "a", write("x"))

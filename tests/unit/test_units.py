@@ -7,13 +7,23 @@ from qmpalloc.units import GIB, MIB, align_down, format_count, format_size, pars
 
 @pytest.mark.parametrize(
     ("text", "size_bytes"),
-    [("1GiB", GIB), ("100MB", 100_000_000), ("100 MiB", 100 * MIB), ("1.5GiB", 3 * GIB // 2), ("4096B", 4096)],
+    [
+        ("1GiB", GIB),
+        ("100MB", 100_000_000),
+        ("100 MiB", 100 * MIB),
+        ("1.5GiB", 3 * GIB // 2),
+        ("4096B", 4096),
+        ("2G", 2 * GIB),
+        ("1.5 T", 1536 * GIB),
+    ],
 )
 def test_sizes_are_read_with_their_unit(text, size_bytes):
     assert parse_size(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["1024", "1 G", "GiB", "-1GiB", "1e3MiB", "1GiB extra", "", "0x10MiB", "\u0661GiB"])
+@pytest.mark.parametrize(
+    "text", ["1024", "1g", "1GB2", "GiB", "-1GiB", "1e3MiB", "1GiB extra", "", "0x10MiB", "\u0661GiB"]
+)
 def test_sizes_without_a_known_unit_are_refused(text):
     with pytest.raises(ValueError, match=r"unit|quantity"):
         parse_size(text)
@@ -36,6 +46,11 @@ def test_align_down_is_the_largest_multiple_below(size_bytes, unit):
 )
 def test_format_size(size_bytes, text):
     assert format_size(size_bytes) == text
+
+
+@given(st.integers(0, 2**49))
+def test_a_size_that_is_printed_is_accepted(size_bytes):
+    assert parse_size(format_size(size_bytes)) == pytest.approx(size_bytes, rel=0.005)
 
 
 @pytest.mark.parametrize(
