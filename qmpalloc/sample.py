@@ -20,6 +20,9 @@ VERSION = 1
 FILE_MAX_BYTES = 4096
 """The collector keeps below this; a larger file is refused unread, so one ``guest-file-read`` always suffices."""
 
+STARTING = "starting:"
+"""How the collector's `error` begins while it compiles its programs, before it counts."""
+
 MAX_PAGES_PER_S = 100_000_000
 """A page rate no machine reaches: 400 GB/s in 4 KiB pages. More than this in a delta is a lie or a defect."""
 
@@ -221,7 +224,7 @@ def parse(data: bytes) -> Sample:
     total = sample.memory_bytes.total
     if total is not None and any(size is not None and size > total for size in sizes):
         raise SampleError(SampleFault.MALFORMED, "the counters file claims a part of memory larger than all of it")
-    if sample.error is not None:
+    if sample.error is not None:  # also while it compiles its programs: see `STARTING`
         raise SampleError(SampleFault.COLLECTOR, f"the collector reports: {sample.error}")
     return sample
 

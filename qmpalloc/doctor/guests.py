@@ -6,9 +6,9 @@ import os
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import trio
+from msgspec import Struct
 
 from qmpalloc.config import ControlConfig, GuestConfig
 from qmpalloc.control.inspection import find_pinned
@@ -18,9 +18,10 @@ from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
 from qmpalloc.curves.samples import unpack
 from qmpalloc.doctor.checks import Check, Verdict, failed, passed, warned
 from qmpalloc.doctor.sockets import holders, who_else_may_open
-from qmpalloc.errors import DeadlineError, QmpallocError, RefusedError, SampleError
+from qmpalloc.errors import DeadlineError, QmpallocError, RefusedError, SampleError, SampleFault
+from qmpalloc.qemu.image import images_dir
 from qmpalloc.qmp import Agent, FileTrouble, Monitor, deadline, file_trouble, open_agent, open_monitor
-from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
+from qmpalloc.sample import FILE_MAX_BYTES, STARTING, Sample, parse
 from qmpalloc.units import format_size
 
 NEEDED_COMMANDS = ("guest-sync-delimited", "guest-info", "guest-file-open", "guest-file-read", "guest-file-close")
@@ -35,6 +36,12 @@ NEEDED_COUNTERS = ("accesses", "inserts_read")
 UNKNOWN_REFUSAL_TODO = (
     "these are the guest's words for why; if they say that there is no such file, install guest_agent/ in the guest "
     "(docs/guests.md)"
+)
+SERVICES = "/sys/fs/cgroup/system.slice"
+SERVICE = "qmpalloc-collector.service"
+PROCESSES_MAX_BYTES = 4096
+STARTING_TODO = (
+    "wait a few seconds, under emulation up to a minute; if it stays so: journalctl -u qmpalloc-collector in the guest"
 )
 NO_AGENT_TODO = "what answers on this socket is not the guest agent: correct the path in the configuration"
 
@@ -138,21 +145,64 @@ async def _balloon(guest: GuestConfig, monitor: Monitor) -> list[Check]:
 
 
 async def _disks(name: str, monitor: Monitor) -> AsyncIterator[Check]:
-    for disk, cache in disk_caches(await monitor.execute("query-block")):
-        if cache.get("direct") is True:
-            yield passed(name, f"disk {disk}", "cache=none")
+    blocks = await monitor.execute("query-block")
+    nodes = await monitor.execute("query-named-block-nodes", {"flat": True})
+    for disk in disks(blocks, nodes):
+        if disk.direct:
+            detail = "cache=none" + (", but for what is written: with snapshot=on" if disk.thrown_away else "")
+            yield passed(name, f"disk {disk.name}", detail)
+        elif disk.of_reference_image:
+            detail = "the system of the reference image, cached by the host: loads read another disk"
+            yield passed(name, f"disk {disk.name}", detail)
         else:
             todo = "use cache=none: the host's cache answers this guest's misses and hides what they cost"
-            yield warned(name, f"disk {disk}", "cached by the host", todo)
+            yield warned(name, f"disk {disk.name}", "cached by the host", todo)
 
 
-def disk_caches(reply: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name and the cache mode of every disk in a reply to ``query-block``."""
-    for device in reply if isinstance(reply, list) else []:
+class Disk(Struct, frozen=True, kw_only=True):
+    """A disk of a guest.
+
+    Attributes:
+        name: Of the drive, or of the device.
+        file: What is read: with ``snapshot=on`` the file below the temporary one.
+        direct: Reads pass by the host's cache.
+        thrown_away: What is written goes to a temporary file (``snapshot=on``), which the host always caches.
+    """
+
+    name: str
+    file: str
+    direct: bool
+    thrown_away: bool
+
+    @property
+    def of_reference_image(self) -> bool:
+        """True for the system of a guest that was built here: not what loads read."""
+        return Path(self.file).resolve().is_relative_to(images_dir().resolve())
+
+
+def disks(blocks: object, nodes: object) -> Iterator[Disk]:
+    """Yield the disks in the replies to ``query-block`` and ``query-named-block-nodes``.
+
+    With ``snapshot=on`` the first tells the cache mode of the temporary file only, which is not that of the option.
+    """
+    below: dict[str, bool] = {}
+    for node in nodes if isinstance(nodes, list) else []:
+        if isinstance(node, dict) and isinstance(cache := node.get("cache"), dict):
+            file = str(node.get("file"))
+            below[file] = below.get(file, True) and cache.get("direct") is True
+    for device in blocks if isinstance(blocks, list) else []:
         inserted = device.get("inserted") if isinstance(device, dict) else None
         cache = inserted.get("cache") if isinstance(inserted, dict) else None
-        if isinstance(cache, dict):
-            yield str(device.get("device") or device.get("qdev") or "?").removesuffix("/virtio-backend"), cache
+        if isinstance(inserted, dict) and isinstance(cache, dict):
+            backing = inserted.get("backing_file")
+            thrown_away = isinstance(backing, str) and cache.get("no-flush") is True
+            file = str(backing if thrown_away else inserted.get("file"))
+            yield Disk(
+                name=str(device.get("device") or device.get("qdev") or "?").removesuffix("/virtio-backend"),
+                file=file,
+                direct=below.get(file, False) if thrown_away else cache.get("direct") is True,
+                thrown_away=thrown_away,
+            )
 
 
 async def _pinned(name: str, monitor: Monitor) -> AsyncIterator[Check]:
@@ -209,9 +259,17 @@ async def _check_collector(guest: GuestConfig, agent: Agent, timeout_s: float, i
         await trio.sleep(max(interval_s, first.interval_ms / 1000) * 1.5)
         second = await _read(guest, agent, timeout_s)
     except RefusedError as error:
-        todo = ABSENT_HINT if file_trouble(error) is FileTrouble.ABSENT else error.hint or UNKNOWN_REFUSAL_TODO
+        absent = file_trouble(error) is FileTrouble.ABSENT
+        if absent and await _collector_runs(guest, agent, timeout_s):
+            return [warned(name, "collector", f"is starting: {error.message}", STARTING_TODO)]
+        todo = ABSENT_HINT if absent else error.hint or UNKNOWN_REFUSAL_TODO
         return [failed(name, "collector", error.message, todo)]
     except SampleError as error:
+        if error.fault is SampleFault.COLLECTOR and STARTING in error.message:
+            if await _collector_runs(guest, agent, timeout_s) is not False:
+                return [warned(name, "collector", error.message, STARTING_TODO)]
+            todo = "it ended while it did: journalctl -u qmpalloc-collector in the guest"
+            return [failed(name, "collector", error.message, todo)]
         todo = error.hint or "guest_agent/README.md explains it; in the guest: journalctl -u qmpalloc-collector"
         return [failed(name, "collector", error.message, todo)]
     checks = []
@@ -226,6 +284,19 @@ async def _check_collector(guest: GuestConfig, agent: Agent, timeout_s: float, i
     if second.psi_memory.some_avg10 is None:
         checks.append(warned(name, "guest PSI", "not available", "boot the guest with psi=1"))
     return checks
+
+
+async def _collector_runs(guest: GuestConfig, agent: Agent, timeout_s: float) -> bool | None:
+    """Tell whether the collector's service has a process, by its control group; None where systemd does not say so."""
+    with deadline(timeout_s, guest.agent, "looking for the collector's processes"):
+        try:
+            await agent.read_file(f"{SERVICES}/cgroup.procs", PROCESSES_MAX_BYTES)
+        except RefusedError:
+            return None
+        try:
+            return bool(await agent.read_file(f"{SERVICES}/{SERVICE}/cgroup.procs", PROCESSES_MAX_BYTES))
+        except RefusedError:
+            return False
 
 
 async def _check_samples(guest: GuestConfig, agent: Agent, timeout_s: float) -> Check:

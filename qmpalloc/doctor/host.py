@@ -14,6 +14,7 @@ from qmpalloc.errors import ConfigError
 from qmpalloc.host.cgroups import find_hierarchy, limits
 from qmpalloc.host.kernel_files import KernelFiles
 from qmpalloc.policy import load
+from qmpalloc.qemu import accelerator
 from qmpalloc.units import format_size
 
 QEMU = "qemu-system-x86_64"
@@ -43,12 +44,19 @@ def _qemu() -> Check:
 
 
 def _kvm() -> Check:
-    node = Path("/dev/kvm")
+    node = accelerator.KVM_DEVICE
     if not node.exists():
-        return warned("host", "KVM", "no /dev/kvm: guests are emulated", "load kvm_intel or kvm_amd, or accept TCG")
+        return warned("host", "KVM", f"no {node}: guests are emulated", "load kvm_intel or kvm_amd, or accept TCG")
     if not os.access(node, os.R_OK | os.W_OK):
-        return warned("host", "KVM", "/dev/kvm may not be opened by this user", "add the user to the group kvm")
-    return passed("host", "KVM", "/dev/kvm can be opened (whether a guest boots is probed by 'qmpalloc vm up')")
+        return warned("host", "KVM", f"{node} may not be opened by this user", "add the user to the group kvm")
+    probe = accelerator.known()
+    if probe is None:
+        detail = f"{node} can be opened; whether a guest boots is not known"
+        return warned("host", "KVM", detail, "'qmpalloc vm up' tries it with its image, and remembers the outcome")
+    if not probe.booted:
+        todo = "if this host is a guest itself, enable nested virtualisation for it; or accept TCG"
+        return warned("host", "KVM", f"{node} can be opened, but {probe.reason}", todo)
+    return passed("host", "KVM", probe.reason)
 
 
 def _pressure(path: Path) -> Check:

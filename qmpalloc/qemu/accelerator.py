@@ -110,6 +110,15 @@ def expected(wanted: Literal["auto", "kvm", "tcg"], image: Image) -> Accelerator
     return Accelerator(name="kvm" if result.booted else "tcg", reason=result.reason)
 
 
+def known() -> ProbeResult | None:
+    """Return what probes have shown since the host booted, with any image and this QEMU; None if none was made.
+
+    One guest that boots is enough: what others lack is then not KVM.
+    """
+    results = [result for key, result in _read().items() if key.startswith(_boot_id()) and key.endswith(qemu_version())]
+    return max(results, key=lambda result: result.booted, default=None)
+
+
 def kvm_usable(device: Path = KVM_DEVICE) -> tuple[bool, str]:
     """Return whether this user may open ``/dev/kvm``, and else why not."""
     if not device.exists():

@@ -213,6 +213,7 @@ class FakeQemu:
             "query-memory-size-summary": lambda _: {"base-memory": self.balloon.memory_bytes, "plugged-memory": 0},
             "query-memdev": lambda _: [],
             "query-block": lambda _: [],
+            "query-named-block-nodes": lambda _: [],
             "query-balloon": self._query_balloon,
             "balloon": self._balloon,
             "qom-list": self._qom_list,

@@ -8,13 +8,16 @@ import trio
 from click.testing import CliRunner
 from msgspec import structs
 
+from guest_agent.counters_file import Series
 from qmpalloc import config as configuration
 from qmpalloc.cli.doctor import doctor
 from qmpalloc.doctor import Verdict, check_guest
-from qmpalloc.doctor.guests import counter_checks, disk_caches
+from qmpalloc.doctor.guests import SERVICE, SERVICES, counter_checks, disks
 from qmpalloc.doctor.host import check_cgroup, check_host
 from qmpalloc.doctor.sockets import parse_holders, who_else, who_else_may_open
 from qmpalloc.experiment.access import Uniform
+from qmpalloc.qemu import accelerator
+from qmpalloc.qemu.accelerator import ProbeResult
 from qmpalloc.sample import CollectorUse, Counters, Sample
 from qmpalloc.testing import Load, ReplayGuest, open_simulated_guest
 from qmpalloc.units import GIB, MIB
@@ -39,15 +42,51 @@ def test_who_holds_a_socket_that_was_bound_by_an_absolute_path(tmp_path):
     assert parse_holders(SS, "/nowhere/web.qmp", {10: tmp_path}.get) == []
 
 
-def test_disk_caches():
-    reply = [
-        {"device": "root", "inserted": {"cache": {"direct": False}}},
-        {"device": "", "qdev": "/machine/peripheral/disk0/virtio-backend", "inserted": {"cache": {"direct": True}}},
+OVERLAY = {"file": 'json:{"driver": "qcow2"}', "cache": {"direct": False, "no-flush": True}}
+"""The temporary file that QEMU 7.2 makes for snapshot=on, whatever the cache mode of the disk."""
+
+
+def test_disks():
+    blocks = [
+        {"device": "plain", "inserted": {"file": "/a.img", "cache": {"direct": False, "no-flush": False}}},
+        {"device": "", "qdev": "/machine/peripheral/disk0/virtio-backend",
+         "inserted": {"file": "/b.img", "cache": {"direct": True, "no-flush": False}}},
+        {"device": "data", "inserted": {**OVERLAY, "backing_file": "/data.img"}},
+        {"device": "root", "inserted": {**OVERLAY, "backing_file": "/root.img"}},
         {"device": "cdrom"},
         "garbage",
+    ]  # fmt: skip
+    nodes = [
+        {"file": "/data.img", "drv": "raw", "cache": {"direct": True}},
+        {"file": "/data.img", "drv": "file", "cache": {"direct": True}},
+        {"file": "/root.img", "drv": "raw", "cache": {"direct": False}},
+        {"file": "/root.img", "drv": "file", "cache": {"direct": True}},
+        "garbage",
     ]
-    assert list(disk_caches(reply)) == [("root", {"direct": False}), ("/machine/peripheral/disk0", {"direct": True})]
-    assert list(disk_caches(None)) == []
+    assert [(disk.name, disk.file, disk.direct, disk.thrown_away) for disk in disks(blocks, nodes)] == [
+        ("plain", "/a.img", False, False),
+        ("/machine/peripheral/disk0", "/b.img", True, False),
+        ("data", "/data.img", True, True),
+        ("root", "/root.img", False, True),
+    ]
+    assert list(disks(None, None)) == []
+
+
+async def test_only_disks_whose_cache_can_be_mended_are_warned_of(tmp_path, autojump_clock, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root, own = str(tmp_path / "cache/qmpalloc/images/trixie-lab-0/root.ext4"), str(tmp_path / "own.img")
+    blocks = [
+        {"device": name, "inserted": {**OVERLAY, "backing_file": file}} for name, file in (("root", root), ("own", own))
+    ]
+    nodes = [{"file": file, "cache": {"direct": False}} for file in (root, own)]
+    async with simulated(tmp_path) as guest:
+        guest.qemu.commands.update({"query-block": lambda _: blocks, "query-named-block-nodes": lambda _: nodes})
+        await trio.sleep(1)
+        checks = await checks_of(a_config(tmp_path))
+    assert checks["disk root"].verdict is Verdict.OK
+    assert "reference image" in checks["disk root"].detail
+    assert checks["disk own"].verdict is Verdict.WARN
+    assert "cache=none" in checks["disk own"].todo
 
 
 @pytest.mark.parametrize(
@@ -185,6 +224,57 @@ async def test_what_is_wrong_is_named_with_what_to_do(tmp_path, autojump_clock, 
     assert checks[name].verdict is not Verdict.OK
     assert says in checks[name].todo
     assert all(check.todo for check in checks.values() if check.verdict is not Verdict.OK)
+
+
+COMPILES = Series("0" * 16, 1000).render(None, "starting: compiling and attaching the probes")
+GAVE_UP = Series("0" * 16, 1000).render(None, "bcc: no room")
+
+
+@pytest.mark.parametrize(
+    ("content", "processes", "verdict", "says"),
+    [
+        (COMPILES, b"321\n", Verdict.WARN, "starting: compiling"),
+        (COMPILES, "no systemd", Verdict.WARN, "starting: compiling"),
+        (COMPILES, None, Verdict.FAIL, "starting: compiling"),  # it was killed while it did
+        (None, b"321\n", Verdict.WARN, "is starting"),
+        (None, None, Verdict.FAIL, "No such file"),
+        (None, "no systemd", Verdict.FAIL, "No such file"),
+        (GAVE_UP, b"321\n", Verdict.FAIL, "bcc: no room"),
+    ],
+)
+async def test_a_collector_that_compiles_has_not_failed(tmp_path, autojump_clock, content, processes, verdict, says):
+    async with simulated(tmp_path) as guest:
+        await trio.sleep(1)
+        guest.collecting = False
+        files = guest.agent.files
+        files.clear()
+        if content is not None:
+            files["/run/qmpalloc/counters.json"] = content
+        if processes != "no systemd":
+            files[f"{SERVICES}/cgroup.procs"] = b""
+        if isinstance(processes, bytes):
+            files[f"{SERVICES}/{SERVICE}/cgroup.procs"] = processes
+        check = (await checks_of(a_config(tmp_path)))["collector"]
+    assert check.verdict is verdict
+    assert says in check.detail
+    assert ("wait" in check.todo) == (verdict is Verdict.WARN)
+
+
+@pytest.mark.parametrize(
+    ("probe", "verdict", "says"),
+    [
+        (None, Verdict.WARN, "whether a guest boots is not known"),
+        (ProbeResult(False, "a guest under KVM hangs without a word (4 s)"), Verdict.WARN, "hangs without a word"),
+        (ProbeResult(True, "a guest boots under KVM, in 1.1 s"), Verdict.OK, "a guest boots under KVM"),
+    ],
+)
+def test_kvm_is_well_only_when_a_guest_has_booted(tmp_path, monkeypatch, probe, verdict, says):
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(accelerator, "KVM_DEVICE", tmp_path / "kvm")
+    monkeypatch.setattr(accelerator, "known", lambda: probe)
+    check = next(check for check in check_host(None) if check.name == "KVM")
+    assert check.verdict is verdict
+    assert says in check.detail
 
 
 @pytest.mark.parametrize(

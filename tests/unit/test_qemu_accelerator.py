@@ -67,6 +67,17 @@ def test_a_spoilt_memory_is_no_memory(image, tmp_path):
     assert accelerator.choose("auto", image, probe=lambda _: BOOTS).name == "kvm"
 
 
+def test_what_is_known_without_an_image_is_of_this_boot_and_the_best(image, monkeypatch):
+    assert accelerator.known() is None
+    accelerator.choose("auto", image, probe=lambda _: HANGS)
+    assert accelerator.known() == HANGS
+    other = Image(directory=Path("/cache/bookworm-lab-543210"), manifest=image.manifest)
+    accelerator.choose("auto", other, probe=lambda _: BOOTS)
+    assert accelerator.known() == BOOTS
+    monkeypatch.setattr(accelerator, "_boot_id", lambda: "another boot")
+    assert accelerator.known() is None
+
+
 def test_what_the_user_says_is_not_questioned(image):
     assert accelerator.choose("kvm", image, probe=no_probe).name == "kvm"
     chosen = accelerator.choose("tcg", image, probe=no_probe)
