@@ -3,10 +3,12 @@
 What scripts need is here; the rest of the package may change. See ``examples/``.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # not typing's, which takes long to import: signals are heeded only after this module
 if TYPE_CHECKING:
+    from typing import Any
+
     from qmpalloc.config import Config
     from qmpalloc.config import load as load_config
     from qmpalloc.control.controller import Controller
@@ -74,5 +76,7 @@ _PLACES |= {"load_config": ("config", "load"), "load_policy": ("policy", "load")
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     module, attribute = _PLACES[name]
     return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)

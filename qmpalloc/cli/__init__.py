@@ -1,26 +1,23 @@
 """Commands: one small module each, imported when it is called, so that ``--help`` answers at once.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted. A standard output that does not take what is
+written to it is a failure too: see `qmpalloc.cli.streams`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import importlib
 import importlib.metadata
-import io
 import itertools
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import click
 from msgspec import Struct
 
+from qmpalloc.cli import streams
 from qmpalloc.errors import ConfigError, HostError, QmpallocError
 
 EXIT_FAILED = 1
@@ -92,47 +89,43 @@ class Program(click.Group):
         if not standalone_mode:
             return invoke()
         words = sys.argv[1:] if args is None else list(args)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")  # a terminal without our signs shows others
+        streams.prepare()
+        debug = "--debug" in itertools.takewhile(lambda word: word.startswith("-"), words)
         try:
-            try:
-                result = invoke()
-            finally:
-                sys.stdout.flush()  # while what goes wrong can still be told
+            result = invoke()
+            code = result if isinstance(result, int) else 0
         except BaseException as error:
-            _end(error, debug="--debug" in itertools.takewhile(lambda word: word.startswith("-"), words))
-        sys.exit(result if isinstance(result, int) else 0)
+            streams.flush()
+            code = _told(error, debug=debug)
+        failure = streams.flush()
+        if failure is not None:
+            streams.give_up()
+            if not isinstance(failure, BrokenPipeError):  # else whoever read us has gone; say nothing
+                show_error(HostError(f"standard output cannot be written: {failure.strerror}"))
+            code = EXIT_FAILED
+        sys.exit(code)
 
 
-def _end(error: BaseException, *, debug: bool) -> NoReturn:
-    """Say what went wrong and end the process; raise what is a bug of ours."""
-    leaves = list(_leaves(error))
+def _told(error: BaseException, *, debug: bool) -> int:
+    """Say what went wrong and return the exit code; raise what is a bug of ours."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else EXIT_FAILED
+    # That standard output takes no more is told in the end, whoever noticed it.
+    lost = streams.flush()
+    leaves = [leaf for leaf in _leaves(error) if leaf is not lost and not isinstance(leaf, BrokenPipeError)]
     if any(isinstance(leaf, (KeyboardInterrupt, click.Abort)) for leaf in leaves):
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
     if isinstance(error, click.ClickException):
         error.show()
-        sys.exit(EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code)
-    if isinstance(error, BrokenPipeError):
-        # Whoever read us has gone; say nothing.
-        _drop_output()
-        sys.exit(EXIT_FAILED)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-        # Not one of our files, whose errors are told where they are written.
-        _drop_output()
-        show_error(HostError(f"standard output cannot be written: {error.strerror}"))
-        sys.exit(EXIT_FAILED)
+        return EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code
     if debug or not all(isinstance(leaf, QmpallocError) for leaf in leaves):
+        if lost is not None:
+            streams.give_up()
         raise error
     for leaf in leaves:
         assert isinstance(leaf, QmpallocError)
         show_error(leaf)
-    sys.exit(EXIT_USAGE if any(isinstance(leaf, ConfigError) for leaf in leaves) else EXIT_FAILED)
-
-
-def _drop_output() -> None:
-    """Let what is still to be written go nowhere, so that Python does not fail when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_USAGE if any(isinstance(leaf, ConfigError) for leaf in leaves) else EXIT_FAILED
 
 
 def _leaves(error: BaseException) -> Sequence[BaseException]:
@@ -147,29 +140,6 @@ def show_error(error: QmpallocError) -> None:
     click.echo(f"{click.style('error:', fg='red')} {error.message}", err=True, color=_color())
     if error.hint:
         click.echo(f"{click.style('hint:', fg='yellow')} {error.hint}", err=True, color=_color())
-
-
-def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that end a command in order.
-
-    A SIGHUP that whoever started us has had ignored (``nohup``) stays so: what runs is to outlive the terminal.
-    """
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    return signals[:2] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else signals
-
-
-@contextlib.contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that long work outside of an event loop cleans up after itself."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - signal's signature
-        raise KeyboardInterrupt
-
-    former = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 def _color() -> bool | None:

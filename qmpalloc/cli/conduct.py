@@ -14,7 +14,8 @@ import trio
 from rich.console import Console
 
 from qmpalloc import config as configuration
-from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, stop_signals
+from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
+from qmpalloc.cli.signals import StopSignals, stop_signals
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.control.controller import Controller
 from qmpalloc.control.lock import hold_lock
@@ -22,6 +23,7 @@ from qmpalloc.errors import HostError, UnreachableError
 from qmpalloc.events import AnyEvent, Faulted, Mode, Sink
 from qmpalloc.files import check_place, write_json
 from qmpalloc.host.memory import read_host_memory
+from qmpalloc.model import Policy
 from qmpalloc.policy import load as load_policy
 from qmpalloc.record import RecordWriter
 from qmpalloc.summary import Summarizer
@@ -55,6 +57,19 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
     policy = load_policy(config.policy, config.policy_settings, file=config.file)
     if directory is not None:
         check_place(directory, hint=PLACE_HINT)
+    with StopSignals(*stop_signals(), RELOAD_SIGNAL) as signals:
+        return await _conduct(config, policy, mode, headless, duration_s, directory, signals)
+
+
+async def _conduct(
+    config: Config,
+    policy: Policy,
+    mode: Mode,
+    headless: bool,
+    duration_s: float,
+    directory: Path | None,
+    signals: StopSignals,
+) -> int:
     console = Console()
     on_screen = not headless and is_interactive(console)
     dashboard, summarizer = Dashboard(), Summarizer()
@@ -77,10 +92,11 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
             controller.quit("nobody reads the output")
 
         lines.on_closed = end_unread
-        signalled = await _run(controller, dashboard, console if on_screen else None, duration_s)
+        signalled = await _run(controller, dashboard, console if on_screen else None, duration_s, signals)
     if directory is not None:
         write_json(directory / "summary.json", summarizer.summary)
-    with contextlib.suppress(OSError):
+    signals.rest()
+    with contextlib.suppress(OSError, SystemExit):  # rich exits where nobody reads
         console.print(closing_table(dashboard))
         if directory is not None:
             console.print(f"record: {directory / 'record.jsonl'}", highlight=False, markup=False)
@@ -91,26 +107,26 @@ async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: fl
     return EXIT_INTERRUPTED if signalled else 0
 
 
-async def _run(controller: Controller, dashboard: Dashboard, console: Console | None, duration_s: float) -> bool:
+async def _run(
+    controller: Controller, dashboard: Dashboard, console: Console | None, duration_s: float, signals: StopSignals
+) -> bool:
     """Run `controller` with its screen; return whether a signal ended it."""
     signalled = False
     keys = Keys(controller)
 
-    async def heed_signals(task_status: trio.TaskStatus[None]) -> None:
+    async def heed_signals() -> None:
         nonlocal signalled
-        with trio.open_signal_receiver(*stop_signals(), RELOAD_SIGNAL) as signals:
-            task_status.started()
-            async for number in signals:
-                if number == RELOAD_SIGNAL:
-                    keys.reload()
-                    continue
-                if signalled or keys.quitting:  # asked a second time, it does not wait for the guests
-                    controller.hurry()
-                signalled = True
-                controller.quit(f"interrupted by {signal.Signals(number).name}")
+        async for number in signals.received:
+            if number == RELOAD_SIGNAL:
+                keys.reload()
+                continue
+            if signalled or keys.quitting:  # asked a second time, it does not wait for the guests
+                controller.hurry()
+            signalled = True
+            controller.quit(f"interrupted by {signal.Signals(number).name}")
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(heed_signals)
+        nursery.start_soon(heed_signals)
         if console is not None:
             await nursery.start(_run_screen, dashboard, keys, console)
         await controller.run(duration_s=duration_s)

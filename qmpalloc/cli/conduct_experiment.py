@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import trio
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from qmpalloc.cli import stop_signals
+from qmpalloc.cli.signals import StopSignals
 from qmpalloc.control.controller import Controller
 from qmpalloc.experiment.directory import ExperimentDirectory
 from qmpalloc.experiment.plan import ArmRun
@@ -28,29 +28,28 @@ async def conduct(directory: ExperimentDirectory, prepared: Prepared, traces: Tr
     finished: bool | None = None
     console = Console()
     on_screen = live and is_interactive(console)
-    async with trio.open_nursery() as nursery:
-        scope = trio.CancelScope()
+    with StopSignals() as signals:
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
 
-        def interrupt() -> None:
-            if not scope.cancel_called:
-                scope.cancel()
-                follower.say("stopping the guests; what is finished is kept")
+            def interrupt() -> None:
+                if not scope.cancel_called:
+                    scope.cancel()
+                    follower.say("stopping the guests; what is finished is kept")
 
-        follower = Follower(console, dashboard=on_screen, interrupt=interrupt)
-        if live and not on_screen:
-            follower.say("there is no terminal for --live: progress is told in lines")
-        await nursery.start(_interrupt_at_signal, interrupt)
-        with scope, follower:
-            finished = await run_experiment(directory, prepared, traces, make_live=follower.begin)
-        nursery.cancel_scope.cancel()
+            follower = Follower(console, dashboard=on_screen, interrupt=interrupt)
+            if live and not on_screen:
+                follower.say("there is no terminal for --live: progress is told in lines")
+            nursery.start_soon(_interrupt_at_signal, signals.received, interrupt)
+            with scope, follower:
+                finished = await run_experiment(directory, prepared, traces, make_live=follower.begin)
+            nursery.cancel_scope.cancel()
     return finished
 
 
-async def _interrupt_at_signal(interrupt: Callable[[], None], task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(*stop_signals()) as signals:
-        task_status.started()
-        async for _ in signals:
-            interrupt()
+async def _interrupt_at_signal(received: AsyncIterator[int], interrupt: Callable[[], None]) -> None:
+    async for _ in received:
+        interrupt()
 
 
 class Follower:

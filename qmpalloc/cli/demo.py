@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpalloc import config
-from qmpalloc.cli import EXIT_INTERRUPTED, sigterm_interrupts, stop_signals
+from qmpalloc.cli import EXIT_INTERRUPTED
 from qmpalloc.cli.options import Duration, headless_option
+from qmpalloc.cli.signals import StopSignals, interruptible
 
 if TYPE_CHECKING:
     from qmpalloc.config import Config
@@ -42,7 +43,7 @@ def demo(duration: float, file: Path | None, out: Path, policy: str, headless: b
         loaded = structs.replace(loaded, policy=policy, policy_settings={})
     load_policy(loaded.policy, loaded.policy_settings, file=loaded.file)  # before minutes are spent on guests
     check_place(out, hint=PLACE_HINT)  # not only after the guests have booted
-    with sigterm_interrupts():
+    with interruptible():
         prepared = prepare(loaded, report=_say)
     sys.exit(trio.run(_demo, loaded, prepared, duration, out, headless))
 
@@ -59,23 +60,23 @@ async def _demo(loaded: Config, prepared: Prepared, duration: float, out: Path, 
     from qmpalloc.cli.conduct import conduct_run, set_aside
     from qmpalloc.qemu.launcher import open_guests, start_load
 
-    async def until_signal(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(*stop_signals()) as signals:
-            task_status.started()
-            await anext(signals)
-            _say("stopping")
-            scope.cancel()
+    booting = trio.CancelScope()
+
+    async def until_signal() -> None:
+        await anext(signals.received)
+        booting.cancel()
+        _say("stopping")
 
     result = EXIT_INTERRUPTED
-    async with trio.open_nursery() as nursery:
-        booting = trio.CancelScope()
-        await nursery.start(until_signal, booting)
-        with booting:
-            async with open_guests(loaded, prepared=prepared, report=_say) as guests:
-                for guest in guests:
-                    if await start_load(guest) is not None:
-                        _say(f"{guest.name}: its load runs")
-                set_aside(out)
-                result = await conduct_run(loaded, "run", headless, duration, out)
-        nursery.cancel_scope.cancel()
+    with StopSignals() as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(until_signal)
+            with booting:
+                async with open_guests(loaded, prepared=prepared, report=_say) as guests:
+                    for guest in guests:
+                        if await start_load(guest) is not None:
+                            _say(f"{guest.name}: its load runs")
+                    set_aside(out)
+                    result = await conduct_run(loaded, "run", headless, duration, out)
+            nursery.cancel_scope.cancel()
     return result

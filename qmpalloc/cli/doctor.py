@@ -9,6 +9,7 @@ import msgspec
 
 from qmpalloc.cli import EXIT_FAILED
 from qmpalloc.cli.options import ConfigFile
+from qmpalloc.cli.signals import run_until_signal
 from qmpalloc.config import Config
 from qmpalloc.doctor import Check, Verdict, check_guest, check_host
 
@@ -20,9 +21,7 @@ MARKS = {Verdict.OK: ("✓", "green"), Verdict.WARN: ("!", "yellow"), Verdict.FA
 @click.option("--json", "as_json", is_flag=True, help="All checks as JSON.")
 def doctor(config: Config | None, as_json: bool) -> None:
     """Check this host and, with CONFIG, every guest. Exits with 1 if a check failed."""
-    import trio
-
-    checks = trio.run(_all_checks, config, not as_json)
+    checks = run_until_signal(_all_checks, config, not as_json)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(checks), indent=2).decode())
     else:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, sigterm_interrupts
+from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
+from qmpalloc.cli.signals import interruptible
 from qmpalloc.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def run(
         _show_plan(specification, [found.name for found in runs])
         preflight(specification)
         return
-    with sigterm_interrupts():
+    with interruptible():
         prepared = prepare_experiment(specification, report=say)
     traces = Traces(specification)
     say("making the references of the loads")
@@ -117,7 +118,7 @@ def resume(directory: Path, anyway: bool, repeats: int | None, live: bool) -> No
             write_report(found)
             say(f"nothing is left to run; report: {directory / 'report.md'}")
             return
-        with sigterm_interrupts():
+        with interruptible():
             prepared = prepare_experiment(found.specification, report=say)
         _note_changes(found, prepared, anyway=anyway)
         if found.manifest.repeats > before:
@@ -231,7 +232,12 @@ def _conduct(directory: ExperimentDirectory, prepared: Prepared, traces: Traces,
         with suppress(HostError):  # a full disk may be why it was given up
             _report(directory)
         raise
-    _report(directory)
+    try:
+        with interruptible():
+            _report(directory)
+    except KeyboardInterrupt:
+        say(f"the report is not complete; make it with: qmpalloc experiment report {directory.path}")
+        finished = None if finished is None else False
     if finished is None:
         say(f"interrupted; go on with: qmpalloc experiment resume {directory.path}")
         return EXIT_INTERRUPTED

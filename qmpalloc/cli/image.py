@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from qmpalloc.cli import sigterm_interrupts
+from qmpalloc.cli.signals import interruptible
 from qmpalloc.units import format_size
 
 suite_option = click.option(
@@ -45,12 +45,12 @@ def build(
 
     variant = Variant(suite, profile)
     if check_reproducible:
-        with sigterm_interrupts():
+        with interruptible():
             first, second = images.check_reproducible(variant, mirror=mirror, report=_report)
         click.echo(f"build 1: {first}\nbuild 2: {second}")
         click.echo("equal: the root file system is reproducible" if first == second else "DIFFERENT")
         sys.exit(0 if first == second else 1)
-    with sigterm_interrupts():
+    with interruptible():
         built = images.obtain_image(variant, mirror=mirror, keep_tar=keep_tar, rebuild=rebuild, report=_report)
     click.echo(built.directory)
 

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from qmpalloc.cli.options import config_argument
+from qmpalloc.cli.signals import run_until_signal
 from qmpalloc.config import Config
 from qmpalloc.errors import QmpallocError, UnreachableError
 from qmpalloc.events import AnyEvent, Decided, Faulted, SampleRejected
@@ -18,9 +19,7 @@ from qmpalloc.events import AnyEvent, Decided, Faulted, SampleRejected
 @click.option("--json", "as_json", is_flag=True, help="The snapshot and the decision as JSON.")
 def plan(config: Config, as_json: bool) -> None:
     """Observe the guests of CONFIG for one interval and print what the policy would do."""
-    import trio
-
-    decided, troubles, failure = trio.run(_first_decision, config)
+    decided, troubles, failure = run_until_signal(_first_decision, config)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(decided), indent=2).decode())
     else:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qmpalloc.cli import EXIT_INTERRUPTED, stop_signals
+from qmpalloc.cli import EXIT_INTERRUPTED
+from qmpalloc.cli.signals import StopSignals
 
 if TYPE_CHECKING:
     from qmpalloc.events import AnyEvent
@@ -191,22 +192,23 @@ async def play(events: Iterator[AnyEvent], speed: float, start_s: float) -> bool
     player = Player(dashboard, events, speed)
     interrupted = False
 
-    async def heed_signals(*, task_status: trio.TaskStatus[None]) -> None:
+    async def heed_signals() -> None:
         nonlocal interrupted
-        with trio.open_signal_receiver(*stop_signals()) as signals:
-            task_status.started()
-            await anext(signals)
-            interrupted = True
-            player.quit()
+        await anext(signals.received)
+        interrupted = True
+        player.quit()
 
-    async with trio.open_nursery() as nursery:
-        await nursery.start(heed_signals)
+    with StopSignals() as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(heed_signals)
 
-        async def show(*, task_status: trio.TaskStatus[None]) -> None:
-            await run_tui(dashboard, controls=player, now=player.now_s, replay=player.title, task_status=task_status)
+            async def show(*, task_status: trio.TaskStatus[None]) -> None:
+                await run_tui(
+                    dashboard, controls=player, now=player.now_s, replay=player.title, task_status=task_status
+                )
 
-        await nursery.start(show)
-        nursery.start_soon(player.run, start_s)
-        await player.done.wait()
-        nursery.cancel_scope.cancel()
+            await nursery.start(show)
+            nursery.start_soon(player.run, start_s)
+            await player.done.wait()
+            nursery.cancel_scope.cancel()
     return interrupted

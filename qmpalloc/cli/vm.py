@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED, sigterm_interrupts, stop_signals
+from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from qmpalloc.cli.options import ConfigFile, config_argument
+from qmpalloc.cli.signals import StopSignals, interruptible
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.errors import ConfigError
 from qmpalloc.units import format_size
@@ -52,7 +53,7 @@ def up(config: Config, dry_run: bool, detach: bool, no_load: bool) -> None:
         lines = launcher.command_lines(config, launcher.plan(config), detach=detach)
         click.echo("\n".join(line.shell() for line in lines), nl=False)
         return
-    with sigterm_interrupts():
+    with interruptible():
         prepared = launcher.prepare(config, report=_report)
     sys.exit(trio.run(_up, config, prepared, detach, not no_load))
 
@@ -63,9 +64,9 @@ async def _up(config: Config, prepared: Prepared, detach: bool, loads: bool) -> 
     from qmpalloc.qemu import launcher
 
     code = EXIT_INTERRUPTED
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(*stop_signals()) as received:
-            nursery.start_soon(_cancel_at_signal, received, nursery.cancel_scope)
+    with StopSignals() as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_at_signal, signals.received, nursery.cancel_scope)
             async with launcher.open_guests(config, prepared=prepared, detach=detach, report=_report) as guests:
                 if loads:
                     for guest in guests:

@@ -45,17 +45,18 @@ class Journal:
         self.pass_on(event(t=round(self.now_s(), 6), wall=round(time.time(), 6), **fields))
 
     def pass_on(self, event: AnyEvent) -> None:
-        """Report an event that is made already."""
+        """Report an event that is made already. Every sink has it before any is told that another has failed."""
+        failed: list[BaseException] = []
         for sink in tuple(self._sinks):
-            if sink not in self._sinks:
-                continue  # it failed as well, when it was told of another one's failure
             try:
                 sink(event)
             except (Exception, SystemExit) as error:  # rich ends the program when standard output is closed
                 self._sinks.remove(sink)
-                self.fault(None, "output", f"an output failed and is not used any more: {error!r}")
-                if not self._sinks:
-                    self._on_deaf()
+                failed.append(error)
+        if failed and not self._sinks:
+            self._on_deaf()
+        for failure in failed:
+            self.fault(None, "output", f"an output failed and is not used any more: {failure!r}")
 
     def fault(
         self,

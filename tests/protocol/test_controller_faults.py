@@ -16,6 +16,7 @@ from qmpalloc.events import (
     ControlChanged,
     Decided,
     Faulted,
+    Header,
     Sampled,
     SampleRejected,
     SizeChanged,
@@ -425,7 +426,8 @@ async def test_an_output_that_fails_stops_nothing(lab, autojump_clock):
     controller = Controller(lab.config(), load("paper", {"step": "32MiB"}), broken, lab.events.append)
     await controller.run(duration_s=9.0)
     assert lab.size("small") == lab.size("large") == BASELINE
-    assert any(event.kind == "output" for event in lab.of(Faulted))
+    assert [event.kind for event in lab.of(Faulted)] == ["output"]
+    assert isinstance(lab.events[0], Header)  # the fault comes after the event that an output failed to take
     assert lab.events[-1].clean
 
 

@@ -11,7 +11,7 @@ import time
 import pexpect
 import pytest
 
-from qmpalloc.events import Ended
+from qmpalloc.events import Ended, Header
 from qmpalloc.record import read_record
 
 GUESTS = """
@@ -114,6 +114,63 @@ def test_ctrl_c_after_q_does_not_wait_for_the_guests(directory):
     *_, last = read_record(directory / "out" / "record.jsonl")
     assert not last.clean
     assert last.t < 60  # they need 256 s to their baselines
+
+
+@pytest.mark.parametrize("directory", [2 << 20], indirect=True)
+def test_signals_that_come_together_end_it_in_order_without_waiting(directory):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--out", "out"],
+        cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while "control settling" not in process.stdout.readline():
+        pass
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # different ones: the same might count once
+        process.send_signal(number)
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, "")
+    assert re.search(r"^ *guest +start +end", said, re.MULTILINE)
+    assert said.endswith("record: out/record.jsonl\n")
+    *_, last = read_record(directory / "out" / "record.jsonl")
+    assert isinstance(last, Ended)
+    assert not last.clean
+    assert json.loads((directory / "out" / "summary.json").read_text())["reason"] == last.reason
+
+
+def test_a_signal_while_the_closing_table_is_made_takes_nothing_away(directory):
+    program = """
+import os, signal
+from qmpalloc import __main__
+from qmpalloc.cli import conduct
+made = conduct.closing_table
+def closing_table(dashboard):
+    os.kill(os.getpid(), signal.SIGINT)
+    return made(dashboard)
+conduct.closing_table = closing_table
+__main__.main()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, "run", "lab.toml", "--duration", "1s", "--out", "out"],
+        cwd=directory, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.search(r"^ *guest +start +end", result.stdout, re.MULTILINE)
+    assert result.stdout.endswith("record: out/record.jsonl\n")
+
+
+def test_when_nobody_reads_any_more_the_guests_go_home(directory):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--out", "out"],
+        cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while "decision 2" not in process.stdout.readline():
+        pass
+    process.stdout.close()
+    assert (process.wait(timeout=60), process.stderr.read()) == (1, "")
+    process.stderr.close()
+    first, *_, last = read_record(directory / "out" / "record.jsonl")
+    assert isinstance(first, Header)
+    assert last.clean
+    assert last.reason == "nobody reads the output"
 
 
 def test_under_nohup_a_run_outlives_its_terminal(directory):

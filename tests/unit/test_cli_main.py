@@ -37,7 +37,7 @@ def test_help_lists_every_command_without_importing_one():
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert all(f"  {name} " in output for name in cli.COMMANDS)
-    assert output.splitlines()[-1] == "['qmpalloc.cli', 'qmpalloc.errors']"
+    assert output.splitlines()[-1] == "['qmpalloc.cli', 'qmpalloc.cli.streams', 'qmpalloc.errors']"
 
 
 def test_a_command_whose_module_is_missing_is_named_and_the_others_work(monkeypatch):

@@ -1,0 +1,96 @@
+"""Standard streams that are closed, full, or read by nobody.
+
+What standard output does not take is an error: the command ends in order, with exit code 1. What standard error does
+not take is lost and changes nothing. A standard input that is closed is empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import sys
+from typing import Any, TextIO
+
+_output: _Output | None = None
+
+
+class _Output(io.FileIO):
+    """Standard output. Once it has failed it takes no more, and `failure` is the error, whoever heeded that."""
+
+    failure: OSError | None = None
+    given_up = False
+
+    def write(self, data: Any) -> int:
+        if self.given_up:
+            return len(data)
+        if self.failure is not None:
+            raise self.failure
+        try:
+            while (written := super().write(data)) is None:  # somebody made it non-blocking
+                select.select([], [self], [])
+        except OSError as error:
+            self.failure = error
+            raise
+        return written
+
+
+class _Messages(io.FileIO):
+    """Standard error, which takes everything."""
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            super().write(data)
+        return len(data)
+
+
+def prepare() -> None:
+    """Give closed streams a stand-in, and let the others behave as described above. Before any file is opened.
+
+    Else the next file or socket that is opened would get the number of a closed stream, and with it what is printed.
+    Streams that a caller has replaced stay as they are, but show signs that they do not have as others.
+    """
+    global _output
+    # Opened the wrong way round, standard output fails when it is written to.
+    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # gets the lowest number that is free
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
+    if sys.stdout is sys.__stdout__:
+        _output = _Output(1, "w", closefd=False)
+        sys.stdout = _text(_output, sys.__stdout__)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _text(_Messages(2, "w", closefd=False), sys.__stderr__)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _text(raw: io.FileIO, former: TextIO | None) -> TextIO:
+    """Return a text stream that writes to `raw` as `former` did."""
+    if not isinstance(former, io.TextIOWrapper):
+        return io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=raw.isatty())
+    return io.TextIOWrapper(
+        # python -u has no buffer
+        raw if former.write_through else io.BufferedWriter(raw),
+        encoding=former.encoding,
+        line_buffering=former.line_buffering,
+        write_through=former.write_through,
+    )
+
+
+def flush() -> OSError | None:
+    """Write out what is still to be written; return why standard output did not take everything, or None."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    return None if _output is None else _output.failure
+
+
+def give_up() -> None:
+    """Let what is still to be written go nowhere, so that Python does not fail when it flushes at exit."""
+    if _output is not None:
+        _output.given_up = True
