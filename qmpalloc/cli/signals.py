@@ -38,6 +38,7 @@ class StopSignals:
 
     Args:
         numbers: The signals, which may be others as well.
+        once: Rest after the first.
 
     Attributes:
         received: Those that came, until `rest`.
@@ -45,8 +46,9 @@ class StopSignals:
 
     received: trio.MemoryReceiveChannel[int]
 
-    def __init__(self, *numbers: int) -> None:
+    def __init__(self, *numbers: int, once: bool = False) -> None:
         self._numbers = numbers or stop_signals()
+        self._once = once
         self._former = contextlib.ExitStack()
         self._resting = False
         self._late_s: float | None = None
@@ -71,15 +73,18 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
         if not self._resting:
             self._token.run_sync_soon(self._send.send_nowait, number)
-            return
-        now_s = time.monotonic()
-        self._late_s = now_s if self._late_s is None else self._late_s
-        if now_s - self._late_s > LAST_WORDS_S:
-            os._exit(EXIT_INTERRUPTED)
+            self._resting = self._once
+        elif number in STOP_SIGNALS:
+            now_s = time.monotonic()
+            self._late_s = now_s if self._late_s is None else self._late_s
+            if now_s - self._late_s > LAST_WORDS_S:
+                os._exit(EXIT_INTERRUPTED)
 
 
 def run_until_signal(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
     """Return what a function returns in a trio loop of its own, which a stop signal cancels.
+
+    For what changes nothing: where that takes long, further signals end the process (a user's policy may hang).
 
     Raises:
         KeyboardInterrupt: One did.
@@ -88,7 +93,7 @@ def run_until_signal(function: Callable[..., Awaitable[T]], *arguments: object) 
 
     async def run() -> T:
         result: list[T] = []
-        with StopSignals() as signals:
+        with StopSignals(once=True) as signals:
             async with trio.open_nursery() as nursery:
 
                 async def cancel() -> None:

@@ -100,6 +100,19 @@ def test_a_loop_that_a_signal_ends_cleans_up_and_is_an_interruption():
     assert cleaned
 
 
+def test_a_loop_that_does_not_end_can_be_cut_short(monkeypatch):
+    ended, times = [], iter([100.0, 101.5])
+    monkeypatch.setattr(signals, "os", SimpleNamespace(_exit=ended.append))
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: next(times)))
+
+    async def work():
+        for _ in range(3):
+            send(signal.SIGINT)  # and all the while it never waits
+
+    assert run_until_signal(work) is None
+    assert ended == [130]
+
+
 def test_a_loop_that_no_signal_ends_returns_its_result():
     async def work():
         await trio.lowlevel.checkpoint()
