@@ -29,10 +29,8 @@ baseline = "512MiB"
 """
 COMMANDS = [
     "--help",
-    "-V",
     "doctor",
     "plan lab.toml",
-    "plan --json lab.toml",
     "run lab.toml --out new --duration 1s",
     "watch lab.toml --out new --duration 1s",
     "replay old/record.jsonl --plain",
@@ -95,6 +93,13 @@ def test_messages_that_nobody_takes_and_an_input_that_is_closed_change_nothing(p
 def test_a_closed_stream_leaves_its_number_to_no_other_file(place):
     shell(place, "run lab.toml --out numbers --duration 1s", ">&- <&- 2>&-")
     assert isinstance(next(read_record(place / "numbers" / "record.jsonl")), Header)
+
+
+def test_programs_that_are_started_have_all_three_streams_too():
+    program = "from qmpalloc.cli import streams; streams.prepare(); import os; os.execv('/bin/ls', ['ls', '/dev/fd'])"
+    command = ["/bin/sh", "-c", f'exec {sys.executable} -c "{program}" <&- 2>&-']
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert said.split()[:3] == ["0", "1", "2"]
 
 
 def test_an_output_that_somebody_made_non_blocking_is_waited_for():
