@@ -268,6 +268,20 @@ def test_an_experiment_that_is_given_up_is_reported_all_the_same(conducted):
     assert (directory.path / "report.md").is_file()
 
 
+@pytest.mark.parametrize(("outcome", "code"), [(None, 130), (True, 1)])
+def test_a_signal_while_the_report_is_made_says_how_to_make_it(conducted, monkeypatch, capsys, outcome, code):
+    conduct_with, directory = conducted
+    monkeypatch.setattr("qmpalloc.experiment.report.write_report", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+
+    async def runs(*_):
+        return outcome
+
+    assert conduct_with(runs) == code
+    said = capsys.readouterr().out
+    assert f"make it with: qmpalloc experiment report {directory.path}" in said
+    assert ("go on with: qmpalloc experiment resume" in said) == (outcome is None)
+
+
 def test_another_experiment_on_the_same_host_is_told_and_kept(conducted, tmp_path, capsys):
     conduct_with, directory = conducted
 

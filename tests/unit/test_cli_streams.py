@@ -13,6 +13,8 @@ from qmpalloc.cli.streams import _Output
 from qmpalloc.events import Ended, Header
 from qmpalloc.record import read_record
 
+pytestmark = pytest.mark.timeout(180)  # many processes, one after the other
+
 SMOKE = str(Path(__file__).parents[2] / "examples" / "smoke.toml")
 CONFIG = """
 [host]
