@@ -60,11 +60,10 @@ def build(
 def list_(as_json: bool) -> None:
     """List the images that are built."""
     from qmpalloc.qemu import image as images
-    from qmpalloc.qemu.recipe import Variant
 
     rows: list[dict[str, Any]] = []
     for found in images.list_images():
-        current = images.image_dir(Variant(found.manifest.suite, found.manifest.profile)) == found.directory
+        current = images.image_dir(found.manifest.variant) == found.directory
         facts = {"name": found.directory.name, "directory": str(found.directory), "current": current}
         rows.append(facts | msgspec.to_builtins(found.manifest))
     if as_json:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.config.schema import DISK_OVERHEAD_BYTES, DISK_OVERHEAD_FACTOR, Config, DataDiskConfig, GuestConfig
@@ -69,8 +70,16 @@ def _guest_mistakes(guest: GuestConfig) -> Iterator[tuple[str, str, str]]:
         if guest.vm.load and guest.vm.profile == "base":
             hint = 'profile = "lab" has an agent that may execute programs'
             yield "vm.load", f"the profile {guest.vm.profile} starts no loads", hint
+        yield from (("vm.packages", message, hint) for message, hint in package_mistakes(guest.vm.packages))
         if guest.vm.data is not None:
             yield from _disk_mistakes(guest.vm.data)
+
+
+def package_mistakes(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield message and hint for each name that no Debian package can have (Debian Policy, 5.6.1)."""
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", name):
+            yield f"{name!r} is not the name of a Debian package", 'names, as apt knows them: ["postgresql"]'
 
 
 def _disk_mistakes(disk: DataDiskConfig) -> Iterator[tuple[str, str, str]]:

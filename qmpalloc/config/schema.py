@@ -99,6 +99,7 @@ class VmConfig(_Table, frozen=True, kw_only=True):
         accelerator: ``auto`` probes whether a guest really boots under KVM.
         data: The data disk, if any.
         load: Program and arguments to start in the guest once it is observed (profile ``lab``).
+        packages: Debian packages that its image has besides the recipe's.
     """
 
     memory: Size
@@ -108,6 +109,7 @@ class VmConfig(_Table, frozen=True, kw_only=True):
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     data: DataDiskConfig | None = None
     load: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
 
 class GuestConfig(_Table, frozen=True, kw_only=True):

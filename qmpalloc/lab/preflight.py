@@ -52,7 +52,7 @@ def check_room(config: Config) -> None:
         HostError: They have not.
     """
     machines = [guest.vm for guest in config.guests if guest.vm is not None]
-    images = {image_dir(Variant(vm.suite, vm.profile)) for vm in machines}
+    images = {image_dir(Variant.of(vm)) for vm in machines}
     disks = {data_disk_dir(vm.data): sum(vm.data.files.values()) for vm in machines if vm.data is not None}
     missing = [size_bytes for directory, size_bytes in disks.items() if not directory.is_dir()]
     needed_bytes = NEEDED_BYTES if any(not directory.is_dir() for directory in images) else 0

@@ -39,6 +39,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
         source_date_epoch: Clock of the build.
         packages: How many; ``packages.txt`` lists them with their versions.
         sizes_bytes: Of the image's files.
+        more_packages: Names of those that were asked for besides the recipe's.
     """
 
     suite: str
@@ -50,6 +51,12 @@ class Manifest(Struct, frozen=True, kw_only=True):
     source_date_epoch: int
     packages: int
     sizes_bytes: dict[str, int]
+    more_packages: tuple[str, ...] = ()
+
+    @property
+    def variant(self) -> Variant:
+        """Which image it is."""
+        return Variant(self.suite, self.profile, self.more_packages)
 
 
 class Image(Struct, frozen=True, kw_only=True):
@@ -117,6 +124,7 @@ def planned_image(variant: Variant) -> Image:
         source_date_epoch=recipe.source_date_epoch,
         packages=0,
         sizes_bytes={},
+        more_packages=variant.packages,
     )
     return Image(directory=directory, manifest=manifest)
 
@@ -135,7 +143,7 @@ def list_images() -> list[Image]:
 
 def prune_images() -> list[Path]:
     """Remove the images of former recipes and return their directories."""
-    current = {image_dir(Variant(image.manifest.suite, image.manifest.profile)) for image in list_images()}
+    current = {image_dir(image.manifest.variant) for image in list_images()}
     removed = [image.directory for image in list_images() if image.directory not in current]
     for directory in removed:
         with cache.locked(directory):
@@ -225,6 +233,7 @@ def _make(partial: Path, variant: Variant, *, mirror: str | None, keep_tar: bool
         source_date_epoch=recipe.source_date_epoch,
         packages=len(contents.packages),
         sizes_bytes={name: (partial / name).stat().st_size for name in names},
+        more_packages=variant.packages,
     )
     (partial / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     for path in partial.iterdir():

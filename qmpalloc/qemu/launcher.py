@@ -98,7 +98,7 @@ def prepare(config: Config, *, report: Report = silent) -> Prepared:
     images, data_disks, accelerators = {}, {}, {}
     for guest in guests:
         assert guest.vm is not None
-        images[guest.name] = obtain_image(Variant(guest.vm.suite, guest.vm.profile), report=report)
+        images[guest.name] = obtain_image(Variant.of(guest.vm), report=report)
         if guest.vm.data is not None:
             data_disks[guest.name] = obtain_data_disk(guest.vm.data, report=report)
         accelerators[guest.name] = choose(guest.vm.accelerator, images[guest.name])
@@ -114,7 +114,7 @@ def plan(config: Config) -> Prepared:
     images, data_disks, accelerators = {}, {}, {}
     for guest in startable(config):
         assert guest.vm is not None
-        images[guest.name] = planned_image(Variant(guest.vm.suite, guest.vm.profile))
+        images[guest.name] = planned_image(Variant.of(guest.vm))
         if guest.vm.data is not None:
             data_disks[guest.name] = planned_data_disk(guest.vm.data)
         accelerators[guest.name] = expected(guest.vm.accelerator, images[guest.name])

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from qmpalloc.config import Size
+from qmpalloc.config import Size, VmConfig
 from qmpalloc.errors import HostError
 from qmpalloc.qemu.resources import resource_dir
 from qmpalloc.units import parse_size
@@ -33,13 +33,19 @@ DIGEST_CHARS = 12
 
 
 class Variant(Struct, frozen=True, order=True):
-    """Which of the reference images: Debian suite and profile."""
+    """Which of the reference images: Debian suite and profile, and packages besides the recipe's."""
 
     suite: str = "trixie"
     profile: str = "lab"
+    packages: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.suite}-{self.profile}"
+
+    @classmethod
+    def of(cls, vm: VmConfig) -> Variant:
+        """Return the image that a guest is booted from; the order of its packages does not matter."""
+        return cls(vm.suite, vm.profile, tuple(sorted(set(vm.packages))))
 
 
 class DiskRecipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,7 +139,7 @@ def inputs_digest(variant: Variant, files: list[InputFile]) -> str:
     The mirror is not part of it: all mirrors hold the same packages.
     """
     digest = hashlib.sha256()
-    for text in (f"qmpalloc image {BUILDER_FORMAT}", variant.suite, variant.profile):
+    for text in (f"qmpalloc image {BUILDER_FORMAT}", variant.suite, variant.profile, *variant.packages):
         digest.update(text.encode() + b"\0")
     for file in files:
         # Lengths first, so that no two lists of files read the same.

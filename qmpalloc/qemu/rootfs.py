@@ -70,7 +70,7 @@ def mmdebstrap_argv(
         "--variant=minbase",
         "--format=tar",
         "--architectures=amd64",
-        f"--include={','.join((*recipe.packages, *profile.packages))}",
+        f"--include={','.join((*recipe.packages, *profile.packages, *variant.packages))}",
         *(f"--dpkgopt=path-exclude={path}" for path in recipe.exclude_paths),
         *(f"--dpkgopt=path-include={path}" for path in recipe.include_paths),
         *(f"--aptopt={option}" for option in apt_options),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qmpalloc.config import VmConfig
 from qmpalloc.errors import HostError
 from qmpalloc.qemu import recipe, rootfs
 from qmpalloc.qemu.recipe import Variant
@@ -110,6 +111,19 @@ def test_the_bench_profile_is_lab_with_more_packages():
     lab, bench = (rootfs.mmdebstrap_argv(loaded, Variant("trixie", name), **arguments) for name in ("lab", "bench"))
     assert any("bpfcc-tools" in word for word in bench)
     assert not any("bpfcc-tools" in word for word in lab)
+
+
+def test_packages_make_another_image_whatever_their_order(sources):
+    more, same = (
+        Variant.of(VmConfig(memory=2**30, packages=names)) for names in (("sqlite3", "jq"), ("jq", "sqlite3"))
+    )
+    assert digest(sources, more) == digest(sources, same)
+    assert len({digest(sources, each) for each in (Variant(), more, Variant(packages=("jq",)))}) == 3
+    argv = rootfs.mmdebstrap_argv(
+        recipe.load_recipe(), more, inputs=Path("/i"), tar=Path("/t"), mirror=None, as_root=True
+    )
+    (included,) = (word for word in argv if word.startswith("--include="))
+    assert included.endswith(",jq,sqlite3")
 
 
 def test_a_broken_recipe_is_named(tmp_path):
