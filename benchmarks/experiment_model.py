@@ -57,7 +57,7 @@ class ModelGuest(ReplayGuest):
         self._left = 0
         self.ends: list[float] = []
         super().__init__(
-            guest.name, Uniform(), file_bytes=guest.phases[0].file, accesses_per_s=1.0, size_bytes=arm.baseline(guest),
+            guest.name, Uniform(), file_bytes=guest.reads[0].file, accesses_per_s=1.0, size_bytes=arm.baseline(guest),
             lru=guest.lru_flavour, own_bytes=own_bytes(guest),
             floor_bytes=guest.floor, cap_bytes=guest.cap, scale=1,
         )  # fmt: skip
@@ -91,7 +91,7 @@ class ModelGuest(ReplayGuest):
         return len(self.ends) == len(self._guest.phases)
 
     def _begin(self) -> None:
-        phase = self._guest.phases[len(self.ends)]
+        phase = self._guest.reads[len(self.ends)]
         if self.ends or self._left:
             self.load(Uniform(), phase.file)  # pages of their own
         hit_s, miss_s = self._times
@@ -197,6 +197,8 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="tell every trial")
     options = parser.parse_args()
     specification = scale(load(options.file), options.scale)
+    if specification.has_unequal_work:
+        parser.error(f"{options.file}: the model has no programs and no phases of a given duration")
     wanted = [name for name in options.arms.split(",") if name]
     traces, rows = Traces(specification), []
     late = [

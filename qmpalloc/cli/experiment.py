@@ -208,13 +208,14 @@ def _note_changes(directory: ExperimentDirectory, prepared: Prepared, *, anyway:
 
 
 def _show_plan(specification: Specification, runs: list[str]) -> None:
+    from qmpalloc.experiment.report.conditions import describe_phase
     from qmpalloc.units import format_size
 
     for guest in specification.guests:
         sizes = f"{format_size(guest.floor)} to {format_size(guest.cap)}, baseline {format_size(guest.baseline)}"
         click.echo(f"  guest {guest.name}: {sizes}")
         for phase in guest.phases:
-            click.echo(f"    {phase.name}: {phase.total_reads} reads of {format_size(phase.file)}, {phase.access}")
+            click.echo(f"    {phase.name}: {describe_phase(phase)}")
     click.echo("  order: " + ", ".join(runs))
 
 
@@ -246,7 +247,11 @@ def _conduct(directory: ExperimentDirectory, prepared: Prepared, traces: Traces,
 
 def _report(directory: ExperimentDirectory) -> None:
     from qmpalloc.experiment.report import write_report
+    from qmpalloc.experiment.report.metrics import metric_lines
+    from qmpalloc.experiment.results import load_results
 
+    for line in metric_lines(load_results(directory)):
+        say(line)
     for path in write_report(directory):
         if path.name in {"report.md", "report.html"}:
             say(f"report: {path}")

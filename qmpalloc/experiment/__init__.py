@@ -7,6 +7,7 @@ An experiment compares arms (a policy with its settings) under the same loads. `
 
 from qmpalloc.experiment.offsets import distinct_pages, page_numbers, phase_pages
 from qmpalloc.experiment.plan import ArmRun, planned, remaining
+from qmpalloc.experiment.program import Metric, ProgramPhase
 from qmpalloc.experiment.scaling import scale
 from qmpalloc.experiment.schema import Arm, Disk, Guest, Phase, Specification
 from qmpalloc.experiment.specification import load, parse
@@ -19,7 +20,9 @@ __all__ = [
     "Comparison",
     "Disk",
     "Guest",
+    "Metric",
     "Phase",
+    "ProgramPhase",
     "Ratio",
     "Specification",
     "compare",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from pathlib import Path
 
+from qmpalloc.config.checks import package_mistakes
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.errors import ConfigError
-from qmpalloc.experiment.schema import Arm, Guest, Phase, Specification
+from qmpalloc.experiment.program import ProgramPhase
+from qmpalloc.experiment.schema import AnyPhase, Arm, Guest, Phase, Specification
 from qmpalloc.policy import registry
 from qmpalloc.text import is_visible
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, align_up, format_size
@@ -20,6 +23,9 @@ QEMU_BYTES = 128 * MIB
 
 LEAST_RATE = 0.1
 """A load that reads more rarely could not be told from one that hangs."""
+
+COPY_BYTES = 16 * MIB
+"""Files that are brought into a guest for a phase; its agent takes about a second for each."""
 
 LEAST_INTERVAL_S = 1.0
 """Collectors write once a second."""
@@ -76,12 +82,16 @@ def _all(spec: Specification) -> Found:
         yield "experiment.seed", "must not be negative", ""
     if spec.disk.iops < 0:
         yield "disk.iops", "must not be negative", 'for no limit write model = "raw"'
+    yield from (("image.packages", message, hint) for message, hint in package_mistakes(spec.image.packages))
     yield from _unique("guest", (guest.name for guest in spec.guests))
     yield from _unique("arm", (arm.name for arm in spec.arms))
     if spec.reference not in {arm.name for arm in spec.arms}:
         yield "experiment.reference", f"no arm is called {spec.reference!r}", "all arms are compared with this one"
     for index, guest in enumerate(spec.guests):
         yield from _guest(f"guest[{index}]", guest, spec.disk.size)
+        for number, phase in enumerate(guest.phases):
+            if isinstance(phase, ProgramPhase):
+                yield from _copied(f"guest[{index}].phase[{number}].copy", phase, Path(spec.file).parent)
     floors_bytes = sum(guest.floor for guest in spec.guests)
     if floors_bytes > spec.budget:
         yield "experiment.budget", _above("floors", floors_bytes, spec.budget), "lower the floors or raise the budget"
@@ -128,19 +138,33 @@ def _guest(key: str, guest: Guest, disk_bytes: int) -> Found:
     for index, phase in enumerate(guest.phases):
         where = f"{key}.phase[{index}]"
         yield from _phase(where, phase)
-        if sizes.setdefault(phase.file_name, phase.file) != phase.file:
-            message = f"{phase.file_name} has two sizes, {format_size(sizes[phase.file_name])} and "
-            yield f"{where}.file", message + format_size(phase.file), "give one of the files another file_name"
-    most = max(guest.phases, key=lambda phase: phase.total_reads, default=None)
-    references_bytes = REFERENCE_BYTES * sum(phase.total_reads for phase in guest.phases)
+        for file_key, name, size_bytes in _files(phase):
+            yield from _file_name(f"{where}.{file_key}", name)
+            if sizes.setdefault(name, size_bytes) != size_bytes:
+                message = f"{name} has two sizes, {format_size(sizes[name])} and {format_size(size_bytes)}"
+                yield f"{where}.{_size_key(phase)}", message, "give one of the files another name"
+    most = max(guest.reads, key=lambda phase: phase.total_reads, default=None)
+    references_bytes = REFERENCE_BYTES * sum(phase.total_reads for phase in guest.reads)
     if most is not None and references_bytes > guest.floor / REFERENCES_SHARE > 0:
         message = f"the page numbers of all reads of {guest.name} take {format_size(references_bytes)} of its memory"
         hint = f"at most a quarter of its floor of {format_size(guest.floor)}: fewer reads or rounds, or a higher floor"
         yield f"{key}.phase[{guest.phases.index(most)}].reads", message, hint
     if disk_bytes and guest.disk_bytes > disk_bytes:
-        largest = max(range(len(guest.phases)), key=lambda index: guest.phases[index].file)
+        largest = max(range(len(guest.phases)), key=lambda index: sum(each[2] for each in _files(guest.phases[index])))
         message = f"the files of {guest.name} need {format_size(guest.disk_bytes)} of a disk of "
-        yield f"{key}.phase[{largest}].file", message + format_size(disk_bytes), "raise disk.size or leave it out"
+        where = f"{key}.phase[{largest}].{_size_key(guest.phases[largest])}"
+        yield where, message + format_size(disk_bytes), "raise disk.size or leave it out"
+
+
+def _files(phase: AnyPhase) -> list[tuple[str, str, int]]:
+    """Return the key, name and size of each file on the data disk that a phase names."""
+    if isinstance(phase, Phase):
+        return [("file_name", phase.file_name, phase.file)]
+    return [("files", name, size) for name, size in phase.files.items()]
+
+
+def _size_key(phase: AnyPhase) -> str:
+    return "file" if isinstance(phase, Phase) else "files"
 
 
 def _baseline(key: str, guest: Guest, baseline_bytes: int) -> Found:
@@ -149,15 +173,51 @@ def _baseline(key: str, guest: Guest, baseline_bytes: int) -> Found:
         yield key, f"{format_size(baseline_bytes)} is not between floor and cap", hint
 
 
-def _phase(key: str, phase: Phase) -> Found:
-    if phase.file < PAGE_BYTES:
-        yield f"{key}.file", "must be at least a page", 'for example "2GiB"'
-    name = phase.file_name
+def _phase(key: str, phase: AnyPhase) -> Found:
+    for file_key, _, size_bytes in _files(phase):
+        if size_bytes < PAGE_BYTES:
+            yield f"{key}.{file_key.removesuffix('_name')}", "must be at least a page", 'for example "2GiB"'
+    yield from _program(key, phase) if isinstance(phase, ProgramPhase) else _reads(key, phase)
+
+
+def _file_name(key: str, name: str) -> Found:
     if "/" in name or not is_visible(name) or name in {".", "..", "lost+found"}:
-        yield f"{key}.file_name", f"{name!r} is not a file name", "files lie directly in /data of the guest"
-    for count in ("reads", "rounds"):
-        if getattr(phase, count) < 1:
-            yield f"{key}.{count}", "must be at least 1", "a phase that reads nothing is over before it begins"
+        yield key, f"{name!r} is not a file name", "files lie directly in /data of the guest"
+
+
+def _program(key: str, phase: ProgramPhase) -> Found:
+    yield from ((f"{key}.{where}", message, hint) for where, message, hint in phase.mistakes())
+    yield from _unique(f"{key}.metric", (metric.name for metric in phase.metrics))
+
+
+def _copied(key: str, phase: ProgramPhase, beside: Path) -> Found:
+    """Look at the files that are to be brought into a guest, all through its agent."""
+    total_bytes = 0
+    for name in phase.copy:
+        try:
+            total_bytes += (beside / name).stat().st_size
+        except OSError as error:
+            yield key, f"{beside / name}: {error.strerror}", "paths are relative to the experiment's file"
+            continue
+        if not (beside / name).is_file():
+            yield key, f"{beside / name} is not a file", "name each file"
+    if total_bytes > COPY_BYTES:
+        message = f"{format_size(total_bytes)} are to be copied, at most {format_size(COPY_BYTES)} can be"
+        yield key, message, "for data there is `files`; packages can be installed in the image"
+    names = [Path(name).name for name in phase.copy]
+    if len(set(names)) < len(names):
+        yield key, "two files have the same name", "all lie in the directory in which the program runs"
+
+
+def _reads(key: str, phase: Phase) -> Found:
+    if phase.reads < 1:
+        yield f"{key}.reads", "must be at least 1", "a phase that reads nothing is over before it begins"
+    if phase.is_timed and phase.rounds:
+        yield f"{key}.duration", "beside rounds", "a phase of reads ends after its rounds or after its duration"
+    elif phase.duration < 0:
+        yield f"{key}.duration", "must be above 0", 'for example "60s"'
+    elif not phase.is_timed and phase.rounds < 1:
+        yield f"{key}.rounds", "must be at least 1", "a phase that reads nothing is over before it begins"
     if phase.rate and phase.rate < LEAST_RATE:
         yield f"{key}.rate", f"must be at least {LEAST_RATE:g} per second", "leave it out for no limit"
 
@@ -173,6 +233,9 @@ def _arm(key: str, arm: Arm, spec: Specification) -> Found:
     if total_bytes > spec.budget:
         hint = "lower the baselines or raise the budget"
         yield f"{key}.baselines", _above(f"baselines of {arm.name}", total_bytes, spec.budget), hint
+    if arm.is_computed_oracle and any(guest.programs for guest in spec.guests):
+        message = "what programs read is not known beforehand, so their curves cannot be computed"
+        yield f"{key}.policy", message, "give the policy its curves, or leave this arm out"
     try:
         registry.load(arm.policy, arm.policy_settings, file=spec.file)
     except ConfigError as error:

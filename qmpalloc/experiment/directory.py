@@ -10,6 +10,7 @@
         record.jsonl             the controller's record
         readings.jsonl           each guest at the end of each trial                  (Reading)
         load-g1.json             what the generator of g1 reports in the end          (LoadProgress)
+        output-g1-phase1.txt     what a program printed, its beginning and its end
         outcome.json             written last                                         (Outcome)
       trials.csv summary.json report.md report.html figures/       made from the above, again at any time
 """
@@ -91,6 +92,14 @@ class RunDirectory:
     def write_load(self, guest: str, progress: LoadProgress) -> None:
         """Keep what a guest's generator reports."""
         write_json(self.path / f"load-{guest}.json", progress)
+
+    def write_output(self, guest: str, phase: str, data: bytes) -> None:
+        """Keep what a program printed.
+
+        Raises:
+            HostError: It cannot be written.
+        """
+        write_whole(self.path / f"output-{guest}-{phase}.txt", data)
 
     def load(self, guest: str) -> LoadProgress | None:
         """Return what a guest's generator reported in the end; None when the run came not so far."""
@@ -232,7 +241,7 @@ class ExperimentDirectory:
 
 
 def _copy_policies(specification: Specification, path: Path) -> Iterator[str]:
-    """Copy the users' own policies, and files of curves, that lie beside the file, and yield their names.
+    """Copy the users' own policies, files of curves and what programs bring, and yield their names.
 
     They are part of the experiment.
 
@@ -251,6 +260,10 @@ def _copy_policies(specification: Specification, path: Path) -> Iterator[str]:
     for file in sorted({arm.settings["file"] for arm in specification.arms if _names_curves(arm)}):
         make_directory((path / file).parent)
         write_whole(path / file, (beside / file).read_bytes())
+        yield file
+    for file in sorted({name for guest in specification.guests for phase in guest.programs for name in phase.copy}):
+        (path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(beside / file, path / file)
         yield file
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
+from qmpalloc.experiment.metrics import MetricResult, metric_results
 from qmpalloc.experiment.records import LoadProgress, PhaseProgress, Reading
-from qmpalloc.experiment.schema import Guest
+from qmpalloc.experiment.schema import AnyPhase, Guest, Phase
 from qmpalloc.experiment.trials import latency_mean_s, latency_s, sound
 
 
@@ -26,6 +27,7 @@ class PhaseResult(Struct, frozen=True, kw_only=True):
         mean_s: Mean latency of a read (with a rate: from the histogram); None when there was none.
         p50_s: Median latency.
         p99_s: 99th percentile.
+        metrics: What it came to by its metrics.
     """
 
     name: str
@@ -38,6 +40,7 @@ class PhaseResult(Struct, frozen=True, kw_only=True):
     mean_s: float | None = None
     p50_s: float | None = None
     p99_s: float | None = None
+    metrics: tuple[MetricResult, ...] = ()
 
 
 def phase_results(
@@ -58,6 +61,7 @@ def phase_results(
     own = [reading for reading in known if reading.guest == guest.name]
     ahead_s = _clock_ahead_s(own)
     reports = [reading.load for reading in own if reading.load is not None] + ([final] if final is not None else [])
+    by_trial = [(reading.trial, reading.load) for reading in own if reading.load is not None]
     latest = {phase.name: phase for report in reports for phase in report.phases}
     results = []
     for phase in guest.phases:
@@ -77,12 +81,17 @@ def phase_results(
                 reads=progress.reads,
                 seconds=progress.seconds,
                 errors=progress.errors,
-                mean_s=latency_mean_s(counts) if phase.rate else _closed_loop_mean_s(progress),
+                mean_s=_closed_loop_mean_s(progress) if _is_closed(phase) else latency_mean_s(counts),
                 p50_s=latency_s(counts, 0.5),
                 p99_s=latency_s(counts, 0.99),
+                metrics=metric_results(phase, by_trial, final),
             )
         )
     return tuple(results)
+
+
+def _is_closed(phase: AnyPhase) -> bool:
+    return isinstance(phase, Phase) and not phase.rate
 
 
 def _closed_loop_mean_s(progress: PhaseProgress) -> float | None:

@@ -14,6 +14,20 @@ FORMAT = "qmpalloc-experiment"
 VERSION = 1
 
 
+class MetricProgress(Struct, frozen=True, kw_only=True):
+    """What a program has said of a metric since it began.
+
+    Attributes:
+        count: Values, one at least.
+        total: Their sum.
+        last: The last.
+    """
+
+    count: int
+    total: float
+    last: float
+
+
 class PhaseProgress(Struct, frozen=True, kw_only=True):
     """How far a phase has come, as the generator in the guest says. Cumulative since the phase began.
 
@@ -26,6 +40,7 @@ class PhaseProgress(Struct, frozen=True, kw_only=True):
         errors: Reads that failed or were short.
         latency: Bucket (see `qmpalloc.experiment.latency`) to reads: of every eighth read of a load that waits for its
             reads, of every read of one with a rate, where waiting for its turn counts.
+        metrics: Name to what a program has said of it; only those of which it has.
     """
 
     name: str
@@ -35,6 +50,7 @@ class PhaseProgress(Struct, frozen=True, kw_only=True):
     done: bool
     errors: int = 0
     latency: dict[int, int] = {}
+    metrics: dict[str, MetricProgress] = {}
 
 
 class LoadProgress(Struct, frozen=True, kw_only=True):
@@ -95,6 +111,7 @@ class Reading(Struct, frozen=True, kw_only=True):
         disk_reads: Requests for that.
         disk_read_ns: Time they took, summed.
         load: What the generator had written last; None when nothing yet.
+        faults: Pages brought in for faults of mapped files, since the collector started; None if not known.
     """
 
     trial: int
@@ -112,6 +129,7 @@ class Reading(Struct, frozen=True, kw_only=True):
     disk_reads: int
     disk_read_ns: int
     load: LoadProgress | None
+    faults: int | None = None
 
 
 class Outcome(Struct, frozen=True, kw_only=True):

@@ -10,8 +10,10 @@ from msgspec import Struct, structs
 
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.directory import ExperimentDirectory
+from qmpalloc.experiment.metrics import MetricComparison, MetricValues, compare_metrics
 from qmpalloc.experiment.phases import PhaseResult, phase_results
 from qmpalloc.experiment.plan import ArmRun, planned
+from qmpalloc.experiment.program import Metric
 from qmpalloc.experiment.records import DiskCalibration, Manifest, Outcome, Reading
 from qmpalloc.experiment.schema import DISK_RATIOS, Arm, Guest, Specification
 from qmpalloc.experiment.statistics import ArmResult, Comparison, compare
@@ -29,6 +31,9 @@ class Counts(Struct, frozen=True, kw_only=True):
         disk_reads: Requests for that.
         disk_read_s: Time they took, summed.
         events_lost: Events the collectors did not count; None if not known.
+        faults: Pages brought in for faults of mapped files; None if not known.
+        witnessed: Pages that the disks must have read for what is counted: misses, and where programs run, whose disks
+            are all looked at, those of faults.
     """
 
     accesses: int = 0
@@ -37,6 +42,8 @@ class Counts(Struct, frozen=True, kw_only=True):
     disk_reads: int = 0
     disk_read_s: float = 0.0
     events_lost: int | None = None
+    faults: int | None = None
+    witnessed: int = 0
 
     @property
     def hits(self) -> int:
@@ -50,8 +57,8 @@ class Counts(Struct, frozen=True, kw_only=True):
 
     @property
     def witness(self) -> float | None:
-        """Bytes the data disk says it read, per byte of the misses counted; None when nothing was missed."""
-        return self.disk_read_bytes / (self.misses * PAGE_BYTES) if self.misses else None
+        """Bytes the disks say they read, per byte of what was counted; None when nothing was."""
+        return self.disk_read_bytes / (self.witnessed * PAGE_BYTES) if self.witnessed else None
 
     @property
     def request_s(self) -> float | None:
@@ -99,6 +106,17 @@ class RunResult(Struct, frozen=True, kw_only=True):
     def counts(self) -> Counts:
         """Sums over all its guests."""
         return total(guest.counts for guest in self.guests.values())
+
+    @property
+    def metric_values(self) -> MetricValues:
+        """The metrics of which something was said."""
+        return {
+            (name, phase.name, result.metric.name): result.value
+            for name, guest in self.guests.items()
+            for phase in guest.phases
+            for result in phase.metrics
+            if result.value is not None
+        }
 
     @property
     def controller_cpu_share(self) -> float | None:
@@ -154,6 +172,24 @@ class Results(Struct, frozen=True, kw_only=True):
         reference = self.specification.reference
         return tuple(compare(results, arm.name, reference=reference) for arm in self.adaptive_arms)
 
+    @property
+    def metrics(self) -> tuple[tuple[str, str, Metric], ...]:
+        """Guest, phase and metric of everything that arms are compared by, where they may do unequal work."""
+        if not self.specification.has_unequal_work:
+            return ()
+        guests = self.specification.guests
+        return tuple(
+            (guest.name, phase.name, metric) for guest in guests for phase in guest.phases for metric in phase.metrics
+        )
+
+    def metric_comparisons(self, arm: str) -> tuple[MetricComparison, ...]:
+        """Return an arm beside the reference by each metric."""
+        ours = {run.run.repeat: run.metric_values for run in self.counted(arm)}
+        theirs = {run.run.repeat: run.metric_values for run in self.counted(self.specification.reference)}
+        return compare_metrics(
+            self.metrics, [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
+        )
+
     def counted(self, arm: str) -> list[RunResult]:
         """Return the runs of an arm that count, by repeat."""
         return sorted((run for run in self.runs if run.run.arm == arm and run.counted), key=lambda each: each.run)
@@ -172,9 +208,10 @@ class Results(Struct, frozen=True, kw_only=True):
 
 
 def total(parts: Iterable[Counts]) -> Counts:
-    """Return the sum of counts; events lost are known only where all are."""
+    """Return the sum of counts; events lost and faults are known only where all are."""
     known = list(parts)
     lost = [part.events_lost for part in known if part.events_lost is not None]
+    faults = [part.faults for part in known if part.faults is not None]
     return Counts(
         accesses=sum(part.accesses for part in known),
         misses=sum(part.misses for part in known),
@@ -182,6 +219,8 @@ def total(parts: Iterable[Counts]) -> Counts:
         disk_reads=sum(part.disk_reads for part in known),
         disk_read_s=math.fsum(part.disk_read_s for part in known),
         events_lost=sum(lost) if known and len(lost) == len(known) else None,
+        faults=sum(faults) if known and len(faults) == len(known) else None,
+        witnessed=sum(part.witnessed for part in known),
     )
 
 
@@ -254,8 +293,9 @@ def _require_whole(outcome: Outcome | None, readings: list[Reading], file: Path)
 
 
 def _guest_run(guest: Guest, readings: list[Reading], phases: tuple[PhaseResult, ...]) -> GuestRun:
-    rated = [phase.name for phase in guest.phases if phase.rate]
-    trials = guest_trials(readings, guest.name, open_loop=rated)
+    rated = [phase.name for phase in guest.reads if phase.rate]
+    programs = [phase.name for phase in guest.programs]
+    trials = guest_trials(readings, guest.name, open_loop=rated, programs=programs)
     counts = total(
         Counts(
             accesses=row.accesses,
@@ -264,6 +304,8 @@ def _guest_run(guest: Guest, readings: list[Reading], phases: tuple[PhaseResult,
             disk_reads=row.disk_reads,
             disk_read_s=row.disk_read_s,
             events_lost=row.events_lost,
+            faults=row.faults,
+            witnessed=row.misses + (row.faults or 0 if programs else 0),
         )
         for row in trials.trials
     )

@@ -13,7 +13,7 @@ from qmpalloc.config import DISK_OVERHEAD_BYTES, Size
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.checks import check
-from qmpalloc.experiment.schema import Arm, Guest, Phase, Specification, default_file_name
+from qmpalloc.experiment.schema import AnyPhase, Arm, Guest, Phase, Specification, default_file_name
 from qmpalloc.policy import registry
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, parse_size
 
@@ -58,7 +58,10 @@ def _guest(guest: Guest, factor: Fraction) -> Guest:
     return msgspec.structs.replace(guest, **sizes, phases=tuple(_phase(phase, factor) for phase in guest.phases))
 
 
-def _phase(phase: Phase, factor: Fraction) -> Phase:
+def _phase(phase: AnyPhase, factor: Fraction) -> AnyPhase:
+    if not isinstance(phase, Phase):
+        files = {name: Size(_mib(size, factor)) for name, size in phase.files.items()}
+        return msgspec.structs.replace(phase, files=files)
     size_bytes = _mib(phase.file, factor)
     named = phase.file_name != default_file_name(phase.file)
     name = phase.file_name if named else default_file_name(size_bytes)

@@ -9,6 +9,7 @@ from msgspec import Struct
 from qmpalloc.config import DISK_OVERHEAD_BYTES, Duration, Size
 from qmpalloc.config.schema import DISK_OVERHEAD_FACTOR
 from qmpalloc.experiment.access import Access, Loop, Sequential
+from qmpalloc.experiment.program import READ_RATE, Metric, ProgramPhase
 from qmpalloc.units import GIB, KIB, MIB, PAGE_BYTES
 
 DISK_RATIOS = {"ssd": 50.0, "hdd": 5000.0}
@@ -43,6 +44,16 @@ class Disk(Struct, frozen=True, kw_only=True):
         return max(1, round(1 / (DISK_RATIOS[self.model] * hit_s)))
 
 
+class ImageKeys(Struct, frozen=True, kw_only=True):
+    """``[image]``: what the guests are booted from.
+
+    Attributes:
+        packages: Debian packages that their images have besides the recipe's.
+    """
+
+    packages: tuple[str, ...] = ()
+
+
 class PhaseKeys(Struct, frozen=True, kw_only=True):
     """What a phase has besides its access distribution.
 
@@ -52,6 +63,7 @@ class PhaseKeys(Struct, frozen=True, kw_only=True):
         file_name: Phases of a guest with one name read one file; by default one for each size.
         reads: Reads of one page per round.
         rounds: How many rounds.
+        duration: How long the first round is read over and over, instead of a number of rounds; 0: not by time.
         rate: Reads per second started whether or not earlier ones are done (open loop); 0 is as fast as it goes.
         readahead: Whether the guest's kernel may read ahead; None: see `Phase.reads_ahead`.
     """
@@ -60,7 +72,8 @@ class PhaseKeys(Struct, frozen=True, kw_only=True):
     file: Size
     file_name: str = ""
     reads: int
-    rounds: int
+    rounds: int = 0
+    duration: Duration = Duration(0.0)
     rate: float = 0.0
     readahead: bool | None = None
 
@@ -90,9 +103,25 @@ class Phase(PhaseKeys, frozen=True, kw_only=True):
 
     @property
     def total_reads(self) -> int:
-        """Reads of the whole phase."""
-        return self.reads * self.rounds
+        """Reads of the whole phase; of one with a duration, those that it repeats."""
+        return self.reads * (1 if self.is_timed else self.rounds)
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether it takes the same time in every arm, instead of the same reads."""
+        return self.duration > 0
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What it is judged by."""
+        return (READ_RATE,)
+
+
+AnyPhase = Phase | ProgramPhase
+"""A part of a guest's load."""
+
+UNNAMED_FILE, UNNAMED_BYTES = "file-16M.dat", 16 * MIB
+"""On the data disk of a guest whose programs name no file, for measuring what a read takes."""
 
 Lru = Literal["two-list", "multi-gen"]
 """Page replacements, as an experiment names them."""
@@ -133,12 +162,25 @@ class Guest(GuestKeys, frozen=True, kw_only=True):
         phases: Run one after the other.
     """
 
-    phases: tuple[Phase, ...]
+    phases: tuple[AnyPhase, ...]
+
+    @property
+    def reads(self) -> tuple[Phase, ...]:
+        """Its phases of built-in reads."""
+        return tuple(phase for phase in self.phases if isinstance(phase, Phase))
+
+    @property
+    def programs(self) -> tuple[ProgramPhase, ...]:
+        """Its phases that run programs."""
+        return tuple(phase for phase in self.phases if isinstance(phase, ProgramPhase))
 
     @property
     def files(self) -> dict[str, int]:
-        """Name to bytes of every file on its data disk."""
-        return {phase.file_name: phase.file for phase in self.phases}
+        """Name to bytes of every file on its data disk; there is one at least."""
+        files: dict[str, int] = {}
+        for phase in self.phases:
+            files |= {phase.file_name: phase.file} if isinstance(phase, Phase) else phase.files
+        return files or {UNNAMED_FILE: UNNAMED_BYTES}
 
     @property
     def lru_flavour(self) -> Literal["two_list", "lru_gen"]:
@@ -218,6 +260,7 @@ class Specification(Frame, frozen=True, kw_only=True):
         guests: At least one.
         arms: At least one.
         scale: What sizes were multiplied by since they were read, as ``"1"`` or ``"1/4"``.
+        image: ``[image]``.
     """
 
     file: str
@@ -225,3 +268,15 @@ class Specification(Frame, frozen=True, kw_only=True):
     guests: tuple[Guest, ...]
     arms: tuple[Arm, ...]
     scale: str = "1"
+    image: ImageKeys = ImageKeys()
+
+    @property
+    def has_unequal_work(self) -> bool:
+        """Whether arms may do unequal work in equal time, so that they are compared by metrics."""
+        return any(guest.programs or any(phase.is_timed for phase in guest.phases) for guest in self.guests)
+
+    def fill(self, text: str, guest: Guest) -> str:
+        """Return `text` of a program's command with ``{seed}``, ``{guest}`` and ``{scale}`` filled in, and no more."""
+        for name, value in (("seed", self.seed), ("guest", guest.name), ("scale", self.scale)):
+            text = text.replace(f"{{{name}}}", str(value))
+        return text

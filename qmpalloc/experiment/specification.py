@@ -16,12 +16,15 @@ from qmpalloc.config.toml import read_tables, read_text
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment import access
 from qmpalloc.experiment.checks import check
+from qmpalloc.experiment.program import Metric, ProgramPhase, ProgramPhaseKeys
 from qmpalloc.experiment.schema import (
+    AnyPhase,
     Arm,
     Disk,
     Frame,
     Guest,
     GuestKeys,
+    ImageKeys,
     Phase,
     PhaseKeys,
     Specification,
@@ -29,11 +32,20 @@ from qmpalloc.experiment.schema import (
 )
 
 DOCS = "see docs/experiments.md"
+WHOLE_NAMES = {"phase": "guest.phase", "metric": "guest.phase.metric"}
 ACCESS_HINT = 'for example { distribution = "normal", deviation = 0.3 }'
 
 
 class _PhaseTable(PhaseKeys, frozen=True, kw_only=True):
     access: Any
+
+
+READS_ONLY = {"access", *PhaseKeys.__struct_fields__} - {*ProgramPhaseKeys.__struct_fields__}
+"""Keys of a phase of reads, which one with a program has not."""
+
+
+class _ProgramTable(ProgramPhaseKeys, frozen=True, kw_only=True):
+    metric: tuple[Any, ...] = ()
 
 
 class _GuestTable(GuestKeys, frozen=True, kw_only=True):
@@ -69,17 +81,18 @@ def parse(text: str, *, file: Path) -> Specification:
     if "host" in data and "experiment" not in data:
         raise ConfigError("this is a configuration, not an experiment", file=str(file), hint=f"qmpalloc run {file}")
     mistakes = Mistakes(str(file))
-    for key in sorted(data.keys() - {"experiment", "disk", "guest", "arm"}):
-        mistakes.add(key, "unknown table", hint="known are [experiment], [disk], [[guest]] and [[arm]]")
+    for key in sorted(data.keys() - {"experiment", "disk", "image", "guest", "arm"}):
+        mistakes.add(key, "unknown table", hint="known are [experiment], [disk], [image], [[guest]] and [[arm]]")
     frame = mistakes.convert(data.get("experiment"), Frame, "experiment", missing=DOCS)
     disk = mistakes.convert(data.get("disk", {}), Disk, "disk", missing=DOCS)
     if disk is not None and disk.iops and "model" in data["disk"]:
         mistakes.add("disk.iops", "beside disk.model", hint="give a model or explicit iops, not both")
+    image = mistakes.convert(data.get("image", {}), ImageKeys, "image", missing=DOCS)
     guests = [_guest(table, key, mistakes) for key, table in _tables(data.get("guest"), "guest", mistakes)]
     arms = [mistakes.convert(table, Arm, key, missing=DOCS) for key, table in _tables(data.get("arm"), "arm", mistakes)]
     mistakes.raise_if_any()
     specification = Specification(
-        **msgspec.structs.asdict(frame), file=str(file), disk=disk, guests=tuple(guests), arms=tuple(arms)
+        **msgspec.structs.asdict(frame), file=str(file), disk=disk, image=image, guests=tuple(guests), arms=tuple(arms)
     )
     check(specification, mistakes)
     mistakes.raise_if_any()
@@ -91,7 +104,7 @@ def _tables(value: Any, key: str, mistakes: Mistakes) -> list[tuple[str, Any]]:
     if isinstance(value, list) and value:
         return [(f"{key}[{index}]", table) for index, table in enumerate(value)]
     last = key.rsplit(".", 1)[-1]
-    brackets = f"[[{'guest.phase' if last == 'phase' else last}]]"
+    brackets = f"[[{WHOLE_NAMES.get(last, last)}]]"
     mistakes.add(key, f"no {last} is given", hint=f"add a {brackets} table for each")
     return []
 
@@ -103,16 +116,20 @@ def _guest(table: Any, key: str, mistakes: Mistakes) -> Any:
     phases = [_phase(item, where, mistakes) for where, item in _tables(found, f"{key}.phase", mistakes)]
     if keys is None or None in phases:
         return None
-    named: list[Phase] = []
+    named: list[AnyPhase] = []
     for number, phase in enumerate(phases, start=1):
-        file_name = phase.file_name or default_file_name(phase.file)
-        named.append(msgspec.structs.replace(phase, name=phase.name or f"phase{number}", file_name=file_name))
+        names = {"name": phase.name or f"phase{number}"}
+        if isinstance(phase, Phase):
+            names["file_name"] = phase.file_name or default_file_name(phase.file)
+        named.append(msgspec.structs.replace(phase, **names))
     common = {name: getattr(keys, name) for name in GuestKeys.__struct_fields__}
     return Guest(**common, phases=tuple(named))
 
 
 def _phase(table: Any, key: str, mistakes: Mistakes) -> Any:
-    """Return a `Phase`, or None if there was a mistake."""
+    """Return a `Phase` or `ProgramPhase`, or None if there was a mistake."""
+    if isinstance(table, Mapping) and "command" in table:
+        return _program(table, key, mistakes)
     keys = mistakes.convert(table, _PhaseTable, key, missing=DOCS)
     chosen = None
     if isinstance(table, Mapping) and "access" in table:
@@ -121,6 +138,22 @@ def _phase(table: Any, key: str, mistakes: Mistakes) -> Any:
         return None
     common = {name: getattr(keys, name) for name in PhaseKeys.__struct_fields__}
     return Phase(**common, access=chosen)
+
+
+def _program(table: Mapping[str, Any], key: str, mistakes: Mistakes) -> Any:
+    """Return a `ProgramPhase`, or None if there was a mistake."""
+    for name in sorted(table.keys() & READS_ONLY):
+        mistakes.add(f"{key}.{name}", "beside a command", hint="a phase either runs a program or reads a file")
+    kept = {name: value for name, value in table.items() if name not in READS_ONLY}
+    keys = mistakes.convert(kept, _ProgramTable, key, missing=DOCS)
+    metrics = []
+    if "metric" in table:
+        for where, item in _tables(table["metric"], f"{key}.metric", mistakes):
+            metrics.append(mistakes.convert(item, Metric, where, missing=DOCS))
+    if keys is None or None in metrics:
+        return None
+    common = {name: getattr(keys, name) for name in ProgramPhaseKeys.__struct_fields__}
+    return ProgramPhase(**common, metrics=tuple(metrics))
 
 
 def _access(table: Any, key: str, mistakes: Mistakes, known: tuple[str, ...] = access.NAMES) -> Any:

@@ -40,7 +40,8 @@ class Trial(Struct, frozen=True, kw_only=True):
         read_mean_s: Mean latency of those; None when there is none. With a rate, from the histogram.
         read_p50_s: Median latency; None when no read was timed.
         read_p99_s: 99th percentile; the same.
-        phase: The phases that read in it, joined by ``+``; empty when none did.
+        phase: The phases that read or ran a program in it, joined by ``+``; empty when none did.
+        faults: Pages brought in for faults of mapped files; None if not known.
     """
 
     trial: int
@@ -63,6 +64,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     read_p50_s: float | None
     read_p99_s: float | None
     phase: str
+    faults: int | None = None
 
     @property
     def hits(self) -> int:
@@ -96,13 +98,16 @@ class GuestTrials(Struct, frozen=True, kw_only=True):
     whole: bool = True
 
 
-def guest_trials(readings: Iterable[Reading], guest: str, *, open_loop: Collection[str] = ()) -> GuestTrials:
+def guest_trials(
+    readings: Iterable[Reading], guest: str, *, open_loop: Collection[str] = (), programs: Collection[str] = ()
+) -> GuestTrials:
     """Return the trials of `guest`.
 
     Args:
         readings: Of a run; those of other guests tell how far the run came.
         guest: Name of the guest.
         open_loop: Names of its phases with a rate, in which time per read is no latency.
+        programs: Names of its phases that run programs.
     """
     known = list(readings)
     own = sorted({reading.trial: reading for reading in known if reading.guest == guest}.values(), key=_number)
@@ -123,7 +128,7 @@ def guest_trials(readings: Iterable[Reading], guest: str, *, open_loop: Collecti
             continue
         if missed:
             notes.append(f"{guest} gave no reading at the end of {missed}: its row {after.trial} covers it as well")
-        rows.append(_trial(before, after, open_loop))
+        rows.append(_trial(before, after, open_loop, programs))
     if own[-1].trial < last:
         whole = False
         notes.append(f"{guest} gave no reading after trial {own[-1].trial}; the run has {last}")
@@ -158,8 +163,9 @@ def _span(first: int, last: int) -> str:
     return f"trial {first}" if first == last else f"trials {first} to {last}"
 
 
-def _trial(before: Reading, after: Reading, open_loop: Collection[str]) -> Trial:
-    parts = [part for part in _progress(before.load, after.load) if part.reads > 0]
+def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs: Collection[str]) -> Trial:
+    running = [part for part in _progress(before.load, after.load) if part.reads > 0 or part.name in programs]
+    parts = [part for part in running if part.reads > 0]
     reads = sum(part.reads for part in parts)
     counts: dict[int, int] = {}
     for part in parts:
@@ -190,7 +196,8 @@ def _trial(before: Reading, after: Reading, open_loop: Collection[str]) -> Trial
         read_mean_s=mean_s,
         read_p50_s=latency_s(counts, 0.5),
         read_p99_s=latency_s(counts, 0.99),
-        phase="+".join(part.name for part in parts),
+        phase="+".join(part.name for part in running),
+        faults=_difference(before.faults, after.faults),
     )
 
 
@@ -226,6 +233,8 @@ def _progress(before: LoadProgress | None, after: LoadProgress | None) -> list[P
     parts = []
     for phase in after.phases:
         start = earlier.get(phase.name)
+        if start is not None and start.done:
+            continue
         if start is None:
             parts.append(phase)
             continue

@@ -41,12 +41,12 @@ def true_curves(guest: Guest, references: References) -> list[dict[str, Any]]:
     """
     first_page: dict[str, int] = {}
     numbers = []
-    for phase in guest.phases:
+    for phase in guest.reads:
         first = first_page.setdefault(phase.file_name, sum(guest.files[name] // PAGE_BYTES + 1 for name in first_page))
         numbers.append(np.asarray(references(phase), dtype=np.int64) + first)
     sizes, ratios = phase_curves(numbers, most_pages=guest.cap // PAGE_BYTES, lru=guest.lru_flavour)
     curves, accesses = [], 0
-    for phase, read, own in zip(guest.phases, numbers, ratios, strict=True):
+    for phase, read, own in zip(guest.reads, numbers, ratios, strict=True):
         accesses += phase.total_reads
         curves.append(
             {

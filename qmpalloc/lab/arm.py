@@ -22,10 +22,10 @@ from qmpalloc.config import Config
 from qmpalloc.control.controller import Controller
 from qmpalloc.errors import HostError, QmpallocError
 from qmpalloc.events import AnyEvent, Faulted, Sink
-from qmpalloc.experiment import Arm, Specification
+from qmpalloc.experiment import Arm, Guest, Phase, Specification
 from qmpalloc.experiment.directory import RunDirectory
 from qmpalloc.experiment.plan import ArmRun
-from qmpalloc.experiment.records import DiskCalibration, Outcome, Reading, Service
+from qmpalloc.experiment.records import DiskCalibration, LoadProgress, Outcome, Reading, Service
 from qmpalloc.files import write_whole
 from qmpalloc.host.memory import read_host_memory
 from qmpalloc.lab import balloon
@@ -34,7 +34,7 @@ from qmpalloc.lab.disk import calibrate, set_throttle
 from qmpalloc.lab.failures import cause
 from qmpalloc.lab.load import open_load
 from qmpalloc.lab.lru import choose_lru
-from qmpalloc.lab.readings import Link, load_seconds, read_guest, reads_done, wait_for_new_counters
+from qmpalloc.lab.readings import DATA_DISK, ROOT_DISK, Link, load_seconds, read_guest, wait_for_new_counters
 from qmpalloc.lab.standstill import Standstill
 from qmpalloc.lab.traces import Traces
 from qmpalloc.lab.trial_clock import TrialClock
@@ -52,6 +52,8 @@ OVERDUE_S = 60.0
 """A decision that comes so long after its time does not come."""
 
 LOADS_DONE = "the loads are done"
+
+OUTPUTS_TIMEOUT_S = 30.0
 
 LOG_BYTES = 1024**2
 """Kept of the end of each log of a guest in a run that failed."""
@@ -198,13 +200,17 @@ class ArmRunner:
         ):
             await choose_lru(agent, described)
             async with open_load(agent, self._traces, described) as load:
-                yield Link(guest.name, monitor, agent, load, guest.config.counters_file)
+                disks = (DATA_DISK, ROOT_DISK) if described.programs else (DATA_DISK,)
+                yield Link(guest.name, monitor, agent, load, guest.config.counters_file, disks)
 
     # --- before the loads -------------------------------------------------------------------------------------------
 
     async def _prepare_guests(self, config: Config, links: list[Link]) -> None:
         say = self._live.report
         await _in_parallel([self._reach(link, config.guest(link.name).baseline) for link in links])
+        if any(guest.programs for guest in self._spec.guests):
+            say("setting the programs up")
+            await _in_parallel([link.load.prepare() for link in links])
         if self.disk is None:
             self.disk = await calibrate(self._spec.disk, links)
             throttle = f"{self.disk.iops} reads per second" if self.disk.iops else "none"
@@ -219,10 +225,11 @@ class ArmRunner:
             hit_us, miss_us = service.hit_s * 1e6, service.miss_s * 1e6
             say(f"{name}: a hit takes {hit_us:.1f} µs, a miss {miss_us:.0f} µs: {service.ratio:.0f} times as long")
         await _in_parallel([link.load.drop_caches() for link in links])
-        if self._spec.warm_up == "read":
-            say("warming the caches up: every guest reads its first file once")
+        reads = self._spec.warm_up == "read"
+        if reads or any(guest.programs for guest in self._spec.guests):
+            say("warming the caches up: " + ("every guest reads its first file once" if reads else "programs only"))
             await set_throttle(links, 0)
-            await _in_parallel([link.load.read_through() for link in links])
+            await _in_parallel([link.load.warm_up(reads=reads) for link in links])
             await set_throttle(links, self.disk.iops)
         # The file is up to a second old: what was read just now must not be counted in the first trial.
         await _in_parallel([wait_for_new_counters(link) for link in links])
@@ -281,7 +288,8 @@ class ArmRunner:
         started_s, cpu_s = trio.current_time(), _cpu_s()
         await self._read_all(links, clock, trial=0, t=0.0)
         await _in_parallel([link.load.go() for link in links])
-        standstill = Standstill([link.name for link in links], interval_s=self._spec.interval, now_s=started_s)
+        reading = {guest.name: {phase.name for phase in guest.reads} for guest in self._spec.guests}
+        standstill = Standstill(reading, interval_s=self._spec.interval, now_s=started_s)
         trial = 0
         try:
             while True:
@@ -296,14 +304,16 @@ class ArmRunner:
                 self._live.status(*self._progress(readings, trial))
         finally:
             self._used = (_cpu_s() - cpu_s, trio.current_time() - started_s)
+            with trio.move_on_after(OUTPUTS_TIMEOUT_S, shield=True):
+                await self._keep_outputs(links)
         self._keep_results(readings)
 
     def _progress(self, readings: list[Reading], trial: int) -> tuple[float, str]:
-        """Return the share of the reads done by the guest that is furthest behind, and words for people."""
+        """Return the share of its load done by the guest that is furthest behind, and words for people."""
         shares, words = [], []
         for reading in readings:
             guest = next(found for found in self._spec.guests if found.name == reading.guest)
-            share = reads_done(reading.load) / sum(phase.total_reads for phase in guest.phases)
+            share = share_done(guest, reading.load)
             shares.append(share)
             words.append(f"{reading.guest} {share:.0%} at {format_size(reading.actual_bytes)}")
         return min(shares, default=0.0), f"trial {trial}: {', '.join(words)}"
@@ -312,7 +322,7 @@ class ArmRunner:
         """Return whether every load is over; the first that gave up ends the run."""
         for reading in readings:
             if reading.load is not None and reading.load.error:
-                raise HostError(f"guest {reading.guest}: its load gave up: {reading.load.error}")
+                raise HostError(f"{self._spec.file}: guest {reading.guest}: its load gave up: {reading.load.error}")
         finished = [reading for reading in readings if reading.load is not None and reading.load.finished]
         return len(finished) == guests
 
@@ -337,6 +347,13 @@ class ArmRunner:
             raise HostError(f"{self._directory.readings_file} cannot be written: {error.strerror}") from error
         return ordered
 
+    async def _keep_outputs(self, links: list[Link]) -> None:
+        """Keep what the programs printed, also of a run that fails; a guest that is gone has nothing to give."""
+        for link in links:
+            with suppress(QmpallocError):
+                for phase, data in (await link.load.outputs()).items():
+                    self._directory.write_output(link.name, phase, data)
+
     def _keep_results(self, readings: list[Reading]) -> None:
         """Keep what the loads say in the end, as it was in the readings that showed them finished."""
         seconds = []
@@ -345,6 +362,23 @@ class ArmRunner:
             self._directory.write_load(reading.guest, reading.load)
             seconds.append(load_seconds(reading.load))
         self._load_s = round(max(seconds, default=math.nan), 3)
+
+
+def share_done(guest: Guest, load: LoadProgress | None) -> float:
+    """Return the share of a guest's load that is done; where it is not reads alone, its phases count alike."""
+    if load is None:
+        return 0.0
+    if all(isinstance(phase, Phase) and not phase.is_timed for phase in guest.phases):
+        return sum(state.reads for state in load.phases) / sum(phase.total_reads for phase in guest.reads)
+    shares = 0.0
+    for state, phase in zip(load.phases, guest.phases, strict=False):
+        if state.done:
+            shares += 1.0
+        elif phase.is_timed:
+            shares += min(1.0, state.seconds / phase.duration)
+        elif isinstance(phase, Phase):
+            shares += state.reads / phase.total_reads
+    return shares / len(guest.phases)
 
 
 async def _fail_when_one_ends(guests: tuple[RunningGuest, ...]) -> None:

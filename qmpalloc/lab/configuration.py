@@ -44,6 +44,7 @@ def _guest(specification: Specification, arm: Arm, guest: Guest, run_dir: Path) 
         vm=VmConfig(
             memory=guest.memory,
             suite=guest.suite,
+            packages=specification.image.packages,
             data=DataDiskConfig(
                 size=Size(specification.disk.size or _whole_mib(guest.disk_bytes)),
                 files={name: Size(size) for name, size in guest.files.items()},

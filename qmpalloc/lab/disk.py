@@ -8,7 +8,7 @@ import trio
 
 from qmpalloc.experiment.records import DiskCalibration, Service
 from qmpalloc.experiment.schema import Disk
-from qmpalloc.lab.readings import DATA_DISK, Link
+from qmpalloc.lab.readings import Link
 from qmpalloc.qmp import deadline
 
 THROTTLE_TIMEOUT_S = 10.0
@@ -40,11 +40,12 @@ async def calibrate(disk: Disk, links: Sequence[Link]) -> DiskCalibration:
 
 
 async def set_throttle(links: Sequence[Link], iops: int) -> None:
-    """Limit the data disk of each guest to so many requests per second; 0 is no limit.
+    """Limit each disk that the loads of the guests read to so many requests per second; 0 is no limit.
 
     Raises:
         QmpallocError: A monitor does not answer, or refuses.
     """
     for link in links:
         with deadline(THROTTLE_TIMEOUT_S, link.monitor.address, "setting the disk's throttle"):
-            await link.monitor.set_io_throttle(DATA_DISK, iops)
+            for disk in link.disks:
+                await link.monitor.set_io_throttle(disk, iops)

@@ -1,10 +1,11 @@
-"""Reads files in a guest as an experiment wants. Shipped into the guest as text; imports nothing of qmpalloc.
+"""Reads files and runs programs in a guest as an experiment wants. Shipped as text; imports nothing of qmpalloc.
 
 ::
 
     python3 generator.py read-through FILE...   read files once, in order, in large requests
     python3 generator.py service FILE           measure what a cached and an uncached read take, print JSON
-    python3 generator.py run PLAN.json          wait for the go file, then read what the traces say
+    python3 generator.py prepare STEP PLAN.json run a step that the plan's programs need: setup, ready or warm_up
+    python3 generator.py run PLAN.json          wait for the go file, then do what the plan says
 
 Every read of a load is a buffered read of one page, so that each is one access of the guest's page cache.
 """
@@ -15,18 +16,24 @@ import argparse
 import errno
 import gc
 import json
+import math
 import os
+import pwd
 import random
+import re
+import select
 import signal
 import statistics
+import subprocess
 import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -69,12 +76,46 @@ MISS_MAX = 500
 MISS_PAGES = 30_000
 """Pages to choose misses from; enough to settle on a disk that takes 20 µs. All of a large file's would cost memory."""
 
+KEPT_BYTES = 64 * 1024
+"""Of a program's output: so much of its beginning, and so much of its end."""
+
+SAID_BYTES = 1024
+"""Of the end of its output, to say why it failed."""
+
+READ_BYTES = 64 * 1024
+LINE_BYTES = 64 * 1024
+"""Of a line that is looked at for metrics; what is beyond is not."""
+
+PROGRAM_POLL_S = 0.1
+STOP_S = 5.0
+"""For a program to end when it is told to; then it is killed."""
+
+STEP_S = 1500.0
+READY_S = 120.0
+READY_TRY_S = 10.0
+READY_POLL_S = 0.5
+
+LAST_CHUNKS = 256
+"""Read at most from a pipe whose program has ended, for another program may hold it open and go on writing."""
+
+JSON_BYTES = 16 * 1024 * 1024
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONUNBUFFERED": "1",
+}
+
 Clock = Callable[[], int]
 Read = Callable[[int], int]
 
 
 class GaveUpError(Exception):
     """The load cannot go on; its text is for the host."""
+
+
+class FailedError(GaveUpError):
+    """A program did not do what it was run for."""
 
 
 # --- latencies -------------------------------------------------------------------------------------------------------
@@ -142,11 +183,38 @@ class PhaseState:
         }
 
 
+class ProgramState:
+    """How far a program has come."""
+
+    def __init__(self, name: str, started_s: float, gauges: Sequence[Gauge]) -> None:
+        self.done = False
+        self._name = name
+        self._started_s = started_s
+        self._gauges = gauges
+        self._seconds = 0.0
+
+    def finish(self) -> None:
+        """Note that it has ended."""
+        self._seconds = time.monotonic() - self._started_s
+        self.done = True
+
+    def values(self) -> dict[str, Any]:
+        """Return what the host reads as ``PhaseProgress``."""
+        return {
+            "name": self._name,
+            "reads": 0,
+            "seconds": self._seconds if self.done else time.monotonic() - self._started_s,
+            "started_s": self._started_s,
+            "done": self.done,
+            "metrics": {gauge.name: gauge.values() for gauge in self._gauges if gauge.count},
+        }
+
+
 class Progress:
     """The file that tells the host how far the load is; replaced by rename, so that it is never seen half written."""
 
     def __init__(self, path: str) -> None:
-        self.phases: list[PhaseState] = []
+        self.phases: list[PhaseState | ProgramState] = []
         self._path = path
         self._sequence = 0
         self._writing = False
@@ -188,13 +256,21 @@ class Progress:
 # --- the two loops ---------------------------------------------------------------------------------------------------
 
 
-def closed_loop(read: Read, pages: array[int], tally: Tally, *, clock: Clock = time.perf_counter_ns) -> None:
+def closed_loop(
+    read: Read,
+    pages: array[int],
+    tally: Tally,
+    *,
+    until_ns: float = math.inf,
+    clock: Clock = time.perf_counter_ns,
+) -> None:
     """Read pages one after the other, each when the one before is done; one of `TIMED_ONE_OF` is timed.
 
     Args:
         read: Reads one page at an offset, returns how many bytes came.
         pages: Page numbers.
         tally: Counts.
+        until_ns: When to stop, with what is left unread.
         clock: Nanoseconds.
 
     Raises:
@@ -207,6 +283,8 @@ def closed_loop(read: Read, pages: array[int], tally: Tally, *, clock: Clock = t
             timed, *others = offsets[first : first + TIMED_ONE_OF]
             errors = 0
             before = clock()
+            if before >= until_ns:
+                return
             try:
                 errors += read(timed) != PAGE_BYTES
             except OSError as error:
@@ -273,8 +351,8 @@ class OpenLoop:
         self._sleep = sleep
         self._waiting: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
 
-    def run(self, pages: array[int], rate: float) -> None:
-        """Do all reads.
+    def run(self, pages: array[int], rate: float, *, until_ns: float = math.inf) -> None:
+        """Do all reads, or with a time to stop, read the pages over and over until then.
 
         Raises:
             GaveUpError: None of the first reads works.
@@ -283,13 +361,19 @@ class OpenLoop:
         for worker in workers:
             worker.start()
         bursts = Bursts(rate, self._clock())
-        for number, start in enumerate(range(0, len(pages), bursts.reads)):
+        for number, burst in enumerate(_bursts(pages, bursts.reads, again=until_ns < math.inf)):
             due_ns = bursts.due_ns(number)
+            if due_ns >= until_ns or self._clock() >= until_ns:
+                break
             if (early_ns := due_ns - self._clock()) > 0:
                 self._sleep(early_ns / 1e9)
-            for page in pages[start : start + bursts.reads]:
+            for page in burst:
                 self._start_read(page << PAGE_SHIFT, due_ns)
             self._look_for_success()
+        if until_ns < math.inf:
+            with suppress(Empty):  # what waits for its turn when the time is over is not begun
+                while True:
+                    self._waiting.get_nowait()
         for _ in workers:
             self._waiting.put(None)
         for worker in workers:
@@ -318,6 +402,14 @@ class OpenLoop:
         reads = sum(tally.reads for tally in self.tallies)
         if reads >= CHUNK_READS and sum(tally.errors for tally in self.tallies) == reads:
             raise GaveUpError(f"no read works: {next(tally.last_error for tally in self.tallies if tally.last_error)}")
+
+
+def _bursts(pages: array[int], size: int, *, again: bool) -> Iterator[array[int]]:
+    while True:
+        for start in range(0, len(pages), size):
+            yield pages[start : start + size]
+        if not again:
+            return
 
 
 def _count(tally: Tally, latency_ns: int, failure: str) -> None:
@@ -465,6 +557,7 @@ class Phase:
         self.name: str = plan["name"]
         self.rate: float = plan["rate"]
         self.laps: int = plan["laps"]
+        self.duration_s: float = plan["duration"]
         self.file = PageFile(plan["file"], readahead=plan["readahead"])
         self.pages = array("I", Path(plan["trace"]).read_bytes())
         if sys.byteorder == "big":
@@ -474,16 +567,340 @@ class Phase:
     def run(self, progress: Progress) -> None:
         """Do its reads."""
         started_s = time.monotonic()
+        until_ns = time.perf_counter_ns() + self.duration_s * 1e9 if self.duration_s else math.inf
         if self.rate:
             loop = OpenLoop(self.file.read, self.file.now_reader())
             progress.phases.append(state := PhaseState(self.name, started_s, loop.tallies))
-            loop.run(self.pages, self.rate)
+            loop.run(self.pages, self.rate, until_ns=until_ns)
         else:
             tally = Tally()
             progress.phases.append(state := PhaseState(self.name, started_s, [tally]))
-            for _ in range(self.laps):
-                closed_loop(self.file.reader(), self.pages, tally)
+            laps = 0
+            while laps < self.laps or (self.duration_s and time.perf_counter_ns() < until_ns):
+                closed_loop(self.file.reader(), self.pages, tally, until_ns=until_ns)
+                laps += 1
         state.finish()
+
+
+# --- programs --------------------------------------------------------------------------------------------------------
+
+
+class Gauge:
+    """What a program says of one metric.
+
+    Attributes:
+        name: Of the metric.
+        count: Values so far; only the last counts unless it is a series.
+    """
+
+    def __init__(self, plan: dict[str, Any], key: str) -> None:
+        self.name: str = plan["name"]
+        self.count = 0
+        self._key = key
+        self._unit: str = plan["unit"]
+        self._pattern = re.compile(plan["pattern"]) if plan["pattern"] else None
+        self._json: dict[str, str] | None = plan["json"]
+        self._total = self._last = 0.0
+
+    def values(self) -> dict[str, float]:
+        """Return what the host reads as ``MetricProgress``."""
+        return {"count": self.count, "total": self._total, "last": self._last}
+
+    def look(self, line: str) -> None:
+        """Look for values in a line of output.
+
+        Raises:
+            GaveUpError: What matches is no number, or of another unit.
+        """
+        if self._pattern is None:
+            return
+        for match in self._pattern.finditer(line):
+            named = match.groupdict()
+            unit = named.get("unit")
+            if unit is not None and unit != self._unit:
+                raise GaveUpError(f"{self._key}.unit: the output is in {unit!r}, not {self._unit!r}: {line.strip()!r}")
+            self._take(named["value"] if "value" in named else match.group(1), "pattern")
+
+    def look_into_file(self, directory: str) -> None:
+        """Read a value from the JSON file.
+
+        Raises:
+            GaveUpError: There is none.
+        """
+        if self._json is None:
+            return
+        try:
+            with Path(directory, self._json["file"]).open("rb") as stream:
+                value = json.loads(stream.read(JSON_BYTES))
+            for word in self._json["path"].split("."):
+                value = value[int(word)] if isinstance(value, list) else value[word]
+        except OSError as error:
+            raise GaveUpError(f"{self._key}.json.file: {error.strerror}: {self._json['file']}") from error
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            place, why = f"{self._json['path']} in {self._json['file']}", str(error) or type(error).__name__
+            raise GaveUpError(f"{self._key}.json.path: there is no {place}: {why}") from error
+        self._take(str(value) if not isinstance(value, bool) else "", "json.path")
+
+    def require(self, output: Output) -> None:
+        """Check that there was a value.
+
+        Raises:
+            GaveUpError: There was none.
+        """
+        if self.count:
+            return
+        why = f"matches nothing in {output.total_bytes} bytes of output, which end with: {output.said()}"
+        hint = "the output is kept with the run; a program that buffers it needs for example stdbuf -oL"
+        raise GaveUpError(f"{self._key}.pattern: {why} ({hint})")
+
+    def _take(self, text: str | None, key: str) -> None:
+        try:
+            value = float((text or "").replace(",", ""))
+        except ValueError:
+            raise GaveUpError(f"{self._key}.{key}: {text!r} is no number") from None
+        if not math.isfinite(value):
+            raise GaveUpError(f"{self._key}.{key}: the value is {value}, which cannot be compared")
+        self.count += 1
+        self._last = value
+        self._total += value
+
+
+class Output:
+    """What a program prints, of which the beginning and the end are kept.
+
+    Args:
+        path: Where to keep it; None: only what `said` tells is kept.
+        gauges: Look at each line.
+
+    Attributes:
+        total_bytes: Printed so far.
+    """
+
+    def __init__(self, path: str | None, gauges: Sequence[Gauge] = ()) -> None:
+        self.total_bytes = 0
+        self._file = Path(path).open("wb", buffering=0) if path is not None else None  # noqa: SIM115 - closed by close()
+        self._gauges = gauges
+        self._end = bytearray()
+        self._line = bytearray()
+
+    def add(self, data: bytes) -> None:
+        """Take what was printed.
+
+        Raises:
+            GaveUpError: A metric's value makes no sense.
+        """
+        room = max(0, KEPT_BYTES - self.total_bytes)
+        self.total_bytes += len(data)
+        if self._file is not None and room:
+            self._file.write(data[:room])
+        self._end += data
+        if len(self._end) > 2 * KEPT_BYTES:
+            del self._end[:-KEPT_BYTES]
+        if self._gauges:
+            *lines, rest = data.split(b"\n")
+            for line in lines:
+                self._look(line)
+            self._line += rest[: LINE_BYTES - len(self._line)]
+
+    def _look(self, rest: bytes) -> None:
+        self._line += rest[: LINE_BYTES - len(self._line)]
+        line = self._line.decode(errors="replace")
+        self._line.clear()
+        for gauge in self._gauges:
+            gauge.look(line)
+
+    def close(self) -> None:
+        """Look at the last line, and keep the end of what was printed.
+
+        Raises:
+            GaveUpError: A metric's value makes no sense.
+        """
+        if self._file is not None:
+            left = self.total_bytes - KEPT_BYTES
+            if left > KEPT_BYTES:
+                self._file.write(f"\n[{left - KEPT_BYTES} bytes are left out here]\n".encode())
+            if left > 0:
+                self._file.write(self._end[-min(left, KEPT_BYTES) :])
+            self._file.close()
+            self._file = None
+        if self._line:
+            self._look(b"")
+
+    def said(self) -> str:
+        """Return the last lines."""
+        lines = self._end[-SAID_BYTES:].decode(errors="replace").strip().splitlines()[-3:]
+        return " | ".join(lines) or "nothing"
+
+
+class Program:
+    """A phase that runs a program, with the steps before it."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.name: str = plan["name"]
+        self._plan = plan
+        self._key: str = plan["key"]
+
+    def prepare(self, step: str) -> None:
+        """Run ``setup``, ``ready`` or ``warm_up`` to its end.
+
+        Raises:
+            GaveUpError: It failed, or took too long.
+        """
+        argv, user = self._plan[step], "root" if step == "setup" else self._plan["user"]
+        if argv and step == "ready":
+            self._wait_until_ready(argv, user)
+        elif argv:
+            self._execute(argv, user, f"{self._key}.{step}", Output(None), limit_s=STEP_S)
+        if step == "setup":  # which may have made the user
+            directory, entry = Path(self._plan["directory"]), self._entry(self._plan["user"])
+            for path in (directory, *directory.iterdir()):
+                os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+
+    def _wait_until_ready(self, argv: list[str], user: str) -> None:
+        key, end_s = f"{self._key}.ready", time.monotonic() + READY_S
+        failure: FailedError | None = None
+        while time.monotonic() < end_s:
+            try:
+                self._execute(argv, user, key, Output(None), limit_s=READY_TRY_S)
+            except FailedError as error:
+                failure = error
+                time.sleep(READY_POLL_S)
+            else:
+                return
+        raise GaveUpError(f"never ready in {READY_S:.0f} s: {failure}")
+
+    def run(self, progress: Progress) -> None:
+        """Run it, and see what it says of its metrics.
+
+        Raises:
+            GaveUpError: It failed, did not end in time, or a metric is missing or makes no sense.
+        """
+        if progress.phases:  # else the host has warmed up, with a disk that is not throttled
+            self.prepare("warm_up")
+        metrics = self._plan["metrics"]
+        gauges = [Gauge(metric, f"{self._key}.metric[{number}]") for number, metric in enumerate(metrics)]
+        output = Output(self._plan["output"], gauges)
+        progress.phases.append(state := ProgramState(self.name, time.monotonic(), gauges))
+        timed_s, key = self._plan["duration"], f"{self._key}.command"
+        self._execute(
+            self._plan["command"],
+            self._plan["user"],
+            key,
+            output,
+            limit_s=timed_s or self._plan["timeout"],
+            ends_by_itself=not timed_s,
+        )
+        for gauge in gauges:
+            gauge.look_into_file(self._plan["directory"])
+            gauge.require(output)
+        state.finish()
+
+    def _execute(
+        self,
+        argv: list[str],
+        user: str,
+        key: str,
+        output: Output,
+        *,
+        limit_s: float,
+        ends_by_itself: bool = True,
+    ) -> None:
+        """Run a program until it ends, or until its time is over.
+
+        Raises:
+            FailedError: It ended with something other than 0, or not in time although it should.
+            GaveUpError: It cannot be run, or a metric makes no sense.
+        """
+        process = self._start(argv, user, key)
+        try:
+            in_time = _follow(process, output, time.monotonic() + limit_s)
+            if not in_time:
+                os.killpg(process.pid, signal.SIGTERM)
+                _follow(process, output, time.monotonic() + STOP_S)
+        finally:
+            with suppress(ProcessLookupError):  # whatever it has started ends with it
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+            output.close()
+        if not in_time and ends_by_itself:
+            raise FailedError(f"{key}: {argv[0]} has not ended after {limit_s:g} s; it said: {output.said()}")
+        if in_time and process.returncode < 0:
+            hint = " (the guest may have had no memory left)" if process.returncode == -signal.SIGKILL else ""
+            number = -process.returncode
+            raise FailedError(f"{key}: {argv[0]} was killed by signal {number}{hint}; it said: {output.said()}")
+        if in_time and process.returncode:
+            raise FailedError(f"{key}: {argv[0]} ended with {process.returncode}; it said: {output.said()}")
+
+    def _entry(self, user: str) -> pwd.struct_passwd:
+        try:
+            return pwd.getpwnam(user)
+        except KeyError:
+            raise GaveUpError(f"{self._key}.user: nobody is called {user!r} in this guest") from None
+
+    def _start(self, argv: list[str], user: str, key: str) -> subprocess.Popen[bytes]:
+        entry = self._entry(user)
+        environment = {**ENVIRONMENT, "HOME": entry.pw_dir, "USER": user, **self._plan["environment"]}
+        other: dict[str, Any] = {}
+        if entry.pw_uid != os.getuid():
+            groups = os.getgrouplist(user, entry.pw_gid)
+            other = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": groups}
+        try:
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=self._plan["directory"],
+                env=environment,
+                start_new_session=True,
+                **other,
+            )
+        except FileNotFoundError as error:
+            raise GaveUpError(f"{key}: {argv[0]} is not in this guest: install it in setup, or copy it") from error
+        except OSError as error:
+            raise GaveUpError(f"{key}: {argv[0]} cannot be run: {error.strerror}") from error
+
+
+def _follow(process: subprocess.Popen[bytes], output: Output, end_s: float) -> bool:
+    """Take what a program prints until it ends; return False when it has not at `end_s`.
+
+    Raises:
+        GaveUpError: A metric makes no sense.
+    """
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    last_chunks, closed = 0, False
+    while (left_s := end_s - time.monotonic()) > 0:
+        ended = process.poll() is not None
+        if closed:
+            if ended:
+                return True
+            time.sleep(min(PROGRAM_POLL_S, left_s))
+            continue
+        readable, _, _ = select.select([pipe], [], [], 0.0 if ended else min(PROGRAM_POLL_S, left_s))
+        data = os.read(pipe, READ_BYTES) if readable else b""
+        output.add(data)
+        closed = bool(readable) and not data
+        last_chunks += ended
+        if ended and (not data or last_chunks > LAST_CHUNKS):
+            return True
+    return process.poll() is not None
+
+
+# --- the whole load --------------------------------------------------------------------------------------------------
+
+
+def prepare(plan: dict[str, Any], step: str) -> None:
+    """Run a step of all programs of a plan; the warm-up only of one that is the first phase.
+
+    Raises:
+        GaveUpError: One failed.
+    """
+    for number, described in enumerate(plan["phases"]):
+        if "command" in described and (step != "warm_up" or number == 0):
+            Program(described).prepare(step)
 
 
 def run(plan: dict[str, Any]) -> int:
@@ -496,7 +913,7 @@ def run(plan: dict[str, Any]) -> int:
     signal.signal(signal.SIGTERM, on_term)
     try:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
-        phases = [Phase(described) for described in plan["phases"]]
+        phases = [Program(each) if "command" in each else Phase(each) for each in plan["phases"]]
         gc.freeze()
         gc.disable()  # nothing here makes cycles
         progress.write()
@@ -523,6 +940,9 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("read-through").add_argument("files", nargs="+")
     commands.add_parser("service").add_argument("file")
+    preparing = commands.add_parser("prepare")
+    preparing.add_argument("step", choices=["setup", "ready", "warm_up"])
+    preparing.add_argument("plan")
     commands.add_parser("run").add_argument("plan")
     arguments = parser.parse_args()
     if arguments.command == "run":
@@ -530,9 +950,11 @@ def main() -> int:
     try:
         if arguments.command == "service":
             sys.stdout.write(json.dumps(measure_service(arguments.file)))
+        elif arguments.command == "prepare":
+            prepare(json.loads(Path(arguments.plan).read_text()), arguments.step)
         else:
             read_through(arguments.files)
-    except OSError as error:
+    except (OSError, GaveUpError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

@@ -1,10 +1,11 @@
-"""The load of one guest, from the host: the generator and its references are shipped, started, watched and ended.
+"""The load of one guest, from the host: generator, references and programs are shipped, started, watched and ended.
 
 ::
 
     traces = Traces(specification)
     async with open_load(lab_agent, traces, guest) as load:
-        await load.read_through()
+        await load.prepare()
+        await load.warm_up()
         await load.go()
         ...
         progress = await load.progress()
@@ -26,8 +27,9 @@ import msgspec
 import trio
 
 from qmpalloc.errors import HostError, NonsenseError, QmpallocError, RefusedError
-from qmpalloc.experiment import Guest
+from qmpalloc.experiment import Guest, Phase, ProgramPhase, Specification
 from qmpalloc.experiment.records import LoadProgress, PhaseProgress, Service
+from qmpalloc.experiment.schema import AnyPhase
 from qmpalloc.lab.traces import Traces
 from qmpalloc.qmp import Agent, ExecResult, deadline
 from qmpalloc.text import printable
@@ -42,6 +44,8 @@ LOG_FILE = f"{DIRECTORY}/log"
 PLAN_FILE = f"{DIRECTORY}/plan.json"
 PROGRAM_FILE = f"{DIRECTORY}/generator.py"
 DATA_DIRECTORY = "/data"
+PROGRAMS_DIRECTORY = "/var/tmp/qmpalloc"
+"""On the guest's own disk: what programs bring and write there costs no memory but cache."""
 
 COMMAND_TIMEOUT_S = 30.0
 SHIP_TIMEOUT_S = 60.0
@@ -52,6 +56,9 @@ ARM_TIMEOUT_S = 60.0
 ARM_POLL_S = 0.1
 SERVICE_TIMEOUT_S = 120.0
 READ_THROUGH_TIMEOUT_S = 1800.0
+PREPARE_TIMEOUT_S = 1800.0
+"""A little more than the generator itself allows a step of a program."""
+
 STOP_TIMEOUT_S = 5.0
 
 PROGRESS_BYTES = 4096
@@ -59,7 +66,10 @@ PROGRESS_PHASE_BYTES = 16384
 """The longest progress: so much, and so much for each phase. A histogram has at most some 500 numbers."""
 
 LOG_MAX_BYTES = 64 * 1024
+OUTPUT_MAX_BYTES = 160 * 1024
+"""Of what is kept of a program's output; the generator keeps less."""
 LONGEST_S = 1e7
+COUNT_MAX = 2**53
 
 
 class Load:
@@ -71,9 +81,10 @@ class Load:
         pid: Of the generator, in the guest; None before it was started.
     """
 
-    def __init__(self, agent: Agent, guest: Guest, *, laps: int = 1) -> None:
+    def __init__(self, agent: Agent, specification: Specification, guest: Guest, *, laps: int = 1) -> None:
         self.guest = guest
         self.laps = laps
+        self._spec = specification
         self._agent = agent
         self.pid: int | None = None
         self._end: ExecResult | None = None
@@ -129,8 +140,9 @@ class Load:
             return
         reason = (progress.error if progress is not None else "") or await self._log_tail()
         out_of_memory = self._end.signal == signal.SIGKILL or "MemoryError" in reason
+        place = f"{self._spec.file}: " if self.guest.programs else ""  # whose reasons name keys of it
         raise HostError(
-            f"guest {self.guest.name}: its load {_how(self._end)}: {reason}",
+            f"{place}guest {self.guest.name}: its load {_how(self._end)}: {reason}",
             hint="the guest had no memory left: raise its floor" if out_of_memory else "",
         )
 
@@ -138,14 +150,60 @@ class Load:
         """Read files of the data disk once, in order and in large requests.
 
         Args:
-            file_names: By default the file of the first phase.
+            file_names: By default the first phase's file.
 
         Raises:
             HostError: That failed in the guest.
             QmpallocError: The agent does not answer.
         """
-        paths = [_path(name) for name in file_names or [self.guest.phases[0].file_name]]
+        paths = [_path(name) for name in file_names or [next(iter(self.guest.files))]]
         await self._generate("read-through", *paths, timeout_s=READ_THROUGH_TIMEOUT_S)
+
+    async def prepare(self) -> None:
+        """Set the programs of the load up, and wait until they are ready.
+
+        Raises:
+            HostError: One of them failed.
+            QmpallocError: The agent does not answer.
+        """
+        if self.guest.programs:
+            for step in ("setup", "ready"):
+                await self._prepare(step)
+
+    async def warm_up(self, *, reads: bool) -> None:
+        """Run the warm-up of the first phase: of a program its own, of reads, if so wanted, its file once.
+
+        Raises:
+            HostError: That failed in the guest.
+            QmpallocError: The agent does not answer.
+        """
+        if isinstance(self.guest.phases[0], ProgramPhase):
+            await self._prepare("warm_up")
+        elif reads:
+            await self.read_through()
+
+    async def _prepare(self, step: str) -> None:
+        with deadline(PREPARE_TIMEOUT_S, self._agent.address, f"{step} of the programs of guest {self.guest.name}"):
+            result = await self._agent.run(["python3", PROGRAM_FILE, "prepare", step, PLAN_FILE])
+        if result.exit_code != 0:
+            raise HostError(f"{self._spec.file}: guest {self.guest.name}: {_last_lines(result.err)}")
+
+    async def outputs(self) -> dict[str, bytes]:
+        """Return what is kept of the output of each program that was begun, by phase.
+
+        Raises:
+            QmpallocError: The agent does not answer.
+        """
+        found = {}
+        for number, phase in enumerate(self.guest.phases):
+            if isinstance(phase, ProgramPhase):
+                with (
+                    deadline(COMMAND_TIMEOUT_S, self._agent.address, f"the output of {phase.name}"),
+                    suppress(RefusedError),  # it was not begun
+                ):
+                    data = await self._agent.read_file(_output(number), OUTPUT_MAX_BYTES)
+                    found[phase.name] = data[:OUTPUT_MAX_BYTES]
+        return found
 
     async def measure_service(self) -> Service:
         """Measure what cached and uncached reads take, with the disk's throttle as it is; 5 to 10 seconds.
@@ -157,7 +215,7 @@ class Load:
             NonsenseError: The times make no sense.
             QmpallocError: The agent does not answer.
         """
-        path = _path(self.guest.phases[0].file_name)
+        path = _path(next(iter(self.guest.files)))
         out = await self._generate("service", path, timeout_s=SERVICE_TIMEOUT_S)
         try:
             service = msgspec.json.decode(out, type=Service)
@@ -199,8 +257,11 @@ class Load:
         await self._run(["/bin/sh", "-c", f"rm -rf {DIRECTORY} && mkdir -m 700 {DIRECTORY}"], COMMAND_TIMEOUT_S)
         await self._ship(PROGRAM_FILE, GENERATOR.read_bytes())
         for number, phase in enumerate(self.guest.phases):
-            await self._ship(_trace(number), await trio.to_thread.run_sync(traces.trace, self.guest, phase))
-        await self._ship(PLAN_FILE, json.dumps(plan(self.guest, laps=self.laps)).encode())
+            if isinstance(phase, Phase):
+                await self._ship(_trace(number), await trio.to_thread.run_sync(traces.trace, self.guest, phase))
+            else:
+                await self._bring(phase, _directory(number))
+        await self._ship(PLAN_FILE, json.dumps(plan(self._spec, self.guest, laps=self.laps)).encode())
         command = f"exec python3 {PROGRAM_FILE} run {PLAN_FILE} > {LOG_FILE} 2>&1"
         with deadline(COMMAND_TIMEOUT_S, self._agent.address, "starting the load"):
             self.pid = await self._agent.start(["/bin/sh", "-c", command])
@@ -210,6 +271,17 @@ class Load:
                 await trio.sleep(ARM_POLL_S)
             return
         raise HostError(f"guest {self.guest.name}: its load is not ready after {ARM_TIMEOUT_S:.0f} s")
+
+    async def _bring(self, phase: ProgramPhase, directory: str) -> None:
+        """Make the directory of a program, and copy its files into it."""
+        await self._run(["mkdir", "-p", directory], COMMAND_TIMEOUT_S)
+        for name in phase.copy:
+            file = Path(self._spec.file).parent / name
+            try:
+                data = await trio.Path(file).read_bytes()
+            except OSError as error:
+                raise HostError(f"{file} cannot be read: {error.strerror}") from error
+            await self._ship(f"{directory}/{file.name}", data)
 
     async def _ship(self, path: str, data: bytes) -> None:
         with deadline(SHIP_TIMEOUT_S + len(data) / SHIP_BYTES_PER_S, self._agent.address, f"writing {path}"):
@@ -240,11 +312,10 @@ class Load:
         for state, phase in zip(progress.phases, self.guest.phases, strict=False):
             if state.name != phase.name:
                 yield f"phase {printable(state.name, 64)} in place of {phase.name}"
-            elif not _possible(state, phase.total_reads * self.laps):
+            elif not _possible(state, phase, self.laps):
                 yield f"impossible numbers in phase {phase.name}"
-        reads = sum(state.reads for state in progress.phases)
-        if progress.finished and reads != self.laps * sum(phase.total_reads for phase in self.guest.phases):
-            yield f"it is finished after {reads} reads"
+        if progress.finished and sum(state.done for state in progress.phases) != len(self.guest.phases):
+            yield f"it is finished after {sum(state.reads for state in progress.phases)} reads"
 
     def _nonsense(self, why: str, what: str = "progress of its load") -> NonsenseError:
         hint = "something in the guest writes there besides the generator"
@@ -265,8 +336,8 @@ async def open_load(agent: Agent, traces: Traces, guest: Guest, *, laps: int = 1
     Raises:
         QmpallocError: As `Load.arm`.
     """
-    assert laps == 1 or not any(phase.rate for phase in guest.phases), "an open loop has one lap"
-    load = Load(agent, guest, laps=laps)
+    assert laps == 1 or not any(phase.rate for phase in guest.reads), "an open loop has one lap"
+    load = Load(agent, traces.specification, guest, laps=laps)
     try:
         await load.arm(traces)
         yield load
@@ -275,33 +346,53 @@ async def open_load(agent: Agent, traces: Traces, guest: Guest, *, laps: int = 1
             await load.stop()
 
 
-def plan(guest: Guest, *, laps: int = 1) -> dict[str, object]:
+def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[str, object]:
     """Return the plan of a guest's load, as the generator reads it; `laps` as for `open_load`."""
-    phases = [
-        {
-            "name": phase.name,
-            "file": _path(phase.file_name),
-            "trace": _trace(number),
-            "readahead": phase.reads_ahead,
-            "rate": phase.rate,
-            "laps": laps,
-        }
-        for number, phase in enumerate(guest.phases)
-    ]
+    phases: list[dict[str, object]] = []
+    for number, phase in enumerate(guest.phases):
+        if isinstance(phase, Phase):
+            described: dict[str, object] = {
+                "file": _path(phase.file_name),
+                "trace": _trace(number),
+                "readahead": phase.reads_ahead,
+                "rate": phase.rate,
+                "laps": laps,
+            }
+        else:
+            described = {
+                **phase.with_texts(lambda text: specification.fill(text, guest)),
+                "key": f"guest[{specification.guests.index(guest)}].phase[{number}]",
+                "directory": _directory(number),
+                "output": _output(number),
+                "timeout": phase.timeout,
+                "metrics": msgspec.to_builtins(phase.metrics),
+            }
+        phases.append({"name": phase.name, "duration": phase.duration, **described})
     return {"progress": PROGRESS_FILE, "go": GO_FILE, "phases": phases}
 
 
-def _possible(state: PhaseProgress, total_reads: int) -> bool:
-    timed = state.latency.values()
+def _possible(state: PhaseProgress, phase: AnyPhase, laps: int) -> bool:
+    most, timed = _most_reads(phase, laps), state.latency.values()
     return (
-        0 <= state.errors <= state.reads <= total_reads
+        0 <= state.errors <= state.reads <= most
         and 0 <= state.seconds < LONGEST_S
         and 0 <= state.started_s < math.inf
         and all(0 <= number < 1024 for number in state.latency)
         and all(count >= 0 for count in timed)
-        and sum(timed) <= total_reads
-        and (not state.done or state.reads == total_reads)
+        and sum(timed) <= most
+        and (not state.done or phase.is_timed or state.reads == most)
+        and state.metrics.keys() <= {metric.name for metric in phase.metrics}
+        and all(
+            0 < each.count < COUNT_MAX and math.isfinite(each.total) and math.isfinite(each.last)
+            for each in state.metrics.values()
+        )
     )
+
+
+def _most_reads(phase: AnyPhase, laps: int) -> int:
+    if isinstance(phase, ProgramPhase):
+        return 0
+    return COUNT_MAX if phase.is_timed else phase.total_reads * laps
 
 
 def _path(file_name: str) -> str:
@@ -310,6 +401,14 @@ def _path(file_name: str) -> str:
 
 def _trace(number: int) -> str:
     return f"{DIRECTORY}/trace{number}"
+
+
+def _output(number: int) -> str:
+    return f"{DIRECTORY}/output{number}"
+
+
+def _directory(number: int) -> str:
+    return f"{PROGRAMS_DIRECTORY}/phase{number + 1}"
 
 
 def _how(result: ExecResult) -> str:

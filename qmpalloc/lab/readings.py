@@ -17,8 +17,8 @@ from qmpalloc.lab.load import Load
 from qmpalloc.qmp import Agent, Monitor, deadline
 from qmpalloc.sample import FILE_MAX_BYTES, parse
 
-DATA_DISK = "data"
-"""The ``-drive`` id of a guest's data disk, see `qmpalloc.qemu.argv`."""
+DATA_DISK, ROOT_DISK = "data", "root"
+"""The ``-drive`` ids of a guest's disks, see `qmpalloc.qemu.argv`."""
 
 NEW_COUNTERS_POLL_S = 0.1
 
@@ -37,6 +37,7 @@ class Link(Struct, frozen=True):
         agent: The agent that may execute programs.
         load: Its load.
         counters_file: Path of the counters file in the guest.
+        disks: That its load reads: built-in reads the data disk alone, programs also the guest's own.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Link(Struct, frozen=True):
     agent: Agent
     load: Load
     counters_file: str
+    disks: tuple[str, ...] = (DATA_DISK,)
 
 
 async def wait_for_new_counters(link: Link) -> None:
@@ -81,9 +83,9 @@ async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> 
     age_s = progress.monotonic_s - sample.monotonic_ns / 1e9 if progress is not None else 0.0
     if age_s > STALE_S:
         raise NonsenseError(f"{link.name}: its collector has written nothing for {age_s:.0f} s")
-    disk = disks.get(DATA_DISK)
-    if disk is None:
-        raise NonsenseError(f"{link.name}: its QEMU has no drive with the id {DATA_DISK}")
+    if missing := set(link.disks) - disks.keys():
+        raise NonsenseError(f"{link.name}: its QEMU has no drive with the id {min(missing)}")
+    read = [disks[name] for name in link.disks]
     return Reading(
         trial=trial,
         t=round(t, 3),
@@ -96,10 +98,11 @@ async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> 
         events_lost=sample.counters.events_lost,
         target_bytes=target_bytes,
         actual_bytes=actual_bytes,
-        disk_read_bytes=disk.rd_bytes,
-        disk_reads=disk.rd_operations,
-        disk_read_ns=disk.rd_total_time_ns,
+        disk_read_bytes=sum(disk.rd_bytes for disk in read),
+        disk_reads=sum(disk.rd_operations for disk in read),
+        disk_read_ns=sum(disk.rd_total_time_ns for disk in read),
         load=progress,
+        faults=sample.counters.inserts_fault,
     )
 
 

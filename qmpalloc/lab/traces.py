@@ -18,10 +18,13 @@ class Traces:
 
     Args:
         specification: Of the experiment, scaled.
+
+    Attributes:
+        specification: The same.
     """
 
     def __init__(self, specification: Specification) -> None:
-        self._spec = specification
+        self.specification = specification
         self._made: dict[tuple[str, str], tuple[bytes, PhaseFootprint]] = {}
         self._lock = threading.Lock()
         self._curves: dict[str, list[dict[str, Any]]] | None = None
@@ -37,8 +40,8 @@ class Traces:
     def footprints(self) -> dict[str, dict[str, PhaseFootprint]]:
         """Return guest to phase to what its references touch. Makes all that is not made yet, and blocks meanwhile."""
         return {
-            guest.name: {phase.name: self._obtain(guest, phase)[1] for phase in guest.phases}
-            for guest in self._spec.guests
+            guest.name: {phase.name: self._obtain(guest, phase)[1] for phase in guest.reads}
+            for guest in self.specification.guests
         }
 
     def true_curves(self) -> dict[str, list[dict[str, Any]]]:
@@ -49,7 +52,7 @@ class Traces:
         with self._curves_lock:
             if self._curves is None:
                 self._curves = {
-                    guest.name: true_curves(guest, partial(self._numbers, guest)) for guest in self._spec.guests
+                    guest.name: true_curves(guest, partial(self._numbers, guest)) for guest in self.specification.guests
                 }
             return self._curves
 
@@ -64,7 +67,7 @@ class Traces:
         key = (guest.name, phase.name)
         with self._lock:
             if key not in self._made:
-                self._made[key] = _make(self._spec, guest, phase)
+                self._made[key] = _make(self.specification, guest, phase)
             return self._made[key]
 
 

@@ -358,3 +358,120 @@ async def test_the_reading_of_a_finished_load_has_all_its_reads(autojump_clock, 
         nursery.start_soon(later)
         reading = await read_guest(link, trial=1, t=15.0, target_bytes=2**28)
         assert reading.accesses == counted
+
+
+# --- programs -------------------------------------------------------------------------------------------
+
+PROGRAMS = """
+[[guest.phase]]
+command = ["work", "{seed}", "{guest}"]
+environment = { A = "{scale}" }
+duration = "20s"
+copy = ["work.py"]
+[[guest.phase.metric]]
+name = "rate"
+unit = "1/s"
+better = "higher"
+pattern = "([0-9]+)"
+[[guest.phase]]
+file = "1MiB"
+access = { distribution = "uniform" }
+reads = 1000
+duration = "10s"
+[[arm]]
+name = "static"
+policy = "static"
+"""
+
+
+@pytest.fixture
+def programs(tmp_path):
+    (tmp_path / "work.py").write_bytes(b"print(1)")
+    return experiment.parse(TEXT.split("[[guest.phase]]")[0] + PROGRAMS, file=tmp_path / "try.toml")
+
+
+@asynccontextmanager
+async def with_programs(guest, specification):
+    async with (
+        guest.connected() as agent,
+        open_load(agent, Traces(specification), specification.guests[0]) as load,
+    ):
+        yield load
+
+
+async def test_programs_are_shipped_with_what_they_bring(autojump_clock, guest, programs):
+    async with with_programs(guest, programs) as load:
+        work, reads = json.loads(guest.agent.files[PLAN_FILE])["phases"]
+        assert (work["command"], work["environment"]) == (["work", "1", "g1"], {"A": "1"})
+        assert (work["key"], work["duration"], work["user"]) == ("guest[0].phase[0]", 20.0, "root")
+        assert work["metrics"][0]["pattern"] == "([0-9]+)"
+        assert guest.agent.files[f"{work['directory']}/work.py"] == b"print(1)"
+        assert ["mkdir", "-p", work["directory"]] in guest.programs
+        assert reads["duration"] == 10.0
+        await load.prepare()
+        await load.warm_up(reads=True)
+        steps = [argv[3] for argv in guest.programs if argv[1:3] == [PROGRAM_FILE, "prepare"]]
+        assert steps == ["setup", "ready", "warm_up"]
+        guest.agent.files[work["output"]] = b"x" * 10
+        assert await load.outputs() == {"phase1": b"x" * 10}
+        del guest.agent.files[work["output"]]
+        assert await load.outputs() == {}
+
+
+async def test_a_step_that_fails_is_told_with_the_experiments_file(autojump_clock, guest, programs):
+    async with with_programs(guest, programs) as load:
+        guest.fails = result(code=1, err=b"guest[0].phase[0].setup: apt ended with 100\x1b; it said: no")
+        with pytest.raises(HostError) as caught:
+            await load.prepare()
+    assert str(caught.value).startswith(f"{programs.file}: guest g1: guest[0].phase[0].setup: apt ended with 100")
+    assert "\x1b" not in str(caught.value)
+
+
+async def test_a_program_that_fails_is_told_with_the_experiments_file(autojump_clock, guest, programs):
+    guest.ends = result(code=1)
+    guest.armed = LoadProgress(sequence=1, monotonic_s=100.0, error="guest[0].phase[0].command: work ended with 3")
+    async with with_programs(guest, programs) as load:
+        with pytest.raises(HostError) as caught:
+            await load.raise_if_dead()
+    said = "guest g1: its load ended with 1: guest[0].phase[0].command: work ended with 3"
+    assert str(caught.value) == f"{programs.file}: {said}"
+
+
+def program_progress(**changed):
+    said = {"name": "phase1", "reads": 0, "seconds": 2.0, "started_s": 101.0, "done": False} | changed
+    return json.dumps({"sequence": 1, "monotonic_s": 104.0, "phases": [said]}).encode()
+
+
+async def test_what_a_program_says_of_its_metrics_is_taken(autojump_clock, guest, programs):
+    async with with_programs(guest, programs) as load:
+        guest.say(program_progress(metrics={"rate": {"count": 2, "total": 6.0, "last": 4.0}}))
+        (phase,) = (await load.progress()).phases
+        assert (phase.metrics["rate"].total, phase.metrics["rate"].last) == (6.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"reads": 1},
+        {"metrics": {"other": {"count": 1, "total": 1.0, "last": 1.0}}},
+        {"metrics": {"rate": {"count": 0, "total": 1.0, "last": 1.0}}},
+        {"metrics": {"rate": {"count": 2**60, "total": 1.0, "last": 1.0}}},
+        {"metrics": {"rate": {"count": 1, "total": float("nan"), "last": 1.0}}},
+        {"metrics": {"rate": {"count": 1, "total": 1.0, "last": float("inf")}}},
+        {"metrics": {"rate": {"count": 1, "total": 1.0, "last": 1e999}}},
+        {"metrics": [1]},
+    ],
+)
+async def test_what_no_program_of_the_plan_can_have_said_is_nonsense(autojump_clock, guest, programs, changed):
+    async with with_programs(guest, programs) as load:
+        guest.say(program_progress(**changed))
+        with pytest.raises(NonsenseError):
+            await load.progress()
+
+
+async def test_programs_read_from_the_root_disk_as_well(autojump_clock, guest, programs, qemu):
+    qemu.blocks.append({"device": "root", "stats": {"rd_bytes": 4096, "rd_operations": 1, "rd_total_time_ns": 7}})
+    async with link_to(guest, qemu) as link:
+        both = msgspec.structs.replace(link, disks=("data", "root"))
+        await set_throttle([both], 50)
+        assert qemu.throttles == {"data": 50, "root": 50}

@@ -40,7 +40,7 @@ def test_a_dry_run_shows_guests_loads_and_order():
     assert result.exit_code == 0, result.output
     assert "smoke at scale 1/2: 4 runs" in result.output
     assert "guest g1: 128M to 256M, baseline 192M" in result.output
-    assert "40000 reads of 160M, Zipf(exponent=0.8)" in result.output
+    assert "40000 reads of 160M, zipf, exponent 0.8" in result.output
     assert result.output.count("repeat2-") == 2
 
 

@@ -46,8 +46,13 @@ class FakeLoad:
     async def drop_caches(self):
         await trio.lowlevel.checkpoint()
 
-    async def read_through(self):
+    async def warm_up(self, *, reads):
+        self.warm = reads
         await trio.lowlevel.checkpoint()
+
+    async def outputs(self):
+        await trio.lowlevel.checkpoint()
+        return self.lab.outputs
 
     async def go(self):
         self.went = True
@@ -78,7 +83,7 @@ class Lab:
         self.clock = None
         self.busy, self.hung, self.dies_in = {}, set(), None
         self.controller = None
-        self.said, self.states = [], []
+        self.said, self.states, self.outputs = [], [], {}
         self.directory, self.run_dir = RunDirectory(directory), run_dir
         self.directory.begin()
         lab = self

@@ -15,7 +15,7 @@ from qmpalloc.units import GIB, MIB
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize("name", ["paper-x1", "paper-x2", "paper-x2-full", "smoke"])
+@pytest.mark.parametrize("name", ["paper-x1", "paper-x2", "paper-x2-full", "smoke", "mmap", "program-grows"])
 def test_every_arm_of_the_examples_passes_the_checks_of_a_configuration(name):
     specification = experiment.load(EXAMPLES / f"{name}.toml")
     for arm in specification.arms:

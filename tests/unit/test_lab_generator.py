@@ -204,7 +204,8 @@ def start(tmp_path, file):
         for number, phase in enumerate(phases):
             trace = tmp_path / f"trace{number}"
             trace.write_bytes(array("I", phase["pages"]).tobytes())
-            defaults = {"name": f"p{number}", "file": str(file), "readahead": False, "rate": 0.0, "laps": 1}
+            defaults = {"name": f"p{number}", "file": str(file), "readahead": False, "rate": 0.0, "laps": 1,
+                        "duration": 0.0}  # fmt: skip
             described.append(defaults | {k: v for k, v in phase.items() if k != "pages"} | {"trace": str(trace)})
         plan = {"progress": str(tmp_path / "progress"), "go": str(tmp_path / "go"), "phases": described}
         (tmp_path / "plan").write_text(json.dumps(plan))
@@ -418,3 +419,49 @@ def test_progress_is_written_while_it_runs(tmp_path, start, progress):
             sequences.add(found.sequence)
         time.sleep(0.01)
     assert not (tmp_path / "progress.new").exists() or process.poll() is None
+
+
+# --- by time ------------------------------------------------------------------------------------------------
+
+
+def test_reads_by_time_go_over_their_references_until_it_is_over(start, progress):
+    process = start({"pages": [1, 2, 3] * 40, "duration": 0.5}, {"pages": [4] * 10})
+    assert process.wait(30) == 0
+    timed, last = progress().phases
+    assert timed.reads > 120
+    assert 0.5 <= timed.seconds < 5
+    assert (timed.done, last.reads) == (True, 10)
+
+
+def test_reads_with_a_rate_by_time_are_as_many_as_there_is_time_for(start, progress):
+    process = start({"pages": [1, 2, 3] * 40, "rate": 1000.0, "duration": 0.5})
+    assert process.wait(30) == 0
+    (timed,) = progress().phases
+    assert 120 < timed.reads <= 500
+
+
+def test_time_ends_within_the_references_and_what_was_read_is_counted():
+    disk, tally = Disk(takes_ns=1_000), generator.Tally()
+    generator.closed_loop(disk.read, array("I", range(2000)), tally, until_ns=800_000, clock=disk.clock)
+    assert tally.reads == len(disk.read_pages) == 800
+
+
+def test_reads_that_wait_when_the_time_is_over_are_not_begun():
+    disk, began, over = Disk(), threading.Event(), threading.Event()
+
+    def read(offset):
+        began.set()
+        over.wait(30)
+        return disk.read(offset)
+
+    def read_now(_offset):
+        raise BlockingIOError
+
+    def sleep(seconds):
+        began.wait(30)
+        disk.sleep(seconds)
+
+    loop = generator.OpenLoop(read, read_now, clock=disk.clock, sleep=sleep)
+    threading.Timer(0.2, over.set).start()
+    loop.run(array("I", range(1000)), 1e5, until_ns=20_000_000)
+    assert 1 <= sum(tally.reads for tally in loop.tallies) <= generator.WORKERS

@@ -11,7 +11,7 @@ from pathlib import Path
 from qmpalloc.errors import HostError
 from qmpalloc.experiment.directory import ExperimentDirectory
 from qmpalloc.experiment.learnt import LearntCurve, learnt_curves
-from qmpalloc.experiment.report import arms, conditions, evidence, words
+from qmpalloc.experiment.report import arms, conditions, evidence, metrics, words
 from qmpalloc.experiment.report.curves import curves_table, movement_table
 from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Picture
 from qmpalloc.experiment.report.html import html
@@ -95,6 +95,7 @@ def _blocks(
     yield from arms.verdicts(results)
     yield from arms.explanation(results)
     yield from arms.arms_table(results)
+    yield from metrics.metrics_tables(results)
     yield from arms.phases_table(results)
     yield from movement_table(results)
     yield from curves_table(results, curves)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from qmpalloc.experiment.metrics import metric_verdicts
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
 from qmpalloc.experiment.results import Results, RunResult
-from qmpalloc.experiment.schema import Arm
+from qmpalloc.experiment.schema import Arm, Phase, Specification
 from qmpalloc.experiment.statistics import Comparison, Ratio, verdict
 from qmpalloc.units import format_size
 
@@ -24,6 +25,11 @@ def verdicts(results: Results) -> Iterator[Block]:
         yield Paragraph(f"Only {results.specification.reference} was run: there is nothing to compare.", strong=True)
     else:
         for comparison in results.comparisons:
+            if results.metrics:
+                found = results.metric_comparisons(comparison.arm)
+                for sentence in metric_verdicts(comparison.arm, comparison.reference, found):
+                    yield Paragraph(sentence, strong=True)
+                continue
             yield Paragraph(verdict(comparison), strong=True)
             if said := " ".join(_on_hits(comparison)):
                 yield Paragraph(said)
@@ -42,8 +48,8 @@ def explanation(results: Results) -> Iterator[Block]:
     yield Heading("How to read this")
     yield Paragraph(
         f"The guests {', '.join(guest.name for guest in spec.guests)} share {format_size(spec.budget)} of memory. "
-        "Each reads files at random through its page cache; what does not fit into its memory is read from its disk. "
-        "An arm is one way to divide the memory. All arms meet the same reads, on guests booted anew. "
+        f"{_what_guests_do(spec)} through its page cache; what does not fit into its memory is read from its disk. "
+        f"An arm is one way to divide the memory. All arms meet the same {_loads(spec)}, on guests booted anew. "
         f"The reference is {spec.reference}; a ratio below 1 means that an arm has less than it, of the same repeat."
     )
     yield Bullets(
@@ -51,11 +57,25 @@ def explanation(results: Results) -> Iterator[Block]:
             f"Trial: an interval of {spec.interval:g} s, after which an arm may move memory.",
             "Access: a page of 4 KiB touched by a read. Miss: one that had to come from the disk. Hit: any other.",
             "Phase: a part of a guest's load, with its own file. An arm finishes with the last phase of all guests.",
-            "All arms do the same reads: over whole runs they differ in misses and time, in hits only as misses do.",
+            _on_work(spec),
             "Where repeats differ, tables show the median and the range. In 2 of 3: so many repeats have a value.",
             "n: repeats that count. CI: confidence interval of a ratio; it is undecided when 1 lies within.",
         )
     )
+
+
+def _what_guests_do(spec: Specification) -> str:
+    return "Each reads files, or runs programs that do," if spec.has_unequal_work else "Each reads files at random"
+
+
+def _loads(spec: Specification) -> str:
+    return "loads" if spec.has_unequal_work else "reads"
+
+
+def _on_work(spec: Specification) -> str:
+    if spec.has_unequal_work:
+        return "Arms may do unequal work in equal time: they are compared by the metrics of their phases."
+    return "All arms do the same reads: over whole runs they differ in misses and time, in hits only as misses do."
 
 
 def arms_table(results: Results) -> Iterator[Block]:
@@ -87,7 +107,8 @@ def phases_table(results: Results) -> Iterator[Block]:
     rows = []
     for guest in results.specification.guests:
         for number, phase in enumerate(guest.phases):
-            name = f"{guest.name}: {phase.name} ({format_size(phase.file)} file)"
+            what = f"{format_size(phase.file)} file" if isinstance(phase, Phase) else "program"
+            name = f"{guest.name}: {phase.name} ({what})"
             rows.append(_row(name, results, _phase_end(guest.name, number), words.whole))
     rows.append(_row("All phases", results, lambda run: run.result.trials_to_finish, words.whole))
     comparisons = {comparison.arm: comparison for comparison in results.comparisons}
@@ -102,6 +123,8 @@ def _reads(results: Results, conditions: str) -> Iterator[Block]:
         runs = results.counted(arm.name)
         for guest in results.specification.guests:
             for number, phase in enumerate(guest.phases):
+                if not isinstance(phase, Phase):
+                    continue
                 found = [run.guests[guest.name].phases[number] for run in runs]
                 rates = [each.reads / each.seconds if each.seconds else None for each in found]
                 rows.append(

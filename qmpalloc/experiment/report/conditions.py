@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,7 @@ from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
 from qmpalloc.experiment.results import Results
+from qmpalloc.experiment.schema import AnyPhase, Phase
 from qmpalloc.text import printable
 from qmpalloc.units import format_size
 
@@ -20,6 +22,9 @@ WARM_UPS = {
     "read": "every guest read its first file once, in order, before the first trial",
     "none": "none, the caches were cold",
 }
+COMMAND_CHARS = 120
+"""Of a command that are shown; an experiment's file has all."""
+
 TEXT_LIMIT = 1000
 """Characters of a cause or a command that are shown."""
 
@@ -70,15 +75,26 @@ def conditions(results: Results) -> Iterator[Block]:
     yield Bullets(tuple(printable(fact, TEXT_LIMIT) for fact in facts))
     rows = []
     for guest in spec.guests:
-        for phase in guest.phases:
+        for phase in guest.reads:
             reads = f"{phase.rounds} of {phase.reads:,}"
+            if phase.is_timed:
+                reads = f"{phase.reads:,} over and over, {phase.duration:g} s"
             rate = f"{phase.rate:g} per second" if phase.rate else "as fast as it goes"
             ahead = "yes" if phase.reads_ahead else "no"
             rows.append(
                 (f"{guest.name}: {phase.name}", describe(phase.access), format_size(phase.file), reads, rate, ahead)
             )
     columns = ("Guest: phase", "Access", "File", "Rounds of reads", "Rate", "Read-ahead")
-    yield Table(f"The loads ({words.conditions(results)})", columns, tuple(rows), numbers=False)
+    if rows:
+        yield Table(f"The loads ({words.conditions(results)})", columns, tuple(rows), numbers=False)
+    programs = tuple(
+        (f"{guest.name}: {phase.name}", printable(describe_phase(phase), TEXT_LIMIT))
+        for guest in spec.guests
+        for phase in guest.programs
+    )
+    if programs:
+        two = ("Guest: phase", "Command")
+        yield Table(f"The programs ({words.conditions(results)})", two, programs, numbers=False)
     sizes = []
     for guest in spec.guests:
         bytes_each = (guest.memory, guest.floor, guest.cap, guest.baseline)
@@ -91,6 +107,18 @@ def conditions(results: Results) -> Iterator[Block]:
         arms.append((arm.name, arm.policy, _pairs(arm.settings) or words.NOTHING, split))
     labels = ("Arm", "Policy", "Settings", "Baselines")
     yield Table(f"The arms ({words.conditions(results)})", labels, tuple(arms), numbers=False)
+
+
+def describe_phase(phase: AnyPhase) -> str:
+    """Return what a phase does, in a line."""
+    length = f" for {phase.duration:g} s" if phase.is_timed else ""
+    if isinstance(phase, Phase):
+        return f"{phase.total_reads} reads of {format_size(phase.file)}{length}, {describe(phase.access)}"
+    metrics = ", ".join(f"{metric.name} ({metric.unit}, {metric.better} is better)" for metric in phase.metrics)
+    command = " ".join(shlex.join(phase.command).split())
+    return f"{command if len(command) <= COMMAND_CHARS else command[:COMMAND_CHARS] + '…'}{length}" + (
+        f": {metrics}" if metrics else ""
+    )
 
 
 def describe(access: Access) -> str:

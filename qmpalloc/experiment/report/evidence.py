@@ -106,7 +106,9 @@ def witness(results: Results) -> Iterator[Block]:
             rows.append(_witness_row(name, counts))
             if _agreement(counts) == DOUBTFUL:
                 apart.append(name)
-    columns = ("Arm, guest", "Misses counted", "Read from the disk", "Apart", "Events lost", "")
+    programs = any(guest.programs for guest in results.specification.guests)
+    counted = "Misses counted, and faults where programs run" if programs else "Misses counted"
+    columns = ("Arm, guest", counted, "Read from the disk", "Apart", "Events lost", "")
     caption = f"Misses of the collectors beside what QEMU's disks read, all repeats ({words.conditions(results)})"
     yield Table(caption, columns, tuple(rows))
     if apart:
@@ -120,7 +122,7 @@ def witness(results: Results) -> Iterator[Block]:
 
 def _agreement(counts: Counts) -> str:
     """Return whether collector and disk agree, in a word or a few."""
-    if max(counts.misses * PAGE_BYTES, counts.disk_read_bytes) < LITTLE_BYTES:
+    if max(counts.witnessed * PAGE_BYTES, counts.disk_read_bytes) < LITTLE_BYTES:
         return "too little to tell"
     return "agrees" if counts.witness is not None and abs(counts.witness - 1) <= WITNESS_TOLERANCE else DOUBTFUL
 
@@ -128,5 +130,5 @@ def _agreement(counts: Counts) -> str:
 def _witness_row(name: str, counts: Counts) -> tuple[str, ...]:
     shown = words.NOTHING if counts.witness is None else words.signed_percent(counts.witness - 1)
     lost = "not known" if counts.events_lost is None else words.whole(counts.events_lost)
-    missed, read = words.mebibytes(counts.misses * PAGE_BYTES), words.mebibytes(counts.disk_read_bytes)
+    missed, read = words.mebibytes(counts.witnessed * PAGE_BYTES), words.mebibytes(counts.disk_read_bytes)
     return name, missed, read, shown, lost, _agreement(counts)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from qmpalloc.experiment.gain import OracleShare, oracle_share
+from qmpalloc.experiment.metrics import MetricComparison
 from qmpalloc.experiment.movement import Movement, Settling
 from qmpalloc.experiment.records import PhaseFootprint
 from qmpalloc.experiment.report.curves import movements
@@ -41,6 +42,7 @@ class RepeatSummary(Struct, frozen=True, kw_only=True):
     controller_cpu_share: float | None
     moved_bytes: int
     settlings: tuple[Settling, ...]
+    metrics: dict[str, dict[str, dict[str, float | None]]]
     notes: tuple[str, ...]
 
 
@@ -77,6 +79,7 @@ class ComparisonSummary(Struct, frozen=True, kw_only=True):
     more_hits: tuple[tuple[int, int], ...]
     repeats: int
     finished: int
+    metrics: tuple[MetricComparison, ...]
 
 
 class FailedRun(Struct, frozen=True, kw_only=True):
@@ -136,7 +139,7 @@ def summarise(results: Results) -> Summary:
         complete=not results.missing and not results.failed,
         disk=disk,
         arms=tuple(_arm(results, arm) for arm in results.arms),
-        comparisons=tuple(_comparison(comparison) for comparison in results.comparisons),
+        comparisons=tuple(_comparison(results, comparison) for comparison in results.comparisons),
         footprints=results.manifest.footprints,
         failed=tuple(FailedRun(arm=r.run.arm, repeat=r.run.repeat, cause=r.result.failed) for r in results.failed),
         missing=tuple(MissingRun(arm=run.arm, repeat=run.repeat) for run in results.missing),
@@ -173,11 +176,15 @@ def _repeat(run: RunResult, moved: Movement) -> RepeatSummary:
         controller_cpu_share=run.controller_cpu_share,
         moved_bytes=moved.moved_bytes,
         settlings=moved.settlings,
+        metrics={
+            name: {phase.name: {each.metric.name: each.value for each in phase.metrics} for phase in guest.phases}
+            for name, guest in run.guests.items()
+        },
         notes=run.notes,
     )
 
 
-def _comparison(comparison: Comparison) -> ComparisonSummary:
+def _comparison(results: Results, comparison: Comparison) -> ComparisonSummary:
     return ComparisonSummary(
         arm=comparison.arm,
         reference=comparison.reference,
@@ -189,4 +196,5 @@ def _comparison(comparison: Comparison) -> ComparisonSummary:
         more_hits=comparison.more_hits,
         repeats=comparison.repeats,
         finished=comparison.finished,
+        metrics=results.metric_comparisons(comparison.arm),
     )

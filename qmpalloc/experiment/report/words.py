@@ -43,6 +43,11 @@ def whole(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
 
 
+def figure(value: float) -> str:
+    """Return a value of any size with four digits or more: ``12,345``, ``123.4``, ``0.01234``."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def times(value: float) -> str:
     """Return a number of times: ``0.8``, ``12``."""
     return f"{value:.1f}" if value < 10 else f"{value:,.0f}"

@@ -1,0 +1,157 @@
+"""A phase that runs a program in its guest, and the figures by which it is judged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from msgspec import Struct
+
+from qmpalloc.config import Duration, Size
+
+METRICS_MAX = 16
+"""Of a phase."""
+
+METRIC_FILE = "a file that the program writes, and the way to the number in it"
+
+Mistake = tuple[str, str, str]
+"""Key below the phase, message and hint."""
+
+
+class JsonValue(Struct, frozen=True, kw_only=True):
+    """A number in a JSON file that the program writes.
+
+    Attributes:
+        file: Its path, relative to the directory in which the program runs.
+        path: Keys and positions, joined by dots: ``jobs.0.read.iops``.
+    """
+
+    file: str
+    path: str
+
+
+class Metric(Struct, frozen=True, kw_only=True):
+    """``[[guest.phase.metric]]``: a figure that a phase comes to.
+
+    Attributes:
+        name: Unique in its phase.
+        unit: Of its values.
+        better: Whether more or less of it is better.
+        pattern: Regular expression, applied to each line of output; the value is its group ``value``, or its first.
+            A group ``unit`` must match `unit`.
+        series: Whether every match counts, and the metric is their mean; otherwise it is the last match.
+        json: Where the value is, instead of a pattern.
+    """
+
+    name: str
+    unit: str
+    better: Literal["higher", "lower"]
+    pattern: str = ""
+    series: bool = False
+    json: JsonValue | None = None
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """Yield what is wrong with it."""
+        if bool(self.pattern) == (self.json is not None):
+            hint = "a pattern for the output, or json = { file = …, path = … }"
+            yield "pattern", "a metric has either a pattern or json", hint
+        if self.json is not None and self.series:
+            yield "series", "a JSON file has one value", "leave it out, or give a pattern"
+        if self.json is not None and not (self.json.file and self.json.path):
+            yield "json", "neither file nor path may be empty", METRIC_FILE
+        if not self.unit or not self.unit.isprintable():
+            yield "unit", f"{self.unit!r} is no unit", 'for example "1/s" or "ms"'
+        if not self.pattern:
+            return
+        try:
+            found = re.compile(self.pattern)
+        except re.error as error:
+            yield "pattern", f"not a regular expression: {error}", "in TOML, 'single quotes' keep backslashes"
+            return
+        if not found.groups:
+            yield "pattern", "has no group for the number", r"for example 'tps = ([0-9.]+)'"
+        elif found.groups > 1 and "value" not in found.groupindex:
+            yield "pattern", "has several groups", "call that of the number (?P<value>…), or make the others (?:…)"
+
+
+class ProgramPhaseKeys(Struct, frozen=True, kw_only=True):
+    """What a phase with a program has besides its metrics.
+
+    Attributes:
+        name: Unique in its guest; by default ``phase1``, ``phase2``, …
+        command: Program and arguments.
+        setup: Run once, as root, before anything is measured; all guests' at the same time.
+        ready: Run after `setup`, again and again until it ends with 0.
+        warm_up: Run before `command`; for a guest's first phase before the first trial.
+        user: Who runs `ready`, `warm_up` and `command`.
+        environment: Of all of these.
+        duration: How long the program runs, after which it is ended; 0: until it ends by itself.
+        timeout: The longest that a program which ends by itself may run.
+        copy: Files beside the experiment's, brought into the directory in which the program runs.
+        files: Name to size of files on the data disk, in ``/data``; what is in them looks random.
+    """
+
+    name: str = ""
+    command: tuple[str, ...]
+    setup: tuple[str, ...] = ()
+    ready: tuple[str, ...] = ()
+    warm_up: tuple[str, ...] = ()
+    user: str = "root"
+    environment: dict[str, str] = {}
+    duration: Duration = Duration(0.0)
+    timeout: Duration = Duration(3600.0)
+    copy: tuple[str, ...] = ()
+    files: dict[str, Size] = {}
+
+
+class ProgramPhase(ProgramPhaseKeys, frozen=True, kw_only=True):
+    """``[[guest.phase]]`` with a `command`: a program that runs in the guest.
+
+    Attributes:
+        metrics: What it is judged by.
+    """
+
+    metrics: tuple[Metric, ...] = ()
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it takes the same time in every arm."""
+        return self.duration > 0
+
+    def with_texts(self, change: Callable[[str], str]) -> dict[str, object]:
+        """Return commands, user and environment with every text changed, as the guest is told them."""
+        argv = {
+            name: [change(word) for word in getattr(self, name)] for name in ("command", "setup", "ready", "warm_up")
+        }
+        environment = {name: change(value) for name, value in self.environment.items()}
+        return {**argv, "user": self.user, "environment": environment}
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """Yield what cannot be run; names are checked elsewhere."""
+        for key in ("command", "setup", "ready", "warm_up"):
+            argv = getattr(self, key)
+            if key == "command" and not argv:
+                yield key, "is empty", 'for example ["sleep", "60"]'
+            elif argv and not argv[0]:
+                yield key, "the program has no name", 'for example ["sleep", "60"]'
+            if any("\0" in word for word in argv):
+                yield key, "holds a NUL", "no program can be given one"
+        for name, value in self.environment.items():
+            if not name or "=" in name or "\0" in name + value:
+                yield "environment", f"{name!r} is no name of a variable, or its value holds a NUL", ""
+        for key in ("duration", "timeout"):
+            if getattr(self, key) < 0 or (key == "timeout" and not self.timeout):
+                yield key, "must be above 0", 'for example "60s"'
+        for name in self.copy:
+            if name.startswith("/") or ".." in name.split("/") or not name.isprintable() or not name:
+                yield "copy", f"{name!r} is not beside the experiment's file", "give a path relative to it"
+        if len(self.metrics) > METRICS_MAX:
+            yield "metric", f"more than {METRICS_MAX}", "leave some out: the output is kept"
+        for index, metric in enumerate(self.metrics):
+            for key, message, hint in metric.mistakes():
+                yield f"metric[{index}].{key}", message, hint
+
+
+READ_RATE = Metric(name="reads", unit="1/s", better="higher")
+"""What a phase of built-in reads is judged by beside programs."""

@@ -1,0 +1,116 @@
+"""The part of a report that says what programs, and reads in equal time, came to."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from qmpalloc.experiment.metrics import MetricResult, metric_verdicts
+from qmpalloc.experiment.program import Metric
+from qmpalloc.experiment.report import words
+from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
+from qmpalloc.experiment.report.words import spread
+from qmpalloc.experiment.results import Results, RunResult, total
+
+
+def metrics_tables(results: Results) -> Iterator[Block]:
+    """Yield the metrics of all arms beside each other, what the disks had to do for them, and their course."""
+    if not results.metrics:
+        return
+    reference, conditions = results.specification.reference, words.conditions(results)
+    yield Heading("What the guests came to")
+    rows = []
+    for guest, phase, metric in results.metrics:
+        cells = []
+        for arm in results.arms:
+            runs = results.counted(arm.name)
+            said = spread([run.metric_values.get((guest, phase, metric.name)) for run in runs], words.figure)
+            cells.append(said + _beside_reference(results, arm.name, guest, phase, metric))
+        rows.append((f"{guest}: {phase}, {metric.name} ({metric.unit}, {metric.better} is better)", *cells))
+    columns = ("Guest: phase, metric", *(arm.name for arm in results.arms))
+    yield Table(f"Metrics, and their ratios to {reference} ({conditions})", columns, tuple(rows))
+    yield from _page_ins(results, conditions)
+    for guest, phase, metric in results.metrics:
+        yield from _course(results, guest, phase, metric)
+
+
+def metric_lines(results: Results) -> Iterator[str]:
+    """Yield what came out by metrics, a line each, for the end of an experiment."""
+    for guest, phase, metric in results.metrics:
+        values = [
+            f"{arm.name} {spread([run.metric_values.get((guest, phase, metric.name)) for run in runs], words.figure)}"
+            for arm in results.arms_counted
+            if (runs := results.counted(arm.name))
+        ]
+        if values:
+            yield f"{guest}: {phase}, {metric.name} in {metric.unit}: {', '.join(values)}"
+    if results.metrics:
+        for arm in results.adaptive_arms:
+            found = results.metric_comparisons(arm.name)
+            yield from metric_verdicts(arm.name, results.specification.reference, found)
+
+
+def _beside_reference(results: Results, arm: str, guest: str, phase: str, metric: Metric) -> str:
+    if arm == results.specification.reference:
+        return ""
+    key = (guest, phase, metric.name)
+    found = next(
+        (each for each in results.metric_comparisons(arm) if (each.guest, each.phase, each.metric.name) == key), None
+    )
+    return f"; ratio {found.ratio}" if found is not None and found.ratio is not None else ""
+
+
+def _page_ins(results: Results, conditions: str) -> Iterator[Block]:
+    rows = []
+    for arm in results.arms_counted:
+        for guest in results.specification.guests:
+            counts = total(run.guests[guest.name].counts for run in results.counted(arm.name))
+            faults = words.NOTHING if counts.faults is None else words.whole(counts.faults)
+            read = words.mebibytes(counts.disk_read_bytes)
+            rows.append((f"{arm.name}, {guest.name}", words.whole(counts.misses), faults, read))
+    columns = ("Arm, guest", "Pages in for reads", "Pages in for faults of mapped files", "Read from the disks")
+    yield Table(f"What had to be read for that, all repeats ({conditions})", columns, tuple(rows))
+
+
+def _course(results: Results, guest: str, phase: str, metric: Metric) -> Iterator[Block]:
+    """Yield a metric by trial, a column for each arm; nothing where no arm has two values."""
+    columns: list[dict[int, list[float]]] = []
+    for arm in results.arms_counted:
+        by_trial: dict[int, list[float]] = {}
+        for run in results.counted(arm.name):
+            for trial, value in _series(run, guest, phase, metric).items():
+                by_trial.setdefault(trial, []).append(value)
+        columns.append(by_trial)
+    if max((len(column) for column in columns), default=0) < 2:
+        return
+    trials = sorted(set().union(*columns))
+    interval_s = results.specification.interval
+    rows = tuple(
+        (
+            f"{trial} ({trial * interval_s:,.0f} s)",
+            *(_median(column.get(trial)) for column in columns),
+        )
+        for trial in trials
+    )
+    names = ("Trial (its end)", *(arm.name for arm in results.arms_counted))
+    yield Paragraph(f"{guest}, {phase}: {metric.name} by trial, {metric.better} is better.")
+    caption = f"{guest}, {phase}: {metric.name} in {metric.unit} by trial ({words.conditions(results)})"
+    yield Table(caption, names, rows)
+
+
+def _median(values: list[float] | None) -> str:
+    return words.NOTHING if values is None else words.figure(statistics.median(values))
+
+
+def _series(run: RunResult, guest: str, phase: str, metric: Metric) -> dict[int, float]:
+    found: MetricResult | None = next(
+        (
+            result
+            for each in run.guests[guest].phases
+            if each.name == phase
+            for result in each.metrics
+            if result.metric.name == metric.name
+        ),
+        None,
+    )
+    return found.series if found is not None else {}

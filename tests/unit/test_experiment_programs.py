@@ -1,0 +1,385 @@
+"""Programs in the specification of an experiment, and what is compared of what they say."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from qmpalloc import experiment
+from qmpalloc.errors import ConfigError, HostError
+from qmpalloc.experiment.directory import ExperimentDirectory
+from qmpalloc.experiment.metrics import (
+    compare_metrics,
+    gain_of_all,
+    metric_results,
+    metric_verdicts,
+    worst,
+)  # fmt: skip
+from qmpalloc.experiment.plan import ArmRun
+from qmpalloc.experiment.program import Metric
+from qmpalloc.experiment.records import LoadProgress, Manifest, MetricProgress, Outcome, PhaseProgress, Reading
+from qmpalloc.experiment.report import write_report
+from qmpalloc.experiment.report.metrics import metric_lines
+from qmpalloc.experiment.results import load_results
+from qmpalloc.lab.arm import share_done
+from qmpalloc.lab.configuration import arm_configuration
+from qmpalloc.lab.standstill import Standstill
+from qmpalloc.units import MIB
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TEXT = """
+[experiment]
+name = "try"
+budget = "768MiB"
+interval = "10s"
+repeats = 2
+seed = 7
+[[guest]]
+name = "A"
+memory = "512MiB"
+floor = "256MiB"
+cap = "512MiB"
+baseline = "384MiB"
+[[guest.phase]]
+name = "reads"
+file = "64MiB"
+access = { distribution = "uniform" }
+reads = 1000
+duration = "40s"
+[[guest]]
+name = "B"
+memory = "512MiB"
+floor = "256MiB"
+cap = "512MiB"
+baseline = "384MiB"
+[[guest.phase]]
+name = "idle"
+command = ["sleep", "20"]
+[[guest.phase]]
+name = "work"
+command = ["work", "--seed={seed}", "{guest} at {scale}", "{other}"]
+environment = { WHO = "{guest}" }
+duration = "20s"
+files = { rows = "100MiB" }
+[[guest.phase.metric]]
+name = "rate"
+unit = "1/s"
+better = "higher"
+pattern = 'rate ([0-9]+)'
+series = true
+[[guest.phase.metric]]
+name = "latency"
+unit = "ms"
+better = "lower"
+pattern = 'latency ([0-9]+)'
+[[arm]]
+name = "static"
+policy = "static"
+[[arm]]
+name = "other"
+policy = "paper"
+"""
+
+
+def parsed(text=TEXT, file=Path("/somewhere/try.toml")):
+    return experiment.parse(text, file=file)
+
+
+SPEC = parsed()
+A, B = SPEC.guests
+RATE, LATENCY = B.phases[1].metrics
+
+
+# --- the specification ------------------------------------------------------------------------------------------------
+
+
+def test_both_kinds_of_phases_mix():
+    assert [phase.name for phase in B.programs] == ["idle", "work"]
+    assert (A.reads, A.programs, B.reads) == (A.phases, (), ())
+    assert B.files == {"rows": 100 * MIB}
+    assert [phase.is_timed for phase in (*A.phases, *B.phases)] == [True, False, True]
+    assert SPEC.has_unequal_work
+    assert not experiment.load(EXAMPLES / "smoke.toml").has_unequal_work
+
+
+def test_a_guest_whose_programs_name_no_file_has_one_to_measure_reads_with():
+    text = TEXT.replace('files = { rows = "100MiB" }', "")
+    assert parsed(text).guests[1].files == {"file-16M.dat": 16 * MIB}
+
+
+def test_scaling_changes_files_and_not_commands():
+    scaled = experiment.scale(SPEC, Fraction(1, 2))
+    work = scaled.guests[1].phases[1]
+    assert work.files == {"rows": 50 * MIB}
+    assert (work.command, work.metrics, work.duration) == (B.phases[1].command, B.phases[1].metrics, 20.0)
+    assert scaled.fill("{seed} {guest} {scale} {other} {", scaled.guests[1]) == "7 B 1/2 {other} {"
+
+
+@pytest.mark.parametrize("name", ["mmap", "program-grows"])
+def test_the_examples_compare_static_paper_and_curve(name):
+    found = experiment.load(EXAMPLES / f"{name}.toml")
+    assert [arm.policy for arm in found.arms] == ["static", "paper", "curve"]
+    assert [(guest.floor, guest.cap, guest.baseline) for guest in found.guests] == [
+        (256 * MIB, 512 * MIB, 384 * MIB)
+    ] * 2
+    assert found.guests[1].programs[-1].copy or found.guests[1].programs[1].copy
+
+
+WORK = "guest[1].phase[1]"
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "says"),
+    [
+        (('command = ["sleep", "20"]', "command = []"), "guest[1].phase[0].command", "is empty"),
+        (('command = ["sleep", "20"]', 'command = "sleep 20"'), "guest[1].phase[0].command", "must be a list"),
+        (('["sleep", "20"]', '["", "20"]'), "guest[1].phase[0].command", "no name"),
+        (('["sleep", "20"]', '["sl\\u0000eep"]'), "guest[1].phase[0].command", "NUL"),
+        (('["sleep", "20"]', '["sleep", "20"]\nreads = 5'), "guest[1].phase[0].reads", "beside a command"),
+        (('["sleep", "20"]', '["sleep", "20"]\naccess = 5'), "guest[1].phase[0].access", "beside a command"),
+        (('["sleep", "20"]', '["sleep", "20"]\nwarmup = []'), "guest[1].phase[0].warmup", "did you mean warm_up?"),
+        (('duration = "20s"', 'duration = "20"'), f"{WORK}.duration", "no unit"),
+        (('duration = "20s"', 'timeout = "0s"'), f"{WORK}.timeout", "above 0"),
+        (('WHO = "{guest}"', '"A=B" = "x"'), f"{WORK}.environment", "is no name of a variable"),
+        (('WHO = "{guest}"', "WHO = 5"), f"{WORK}.environment", "str"),
+        (('rows = "100MiB"', '"../rows" = "100MiB"'), f"{WORK}.files", "not a file name"),
+        (('rows = "100MiB"', 'rows = "1KiB"'), f"{WORK}.files", "at least a page"),
+        (('duration = "20s"', 'duration = "20s"\ncopy = ["/etc/passwd"]'), f"{WORK}.copy", "not beside"),
+        (('duration = "20s"', 'duration = "20s"\ncopy = ["a/../../b"]'), f"{WORK}.copy", "not beside"),
+        (('duration = "20s"', 'duration = "20s"\ncopy = ["none.py"]'), f"{WORK}.copy", "No such file"),
+        (('better = "lower"', 'better = "less"'), f"{WORK}.metric[1].better", "none of 'higher', 'lower'"),
+        (('better = "lower"', ""), f"{WORK}.metric[1].better", "missing"),
+        (('unit = "ms"', 'unit = ""'), f"{WORK}.metric[1].unit", "no unit"),
+        (('name = "latency"', 'name = "rate"'), f"{WORK}.metric[1].name", "already"),
+        (("'latency ([0-9]+)'", "'latency [0-9]+'"), f"{WORK}.metric[1].pattern", "no group"),
+        (("'latency ([0-9]+)'", "'latency ([0-9]+'"), f"{WORK}.metric[1].pattern", "not a regular expression"),
+        (("'latency ([0-9]+)'", "'(a|b) ([0-9]+)'"), f"{WORK}.metric[1].pattern", "several groups"),
+        (("pattern = 'latency ([0-9]+)'", ""), f"{WORK}.metric[1].pattern", "either a pattern or json"),
+        (
+            ("pattern = 'latency ([0-9]+)'", 'json = { file = "a", path = "b" }\nseries = true'),
+            f"{WORK}.metric[1].series", "one value",
+        ),
+        (("pattern = 'latency ([0-9]+)'", 'json = { file = "a" }'), f"{WORK}.metric[1].json.path", "missing"),
+        (("[[guest.phase.metric]]", "[[guest.phase.metrics]]"), f"{WORK}.metrics", "did you mean metric?"),
+        (('duration = "40s"', 'duration = "40s"\nrounds = 2'), "guest[0].phase[0].duration", "beside rounds"),
+        (("[[guest]]", '[image]\npackages = ["a,b"]\n[[guest]]'), "image.packages", "not the name of a Debian package"),
+        (("[[guest]]", '[image]\npackages = ["--x"]\n[[guest]]'), "image.packages", "not the name of a Debian package"),
+        (('duration = "40s"', ""), "guest[0].phase[0].rounds", "at least 1"),
+        (('policy = "paper"', 'policy = "oracle"'), "arm[1].policy", "what programs read is not known"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_file_key_and_hint(change, key, says):
+    text = TEXT.replace(*change, -1 if "metric]]" in change[0] else 1)
+    with pytest.raises(ConfigError) as caught:
+        parsed(text)
+    assert f"/somewhere/try.toml: {key}" in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_what_is_copied_has_to_go_through_an_agent(tmp_path):
+    (tmp_path / "big").write_bytes(bytes(17 * MIB))
+    text = TEXT.replace('duration = "20s"', 'duration = "20s"\ncopy = ["big"]')
+    with pytest.raises(ConfigError, match="17M are to be copied, at most 16M"):
+        parsed(text, tmp_path / "try.toml")
+
+
+# --- what a phase came to ---------------------------------------------------------------------------------------------
+
+
+def state(name, seconds, *, reads=0, done=False, **metrics):
+    said = {key: MetricProgress(count=count, total=total, last=last) for key, (count, total, last) in metrics.items()}
+    return PhaseProgress(name=name, reads=reads, seconds=seconds, started_s=100.0, done=done, metrics=said)
+
+
+def load(*phases, sequence=0, finished=False):
+    return LoadProgress(sequence=sequence, monotonic_s=100.0, phases=phases, finished=finished)
+
+
+def test_a_series_is_the_mean_in_each_trial_and_others_are_the_last_value():
+    reports = [
+        (0, load()),
+        (1, load(state("work", 5.0))),
+        (2, load(state("work", 15.0, rate=(2, 30, 20), latency=(1, 9, 9)))),
+        (3, load(state("work", 20.0, rate=(2, 30, 20), latency=(1, 9, 9)))),
+        (4, load(state("work", 25.0, rate=(3, 90, 60), latency=(2, 16, 7), done=True))),
+    ]
+    rate, latency = metric_results(B.phases[1], reports, None)
+    assert (rate.metric, rate.value, rate.series) == (RATE, 30, {2: 15, 4: 60})
+    assert (latency.metric, latency.value, latency.series) == (LATENCY, 7, {2: 9, 4: 7})
+    assert [each.value for each in metric_results(B.phases[1], [], None)] == [None, None]
+
+
+def test_reads_come_to_how_many_a_second_were_done():
+    reports = [(1, load(state("reads", 10.0, reads=500))), (2, load(state("reads", 20.0, reads=700)))]
+    (found,) = metric_results(A.phases[0], reports, load(state("reads", 40.0, reads=4000, done=True)))
+    assert (found.value, found.series) == (100, {1: 50, 2: 20})
+
+
+KEYS = [("B", "work", RATE), ("B", "work", LATENCY), ("A", "reads", A.phases[0].metrics[0])]
+
+
+def values(rate, latency, reads):
+    return {("B", "work", "rate"): rate, ("B", "work", "latency"): latency, ("A", "reads", "reads"): reads}
+
+
+def test_arms_are_compared_by_each_metric_whichever_way_is_better():
+    pairs = [
+        (values(50.0, 20.0, 110.0), values(100.0, 10.0, 100.0)),
+        (values(55.0, 20.0, 121.0), values(110.0, 10.0, 110.0)),
+    ]
+    rate, latency, reads = compare_metrics(KEYS, pairs)
+    assert (rate.ratio.value, rate.gain.value) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert (latency.ratio.value, latency.gain.value) == (pytest.approx(2.0), pytest.approx(0.5))
+    assert reads.gain.value == pytest.approx(1.1)
+    assert worst([reads, rate]) == rate
+    # Two metrics of B count as much as the one of A.
+    assert gain_of_all([rate, latency, reads]) == pytest.approx((0.5 * 1.1) ** 0.5)
+    said = list(metric_verdicts("other", "static", [rate, latency, reads]))
+    assert [sentence.rsplit(": ", 1)[1] for sentence in said[:3]] == ["worse.", "worse.", "better."]
+    assert "worst: 0.50 times, rate of B (work)" in said[3]
+
+
+def test_one_repeat_decides_nothing_and_none_compares_nothing():
+    one = compare_metrics(KEYS, [(values(50.0, 20.0, 0.0), values(100.0, 10.0, 100.0))])
+    said = list(metric_verdicts("other", "static", one))
+    assert said[0].startswith("other had 0.50 of the static rate of B (work), higher is better; n = 1")
+    assert "nothing is decided" in said[1]
+    assert said[2].startswith("other cannot be compared by reads of A (reads)")
+    assert [each.ratio for each in compare_metrics(KEYS, [])] == [None] * 3
+    assert gain_of_all(compare_metrics(KEYS, [])) is None
+    mixed = [({("B", "work", "rate"): rate}, {("B", "work", "rate"): 1.0}) for rate in (0.5, 2.0)]
+    undecided = compare_metrics(KEYS[:1], mixed)
+    assert "undecided" in next(metric_verdicts("other", "static", undecided))
+
+
+# --- while it runs ----------------------------------------------------------------------------------------------------
+
+
+def reading(guest, progress, trial=1):
+    return Reading(
+        trial=trial, t=10.0 * trial, guest=guest, monotonic_ns=trial * 10**10, accesses=trial * 1000, misses=trial * 10,
+        refaults=0, evictions=0, events_lost=0, target_bytes=384 * MIB, actual_bytes=384 * MIB,
+        disk_read_bytes=trial * 40960, disk_reads=trial, disk_read_ns=trial, load=progress, faults=trial * 5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("progress", "share"),
+    [
+        (None, 0.0),
+        (load(), 0.0),
+        (load(state("idle", 30.0)), 0.0),
+        (load(state("idle", 20.0, done=True), state("work", 5.0)), 0.625),
+        (load(state("idle", 20.0, done=True), state("work", 90.0)), 1.0),
+    ],
+)
+def test_how_far_a_load_with_programs_is(progress, share):
+    assert share_done(B, progress) == pytest.approx(share)
+
+
+def watch(progress, *, trials, watched=None):
+    """Return what watches a guest whose load reports `progress` of a trial, after so many trials."""
+    watched = watched or Standstill({"A": {"reads"}}, interval_s=10.0, now_s=0.0)
+    for trial in trials:
+        watched.note([reading("A", progress(trial), trial)], now_s=10.0 * trial)
+    return watched
+
+
+def test_a_program_that_reads_nothing_does_not_stand_still_while_its_generator_writes():
+    alive = watch(lambda trial: load(state("idle", 10.0 * trial), sequence=trial), trials=range(1, 40))
+    with pytest.raises(HostError, match="guest A"):
+        watch(lambda trial: load(state("idle", 400.0), sequence=39), trials=range(40, 60), watched=alive)
+
+
+def test_reads_that_hang_stand_still_though_their_generator_writes():
+    with pytest.raises(HostError, match="guest A"):
+        watch(lambda trial: load(state("reads", 1.0, reads=5), sequence=trial), trials=range(1, 40))
+
+
+def test_a_warm_up_between_two_phases_may_take_its_time():
+    watch(lambda trial: load(state("reads", 1.0, reads=5, done=True), sequence=trial), trials=range(1, 40))
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """An experiment of which all runs ended; in the arm "other" the program did half as much."""
+    manifest = Manifest(
+        name="try", file="/somewhere/try.toml", scale="1", arms=("static", "other"), repeats=2, command="qmpalloc",
+        created_wall=1e9, accelerator={}, images={}, versions={}, host={}, footprints={},
+    )  # fmt: skip
+    made = ExperimentDirectory.create(tmp_path / "out", SPEC, manifest, TEXT)
+    for arm, rate in (("static", 100.0), ("other", 50.0)):
+        for repeat in (1, 2):
+            run = made.run(ArmRun(repeat, arm))
+            run.begin()
+            for trial in range(5):
+                seconds, count = 10.0 * trial, max(0, trial - 2)
+                reads = load(state("reads", seconds, reads=trial * 1000, done=trial == 4), finished=trial == 4)
+                idle = state("idle", min(seconds, 20.0), done=trial >= 2)
+                said = (
+                    {"rate": (count, count * rate * repeat, rate * repeat), "latency": (count, 5, 5)} if count else {}
+                )
+                work = [state("work", seconds - 20.0, done=trial == 4, **said)] if trial > 2 else []
+                run.append_readings([
+                    reading("A", reads, trial), reading("B", load(idle, *work, finished=trial == 4), trial),
+                ])  # fmt: skip
+            run.write_output("B", "work", b"rate 100")
+            run.write_outcome(Outcome(arm=arm, repeat=repeat, started_wall=1e9, total_s=60.0, load_s=40.0))
+    return made
+
+
+def test_a_report_of_programs_is_by_metric(finished):
+    write_report(finished, figures=False)
+    text = (finished.path / "report.md").read_text()
+    assert (
+        "**other had 0.50 of the static rate of B (work), higher is better, 95 % CI 0.50 to 0.50, n = 2: worse.**"
+        in text
+    )
+    assert "of the static time" not in text
+    line = next(line for line in text.splitlines() if line.startswith("| B: work, rate (1/s, higher is better) |"))
+    assert "150 (100 to 200) | 75 (50 to 100); ratio 0.50" in line
+    # The program did not run in the first two trials, and its course is that of the others.
+    course = text.split("B, work: rate in 1/s by trial", 1)[1].split("\n\n")[1].splitlines()
+    assert [line.split(" | ")[1:] for line in course[2:]] == [["150", "75 |"], ["150", "75 |"]]
+    assert "| static, B | 80 | 40 | 0 MiB |" in text
+    # 40 misses and 20 faults of 4 KiB in each repeat, and 40 pages read by the disk.
+    witnesses = json.loads((finished.path / "summary.json").read_text())["arms"][0]["witness"]
+    assert witnesses == {"A": pytest.approx(1.0), "B": pytest.approx(40 / 60)}
+    summary = json.loads((finished.path / "summary.json").read_text())
+    assert summary["arms"][1]["repeats"][0]["metrics"]["B"] == {"idle": {}, "work": {"rate": 50.0, "latency": 5.0}}
+    assert summary["comparisons"][0]["metrics"][1]["ratio"]["value"] == pytest.approx(0.5)
+
+
+def test_the_closing_lines_are_the_metrics(finished):
+    lines = list(metric_lines(load_results(finished)))
+    assert "B: work, rate in 1/s: static 150 (100 to 200), other 75 (50 to 100)" in lines
+    assert lines[-1].startswith("other over all guests alike: ")
+
+
+def test_what_programs_bring_is_kept_with_the_experiment(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "work.py").write_text("print('rate 1')")
+    text = TEXT.replace('duration = "20s"', 'duration = "20s"\ncopy = ["own/work.py"]')
+    spec = parsed(text, tmp_path / "try.toml")
+    manifest = Manifest(
+        name="try", file=spec.file, scale="1", arms=("static", "other"), repeats=2, command="", created_wall=1e9,
+        accelerator={}, images={}, versions={}, host={}, footprints={},
+    )  # fmt: skip
+    ExperimentDirectory.create(tmp_path / "out", spec, manifest, text)
+    (tmp_path / "own" / "work.py").unlink()
+    kept = ExperimentDirectory.open_existing(tmp_path / "out").specification
+    assert (Path(kept.file).parent / kept.guests[1].phases[1].copy[0]).read_text() == "print('rate 1')"
+
+
+def test_a_metric_without_a_pattern_or_a_file_says_so():
+    assert [key for key, _, _ in Metric(name="a", unit="1", better="higher").mistakes()] == ["pattern"]
+
+
+def test_the_packages_of_the_image_are_those_of_every_guest():
+    spec = parsed(TEXT.replace("[[guest]]", '[image]\npackages = ["sqlite3"]\n[[guest]]', 1))
+    config = arm_configuration(spec, spec.arms[0], run_dir=Path("/run/x"))
+    assert [guest.vm.packages for guest in config.guests] == [("sqlite3",)] * 2
