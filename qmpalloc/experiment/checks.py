@@ -181,7 +181,7 @@ def _phase(key: str, phase: AnyPhase) -> Found:
 
 
 def _file_name(key: str, name: str) -> Found:
-    if "/" in name or not is_visible(name) or name in {".", "..", "lost+found"}:
+    if "/" in name or not is_visible(name) or name in {"", ".", "..", "lost+found"}:
         yield key, f"{name!r} is not a file name", "files lie directly in /data of the guest"
 
 

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -106,14 +106,11 @@ def build_tar(
     Raises:
         HostError: It failed; with mmdebstrap's last lines.
     """
-    if not any(Path("/usr/share/keyrings").glob(KEYRING_GLOB)):
-        raise HostError("Debian's archive keys are missing", hint="apt install debian-archive-keyring")
     mirror = mirror or host_mirror()
-    log_path, tar = directory / "build.log", directory / "rootfs.tar"
-    with _workspace() as workspace, tempfile.TemporaryDirectory(dir=directory) as scratch, log_path.open("w") as log:
+    tar = directory / "rootfs.tar"
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
         inputs = Path(scratch) / "inputs.tar"
         inputs.write_bytes(inputs_tar(list(files), recipe.source_date_epoch))
-
         argv = mmdebstrap_argv(
             recipe,
             variant,
@@ -123,6 +120,42 @@ def build_tar(
             apt_options=host_transfer_options(),
             as_root=os.geteuid() == 0,
         )
+        run_mmdebstrap(
+            argv,
+            what=f"building {variant} with mmdebstrap",
+            log_path=directory / "build.log",
+            env={"SOURCE_DATE_EPOCH": str(recipe.source_date_epoch)},
+            on_step=on_step,
+            hint="" if mirror else "choose another package source with --mirror",
+        )
+    return tar
+
+
+def run_mmdebstrap(
+    argv: Sequence[str],
+    *,
+    what: str,
+    log_path: Path,
+    env: Mapping[str, str] | None = None,
+    on_step: Callable[[str], None],
+    hint: str = "",
+) -> None:
+    """Run mmdebstrap so that nothing of it is left, however it ends.
+
+    Args:
+        argv: Its command line.
+        what: What it does, for the error.
+        log_path: Where all it says goes.
+        env: Added to the environment.
+        on_step: Told what it does.
+        hint: Of the error.
+
+    Raises:
+        HostError: Debian's keys or room are missing, or it failed; with its last lines.
+    """
+    if not any(Path("/usr/share/keyrings").glob(KEYRING_GLOB)):
+        raise HostError("Debian's archive keys are missing", hint="apt install debian-archive-keyring")
+    with _workspace() as workspace, log_path.open("w") as log:
 
         def on_line(line: str) -> None:
             log.write(line + "\n")
@@ -131,14 +164,7 @@ def build_tar(
             elif line.startswith("I: running --customize-hook"):
                 on_step("configuring the system")
 
-        run(
-            isolated(argv),
-            what=f"building {variant} with mmdebstrap",
-            env={"SOURCE_DATE_EPOCH": str(recipe.source_date_epoch), "TMPDIR": str(workspace)},
-            on_line=on_line,
-            hint="" if mirror else "choose another package source with --mirror",
-        )
-    return tar
+        run(isolated(argv), what=what, env={**(env or {}), "TMPDIR": str(workspace)}, on_line=on_line, hint=hint)
 
 
 @contextmanager

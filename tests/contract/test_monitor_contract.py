@@ -14,9 +14,14 @@ import trio
 from qmpalloc.control.inspection import ask_facts
 from qmpalloc.errors import NonsenseError, RefusedError, UnreachableError
 from qmpalloc.qmp import open_agent, open_monitor
+from qmpalloc.qmp.monitor_types import STAT_KEYS
 from qmpalloc.testing import FakeQemu
 
 QEMU = shutil.which("qemu-system-x86_64")
+STATS_OF_9_2 = {
+    "stat-oom-kills", "stat-alloc-stalls", "stat-async-scans", "stat-direct-scans", "stat-async-reclaims",
+    "stat-direct-reclaims",
+}  # fmt: skip
 
 
 class OurClient:
@@ -335,3 +340,16 @@ async def test_typed_commands_of_a_machine_with_a_balloon(ballooned_path, balloo
         assert stats.last_update is None
         assert stats.free_bytes is None
         assert await monitor.block_stats() == ()
+
+
+@pytest.mark.qemu
+@pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not installed")
+async def test_the_balloons_statistics_have_the_names_that_we_read(tmp_path, start_listening):
+    path = str(tmp_path / "qmp")
+    argv = [QEMU, "-S", "-M", "q35", "-m", "64", "-nodefaults", "-display", "none", "-device", "virtio-balloon-pci"]
+    await start_listening([*argv, "-qmp", f"unix:{path},server=on,wait=off"], path)
+    async with open_monitor(path, timeout_s=10) as monitor:
+        asked = {"path": await monitor.find_balloon(), "property": "guest-stats"}
+        reply = await monitor.execute("qom-get", asked)
+        newer = STATS_OF_9_2 if monitor.qemu_version < (9, 2) else set()
+    assert set(reply["stats"]) == set(STAT_KEYS.values()) - newer
