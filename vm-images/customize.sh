@@ -13,37 +13,7 @@ printf '127.0.0.1\tlocalhost\n127.0.1.1\tqmpalloc-guest\n::1\tlocalhost\n' >/etc
 rm -f /etc/resolv.conf # the guest has no network, and the host's must not get in
 
 # ---------------------------------------------------------------------------------------------------------- boot
-ln -sfn /usr/lib/systemd/system/multi-user.target /etc/systemd/system/default.target
-mkdir -p /data /etc/systemd/system/getty.target.wants
-ln -sfn /usr/lib/systemd/system/serial-getty@.service \
-    /etc/systemd/system/getty.target.wants/serial-getty@ttyS0.service
-
-# Not needed in a guest that lives for one run on known devices; each costs up to a second of boot under emulation, or
-# disturbs a measurement later.
-for unit in \
-    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
-    fstrim.timer systemd-tmpfiles-clean.timer \
-    getty@tty1.service getty-static.service remote-fs.target \
-    systemd-logind.service systemd-user-sessions.service \
-    systemd-ask-password-console.path systemd-ask-password-wall.path \
-    systemd-binfmt.service proc-sys-fs-binfmt_misc.automount \
-    systemd-pstore.service systemd-random-seed.service \
-    systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-update-done.service \
-    systemd-machine-id-commit.service systemd-hwdb-update.service systemd-sysusers.service ldconfig.service \
-    systemd-journal-flush.service systemd-journal-catalog-update.service \
-    systemd-remount-fs.service systemd-udev-load-credentials.service systemd-modules-load.service \
-    kmod-static-nodes.service systemd-tmpfiles-setup-dev.service systemd-tmpfiles-setup-dev-early.service \
-    modprobe@drm.service modprobe@fuse.service modprobe@configfs.service modprobe@efi_pstore.service \
-    dev-hugepages.mount dev-mqueue.mount run-lock.mount tmp.mount \
-    sys-fs-fuse-connections.mount sys-kernel-config.mount; do
-    ln -sfn /dev/null "/etc/systemd/system/$unit"
-done
-# Generators look for what this guest has not got: encrypted disks, TPMs, SysV scripts, virtual consoles.
-mkdir -p /etc/systemd/system-generators
-for generator in /usr/lib/systemd/system-generators/*; do
-    name=${generator##*/}
-    [ "$name" = systemd-fstab-generator ] || ln -sfn /dev/null "/etc/systemd/system-generators/$name"
-done
+sh "$inputs/boot.sh" /
 
 # -------------------------------------------------------------------------------------------------------- agents
 # Writes a qemu-ga configuration that permits the RPCs $2 only. Agents before QEMU 8.1 know no list of permitted

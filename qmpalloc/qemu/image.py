@@ -91,9 +91,10 @@ def images_dir() -> Path:
     return cache.cache_dir() / "images"
 
 
-def image_dir(variant: Variant) -> Path:
-    """Return where the image of the present recipe is, or would be."""
-    return images_dir() / f"{variant}-{inputs_digest(variant, input_files(variant))[:DIGEST_CHARS]}"
+def image_dir(variant: Variant, *, recipe_dir: Path | None = None) -> Path:
+    """Return where the image of a recipe, by default the present one, is or would be."""
+    files = input_files(variant, recipe_dir=recipe_dir)
+    return images_dir() / f"{variant}-{inputs_digest(variant, files)[:DIGEST_CHARS]}"
 
 
 def read_image(directory: Path) -> Image:
@@ -154,15 +155,17 @@ def prune_images() -> list[Path]:
 def obtain_image(
     variant: Variant,
     *,
+    recipe_dir: Path | None = None,
     mirror: str | None = None,
     keep_tar: bool = False,
     rebuild: bool = False,
     report: Report = silent,
 ) -> Image:
-    """Return the image of the present recipe, built now if it is not cached (one to two minutes).
+    """Return the image of a recipe, built now if it is not cached (one to two minutes).
 
     Args:
         variant: Suite and profile.
+        recipe_dir: Where the recipe is; None takes the one that comes with this qmpalloc.
         mirror: Where packages come from; None is the host's own mirror.
         keep_tar: Keep ``rootfs.tar`` (700 MB) in the image when it is built.
         rebuild: Build it also if it is cached, for newer packages.
@@ -172,8 +175,8 @@ def obtain_image(
         HostError: A program, a privilege or room is missing, or the build failed. Nothing is left then.
     """
     directory = cache.obtain(
-        image_dir(variant),
-        lambda partial: _make(partial, variant, mirror=mirror, keep_tar=keep_tar, report=report),
+        image_dir(variant, recipe_dir=recipe_dir),
+        lambda partial: _make(partial, variant, recipe_dir=recipe_dir, mirror=mirror, keep_tar=keep_tar, report=report),
         replace=rebuild,
         report=report,
     )
@@ -206,13 +209,15 @@ def _check_host() -> None:
     require_namespace()
 
 
-def _make(partial: Path, variant: Variant, *, mirror: str | None, keep_tar: bool, report: Report) -> None:
+def _make(
+    partial: Path, variant: Variant, *, recipe_dir: Path | None, mirror: str | None, keep_tar: bool, report: Report
+) -> None:
     """Fill the empty directory `partial` with an image."""
     watch = Stopwatch(report)
     watch.step(f"building the guest image {variant}, once for this recipe")
     _check_host()
     require_space(partial, NEEDED_BYTES)
-    recipe, files = load_recipe(), input_files(variant)
+    recipe, files = load_recipe(recipe_dir), input_files(variant, recipe_dir=recipe_dir)
     tar = build_tar(recipe, variant, files, partial, mirror=mirror, on_step=watch.step)
     watch.step("reading the system's tar")
     rootfs_sha256 = digest_of(tar)

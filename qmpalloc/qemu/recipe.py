@@ -113,7 +113,7 @@ def input_files(
     recipe_dir = recipe_dir or resource_dir("vm-images")
     collector_dir = collector_dir or resource_dir("guest_agent")
     files = {file.place: file for file in _tree(collector_dir, f"{INPUTS_DIR}/guest_agent/")}
-    for name in ("customize.sh", "recipe.toml"):
+    for name in ("boot.sh", "customize.sh", "recipe.toml"):
         files[f"{INPUTS_DIR}/{name}"] = _input_file(recipe_dir / name, f"{INPUTS_DIR}/{name}")
     profiles = PROFILE_OVERLAYS.get(variant.profile, (variant.profile,))
     for overlay in (recipe_dir / "overlay", *(recipe_dir / "profiles" / name for name in profiles)):

@@ -95,6 +95,23 @@ async def test_nothing_failed_to_start(running_guest):
     assert await output_of(running_guest, "systemctl list-units --failed --no-legend --plain") == ""
 
 
+async def test_nothing_that_packages_bring_is_masked(running_guest):
+    script = (
+        "systemctl list-unit-files --state=masked --no-legend --plain; find /etc/systemd/*-generators -lname /dev/null"
+    )
+    masked = {line.split()[0] for line in (await output_of(running_guest, f"{script}; true")).splitlines()}
+    assert masked == {"tmp.mount", "systemd-udev-load-credentials.service"}
+
+
+async def test_the_balloon_driver_reports_all_that_this_qemu_knows(running_guest):
+    async with open_monitor(str(running_guest.sockets.monitor)) as monitor:
+        stats = await monitor.balloon_stats(await monitor.find_balloon())
+        newer = (stats.oom_kills, stats.alloc_stalls, stats.direct_reclaim_bytes)
+        assert (None not in newer) == (monitor.qemu_version >= (9, 2))
+    assert stats.last_update is not None
+    assert 0 < stats.available_bytes <= stats.total_bytes
+
+
 async def test_the_data_is_read_around_the_hosts_page_cache(running_guest):
     """The base of a snapshot must be opened as directly as the snapshot's options say; QEMU could change that."""
     flags = open_flags(running_guest.pid, "data.ext4")
