@@ -109,12 +109,16 @@ class CurveSeen(Event, frozen=True, kw_only=True, tag="curve"):
 
 
 class SizeChanged(Event, frozen=True, kw_only=True, tag="size"):
-    """A guest's target or actual size changed, and what is committed in all: the sum of max(target, actual)."""
+    """A guest's target or actual size changed, and what is committed in all.
+
+    That is the sum of max(target, actual), and of the memory the guests have outside of their balloons (virtio-mem).
+    """
 
     guest: str
     target_bytes: int
     actual_bytes: int
     committed_bytes: int
+    outside_bytes: int = 0
 
 
 class Decided(Event, frozen=True, kw_only=True, tag="decision"):

@@ -30,6 +30,22 @@ class GuestState(StrEnum):
     GONE = "gone"  # QEMU has ended; its memory is free
 
 
+class MemorySizes(msgspec.Struct, frozen=True, kw_only=True):
+    """What memory a QEMU gives its guest. Memory is plugged and unplugged while a guest runs, so ask again.
+
+    Attributes:
+        ram_bytes: RAM that the balloon is measured against: ``query-balloon`` counts down from it. It is what QEMU was
+            started with and its DIMMs, and nothing else that was plugged.
+        outside_bytes: Memory that the balloon's size does not hold: virtio-mem, with what it has, or what it was asked
+            to have where that is more.
+        other_bytes: What else was plugged: NVDIMM and virtio-pmem, a file that the guest sees as memory.
+    """
+
+    ram_bytes: int
+    outside_bytes: int = 0
+    other_bytes: int = 0
+
+
 class Limiter(StrEnum):
     """What determined a guest's target."""
 
@@ -113,10 +129,11 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         target_bytes: Size last decided; the ledger may still be on its way there, donors first.
         actual_bytes: Size QEMU reports (``query-balloon``).
         charge_bytes: What the ledger counts against the budget: max(size last asked of QEMU, actual), or more while
-            the outcome of a command is unknown.
+            the outcome of a command is unknown; and `outside_bytes`.
         floor_bytes: The least it may be set to now: the larger of the configured floor and what it cannot give up.
         cap_bytes: The most it may be set to.
         baseline_bytes: The size it is returned to when control ends.
+        outside_bytes: Memory it has outside of the balloon (virtio-mem): no size above holds it, only the charge does.
         weight: Relative importance; 1.0 unless configured.
         hits: Page-cache hits of reads since the last decision; None when not known.
         misses: Pages the kernel had to bring in for reads since the last decision; None when not known.
@@ -154,6 +171,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     floor_bytes: int
     cap_bytes: int
     baseline_bytes: int
+    outside_bytes: int = 0
     weight: float = 1.0
     hits: int | None = None
     misses: int | None = None
@@ -176,6 +194,11 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     disk_read_pages: int | None = None
     misses_lately: int | None = None
     disk_read_pages_lately: int | None = None
+
+    @property
+    def promised_bytes(self) -> int:
+        """What of the budget is not there for others while it is left as it is: its charge, or more if decided so."""
+        return max(self.charge_bytes, self.target_bytes + self.outside_bytes)
 
     @property
     def decidable(self) -> bool:

@@ -54,7 +54,7 @@ class Summary(Struct, kw_only=True):
         policy: Name of the policy.
         policy_settings: Its settings.
         budget_bytes: The budget.
-        max_committed_bytes: Largest sum of max(target, actual) while the budget was in force.
+        max_committed_bytes: Largest sum of what the guests were charged with while the budget was in force.
         found_bytes: That sum when the guests were found, before anything was asked of them.
         decisions: Number of policy calls.
         moves: Transfers decided.

@@ -27,7 +27,7 @@ class Books:
         self._journal = journal
         self.budget_bytes = budget_bytes
         self._shown_states: dict[str, GuestState] = {}
-        self._shown_sizes: dict[str, tuple[int, int, int]] = {}
+        self._shown_sizes: dict[str, tuple[int, int, int, int]] = {}
 
     def forget(self, name: str) -> None:
         """Forget what was reported of a guest that has left."""
@@ -69,7 +69,7 @@ class Books:
         """Report every size that changed, or with `again` all that are known."""
         committed = self.committed_bytes
         for guest in self._guests:
-            size = (guest.target_bytes, guest.actual_bytes, guest.charge_bytes)
+            size = (guest.target_bytes, guest.actual_bytes, guest.charge_bytes, guest.outside_bytes)
             shown = self._shown_sizes.get(guest.name)
             if (size != shown or again) and (guest.target_bytes or shown):
                 self._shown_sizes[guest.name] = size
@@ -79,4 +79,5 @@ class Books:
                     target_bytes=guest.target_bytes,
                     actual_bytes=guest.actual_bytes,
                     committed_bytes=committed,
+                    outside_bytes=guest.outside_bytes,
                 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from qmpalloc.config import ControlConfig, GuestConfig
 from qmpalloc.curves.effort import Effort
 from qmpalloc.curves.observer import CurveObserver
 from qmpalloc.errors import SampleError, SampleFault
-from qmpalloc.model import GuestSnapshot, GuestState
+from qmpalloc.model import GuestSnapshot, GuestState, MemorySizes
 from qmpalloc.rules.danger import FREEZE_S, Level, find_danger, find_stalls, needed_bytes
 from qmpalloc.rules.ledger import Account
 from qmpalloc.rules.obedience import Obedience
@@ -30,10 +30,12 @@ class Link(StrEnum):
 
 
 class Facts(Struct, frozen=True, kw_only=True):
-    """What a monitor tells about its guest when we connect.
+    """What a monitor tells about its guest when we connect. Of its memory it is asked again and again.
 
     Attributes:
-        ram_bytes: RAM the guest has (``query-memory-size-summary``).
+        ram_bytes: RAM that the balloon is measured against; this and the next two as in `MemorySizes`.
+        outside_bytes: Memory outside of the balloon (virtio-mem), charged beside the guest's size.
+        other_bytes: Other memory that was plugged, which nobody is charged with.
         balloon_path: QOM path of the balloon device.
         deflate_on_oom: The device's property; with it ``MemTotal`` does not shrink with the balloon.
         qemu_version: For people.
@@ -45,6 +47,19 @@ class Facts(Struct, frozen=True, kw_only=True):
     deflate_on_oom: bool
     qemu_version: str
     process_id: int | None = None
+    outside_bytes: int = 0
+    other_bytes: int = 0
+
+    def with_memory(self, memory: MemorySizes) -> Facts:
+        """Return the facts with what was told of the memory."""
+        return structs.replace(
+            self, ram_bytes=memory.ram_bytes, outside_bytes=memory.outside_bytes, other_bytes=memory.other_bytes
+        )
+
+    @property
+    def visible_bytes(self) -> int:
+        """The most that the guest's kernel can count as its memory; files that it sees as memory can be part of it."""
+        return self.ram_bytes + self.outside_bytes + self.other_bytes
 
 
 GREW_BYTES = 4 * MIB
@@ -82,6 +97,7 @@ class Guest:
         self.link = Link.CONNECTING
         self.detail = ""
         self.paused = False
+        self._paused_since_s = 0.0
         self.migrating = False
         self.leaving = False
         self.expected = False
@@ -95,7 +111,8 @@ class Guest:
         self.commanded = False
         self.moved_unasked = False
         self._unconfirmed_bytes = 0
-        self._needed_bytes = self._gap_bytes = self._gap_at_bytes = 0
+        self._needed_bytes = self._gap_at_bytes = 0
+        self._gap_bytes: int | None = None
         self._known_since_s = 0.0
         self._reset = False
         self._rebooting_bytes = 0
@@ -113,6 +130,7 @@ class Guest:
         self._danger = ""
         self._danger_until_s = -math.inf
         self._decided_bytes = self._rescue_bytes = 0
+        self._grew_itself = False
 
     @property
     def name(self) -> str:
@@ -129,16 +147,29 @@ class Guest:
 
     def connected(self, facts: Facts, actual_bytes: int, now_s: float, *, paused: bool) -> None:
         """Note a monitor connection. A QEMU met for the first time is adopted at the size its guest has."""
-        same_qemu = self.target_bytes and self.facts is not None and self.facts.process_id == facts.process_id
+        before = self.facts
+        same_qemu = self.target_bytes and before is not None and before.process_id == facts.process_id
+        self.facts = facts
+        self.link, self.detail = Link.UP, ""
         if not same_qemu:
             self._forget_size()
             self.target_bytes = self.desired_bytes = actual_bytes
-        self.facts = facts
+        elif before is not None and before.ram_bytes != facts.ram_bytes:
+            self.adopted(actual_bytes)
         self.expected = False
         self.actual_bytes = actual_bytes
-        self.link, self.detail = Link.UP, ""
-        self.paused = paused
+        self.paused, self._paused_since_s = paused, now_s
         self._known_since_s = now_s
+
+    def adopted(self, actual_bytes: int) -> None:
+        """Note that the guest has another size without a command, or its own doing, and is to keep it.
+
+        As when memory was plugged: QEMU leaves the balloon as it is, so that the guest's size and target change by as
+        much. What it was to get is still wanted on top; to shrink is for the next decision, which knows more.
+        """
+        wanted_bytes = actual_bytes + max(self.desired_bytes - self.target_bytes, 0)
+        self.target_bytes = self.actual_bytes = actual_bytes
+        self.desired_bytes = max(actual_bytes, min(wanted_bytes, self.cap_bytes))
 
     def answered(self) -> None:
         """Note that a monitor that hung, or a guest that was held, is as it should be again."""
@@ -183,7 +214,8 @@ class Guest:
         """
         self._forget_samples()
         self.curves.was_reset()
-        self._needed_bytes = self._gap_bytes = self._gap_at_bytes = 0
+        self._needed_bytes = self._gap_at_bytes = 0
+        self._gap_bytes = None
         self._reset = True
         self._rebooting_bytes = self.facts.ram_bytes if self.facts else self.cap_bytes
         self._grace_until_s = now_s + RESET_GRACE_S
@@ -195,11 +227,38 @@ class Guest:
         self._rebooting_bytes = 0
         return True
 
+    def stopped(self, detail: str, now_s: float, *, asleep: bool = False) -> None:
+        """Note that its virtual CPUs do not run, and why.
+
+        Args:
+            detail: Why, for people.
+            now_s: The time.
+            asleep: The guest itself has gone to sleep. Its driver empties the balloon first (``virtballoon_freeze`` in
+                Linux), which is no sign of danger.
+        """
+        if not self.paused:
+            self.paused, self._paused_since_s = True, now_s
+            self.desired_bytes = self.target_bytes  # it neither gives nor takes: others may have what it was to get
+        self.detail = detail
+        if asleep and self._grew_itself:
+            self._danger_until_s = -math.inf
+
+    def resumed(self, now_s: float) -> None:
+        """Note that its virtual CPUs run again: nothing grew old while they did not."""
+        if self.paused:
+            self.paused, self.detail = False, ""
+            self._stood_still(now_s - self._paused_since_s)
+
     def host_was_away(self, seconds: float) -> None:
         """Note that this process did not run for a while, so that nothing grew old in that time.
 
         What is known of the guest is from before, though: it is late until it reports again.
         """
+        self._unseen = True
+        if not self.paused:  # else all of its pause counts, when it is over
+            self._stood_still(seconds)
+
+    def _stood_still(self, seconds: float) -> None:
         self._unseen = True
         self.received_s += seconds
         self._known_since_s += seconds
@@ -210,7 +269,7 @@ class Guest:
     def _forget_size(self) -> None:
         self.target_bytes = self.actual_bytes = self.desired_bytes = 0
         self._unconfirmed_bytes = self._needed_bytes = self._rebooting_bytes = 0
-        self._gap_bytes = self._gap_at_bytes = 0
+        self._gap_bytes, self._gap_at_bytes = None, 0
         self.commanded = self.migrating = self._reset = False
 
     def _forget_samples(self) -> None:
@@ -221,8 +280,18 @@ class Guest:
     # --- size -------------------------------------------------------------------------------------------------------
 
     @property
+    def outside_bytes(self) -> int:
+        """Memory it has, or may take at any time, outside of the balloon (virtio-mem). No command of ours moves it."""
+        return self.facts.outside_bytes if self.facts is not None and self.link is not Link.GONE else 0
+
+    @property
     def charge_bytes(self) -> int:
-        """What the guest may occupy now, for the budget. A QEMU that runs unmeasured is charged with its most."""
+        """What the guest may occupy now, for the budget: in the balloon's reckoning, and outside of it."""
+        return self._size_charge_bytes + self.outside_bytes
+
+    @property
+    def _size_charge_bytes(self) -> int:
+        """What its size may be now. A QEMU that runs unmeasured is charged with its most."""
         if self.target_bytes == 0:
             unmeasured = self.cap_bytes if self.link in {Link.HUNG, Link.HELD} else 0
             return max(unmeasured, self._expected_bytes if self.expected else 0)
@@ -242,14 +311,26 @@ class Guest:
 
         A guest that grows above its target by itself (``deflate-on-oom``) was about to kill processes.
         """
-        before, was_settled, self.actual_bytes = self.actual_bytes, self.settled, actual_bytes
-        self.moved_unasked = was_settled and actual_bytes < before - GREW_BYTES
-        entitled_bytes = max(self.target_bytes, self._unconfirmed_bytes)
-        if actual_bytes > max(before, entitled_bytes) + GREW_BYTES:
+        before, self.moved_unasked = self.actual_bytes, self._fell(actual_bytes)
+        grew, self.actual_bytes = self._grew(actual_bytes), actual_bytes
+        if grew and not self.paused:  # one that is stopped did so before: it emptied its balloon to fall asleep
             grown = format_size(actual_bytes - self.target_bytes)
             self._endanger(f"danger: took {grown} back by itself (deflate-on-oom)", now_s)
             self._rescue_bytes = max(self._rescue_bytes, actual_bytes)
+            self._grew_itself = True
         return actual_bytes != before
+
+    def explains(self, actual_bytes: int) -> bool:
+        """Tell whether commands and RAM that are known of explain that size; if not, memory may have been plugged."""
+        possible = self.facts is None or actual_bytes <= self.facts.ram_bytes
+        return possible and not self._grew(actual_bytes) and not self._fell(actual_bytes)
+
+    def _grew(self, actual_bytes: int) -> bool:
+        entitled_bytes = max(self.target_bytes, self._unconfirmed_bytes)
+        return actual_bytes > max(self.actual_bytes, entitled_bytes) + GREW_BYTES
+
+    def _fell(self, actual_bytes: int) -> bool:
+        return self.settled and actual_bytes < self.actual_bytes - GREW_BYTES
 
     def observed(self, actual_bytes: int) -> bool:
         """Note the size in a run that only observes, and so has no target of its own; return whether it changed."""
@@ -260,7 +341,9 @@ class Guest:
 
     def ordered(self, target_bytes: int) -> None:
         """Note that a ``balloon`` command is about to be sent; the old size stays charged until it is confirmed."""
-        self._unconfirmed_bytes = max(self._granted_bytes if self.target_bytes else self.charge_bytes, target_bytes)
+        self._unconfirmed_bytes = max(
+            self._granted_bytes if self.target_bytes else self._size_charge_bytes, target_bytes
+        )
         self.commanded = self.commanded or target_bytes != self.target_bytes
         self.target_bytes = target_bytes
 
@@ -281,14 +364,15 @@ class Guest:
     def account(self, now_s: float) -> Account:
         """Return the guest's entry in the ledger. A stuck one is left alone, unless it is in danger and may grow."""
         in_danger = self.danger(now_s) is not None
-        charge_bytes = self._granted_bytes if self.target_bytes else self.charge_bytes
+        charge_bytes = self._granted_bytes if self.target_bytes else self._size_charge_bytes
         alone = self.obedience.stuck(now_s) and not (in_danger and self.desired_bytes > self.target_bytes)
         return Account(
             name=self.name,
             target_bytes=self.target_bytes,
             charge_bytes=charge_bytes,
             actual_bytes=self.actual_bytes,
-            reserve_bytes=self.charge_bytes - charge_bytes,
+            reserve_bytes=self._size_charge_bytes - charge_bytes,
+            outside_bytes=self.outside_bytes,
             desired_bytes=self.target_bytes if alone else self.desired_bytes,
             commandable=self.link is Link.UP and not self.migrating,
             in_need=in_danger or self.target_bytes < self.floor_bytes,
@@ -338,25 +422,35 @@ class Guest:
         memory = self.sample.memory_bytes if self.sample else None
         if memory is None or memory.in_use_bytes is None:
             return max(self.target_bytes, self.actual_bytes)
-        return self._gap_bytes + memory.in_use_bytes + self._control.reserve
+        return (self._gap_bytes or 0) + memory.in_use_bytes + self._control.reserve
 
     def learn_need(self, sample: Sample) -> None:
         """Remember what the guest cannot give up, also for the time when it tells no more.
 
         The size QEMU counts includes what the guest's kernel took before it could account for it (RAM - MemTotal).
+        Memory that the kernel uses outside of the balloon makes that difference smaller, or negative: so much less
+        must be inside. What the kernel needs for itself must be, for such memory is often for programs only.
         """
         memory = sample.memory_bytes
         if memory.unreclaimable_bytes is None:
             return
         if memory.total is not None and self.facts is not None:
             self._learn_gap(self.facts.ram_bytes if self.facts.deflate_on_oom else self.actual_bytes, memory.total)
-        self._needed_bytes = self._gap_bytes + memory.unreclaimable_bytes + self._control.reserve
+        least_bytes = memory.unreclaimable_bytes - (memory.anon or 0) - (memory.shmem or 0)
+        needed_bytes = max((self._gap_bytes or 0) + memory.unreclaimable_bytes, least_bytes)
+        self._needed_bytes = needed_bytes + self._control.reserve
 
     def _learn_gap(self, size_bytes: int, total_bytes: int) -> None:
         """Learn RAM - MemTotal. Where MemTotal follows the balloon, only while the size rests from sample to sample."""
         at_rest, self._gap_at_bytes = size_bytes == self._gap_at_bytes, size_bytes
-        if at_rest or not self._gap_bytes:
-            self._gap_bytes = max(size_bytes - total_bytes, 0)
+        if at_rest or self._gap_bytes is None:
+            beside_bytes = self.facts.visible_bytes - self.facts.ram_bytes if self.facts else 0
+            self._gap_bytes = max(size_bytes - total_bytes, -beside_bytes)
+
+    def claims_too_much(self, sample: Sample) -> bool:
+        """Tell whether the guest counts more memory as its own than is known to have been given to it."""
+        total = sample.memory_bytes.total
+        return total is not None and self.facts is not None and total > self.facts.visible_bytes
 
     # --- samples ----------------------------------------------------------------------------------------------------
 
@@ -366,9 +460,8 @@ class Guest:
         Raises:
             SampleError: It cannot be used; see `SampleTracker.accept`. Also when it claims more memory than QEMU gave.
         """
-        total = sample.memory_bytes.total
-        if total is not None and self.facts is not None and total > self.facts.ram_bytes:
-            raise SampleError(SampleFault.ABSURD, "the guest claims more memory than its QEMU was started with")
+        if self.claims_too_much(sample):
+            raise SampleError(SampleFault.ABSURD, "the guest claims more memory than its QEMU gives it")
         earlier = self._tracker.last
         try:
             accepted = self._tracker.accept(sample, now_s)
@@ -389,7 +482,8 @@ class Guest:
         if danger:
             self._endanger(danger, now_s)
         # As soon as it has memory to spare again it needs no more than that.
-        self._rescue_bytes = needed_bytes(sample, self.actual_bytes, short=bool(danger))
+        occupied_bytes = self.actual_bytes + self.outside_bytes
+        self._rescue_bytes = needed_bytes(sample, occupied_bytes, short=bool(danger)) - self.outside_bytes
         return accepted
 
     def take_stats(self, last_update: int, alloc_stalls: int, oom_kills: int, now_s: float) -> None:
@@ -445,7 +539,7 @@ class Guest:
     def _endanger(self, why: str, now_s: float) -> None:
         if self.danger(now_s) is None:
             self._decided_bytes = self.desired_bytes
-        self._danger, self._danger_until_s = why, now_s + FREEZE_S
+        self._danger, self._danger_until_s, self._grew_itself = why, now_s + FREEZE_S, False
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -481,6 +575,7 @@ class Guest:
             floor_bytes=self.floor_bytes,
             cap_bytes=self.cap_bytes,
             baseline_bytes=self.baseline_bytes,
+            outside_bytes=self.outside_bytes,
             weight=self.config.weight,
             hits=delta.hits if delta else None,
             misses=delta.misses if delta else None,

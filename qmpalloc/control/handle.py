@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -9,7 +10,7 @@ import trio
 
 from qmpalloc.config import DEFAULT_COUNTERS_FILE, ControlConfig, GuestConfig, Size
 from qmpalloc.control.guest import Facts, Guest
-from qmpalloc.control.inspection import ask_facts
+from qmpalloc.control.inspection import ask_facts, measure
 from qmpalloc.errors import ConfigError
 from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Accepted, Sample, parse
@@ -22,7 +23,7 @@ class GuestHandle:
     Attributes:
         monitor: The QMP connection, for everything this class does not offer.
         agent: The guest-agent connection.
-        facts: What QEMU was started with.
+        facts: What QEMU was started with; its memory as it was when the size was last asked for.
     """
 
     def __init__(self, guest: Guest, monitor: Monitor, agent: Agent, facts: Facts, timeout_s: float) -> None:
@@ -35,7 +36,9 @@ class GuestHandle:
     async def size_bytes(self) -> int:
         """Return the guest's size now (``query-balloon``)."""
         with deadline(self._timeout_s, self.monitor.address, "query-balloon"):
-            self._guest.actual_bytes = await self.monitor.query_balloon()
+            facts = self.facts.with_memory(await self.monitor.memory_sizes())
+            self.facts, self._guest.actual_bytes = await measure(self.monitor, facts)
+        self._guest.facts = self.facts
         return self._guest.actual_bytes
 
     async def read_sample(self) -> Sample:
@@ -56,9 +59,15 @@ class GuestHandle:
             SampleError: As `read_sample`; also when the collector has not written since, or was restarted.
         """
         if self._guest.sample is None:
-            self._guest.take_sample(await self.read_sample(), trio.current_time())
+            await self._take_sample()
         await trio.sleep(interval_s)
-        return self._guest.take_sample(await self.read_sample(), trio.current_time())
+        return await self._take_sample()
+
+    async def _take_sample(self) -> Accepted:
+        sample = await self.read_sample()
+        if self._guest.claims_too_much(sample):
+            await self.size_bytes()  # memory may have been plugged
+        return self._guest.take_sample(sample, trio.current_time())
 
     async def floor_bytes(self) -> int:
         """Return the least size the guest can live with now, from its newest sample."""
@@ -75,7 +84,8 @@ class GuestHandle:
             ConfigError: `target_bytes` is below `floor_bytes` or above the guest's RAM.
             RefusedError: QEMU refused.
         """
-        floor_bytes, ram_bytes = await self.floor_bytes(), self.facts.ram_bytes
+        floor_bytes = await self.floor_bytes()
+        ram_bytes = self.facts.ram_bytes
         if not floor_bytes <= target_bytes <= ram_bytes:
             raise ConfigError(
                 f"{format_size(target_bytes)} is not between {format_size(floor_bytes)} and {format_size(ram_bytes)}",
@@ -111,13 +121,12 @@ async def open_guest(
         the_monitor = await stack.enter_async_context(open_monitor(monitor, timeout_s=timeout_s))
         the_agent = await stack.enter_async_context(open_agent(agent, timeout_s=timeout_s))
         with deadline(timeout_s, monitor, "the questions at connection"):
-            facts = await ask_facts(the_monitor)
-            actual_bytes = await the_monitor.query_balloon()
-        ram = Size(facts.ram_bytes)
-        floor = Size(floor_bytes)
+            facts, actual_bytes = await measure(the_monitor, await ask_facts(the_monitor))
+        most = Size(sys.maxsize)  # all RAM that there is, also what is plugged later
         config = GuestConfig(
-            name="guest", monitor=monitor, agent=agent, floor=floor, cap=ram, baseline=ram, counters_file=counters_file
-        )
+            name="guest", monitor=monitor, agent=agent, floor=Size(floor_bytes), cap=most, baseline=most,
+            counters_file=counters_file,
+        )  # fmt: skip
         guest = Guest(config, ControlConfig())
         guest.connected(facts, actual_bytes, trio.current_time(), paused=False)
         yield GuestHandle(guest, the_monitor, the_agent, facts, timeout_s)

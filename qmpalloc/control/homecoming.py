@@ -18,15 +18,18 @@ def is_home(guest: Guest) -> bool:
     """Tell whether nothing is left to do for a guest at the end."""
     if guest.settled and guest.actual_bytes == guest.baseline_bytes:
         return True
+    if guest.link is Link.UP and guest.paused and not guest.migrating and guest.commanded:
+        # It cannot move while it does not run. QEMU has its target, and it goes there by itself when it does.
+        return guest.target_bytes == guest.baseline_bytes and not guest.doubt_bytes
     # What cannot be reached cannot be moved; it is a mess left behind only if we moved it.
-    reachable = guest.link is Link.UP and not guest.migrating
+    reachable = guest.link is Link.UP and not guest.migrating and not guest.paused
     return not reachable and not guest.commanded
 
 
 def want_baseline(guests: Sequence[Guest]) -> None:
-    """Want every guest whose size is known at its baseline."""
+    """Want every guest whose size is known at its baseline; one that does not run is left as it was found."""
     for guest in guests:
-        if guest.target_bytes:
+        if guest.target_bytes and (guest.commanded or not guest.paused):
             guest.desired_bytes = guest.baseline_bytes
 
 

@@ -10,6 +10,7 @@ from qmpalloc.control.guest import Facts
 from qmpalloc.errors import NonsenseError, RefusedError
 from qmpalloc.host.process import pinned_bytes
 from qmpalloc.qmp import Monitor
+from qmpalloc.text import printable
 from qmpalloc.units import format_size
 
 MIGRATION_ENDED = frozenset({"none", "completed", "failed", "cancelled"})
@@ -18,7 +19,13 @@ BALLOON_HINT = "start it with -device virtio-balloon-pci,id=balloon0,deflate-on-
 PINNING_DEVICES = {"vfio": "an assigned device (vfio)", "vhost-vdpa": "a vDPA device"}
 """What pins a guest's memory, by the beginning of its type's name."""
 
+CONFIDENTIAL = ("confidential-guest-support", "memory-encryption")
+"""Properties of the machine that name the object by which the guest's memory is kept from the host; the second is the
+one of QEMU before 6.0."""
+
 DEVICE_HINT = "remove the device, or take the guest out of the configuration"
+CONFIDENTIAL_HINT = "start it as an ordinary guest, or take it out of the configuration"
+READ_ONLY_HINT = "use plain RAM (-m): QEMU can give back no page of a file that it opened for reading only"
 HUGE_HINT = "use plain RAM (-m): the balloon works in 4 KiB pages"
 LOCK_HINT = "start QEMU without -overcommit mem-lock=on, and without devices that pin memory"
 
@@ -36,21 +43,33 @@ async def ask_facts(monitor: Monitor) -> Facts:
     path = await monitor.find_balloon()
     if path is None:
         raise _unfit(monitor, "this QEMU has no balloon device", BALLOON_HINT)
-    sizes = [memory.get(key) for key in ("base-memory", "plugged-memory")] if isinstance(memory, dict) else [None]
-    if type(sizes[0]) is not int or sizes[0] <= 0:
-        raise NonsenseError(f"{monitor.address}: query-memory-size-summary gave no base-memory")
-    ram_bytes = sum(size for size in sizes if type(size) is int)
-    pinned = await find_pinned(monitor, ram_bytes)
+    memory = await monitor.memory_sizes()
+    pinned = await find_pinned(monitor, memory.ram_bytes)
     if pinned is not None:
         raise _unfit(monitor, pinned.what, pinned.hint)
     deflate = await monitor.execute("qom-get", {"path": path, "property": "deflate-on-oom"})
-    return Facts(
-        ram_bytes=ram_bytes,
+    facts = Facts(
+        ram_bytes=memory.ram_bytes,
         balloon_path=path,
         deflate_on_oom=deflate is True,
         qemu_version=".".join(str(part) for part in monitor.qemu_version),
         process_id=monitor.process_id,
     )
+    return facts.with_memory(memory)
+
+
+async def measure(monitor: Monitor, facts: Facts) -> tuple[Facts, int]:
+    """Return the guest's size in bytes, which cannot be more than its RAM, and the facts it was held against.
+
+    Raises:
+        NonsenseError: It is more than the RAM, although that was asked for again.
+    """
+    actual_bytes = await monitor.query_balloon()
+    if actual_bytes > facts.ram_bytes:  # a DIMM may have been plugged between the two questions
+        facts = facts.with_memory(await monitor.memory_sizes())
+    if actual_bytes > facts.ram_bytes:
+        raise NonsenseError(f"{monitor.address}: query-balloon tells more memory than QEMU gives the guest")
+    return facts, actual_bytes
 
 
 async def ask_migrating(monitor: Monitor) -> bool:
@@ -73,10 +92,11 @@ class Pinned(Struct, frozen=True):
 async def find_pinned(monitor: Monitor, ram_bytes: int) -> Pinned | None:
     """Return what keeps a guest's memory from coming back to the host; None if nothing is found.
 
-    With an assigned device, or a vDPA one, QEMU ignores what the balloon hands over (``ram_block_discard_disable``);
-    a huge page only comes back when the guest happens to hand over all of it; a locked page never
-    (``madvise(MADV_DONTNEED)`` refuses). No QMP command tells of ``-overcommit mem-lock=on``, so the host's kernel is
-    asked about the process behind the monitor.
+    With an assigned device, a vDPA one, a disk driven by QEMU's own NVMe driver, or SEV, QEMU ignores what the balloon
+    hands over (``ram_block_discard_disable``). The private memory of SEV-SNP and TDX is in a ``guest_memfd``, which the
+    balloon does not reach. A huge page only comes back when the guest happens to hand over all of it; a locked page
+    never (``madvise(MADV_DONTNEED)`` refuses). No QMP command tells of ``-overcommit mem-lock=on``, so the host's
+    kernel is asked about the process behind the monitor. docs/safety.md has the table, with what is known to work.
 
     Args:
         monitor: The guest's.
@@ -88,12 +108,19 @@ async def find_pinned(monitor: Monitor, ram_bytes: int) -> Pinned | None:
                 return Pinned(f"{what} pins the guest's memory", DEVICE_HINT)
     if "type=vhost-vdpa" in await _networks(monitor):
         return Pinned(f"{PINNING_DEVICES['vhost-vdpa']} pins the guest's memory", DEVICE_HINT)
+    if await _drives_nvme(monitor):
+        return Pinned("QEMU's own NVMe driver (nvme://) pins the guest's memory", DEVICE_HINT)
+    for prop in CONFIDENTIAL:
+        guard = await _property(monitor, "/machine", prop)
+        if isinstance(guard, str) and guard:
+            named = printable(str(await _property(monitor, guard, "type") or guard), 64)
+            return Pinned(f"the guest's memory is kept from the host ({named})", CONFIDENTIAL_HINT)
+    backend = await _property(monitor, "/machine", "memory-backend")
+    if isinstance(backend, str) and await _property(monitor, backend, "readonly") is True:
+        return Pinned("the guest's memory is a file that was opened for reading only", READ_ONLY_HINT)
     for kind, prop in (("memory-backend-memfd", "hugetlb"), ("memory-backend-file", "mem-path")):
         for name in await _children(monitor, "/objects", kind):  # a guest with NUMA nodes has several
-            try:
-                value = await monitor.execute("qom-get", {"path": f"/objects/{name}", "property": prop})
-            except RefusedError:
-                continue
+            value = await _property(monitor, f"/objects/{name}", prop)
             if value is True or (isinstance(value, str) and on_hugetlbfs(value, Path("/proc/mounts"))):
                 return Pinned("the guest's memory is made of huge pages", HUGE_HINT)
     pinned = pinned_bytes(monitor.process_id)
@@ -109,6 +136,24 @@ async def _networks(monitor: Monitor) -> str:
     except RefusedError:
         return ""
     return text if isinstance(text, str) else ""
+
+
+async def _drives_nvme(monitor: Monitor) -> bool:
+    """Tell whether QEMU drives an NVMe disk itself; it maps all of the guest's memory for that."""
+    try:
+        nodes = await monitor.execute("query-named-block-nodes", {"flat": True})
+    except RefusedError:
+        return False
+    listing = nodes if isinstance(nodes, list) else []
+    return any(isinstance(node, dict) and node.get("drv") == "nvme" for node in listing)
+
+
+async def _property(monitor: Monitor, path: str, name: str) -> object:
+    """Return a property of a QOM object; None where it has none of that name."""
+    try:
+        return await monitor.execute("qom-get", {"path": path, "property": name})
+    except RefusedError:
+        return None
 
 
 async def _children(monitor: Monitor, container: str, kind: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -56,8 +56,22 @@ FLOOD_RETRY_MOST_S = 60.0
 for the longest of these times."""
 
 
-async def run_sampling(guest: Guest, journal: Journal, control: ControlConfig, on_change: Callable[[], None]) -> None:
-    """Read samples for ever; what goes wrong is reported, and the guest's age shows it."""
+async def run_sampling(
+    guest: Guest,
+    journal: Journal,
+    control: ControlConfig,
+    on_change: Callable[[], None],
+    ask_memory: Callable[[], Awaitable[None]],
+) -> None:
+    """Read samples for ever; what goes wrong is reported, and the guest's age shows it.
+
+    Args:
+        guest: Whose samples.
+        journal: For what goes wrong.
+        control: For its times.
+        on_change: Called when there is news.
+        ask_memory: Asks QEMU anew how much memory the guest has, before a sample is refused for claiming too much.
+    """
     interval_s, timeout_s = float(control.sample_interval), float(control.command_timeout)
     batches, noise, flood_retry_s = BatchReading(guest, journal), NoiseAllowance(), FLOOD_RETRY_FIRST_S
     while True:
@@ -67,7 +81,7 @@ async def run_sampling(guest: Guest, journal: Journal, control: ControlConfig, o
                 next_s, again, silent = trio.current_time(), False, 0
                 while True:
                     try:
-                        news = await read_sample(agent, guest, journal, timeout_s)
+                        news = await read_sample(agent, guest, journal, timeout_s, ask_memory)
                     except DeadlineError as error:
                         silent += 1
                         if silent == RECONNECT_AFTER:
@@ -99,7 +113,9 @@ async def run_sampling(guest: Guest, journal: Journal, control: ControlConfig, o
             await trio.sleep(interval_s)
 
 
-async def read_sample(agent: Agent, guest: Guest, journal: Journal, timeout_s: float) -> bool:
+async def read_sample(
+    agent: Agent, guest: Guest, journal: Journal, timeout_s: float, ask_memory: Callable[[], Awaitable[None]]
+) -> bool:
     """Read the counters file once; return False if the collector has not written since the last time."""
     try:
         with deadline(timeout_s, guest.config.agent, "reading the counters file"):
@@ -113,7 +129,10 @@ async def read_sample(agent: Agent, guest: Guest, journal: Journal, timeout_s: f
         return True
     journal.clear_fault(guest.name, "counters")
     try:
-        accepted = guest.take_sample(parse(data), journal.now_s())
+        sample = parse(data)
+        if guest.claims_too_much(sample):
+            await ask_memory()
+        accepted = guest.take_sample(sample, journal.now_s())
     except SampleError as error:
         if error.fault is SampleFault.REPEATED:
             return False

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Literal
 
 import trio
 from msgspec import Struct
 
 from qmpalloc.config import ControlConfig
-from qmpalloc.control.guest import Facts, Guest, Link
-from qmpalloc.control.inspection import MIGRATION_ENDED, ask_facts, ask_migrating
+from qmpalloc.control.guest import Guest, Link
+from qmpalloc.control.inspection import MIGRATION_ENDED, ask_facts, ask_migrating, measure
 from qmpalloc.control.journal import Journal
+from qmpalloc.control.run_state import ARRIVING, ASLEEP, STATE_EVENTS, Activity, activity
 from qmpalloc.control.sampling import run_sampling
 from qmpalloc.curves.observer import Reads
 from qmpalloc.errors import (
@@ -26,9 +28,9 @@ from qmpalloc.errors import (
     UnreachableError,
 )
 from qmpalloc.events import Commanded
-from qmpalloc.qmp import Monitor, MonitorEvent, deadline, open_monitor
+from qmpalloc.qmp import Monitor, MonitorEvent, VmStatus, deadline, open_monitor
 from qmpalloc.rules.ledger import Order
-from qmpalloc.text import one_line
+from qmpalloc.text import one_line, printable
 from qmpalloc.units import PAGE_BYTES, align_down, format_size
 
 Purpose = Literal["adopt", "shrink", "grant", "repeat", "accept"]
@@ -39,15 +41,19 @@ FLOOR_HINT = "it is brought to its floor, as far as the budget has room"
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 5.0
 
-EVENTS = frozenset({"BALLOON_CHANGE", "STOP", "RESUME", "RESET", "MIGRATION"})
+MEMORY_EVENTS = frozenset({"MEMORY_DEVICE_SIZE_CHANGE", "DEVICE_DELETED"})
+"""What tells that the guest may have more or less memory than before; that a DIMM was plugged no event tells."""
+
+EVENTS = STATE_EVENTS | MEMORY_EVENTS | {"BALLOON_CHANGE"}
 """The events a session heeds. Others, some of which a guest may cause in any number, must not drive these out."""
 
 CONFIRM_AFTER_S = 0.2
 """A size queried this long after QEMU took a command counts as its effect: a driver in mid-move completes the 1 MiB
 it is working on before it looks at the new target (``update_balloon_size_func`` in drivers/virtio/virtio_balloon.c)."""
 
-MIGRATION_POLL_S = 5.0
-"""Time between two looks whether somebody migrates the guest: QEMU sends an event for it only to who asked for one."""
+LOOK_S = 5.0
+"""Time between two looks at what events may not have told: QEMU sends one of a migration only to who asked for it, and
+none of a DIMM that is plugged, or of another ``requested-size`` of a virtio-mem device."""
 
 STATS_VERSION = (9, 2, 0)
 """First QEMU whose balloon statistics tell of allocation stalls and OOM kills; older ones would tell nothing new."""
@@ -103,6 +109,8 @@ class Session:
         self._news = trio.Event()
         self._confirm_from_s: float | None = None
         self._held_until_s = 0.0
+        self._arriving = False
+        self._told = 0
         self._still_since_s = 0.0
         self._repeat_after_s = REPEAT_FIRST_S
 
@@ -162,10 +170,12 @@ class Session:
         with monitor.subscribe(EVENTS) as events:  # before asking, so that no event falls in between
             with deadline(self._timeout_s, monitor.address, "the questions at connection"):
                 facts = await ask_facts(monitor)
-                status = await monitor.query_status()
-                guest.migrating = await ask_migrating(monitor)
-                actual_bytes = await _measure(monitor, facts)
-            guest.connected(facts, actual_bytes, self._journal.now_s(), paused=not status.running)
+                status, migrating = await monitor.query_status(), await ask_migrating(monitor)
+                facts, actual_bytes = await measure(monitor, facts)
+            stopped = activity(status) is not Activity.RUNS
+            guest.connected(facts, actual_bytes, self._journal.now_s(), paused=stopped)
+            self._arriving = False
+            self._take_state(status, migrating=migrating)
             self._journal.clear_fault(guest.name, "monitor")
             if self._may_command:
                 self._adopt()
@@ -182,11 +192,11 @@ class Session:
 
                 nursery.start_soon(guard, lambda: self._watch_balloon(monitor))
                 nursery.start_soon(guard, lambda: self._watch_events(monitor, events))
-                nursery.start_soon(guard, lambda: self._watch_migration(monitor))
+                nursery.start_soon(guard, lambda: self._watch_state(monitor))
                 if monitor.qemu_version >= STATS_VERSION:
                     nursery.start_soon(guard, lambda: self._watch_stats(monitor, facts.balloon_path))
                 nursery.start_soon(guard, lambda: self._watch_disks(monitor))
-                nursery.start_soon(guard, self._read_samples)
+                nursery.start_soon(guard, lambda: self._read_samples(monitor))
                 if self._may_command:
                     nursery.start_soon(guard, lambda: self._send_orders(monitor))
                 await monitor.closed.wait()
@@ -220,7 +230,9 @@ class Session:
             asked_s = self._journal.now_s()
             try:
                 with deadline(self._timeout_s, monitor.address, "query-balloon"):
-                    actual_bytes = await _measure(monitor, guest.facts)
+                    actual_bytes = await monitor.query_balloon()
+                    if not guest.explains(actual_bytes):
+                        actual_bytes = await self._ask_size(monitor)
             except DeadlineError as error:
                 self._hung(error)
                 continue
@@ -364,37 +376,95 @@ class Session:
                 dropped = monitor.events_dropped
                 message = f"{dropped} events of its QEMU were lost: they came faster than they could be heard"
                 self._journal.fault(guest.name, "events", message, "whether it runs is asked for again")
-                with deadline(self._timeout_s, monitor.address, "query-status"):
-                    guest.paused = not (await monitor.query_status()).running
-                self._on_change()
-            match event.name:
-                case "BALLOON_CHANGE":
-                    self._poll_now.set()
-                case "STOP":
-                    guest.paused = True
-                case "RESUME":
-                    guest.paused = False
-                case "RESET":
-                    guest.was_reset(self._journal.now_s())
-                    self._on_reset(guest)
-                case "MIGRATION":
-                    guest.migrating = event.data.get("status") not in MIGRATION_ENDED
-                case _:
-                    continue
+                await self._look(monitor)
+            self._heed(event)
+            if event.name in STATE_EVENTS:
+                self._told += 1
+                await self._look(monitor)
+            if event.name in MEMORY_EVENTS:
+                await self._ask_memory(monitor)
             self._on_change()
 
-    async def _watch_migration(self, monitor: Monitor) -> None:
-        """Keep hands off a guest that somebody migrates."""
+    def _heed(self, event: MonitorEvent) -> None:
+        """Take what an event tells by itself: what holds a guest does so at once, also while QEMU does not answer."""
+        guest, now_s = self.guest, self._journal.now_s()
+        match event.name:
+            case "BALLOON_CHANGE":
+                self._poll_now.set()
+            case "RESET":
+                guest.was_reset(now_s)
+                self._on_reset(guest)
+            case "STOP" | "SUSPEND":
+                guest.stopped(f"QEMU told of {event.name}", now_s, asleep=event.name == "SUSPEND")
+            case "MIGRATION":
+                guest.migrating = guest.migrating or event.data.get("status") not in MIGRATION_ENDED
+
+    async def _watch_state(self, monitor: Monitor) -> None:
+        """Look now and then at what no event may have told."""
         while True:
-            await trio.sleep(MIGRATION_POLL_S)
-            try:
-                with deadline(self._timeout_s, monitor.address, "query-migrate"):
-                    migrating = await ask_migrating(monitor)
-            except DeadlineError:
-                continue  # who watches the balloon reports it
-            if migrating != self.guest.migrating:
-                self.guest.migrating = migrating
-                self._on_change()
+            await trio.sleep(LOOK_S)
+            await self._look(monitor)
+            await self._ask_memory(monitor)
+
+    async def _look(self, monitor: Monitor) -> None:
+        """Ask whether the virtual CPUs run, and whether somebody migrates the guest."""
+        guest, arriving, told = self.guest, self._arriving, self._told
+        before = guest.paused, guest.migrating
+        try:
+            with deadline(self._timeout_s, monitor.address, "query-status"):
+                status, migrating = await monitor.query_status(), await ask_migrating(monitor)
+                arrived = arriving and status.status != ARRIVING
+                actual_bytes = await self._ask_size(monitor) if arrived else 0
+        except DeadlineError:
+            return  # who watches the balloon reports it
+        if told != self._told:
+            return  # this is from before the last event, which has it asked for again
+        self._take_state(status, migrating=migrating)
+        if arrived:  # with the balloon of the QEMU that it came from
+            self._adopt_at(actual_bytes)
+        if before != (guest.paused, guest.migrating):
+            self._on_change()
+
+    def _take_state(self, status: VmStatus, *, migrating: bool) -> None:
+        """Note what QEMU told of the guest's state."""
+        guest, now_s, doing = self.guest, self._journal.now_s(), activity(status)
+        self._arriving = status.status == ARRIVING
+        guest.migrating = migrating or doing is Activity.MOVES
+        if doing is Activity.RUNS:
+            guest.resumed(now_s)
+        else:
+            guest.stopped(f"QEMU is in the state {printable(status.status, 32)}", now_s, asleep=status.status == ASLEEP)
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    async def _ask_memory(self, monitor: Monitor) -> None:
+        """Ask how much memory the guest has, which changes when memory is plugged or unplugged."""
+        limit = deadline(self._timeout_s, monitor.address, "query-memory-devices")
+        with suppress(DeadlineError), limit:  # who watches the balloon reports it
+            await self._ask_size(monitor)
+
+    async def _ask_size(self, monitor: Monitor) -> int:
+        """Ask for memory and size together, and adopt a guest that has more or less RAM than before at its new size.
+
+        Raises:
+            NonsenseError: The size is more than all of the RAM.
+        """
+        guest = self.guest
+        assert guest.facts is not None
+        facts, actual_bytes = await measure(monitor, guest.facts.with_memory(await monitor.memory_sizes()))
+        before, guest.facts = guest.facts, facts
+        if facts.ram_bytes != before.ram_bytes:
+            self._adopt_at(actual_bytes)
+        elif facts != before:
+            self._on_change()
+        return actual_bytes
+
+    def _adopt_at(self, actual_bytes: int) -> None:
+        """Go on with a guest from the size it has, which neither a command of ours nor its own doing has changed."""
+        self.guest.adopted(actual_bytes)
+        if self._may_command:
+            self._adopt()
+        self._on_change()
 
     async def _watch_stats(self, monitor: Monitor, path: str) -> None:
         """Look for danger in the balloon's statistics. The guest chooses these numbers: they can only hold it."""
@@ -438,20 +508,16 @@ class Session:
                 pages = sum(disk.rd_bytes for disk in disks) / PAGE_BYTES
                 guest.curves.take_reads(Reads(pages, sum(disk.rd_total_time_ns for disk in disks) / 1e9))
 
-    async def _read_samples(self) -> None:
+    async def _read_samples(self, monitor: Monitor) -> None:
         def on_news() -> None:
             self._news.set()
             self._on_change()
 
-        await run_sampling(self.guest, self._journal, self._control, on_news)
+        async def ask_memory() -> None:
+            with suppress(QmpallocError):  # who watches the balloon reports it: nothing is wrong with the agent
+                await self._ask_memory(monitor)
 
-
-async def _measure(monitor: Monitor, facts: Facts | None) -> int:
-    """Return the guest's size in bytes, which cannot be more than its RAM."""
-    actual_bytes = await monitor.query_balloon()
-    if facts is not None and actual_bytes > facts.ram_bytes:
-        raise NonsenseError(f"{monitor.address}: query-balloon tells more memory than QEMU was started with")
-    return actual_bytes
+        await run_sampling(self.guest, self._journal, self._control, on_news, ask_memory)
 
 
 async def send_once(guest: Guest, target_bytes: int, timeout_s: float) -> None:

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from qmpalloc.config import ControlConfig, GuestConfig
 from qmpalloc.control.inspection import find_pinned
+from qmpalloc.control.run_state import ASLEEP
 from qmpalloc.control.sampling import ABSENT_HINT
 from qmpalloc.curves.observer import NOT_SAMPLED
 from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
@@ -19,6 +20,7 @@ from qmpalloc.curves.samples import unpack
 from qmpalloc.doctor.checks import Check, Verdict, failed, passed, warned
 from qmpalloc.doctor.sockets import holders, who_else_may_open
 from qmpalloc.errors import DeadlineError, QmpallocError, RefusedError, SampleError, SampleFault
+from qmpalloc.model import MemorySizes
 from qmpalloc.qemu.image import images_dir
 from qmpalloc.qmp import Agent, FileTrouble, Monitor, deadline, file_trouble, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, STARTING, Sample, parse
@@ -105,7 +107,9 @@ async def _run_state(name: str, monitor: Monitor) -> Check:
     status = await monitor.query_status()
     if status.running:
         return passed(name, "state", status.status)
-    return warned(name, "state", f"QEMU is {status.status}", "let it go on (QMP 'cont'): a stopped guest is held")
+    command = "system_wakeup" if status.status == ASLEEP else "cont"
+    todo = f"let it go on (QMP '{command}'): nothing is decided about a guest that does not run"
+    return warned(name, "state", f"QEMU is {status.status}", todo)
 
 
 async def _accelerator(name: str, monitor: Monitor) -> Check:
@@ -135,13 +139,19 @@ async def _balloon(guest: GuestConfig, monitor: Monitor) -> list[Check]:
         checks.append(warned(name, "balloon stats", "never updated", todo))
     else:
         checks.append(passed(name, "balloon stats", "the guest's balloon driver answers"))
-    ram = await _ram_bytes(monitor)
-    if ram is not None and ram < guest.cap:
-        todo = f"lower cap, or start QEMU with -m {guest.cap >> 20}"
-        checks.append(warned(name, "RAM", f"{format_size(ram)}, below the cap of {format_size(guest.cap)}", todo))
-    elif ram is not None:
-        checks.append(passed(name, "RAM", format_size(ram)))
+    checks.append(_ram(guest, await monitor.memory_sizes()))
     return checks
+
+
+def _ram(guest: GuestConfig, memory: MemorySizes) -> Check:
+    """Check the RAM that the balloon is measured against, DIMMs included, and say what stands outside of it."""
+    detail = format_size(memory.ram_bytes)
+    if memory.outside_bytes:
+        detail += f", and {format_size(memory.outside_bytes)} by virtio-mem: charged to the budget, not moved"
+    if memory.ram_bytes >= guest.cap:
+        return passed(guest.name, "RAM", detail)
+    todo = f"lower cap, or start QEMU with -m {guest.cap >> 20}"
+    return warned(guest.name, "RAM", f"{detail}; below the cap of {format_size(guest.cap)}", todo)
 
 
 async def _disks(name: str, monitor: Monitor) -> AsyncIterator[Check]:
@@ -207,7 +217,7 @@ def disks(blocks: object, nodes: object) -> Iterator[Disk]:
 
 async def _pinned(name: str, monitor: Monitor) -> AsyncIterator[Check]:
     """Warn of what makes a balloon take memory from the guest without giving it to the host."""
-    pinned = await find_pinned(monitor, await _ram_bytes(monitor) or 0)
+    pinned = await find_pinned(monitor, (await monitor.memory_sizes()).ram_bytes)
     if pinned is not None:
         yield failed(name, "pinned memory", pinned.what, pinned.hint)
     backends = await monitor.execute("query-memdev")
@@ -215,12 +225,6 @@ async def _pinned(name: str, monitor: Monitor) -> AsyncIterator[Check]:
         if isinstance(backend, dict) and backend.get("prealloc") is True:
             todo = "use plain RAM: this takes all of it from the host before the balloon gives any back"
             yield warned(name, "RAM backend", "preallocated", todo)
-
-
-async def _ram_bytes(monitor: Monitor) -> int | None:
-    memory = await monitor.execute("query-memory-size-summary")
-    ram = memory.get("base-memory") if isinstance(memory, dict) else None
-    return ram if isinstance(ram, int) else None
 
 
 async def _check_agent(guest: GuestConfig, timeout_s: float, interval_s: float) -> list[Check]:

@@ -84,15 +84,16 @@ class Candidate(Struct, frozen=True, kw_only=True):
 
 
 def room_bytes(snapshot: Snapshot, chosen: Sequence[str]) -> int:
-    """Return what is left of the budget for the guests named in `chosen`."""
-    held = [guest for guest in snapshot.guests if guest.name not in chosen and guest.state is not GuestState.GONE]
-    return snapshot.budget_bytes - sum(max(guest.charge_bytes, guest.target_bytes) for guest in held)
+    """Return what is left of the budget for the sizes of the guests named in `chosen`."""
+    here = [guest for guest in snapshot.guests if guest.state is not GuestState.GONE]
+    taken = sum(guest.outside_bytes if guest.name in chosen else guest.promised_bytes for guest in here)
+    return snapshot.budget_bytes - taken
 
 
 def free_bytes(snapshot: Snapshot) -> int:
     """Return what is left of the budget when all keep what they have, and who is still to come gets its baseline."""
     awaited = [guest for guest in snapshot.guests if guest.state is GuestState.CONNECTING]
-    kept = sum(max(0, guest.baseline_bytes - max(guest.charge_bytes, guest.target_bytes)) for guest in awaited)
+    kept = sum(max(0, guest.baseline_bytes - guest.promised_bytes) for guest in awaited)
     return max(0, room_bytes(snapshot, []) - kept)
 
 

@@ -13,6 +13,7 @@ import trio
 from qemu.qmp.models import Greeting
 
 from qmpalloc.errors import BusyError, DeadlineError, NonsenseError, QmpallocError, RefusedError
+from qmpalloc.model import MemorySizes
 from qmpalloc.qmp.connect import ONE_CLIENT_HINT, connect, listening_process
 from qmpalloc.qmp.connection import Connection, running
 from qmpalloc.qmp.framing import MESSAGE_MAX_BYTES, SENTINEL, Frame, Mark, MessageFramer, decode, encode
@@ -22,10 +23,13 @@ from qmpalloc.qmp.monitor_types import (
     BlockEntry,
     BlockStats,
     GuestStats,
+    MemoryDevice,
+    MemorySummary,
     NameReply,
     QomProperty,
     VersionTriple,
     VmStatus,
+    memory_sizes,
 )
 from qmpalloc.qmp.pending import PendingReplies
 from qmpalloc.qmp.replies import convert, typed, unpack
@@ -129,6 +133,13 @@ class Monitor:
     async def query_status(self) -> VmStatus:
         """Return whether the virtual CPUs run, and if not, why."""
         return self._typed(await self._execute("query-status"), VmStatus, "query-status")
+
+    async def memory_sizes(self) -> MemorySizes:
+        """Return how much memory the guest has: in the balloon's reckoning, and outside of it."""
+        result = await self._execute("query-memory-size-summary")
+        base_bytes = self._typed(result, MemorySummary, "query-memory-size-summary").base_memory
+        result = await self._execute("query-memory-devices")
+        return memory_sizes(base_bytes, self._typed(result, list[MemoryDevice], "query-memory-devices"))
 
     async def query_name(self) -> str | None:
         """Return the name QEMU was started with, None when it has none."""

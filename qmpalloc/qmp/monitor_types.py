@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from qmpalloc.model import MemorySizes
 from qmpalloc.qmp.replies import Count
 
 UNKNOWN_STATS = (-1, 2**64 - 1)
@@ -29,6 +30,38 @@ class BalloonActual(Struct, frozen=True, kw_only=True):
     """``query-balloon``: the guest's size in bytes."""
 
     actual: Count
+
+
+class MemorySummary(Struct, frozen=True, kw_only=True, rename={"base_memory": "base-memory"}):
+    """``query-memory-size-summary``: the RAM QEMU was started with (``-m``), without what was plugged."""
+
+    base_memory: Annotated[int, Meta(gt=0, le=2**63 - 1)]
+
+
+class MemoryDeviceData(Struct, frozen=True, kw_only=True, rename={"requested_size": "requested-size"}):
+    """``data`` of an entry of ``query-memory-devices``. Not every kind has a size."""
+
+    size: Count = 0
+    requested_size: Count = 0
+
+
+class MemoryDevice(Struct, frozen=True, kw_only=True):
+    """An entry of ``query-memory-devices``: ``dimm``, ``nvdimm``, ``virtio-mem``, ``virtio-pmem`` and others."""
+
+    type: str
+    data: MemoryDeviceData
+
+
+def memory_sizes(base_bytes: int, devices: list[MemoryDevice]) -> MemorySizes:
+    """Return the sizes as the balloon counts them (``get_current_ram_size`` in hw/virtio/virtio-balloon.c)."""
+    sizes = {"dimm": 0, "virtio-mem": 0, "other": 0}
+    for device in devices:
+        kind = device.type if device.type in sizes else "other"
+        asked_bytes = device.data.requested_size if kind == "virtio-mem" else 0
+        sizes[kind] += max(device.data.size, asked_bytes)
+    return MemorySizes(
+        ram_bytes=base_bytes + sizes["dimm"], outside_bytes=sizes["virtio-mem"], other_bytes=sizes["other"]
+    )
 
 
 class NameReply(Struct, frozen=True, kw_only=True):

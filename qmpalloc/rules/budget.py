@@ -109,8 +109,8 @@ def _charge(guest: GuestSnapshot, decision: GuestDecision) -> int:
     if guest.state is GuestState.GONE:
         return 0
     if guest.state in UNCONTROLLED:
-        return max(guest.charge_bytes, guest.target_bytes)  # what it was promised before, as well
-    return decision.target_bytes
+        return guest.promised_bytes
+    return decision.target_bytes + guest.outside_bytes
 
 
 def _in_proportion(

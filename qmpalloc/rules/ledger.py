@@ -1,6 +1,7 @@
 """Budget arithmetic: which balloon commands may be sent now, so that the budget holds at every instant.
 
-The invariant is: the sum over all guests of max(target, actual) never exceeds the budget. So donors shrink first, and a
+The invariant is: the sum over all guests of max(target, actual), and of the memory they have outside of their balloons,
+never exceeds the budget. So donors shrink first, and a
 receiver is granted only what QEMU reports to have come back. Pure: no clock, no I/O.
 """
 
@@ -28,6 +29,7 @@ class Account(Struct, frozen=True, kw_only=True):
         actual_bytes: What it was last seen to occupy: with a command in doubt less than its charge may be.
         desired_bytes: The size it is to have.
         reserve_bytes: What it may occupy on top of that without having been granted it, as a system that boots may.
+        outside_bytes: Memory it has outside of the balloon, which no command here moves; its charge counts.
         commandable: False when no command may or can be sent to it now; its charge still counts.
         in_need: It is served before the others.
     """
@@ -38,6 +40,7 @@ class Account(Struct, frozen=True, kw_only=True):
     actual_bytes: int
     desired_bytes: int
     reserve_bytes: int = 0
+    outside_bytes: int = 0
     commandable: bool = True
     in_need: bool = False
 
@@ -52,7 +55,7 @@ class Order(Struct, frozen=True, kw_only=True):
 
 def committed_bytes(accounts: Iterable[Account]) -> int:
     """Return what all guests together may occupy now."""
-    return sum(account.charge_bytes + account.reserve_bytes for account in accounts)
+    return sum(account.charge_bytes + account.reserve_bytes + account.outside_bytes for account in accounts)
 
 
 def next_orders(accounts: Sequence[Account], budget_bytes: int) -> list[Order]:

@@ -93,6 +93,13 @@ class FakeBalloon:
         # QEMU counts whole pages of the balloon, so what is left to the guest is rounded up.
         self.target_bytes = min(-align_down(-target_bytes), self.memory_bytes)
 
+    def plug(self, size_bytes: int) -> None:
+        """Give the guest that much more RAM, or less: the balloon itself stays as it is."""
+        self._settle()
+        self.memory_bytes += size_bytes
+        self.target_bytes += size_bytes
+        self._start_bytes += size_bytes
+
     def take_back(self, size_bytes: int) -> None:
         """Let the guest free that much of its balloon by itself (``deflate-on-oom``), above the target.
 

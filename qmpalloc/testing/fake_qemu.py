@@ -60,6 +60,8 @@ class FakeQemu:
         stats: ``guest-stats``; set ``stat-…`` members, and ``last_update`` beside it, to have the guest report.
         blocks: What ``query-blockstats`` returns.
         throttles: Device to its limit in requests per second; without those that have none.
+        memory_devices: What ``query-memory-devices`` returns, by id; see `plug`.
+        machine: Properties of ``/machine``.
         properties: Switches of the balloon device, as ``-device virtio-balloon-pci,NAME=on`` sets them.
     """
 
@@ -87,6 +89,8 @@ class FakeQemu:
         self.blocks: list[dict[str, Any]] = []
         self.throttles: dict[str, int] = {}
         self.properties = {"deflate-on-oom": True, "free-page-reporting": True}
+        self.memory_devices: dict[str, dict[str, Any]] = {}
+        self.machine: dict[str, object] = {"confidential-guest-support": "", "memory-encryption": ""}
         self.commands: dict[str, Command] = self._own_commands()
         self._one_client = trio.Lock()
         self._negotiated = False
@@ -97,6 +101,12 @@ class FakeQemu:
     def has_quit(self) -> bool:
         """True once this QEMU has ended."""
         return self._quit.is_set()
+
+    @property
+    def virtio_mem_bytes(self) -> int:
+        """Memory that virtio-mem has plugged, outside of the balloon."""
+        devices = [*self.memory_devices.values()]
+        return sum(int(device["data"]["size"]) for device in devices if device["type"] == "virtio-mem")
 
     async def serve_path(self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen on a Unix socket and serve one client after the other, until cancelled or told to quit."""
@@ -149,6 +159,42 @@ class FakeQemu:
         self.status = "running"
         self.balloon.paused = False
         self.emit("RESUME")
+
+    def suspend(self, status: str = "suspended") -> None:
+        """Let the guest fall asleep (ACPI S3): ``SUSPEND`` is sent, and no ``STOP``.
+
+        A driver empties its balloon before; see `FakeBalloon.take_back`.
+        """
+        self.status = status
+        self.balloon.paused = True
+        self.emit("SUSPEND")
+
+    def wake(self) -> None:
+        """Wake the guest: ``WAKEUP`` is sent, and no ``RESUME``. Its driver then moves to the balloon's target."""
+        self.status = "running"
+        self.balloon.paused = False
+        self.balloon.request(self.balloon.target_bytes)
+        self.emit("WAKEUP")
+
+    def plug(self, name: str, kind: str, size_bytes: int, **data: object) -> None:
+        """Plug memory, or give a device that is there another size. No event tells of it.
+
+        Args:
+            name: Id of the device.
+            kind: ``dimm``, ``nvdimm``, ``virtio-mem``, ``virtio-pmem``; only a DIMM adds to the balloon's RAM.
+            size_bytes: Its size.
+            data: What else ``query-memory-devices`` tells of it, for example ``requested-size``.
+        """
+        self.unplug(name)
+        self.memory_devices[name] = {"type": kind, "data": {"id": name, "size": size_bytes} | data}
+        if kind == "dimm":
+            self.balloon.plug(size_bytes)
+
+    def unplug(self, name: str) -> None:
+        """Unplug memory, if it is there."""
+        device = self.memory_devices.pop(name, None)
+        if device is not None and device["type"] == "dimm":
+            self.balloon.plug(-device["data"]["size"])
 
     def reset(self) -> None:
         """Reboot the guest. The balloon's target survives, as with QEMU."""
@@ -210,7 +256,8 @@ class FakeQemu:
             "query-status": lambda _: {"status": self.status, "singlestep": False, "running": self.status == "running"},
             "query-name": lambda _: {} if self.name is None else {"name": self.name},
             "query-kvm": lambda _: {"enabled": False, "present": False},
-            "query-memory-size-summary": lambda _: {"base-memory": self.balloon.memory_bytes, "plugged-memory": 0},
+            "query-memory-size-summary": self._query_memory_size_summary,
+            "query-memory-devices": lambda _: [*self.memory_devices.values()],
             "query-memdev": lambda _: [],
             "query-block": lambda _: [],
             "query-named-block-nodes": lambda _: [],
@@ -225,8 +272,19 @@ class FakeQemu:
             "stop": lambda _: _nothing(self.stop),
             "cont": lambda _: _nothing(self.resume),
             "system_reset": lambda _: _nothing(self.reset),
+            "system_wakeup": self._system_wakeup,
             "quit": lambda _: {},
         }
+
+    def _query_memory_size_summary(self, _: dict[str, Any]) -> object:
+        sizes = [(device["type"], device["data"]["size"]) for device in self.memory_devices.values()]
+        base_bytes = self.balloon.memory_bytes - sum(size for kind, size in sizes if kind == "dimm")
+        return {"base-memory": base_bytes, "plugged-memory": sum(size for _, size in sizes)}
+
+    def _system_wakeup(self, _: dict[str, Any]) -> object:
+        if self.status != "suspended":
+            raise Refusal("Unable to wake up: guest is not in suspended state")
+        return _nothing(self.wake)
 
     def _qmp_capabilities(self, _: dict[str, Any]) -> object:
         self._negotiated = True
@@ -259,6 +317,8 @@ class FakeQemu:
         return listing
 
     def _qom_get(self, arguments: dict[str, Any]) -> object:
+        if arguments.get("path") == "/machine" and arguments.get("property") in self.machine:
+            return self.machine[str(arguments["property"])]
         self._require_path(arguments)
         if arguments.get("property") == "guest-stats":
             return {"stats": self.stats, "last-update": self.last_update}

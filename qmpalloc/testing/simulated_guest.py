@@ -186,10 +186,11 @@ class SimulatedGuest:
         size = self.qemu.balloon.actual_bytes
         # With deflate-on-oom a guest counts the balloon's pages as used; without, it does not count them at all.
         total = self.qemu.balloon.memory_bytes if self.qemu.properties["deflate-on-oom"] else size
+        total += self.qemu.virtio_mem_bytes
         own = min(self.cache.own_bytes, total)
         mapped = 0 if self.mapped is None else min(self.mapped.resident_pages * PAGE_BYTES, self._room_bytes())
         file = min(self.cache.cached_pages * PAGE_BYTES + mapped, max(size - own, 0))
-        free = max(size - own - file, 0)
+        free = max(size + self.qemu.virtio_mem_bytes - own - file, 0)
         return Memory(
             total=total,
             free=free,

@@ -46,7 +46,7 @@ class Dashboard:
     Attributes:
         version: Number of events applied, to tell whether a picture of it is stale.
         t: Time of the last event.
-        committed_bytes: The sum of max(target, actual); None until a size is known.
+        committed_bytes: The sum of what the guests are charged with; None until a size is known.
         decisions: The last decisions; those that repeat the one before and move nothing share an entry.
         log: What else happened, newest last.
         fault: The last fault of the whole run.
@@ -169,6 +169,7 @@ class Dashboard:
     def _resize(self, event: SizeChanged) -> None:
         guest = self._guest(event.guest)
         guest.target_bytes, guest.actual_bytes = event.target_bytes, event.actual_bytes
+        guest.outside_bytes = event.outside_bytes
         self.committed_bytes = event.committed_bytes
 
     def _show_curve(self, guest: GuestFacts, curve: Curve | None, no_curve: str) -> None:
@@ -181,6 +182,7 @@ class Dashboard:
         for seen in event.snapshot.guests:
             guest = self._guest(seen.name)
             guest.floor_bytes, guest.cap_bytes = seen.floor_bytes, seen.cap_bytes
+            guest.outside_bytes = seen.outside_bytes
             self._show_curve(guest, seen.curve, seen.no_curve)
             # A guest whose monitor never answered has the sizes 0 in a snapshot, which means unknown.
             if guest.actual_bytes is None and seen.actual_bytes:

@@ -64,6 +64,7 @@ class GuestFacts:
     detail: str = ""
     target_bytes: int | None = None
     actual_bytes: int | None = None
+    outside_bytes: int = 0
     decision: GuestDecision | None = None
     reason: str = ""
     change_bytes: int = 0
@@ -93,8 +94,9 @@ class GuestFacts:
 
     @property
     def charged_bytes(self) -> int:
-        """Its part of the committed memory: max(target, actual); nothing once QEMU has ended."""
-        return 0 if self.state is GuestState.GONE else max(self.target_bytes or 0, self.actual_bytes or 0)
+        """Its part of the committed memory: max(target, actual) and virtio-mem; nothing once QEMU has ended."""
+        inside_bytes = max(self.target_bytes or 0, self.actual_bytes or 0)
+        return 0 if self.state is GuestState.GONE else inside_bytes + self.outside_bytes
 
     @property
     def rate_known(self) -> bool:

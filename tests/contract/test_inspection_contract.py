@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from qmpalloc.control.inspection import ask_facts, ask_migrating
+from qmpalloc.control.inspection import ask_facts, ask_migrating, measure
+from qmpalloc.control.run_state import RUN_STATES, Activity, activity
 from qmpalloc.errors import RefusedError
 from qmpalloc.qmp import open_monitor
 from qmpalloc.units import MIB
@@ -23,7 +24,10 @@ def argv(path, *options):
     return [*base, "-qmp", f"unix:{path},server=on,wait=off", *options]
 
 
-@pytest.mark.parametrize("memory", [[], BACKEND])
+SHARED = ["-object", "memory-backend-memfd,id=mem,size=64M,share=on,prealloc=on", "-machine", "memory-backend=mem"]
+
+
+@pytest.mark.parametrize("memory", [[], BACKEND, SHARED])
 async def test_a_plain_qemu_may_be_controlled_and_is_not_migrated(start_listening, tmp_path, memory):
     path = str(tmp_path / "qmp")
     await start_listening(argv(path, *BALLOON, *memory), path)
@@ -31,6 +35,67 @@ async def test_a_plain_qemu_may_be_controlled_and_is_not_migrated(start_listenin
         facts = await ask_facts(monitor)
         assert (facts.ram_bytes, facts.deflate_on_oom) == (64 * MIB, True)
         assert await ask_migrating(monitor) is False
+
+
+MORE = ["-M", "q35,nvdimm=on", "-m", "64,slots=4,maxmem=4G"]
+NVDIMM = ["-object", "memory-backend-ram,id=n0,size=128M", "-device", "nvdimm,id=nv0,memdev=n0"]
+VIRTIO_MEM = [
+    *("-object", "memory-backend-ram,id=v0,size=256M,reserve=off"),
+    *("-device", "virtio-mem-pci,id=vm0,memdev=v0,requested-size=32M"),
+]
+
+
+async def test_plugged_memory_is_what_the_balloon_makes_of_it(start_listening, tmp_path):
+    path = str(tmp_path / "qmp")
+    await start_listening([*argv(path, *BALLOON), *MORE, *NVDIMM, *VIRTIO_MEM], path)
+    async with open_monitor(path, timeout_s=10) as monitor:
+        facts = await ask_facts(monitor)
+        assert (facts.ram_bytes, facts.outside_bytes, facts.other_bytes) == (64 * MIB, 32 * MIB, 128 * MIB)
+        assert await monitor.query_balloon() == 64 * MIB
+        await monitor.execute("object-add", {"qom-type": "memory-backend-ram", "id": "m1", "size": 128 * MIB})
+        await monitor.execute("device_add", {"driver": "pc-dimm", "id": "d1", "memdev": "m1"})
+        await monitor.execute("qom-set", {"path": "vm0", "property": "requested-size", "value": 200 * MIB})
+        facts, actual_bytes = await measure(monitor, facts)  # asks for the memory again, as the size is above it
+        assert (facts.ram_bytes, facts.outside_bytes, actual_bytes) == (192 * MIB, 200 * MIB, 192 * MIB)
+
+
+async def test_a_qemu_whose_memory_is_a_file_that_it_may_only_read_may_not(start_listening, tmp_path):
+    path, file = str(tmp_path / "qmp"), tmp_path / "ram"
+    with file.open("wb") as opened:
+        opened.truncate(64 * MIB)
+    backend = f"memory-backend-file,id=mem,size=64M,mem-path={file},readonly=on,share=off"
+    await start_listening(argv(path, *BALLOON, "-object", backend, "-machine", "memory-backend=mem"), path)
+    async with open_monitor(path, timeout_s=10) as monitor:
+        with pytest.raises(RefusedError, match="for reading only"):
+            await ask_facts(monitor)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "doing"),
+    [
+        (["-S"], "prelaunch", Activity.STOPPED),
+        (["-incoming", "defer"], "inmigrate", Activity.MOVES),
+        ([], "running", Activity.RUNS),
+    ],
+)
+async def test_the_states_of_a_qemu_in_which_nothing_boots(start_listening, tmp_path, options, status, doing):
+    path = str(tmp_path / "qmp")
+    base = [QEMU, "-accel", "tcg", "-display", "none", "-M", "none", "-nodefaults", *options]
+    await start_listening([*base, "-qmp", f"unix:{path},server=on,wait=off"], path)
+    async with open_monitor(path, timeout_s=10) as monitor:
+        seen = await monitor.query_status()
+        assert (seen.status, activity(seen)) == (status, doing)
+
+
+async def test_the_table_has_every_state_of_this_qemu(start_listening, tmp_path):
+    path = str(tmp_path / "qmp")
+    await start_listening(argv(path), path)
+    async with open_monitor(path, timeout_s=10) as monitor:
+        schema = await monitor.execute("query-qmp-schema")
+        states = next(
+            entry["values"] for entry in schema if entry["meta-type"] == "enum" and "inmigrate" in entry["values"]
+        )
+    assert set(states) <= set(RUN_STATES)
 
 
 async def test_a_qemu_without_a_balloon_may_not(start_listening, tmp_path):

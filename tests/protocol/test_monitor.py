@@ -13,6 +13,7 @@ from qmpalloc.errors import (
     NonsenseError,
     RefusedError,
 )
+from qmpalloc.model import MemorySizes
 from qmpalloc.qmp import BlockStats, VmStatus, deadline, open_monitor_on
 from qmpalloc.qmp.framing import MESSAGE_MAX_BYTES
 from qmpalloc.testing import FakeAgent, FakeBalloon, FakeQemu, Refusal
@@ -505,3 +506,50 @@ async def test_shielded_clean_up_of_a_cancelled_block_can_still_send(nursery, au
                 with trio.move_on_after(5, shield=True):
                     await monitor.balloon(256 * MIB)
     assert fake.balloon.target_bytes == 256 * MIB
+
+
+DIMM = {"type": "dimm", "data": {"id": "d1", "size": 256 << 20, "memdev": "/objects/m1", "hotplugged": True}}
+VIRTIO_MEM = {"type": "virtio-mem", "data": {"size": 0, "requested-size": 1 << 30, "max-size": 2 << 30}}
+SHRINKING = {"type": "virtio-mem", "data": {"size": 3 << 30, "requested-size": 0, "max-size": 4 << 30}}
+NVDIMM = {"type": "nvdimm", "data": {"id": "nv0", "size": 512 << 20}}
+PMEM = {"type": "virtio-pmem", "data": {"id": "vp0", "size": 128 << 20, "memaddr": 1 << 32}}
+UNSIZED = {"type": "hv-balloon", "data": {"max-size": 1 << 30}}
+
+
+@pytest.mark.parametrize(
+    ("devices", "ram_mib", "outside_mib", "other_mib"),
+    [
+        ([], 1024, 0, 0),
+        ([DIMM, DIMM], 1536, 0, 0),
+        ([NVDIMM, PMEM], 1024, 0, 640),
+        ([VIRTIO_MEM], 1024, 1024, 0),
+        ([SHRINKING, VIRTIO_MEM], 1024, 4096, 0),
+        ([DIMM, NVDIMM, VIRTIO_MEM, UNSIZED], 1280, 1024, 512),
+    ],
+)
+async def test_memory_by_what_it_is_to_the_balloon(autojump_clock, devices, ram_mib, outside_mib, other_mib):
+    fake = FakeQemu(memory_bytes=1 << 30)
+    fake.commands["query-memory-devices"] = lambda _: devices
+    async with monitor_of(fake) as monitor:
+        sizes = await monitor.memory_sizes()
+    assert sizes == MemorySizes(ram_bytes=ram_mib << 20, outside_bytes=outside_mib << 20, other_bytes=other_mib << 20)
+
+
+@pytest.mark.parametrize(
+    ("command", "reply"),
+    [
+        ("query-memory-size-summary", {}),
+        ("query-memory-size-summary", {"base-memory": 0}),
+        ("query-memory-size-summary", {"base-memory": True}),
+        ("query-memory-devices", {}),
+        ("query-memory-devices", [{"type": "dimm"}]),
+        ("query-memory-devices", [{"type": "dimm", "data": {"size": -1}}]),
+        ("query-memory-devices", [{"type": "virtio-mem", "data": {"size": 1, "requested-size": "1G"}}]),
+    ],
+)
+async def test_memory_of_the_wrong_shape_is_nonsense(autojump_clock, command, reply):
+    fake = FakeQemu()
+    fake.commands[command] = lambda _: reply
+    async with monitor_of(fake) as monitor:
+        with pytest.raises(NonsenseError, match=command):
+            await monitor.memory_sizes()

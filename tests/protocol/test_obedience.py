@@ -120,6 +120,51 @@ async def test_memory_that_does_not_come_back_to_the_host_is_refused(lab, autoju
     assert lab.states("large")[-1] == "fresh"
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {("/machine", "confidential-guest-support"): "/objects/it", ("/objects/it", "type"): "sev-guest"},
+            "sev-guest",
+        ),
+        (
+            {("/machine", "confidential-guest-support"): "/objects/it", ("/objects/it", "type"): "tdx-guest"},
+            "tdx-guest",
+        ),
+        ({("/machine", "confidential-guest-support"): "/objects/new-in-qemu-12"}, "new-in-qemu-12"),
+        ({("/machine", "memory-encryption"): "sev0"}, "sev0"),  # before QEMU 6.0
+        ({("/machine", "memory-backend"): "/objects/it", ("/objects/it", "readonly"): True}, "for reading only"),
+    ],
+)
+async def test_memory_that_is_kept_from_the_host_is_refused(lab, autojump_clock, changes, says):
+    await lab.two()
+    qemu = lab.guests["small"].qemu
+    own_get = qemu.commands["qom-get"]
+
+    def qom_get(arguments):
+        asked = arguments["path"], arguments["property"]
+        return changes[asked] if asked in changes else own_get(arguments)
+
+    qemu.commands["qom-get"] = qom_get
+    await lab.run(12.0, budget=1400)
+    assert lab.states("small")[-1] == "held"
+    assert not lab.of(Commanded, "small")
+    assert says in lab.of(Faulted, "small")[0].message
+    assert lab.states("large")[-1] == "fresh"
+
+
+async def test_a_disk_that_qemu_drives_itself_is_refused(lab, autojump_clock):
+    await lab.two()
+    nodes = {"small": "nvme", "large": "file"}
+    for name, driver in nodes.items():
+        answer = [{"node-name": "n0", "drv": driver}]
+        lab.guests[name].qemu.commands["query-named-block-nodes"] = lambda _, answer=answer: answer
+    await lab.run(12.0, budget=1400)
+    assert lab.states("small")[-1] == "held"
+    assert "nvme://" in lab.of(Faulted, "small")[0].message
+    assert lab.states("large")[-1] == "fresh"
+
+
 async def test_a_network_by_vdpa_is_refused(lab, autojump_clock):
     await lab.two()
     info = "net0: index=0,type=vhost-vdpa,vhostdev=/dev/vhost-vdpa-0\r\n"

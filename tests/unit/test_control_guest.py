@@ -7,7 +7,7 @@ from qmpalloc import load_policy
 from qmpalloc.config import ControlConfig, Duration, GuestConfig, Size
 from qmpalloc.control.guest import Facts, Guest
 from qmpalloc.errors import SampleError
-from qmpalloc.model import GuestState, Limiter, Snapshot
+from qmpalloc.model import GuestState, Limiter, MemorySizes, Snapshot
 from qmpalloc.rules.danger import FREEZE_S, find_danger
 from qmpalloc.sample import Counters, Memory, Sample, SwapPages
 from qmpalloc.units import GIB, MIB
@@ -185,6 +185,138 @@ class TestFloor:
         guest = connected()
         take(guest, 1.0, memory_bytes=Memory(anon=300 * MIB))
         assert guest.floor_bytes == 256 * MIB
+
+
+class TestMemoryOutsideOfTheBalloon:
+    FACTS = FACTS.with_memory(MemorySizes(ram_bytes=2 * GIB, outside_bytes=GIB, other_bytes=4 * GIB))
+
+    def connected(self, **changes):
+        guest = make_guest(**changes)
+        guest.connected(self.FACTS, GIB, 0.0, paused=False)
+        return guest
+
+    def test_it_is_charged_beside_the_size_and_is_no_size(self):
+        guest = self.connected()
+        assert (guest.actual_bytes, guest.cap_bytes, guest.charge_bytes) == (GIB, 2 * GIB, 2 * GIB)
+        account, seen = guest.account(0.0), guest.snapshot(0.0)
+        assert (account.charge_bytes, account.reserve_bytes, account.outside_bytes) == (GIB, 0, GIB)
+        assert (seen.charge_bytes, seen.outside_bytes, seen.promised_bytes) == (2 * GIB, GIB, 2 * GIB)
+
+    def test_it_stays_charged_while_qemu_hangs_and_while_its_guest_boots(self):
+        guest = self.connected()
+        guest.hung("no answer")
+        assert guest.charge_bytes == 2 * GIB
+        guest.was_reset(1.0)
+        assert (guest.charge_bytes, guest.account(1.0).reserve_bytes) == (3 * GIB, GIB)
+        guest.gone("refused")
+        assert guest.charge_bytes == 0
+
+    def test_what_the_kernel_uses_of_it_need_not_be_inside(self):
+        guest = self.connected()
+        needs = Memory(
+            total=3 * GIB - 40 * MIB, anon=1200 * MIB, shmem=0,
+            slab_unreclaimable=100 * MIB, kernel_stack=10 * MIB, page_tables=10 * MIB,
+        )  # fmt: skip
+        guest.learn_need(sample(memory_bytes=needs))
+        assert guest.floor_bytes == (40 + 1200 + 120 - 1024) * MIB + CONTROL.reserve
+        # Plugged, and not taken into use: then all must be inside.
+        guest.learn_need(sample(memory_bytes=msgspec.structs.replace(needs, total=2 * GIB - 40 * MIB)))
+        guest.learn_need(sample(memory_bytes=msgspec.structs.replace(needs, total=2 * GIB - 40 * MIB)))
+        assert guest.floor_bytes == (40 + 1200 + 120) * MIB + CONTROL.reserve
+
+    def test_what_the_kernel_needs_for_itself_must_be_inside(self):
+        guest = self.connected()
+        needs = Memory(
+            total=3 * GIB - 40 * MIB, anon=100 * MIB, shmem=0,
+            slab_unreclaimable=400 * MIB, kernel_stack=0, page_tables=0,
+        )  # fmt: skip
+        guest.learn_need(sample(memory_bytes=needs))
+        assert guest.floor_bytes == 400 * MIB + CONTROL.reserve
+
+    def test_its_kernel_may_count_all_that_was_plugged_and_no_more(self):
+        guest = self.connected()
+        assert not guest.claims_too_much(sample(memory_bytes=Memory(total=7 * GIB)))
+        assert guest.claims_too_much(sample(memory_bytes=Memory(total=7 * GIB + 1)))
+
+    def test_without_it_a_gap_is_never_negative(self):
+        guest = make_guest()
+        guest.connected(msgspec.structs.replace(FACTS, deflate_on_oom=False), 512 * MIB, 0.0, paused=False)
+        stale = Memory(total=GIB, anon=300 * MIB, shmem=0, slab_unreclaimable=0, kernel_stack=0, page_tables=0)
+        guest.learn_need(sample(memory_bytes=stale))  # from before a move
+        assert guest.floor_bytes == 300 * MIB + CONTROL.reserve
+
+
+class TestPluggedRam:
+    def plugged(self, guest, *, ram_bytes=3 * GIB):
+        guest.facts = FACTS.with_memory(MemorySizes(ram_bytes=ram_bytes))
+
+    def test_a_size_that_no_command_explains_is_asked_about(self):
+        guest = connected()
+        assert guest.explains(GIB)
+        assert guest.explains(GIB + 4 * MIB)
+        for size_bytes in (GIB + 128 * MIB, GIB - 128 * MIB, 3 * GIB):
+            assert not guest.explains(size_bytes)
+        guest.ordered(512 * MIB)
+        assert guest.explains(800 * MIB)
+
+    def test_what_it_was_to_get_is_wanted_on_top_and_what_it_was_to_give_is_not(self):
+        guest = connected()
+        guest.desired_bytes = GIB + 256 * MIB
+        self.plugged(guest)
+        guest.adopted(2 * GIB)
+        assert (guest.target_bytes, guest.desired_bytes) == (2 * GIB, 2 * GIB + 256 * MIB)
+        guest.desired_bytes = GIB
+        guest.adopted(2 * GIB)
+        assert guest.desired_bytes == 2 * GIB
+
+    def test_a_connection_that_comes_back_with_other_ram_is_adopted_at_the_size_it_has(self):
+        guest = connected()
+        guest.desired_bytes = 512 * MIB
+        guest.ordered(512 * MIB)
+        guest.disconnected()
+        guest.connected(FACTS.with_memory(MemorySizes(ram_bytes=3 * GIB)), 1536 * MIB, 5.0, paused=False)
+        assert (guest.target_bytes, guest.desired_bytes) == (1536 * MIB, 1536 * MIB)
+        assert guest.charge_bytes >= 1536 * MIB
+
+
+class TestStanding:
+    def test_nothing_grows_old_while_it_does_not_run(self):
+        guest = connected()
+        take(guest, 1.0)
+        guest.stopped("QEMU is in the state paused", 2.0)
+        assert (guest.state(500.0), guest.detail) == (GuestState.PAUSED, "QEMU is in the state paused")
+        guest.stopped("QEMU is in the state paused", 400.0)  # asked for again and again
+        guest.resumed(502.0)
+        assert (guest.state(502.5), guest.detail) == (GuestState.LATE, "")
+        assert guest.state(521.5) is GuestState.LOST
+
+    def test_that_this_process_stood_still_meanwhile_does_not_count_twice(self):
+        guest = connected()
+        take(guest, 1.0)
+        guest.stopped("", 2.0)
+        guest.host_was_away(100.0)
+        guest.resumed(202.0)
+        assert guest.state(202.5) is GuestState.LATE
+        assert guest.state(222.0) is GuestState.LOST
+
+    def test_what_it_was_to_get_or_give_is_not_wanted_any_more(self):
+        guest = connected()
+        guest.desired_bytes = 2 * GIB
+        guest.stopped("", 2.0)
+        assert guest.desired_bytes == guest.target_bytes
+
+    def test_emptying_the_balloon_to_fall_asleep_is_no_danger(self):
+        guest = connected()
+        guest.measured(2 * GIB, 1.0)
+        assert guest.danger(1.5)
+        guest.stopped("asleep", 1.5, asleep=True)
+        assert guest.danger(1.6) is None
+
+    def test_what_else_was_danger_before_it_fell_asleep_still_is(self):
+        guest = connected()
+        guest._endanger("danger: something else", 1.0)
+        guest.stopped("asleep", 1.5, asleep=True)
+        assert guest.danger(1.6)
 
 
 class TestState:

@@ -25,7 +25,7 @@ LAYERS = [
 INSIDE = {
     "control": [
         {"journal", "lock", "roster", "guest"},
-        {"inspection", "sampling"},
+        {"inspection", "run_state", "sampling"},
         {"session"},
         {"books", "fleet", "homecoming"},
         {"decider"},
@@ -35,7 +35,7 @@ INSIDE = {
 # Not all of control/ may reach for what stands below it.
 MAY_KNOW = {
     "host": {"controller", "inspection"},
-    "qmp": {"inspection", "sampling", "session", "handle"},
+    "qmp": {"inspection", "run_state", "sampling", "session", "handle"},
     "qemu": {"lock"},
 }
 PURE = [

@@ -33,6 +33,13 @@ def test_the_receiver_is_granted_what_came_back():
     assert orders([account("a", 400, 400, 400), account("b", 560, 560, 600)], 1000) == [("b", 600, "grant")]
 
 
+def test_memory_outside_of_a_balloon_is_no_room():
+    accounts = [replace(account("a", 400, 400, 400), outside_bytes=100 * MIB), account("b", 400, 400, 600)]
+    assert committed_bytes(accounts) == 900 * MIB
+    assert orders(accounts, 1000) == [("b", 500, "grant")]
+    assert orders([replace(accounts[0], desired_bytes=500 * MIB), account("b", 400, 400, 400)], 900) == []
+
+
 def test_a_grant_too_small_to_matter_waits_unless_it_completes_the_wish():
     chunk = GRANT_CHUNK_BYTES // MIB
     assert orders([account("a", 400, 500 - chunk + 1, 400), account("b", 500, 500, 600)], 1000) == []

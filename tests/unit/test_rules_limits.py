@@ -104,6 +104,13 @@ def test_growth_beyond_the_budget_is_cut_in_proportion():
     assert result == [(1150, Limiter.BUDGET), (1050, Limiter.BUDGET), (1000, Limiter.POLICY)]
 
 
+@pytest.mark.parametrize("state", [GuestState.FRESH, GuestState.HUNG])
+def test_memory_outside_of_the_balloon_takes_its_part_of_the_budget(state):
+    outside = structs.replace(guest("a", 1000, state=state), charge_bytes=1500 * MIB, outside_bytes=500 * MIB)
+    verdicts = limited([outside, guest("b", 1000)], [1000, 2000], budget=3000)
+    assert [size for size, _ in verdicts] == [1000, 1500]
+
+
 def test_danger_is_paid_by_those_above_their_baseline():
     result = limited([guest("a", 600), guest("b", 2400)], [600, 2400], budget=3000, dangers={"a": "OOM"})
     assert result == [(1000, Limiter.DANGER), (2000, Limiter.BUDGET)]
