@@ -44,9 +44,7 @@ async def ask_facts(monitor: Monitor) -> Facts:
     if path is None:
         raise _unfit(monitor, "this QEMU has no balloon device", BALLOON_HINT)
     memory = await monitor.memory_sizes()
-    pinned = await find_pinned(monitor, memory.ram_bytes)
-    if pinned is not None:
-        raise _unfit(monitor, pinned.what, pinned.hint)
+    await require_returning(monitor, memory.ram_bytes)
     deflate = await monitor.execute("qom-get", {"path": path, "property": "deflate-on-oom"})
     facts = Facts(
         ram_bytes=memory.ram_bytes,
@@ -87,6 +85,17 @@ class Pinned(Struct, frozen=True):
 
     what: str
     hint: str
+
+
+async def require_returning(monitor: Monitor, ram_bytes: int) -> None:
+    """Make sure that nothing found keeps the guest's memory from coming back to the host; see `find_pinned`.
+
+    Raises:
+        RefusedError: Something does.
+    """
+    pinned = await find_pinned(monitor, ram_bytes)
+    if pinned is not None:
+        raise _unfit(monitor, pinned.what, pinned.hint)
 
 
 async def find_pinned(monitor: Monitor, ram_bytes: int) -> Pinned | None:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from qmpalloc.config import ControlConfig
 from qmpalloc.control.guest import Guest, Link
-from qmpalloc.control.inspection import MIGRATION_ENDED, ask_facts, ask_migrating, measure
+from qmpalloc.control.inspection import MIGRATION_ENDED, ask_facts, ask_migrating, measure, require_returning
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.run_state import ARRIVING, ASLEEP, STATE_EVENTS, Activity, activity
 from qmpalloc.control.sampling import run_sampling
@@ -54,6 +54,9 @@ it is working on before it looks at the new target (``update_balloon_size_func``
 LOOK_S = 5.0
 """Time between two looks at what events may not have told: QEMU sends one of a migration only to who asked for it, and
 none of a DIMM that is plugged, or of another ``requested-size`` of a virtio-mem device."""
+
+RETURNING_LOOK_S = 60.0
+"""Time between two looks whether memory that is handed over still comes back to the host."""
 
 STATS_VERSION = (9, 2, 0)
 """First QEMU whose balloon statistics tell of allocation stalls and OOM kills; older ones would tell nothing new."""
@@ -400,11 +403,21 @@ class Session:
                 guest.migrating = guest.migrating or event.data.get("status") not in MIGRATION_ENDED
 
     async def _watch_state(self, monitor: Monitor) -> None:
-        """Look now and then at what no event may have told."""
+        """Look now and then at what no event may have told.
+
+        Raises:
+            RefusedError: What the guest hands over does not come back any more: a device was plugged that pins it, say.
+        """
+        looked_s = self._journal.now_s()
         while True:
             await trio.sleep(LOOK_S)
             await self._look(monitor)
             await self._ask_memory(monitor)
+            if self._journal.now_s() - looked_s >= RETURNING_LOOK_S and self.guest.facts is not None:
+                looked_s = self._journal.now_s()
+                limit = deadline(self._timeout_s, monitor.address, "the questions about pinned memory")
+                with suppress(DeadlineError), limit:  # who watches the balloon reports it
+                    await require_returning(monitor, self.guest.facts.ram_bytes)
 
     async def _look(self, monitor: Monitor) -> None:
         """Ask whether the virtual CPUs run, and whether somebody migrates the guest."""

@@ -136,6 +136,7 @@ def catalogue() -> tuple[Fault, ...]:
         Fault("size is nonsense", _lie_about_size, monitor),
         Fault("guest reboots", lambda guest, _: _both(guest.reboot, lambda: None), state(GuestState.LOST)),
         Fault("guest is paused", lambda guest, _: _both(guest.qemu.stop, guest.qemu.resume), state(GuestState.PAUSED)),
+        Fault("guest falls asleep", _sleep, state(GuestState.PAUSED)),
         Fault("guest grows by itself", _grow, resized),
         Fault("guest needs all its memory", _squeeze, danger),
         Fault("somebody else commands the balloon", _interfere, resized),
@@ -265,6 +266,12 @@ def _grow(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
     if guest.qemu.balloon.actual_bytes == guest.qemu.balloon.memory_bytes:
         return _interfere(guest, rng)
     return lambda: None
+
+
+def _sleep(guest: SimulatedGuest, _: random.Random) -> Callable[[], None]:
+    guest.qemu.balloon.take_back(guest.qemu.balloon.memory_bytes)  # its driver empties the balloon first
+    guest.qemu.suspend()
+    return guest.qemu.wake
 
 
 def _squeeze(guest: SimulatedGuest, _: random.Random) -> Callable[[], None]:

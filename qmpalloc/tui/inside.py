@@ -36,7 +36,9 @@ def _memory(guest: GuestFacts) -> list[tuple[str, str]]:
     if guest.sample is None:
         return []
     memory = guest.sample.memory_bytes
+    outside = [("virtio-mem", size(guest.outside_bytes))] if guest.outside_bytes else []
     return [
+        *outside,
         ("file cache", size(memory.file_bytes)),
         ("anon", size(memory.anon)),
         ("free", size(memory.free)),

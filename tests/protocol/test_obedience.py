@@ -153,6 +153,26 @@ async def test_memory_that_is_kept_from_the_host_is_refused(lab, autojump_clock,
     assert lab.states("large")[-1] == "fresh"
 
 
+async def test_memory_that_is_pinned_later_is_noticed_and_so_is_its_end(lab, autojump_clock):
+    await lab.two()
+    commands = lab.guests["small"].qemu.commands
+    own_list = commands["qom-list"]
+    device = {"name": "hotplugged", "type": "child<vfio-pci>"}
+
+    def plug():
+        commands["qom-list"] = lambda arguments: [*own_list(arguments), device]
+
+    def unplug():
+        commands["qom-list"] = own_list
+
+    await lab.run(130.0, "static", actions=[at(9.1, plug), at(100.1, unplug)])
+    assert lab.states("small")[-2:] == ["warming", "fresh"]
+    fault = next(event for event in lab.of(Faulted, "small") if event.kind == "monitor")
+    assert 60 <= fault.t < 66
+    assert "vfio" in fault.message
+    assert {event.snapshot.guests[0].state for event in lab.of(Decided) if 70 < event.t < 100} == {"held"}
+
+
 async def test_a_disk_that_qemu_drives_itself_is_refused(lab, autojump_clock):
     await lab.two()
     nodes = {"small": "nvme", "large": "file"}

@@ -156,6 +156,15 @@ def test_memory_in_doubt_is_part_of_the_budget_bar():
     assert "▏in-doubt" in draw(reduce([*run(2, 20), hung, size]), 160, 50)
 
 
+def test_memory_outside_of_a_balloon_is_part_of_the_budget_bar_and_told():
+    sizes = {"target_bytes": 2**29, "actual_bytes": 2**29, "outside_bytes": 2**29, "committed_bytes": 2**31}
+    size = SizeChanged(t=20.6, wall=WALL, guest="db", **sizes)
+    frame = draw(reduce([*run(2, 20), size]), 160, 50)
+    assert "db 1G" in frame
+    assert "committed 2G = 100" in frame
+    assert "virtio-mem 512M" in frame
+
+
 def test_without_a_keyboard_the_footer_says_how_to_quit():
     assert "no keyboard: Ctrl-C quits" in draw(reduce(run(2, 20)), ui=Ui(keyboard=False))
 

@@ -206,6 +206,7 @@ async def test_a_guest_in_order(tmp_path, autojump_clock):
         (lambda g: g.qemu.properties.update({"deflate-on-oom": False}), "deflate-on-oom", "deflate-on-oom=on"),
         (lambda g: setattr(g.qemu, "balloon_id", None), "balloon", "virtio-balloon-pci"),
         (lambda g: g.qemu.stop(), "state", "cont"),
+        (lambda g: g.qemu.suspend(), "state", "system_wakeup"),
         (lambda g: setattr(g.qemu.balloon, "memory_bytes", 600 * MIB), "RAM", "-m 800"),
         (lambda g: g.qemu.commands.update({"query-memdev": lambda _: [{"prealloc": True}]}), "RAM backend", "plain"),
         (
@@ -275,6 +276,27 @@ def test_kvm_is_well_only_when_a_guest_has_booted(tmp_path, monkeypatch, probe, 
     check = next(check for check in check_host(None) if check.name == "KVM")
     assert check.verdict is verdict
     assert says in check.detail
+
+
+async def test_ram_is_what_the_balloon_is_measured_against_and_what_is_outside_is_told(tmp_path, autojump_clock):
+    async with simulated(tmp_path) as guest:
+        guest.qemu.balloon.memory_bytes = 600 * MIB
+        guest.qemu.plug("d0", "dimm", 300 * MIB)
+        guest.qemu.plug("n0", "nvdimm", 4 * GIB)
+        guest.qemu.plug("v0", "virtio-mem", 0, **{"requested-size": 512 * MIB})
+        await trio.sleep(1)
+        checks = await checks_of(a_config(tmp_path))
+    assert checks["RAM"].verdict is Verdict.OK
+    assert checks["RAM"].detail == "900M, and 512M by virtio-mem: charged to the budget, not moved"
+
+
+async def test_a_confidential_guest_fails(tmp_path, autojump_clock):
+    async with simulated(tmp_path) as guest:
+        guest.qemu.machine["confidential-guest-support"] = "/objects/sev0"
+        await trio.sleep(1)
+        checks = await checks_of(a_config(tmp_path))
+    assert checks["pinned memory"].verdict is Verdict.FAIL
+    assert "/objects/sev0" in checks["pinned memory"].detail
 
 
 @pytest.mark.parametrize(
