@@ -113,6 +113,7 @@ class Guest:
         self._unconfirmed_bytes = 0
         self._needed_bytes = self._gap_at_bytes = 0
         self._gap_bytes: int | None = None
+        self._idle_bytes = 0
         self._known_since_s = 0.0
         self._reset = False
         self._rebooting_bytes = 0
@@ -214,7 +215,7 @@ class Guest:
         """
         self._forget_samples()
         self.curves.was_reset()
-        self._needed_bytes = self._gap_at_bytes = 0
+        self._needed_bytes = self._gap_at_bytes = self._idle_bytes = 0
         self._gap_bytes = None
         self._reset = True
         self._rebooting_bytes = self.facts.ram_bytes if self.facts else self.cap_bytes
@@ -226,6 +227,21 @@ class Guest:
             return False
         self._rebooting_bytes = 0
         return True
+
+    def given(self, facts: Facts) -> None:
+        """Take facts with the memory that QEMU gives the guest now.
+
+        What was plugged is of no use to the guest before its kernel takes it. Until samples show that it has, the guest
+        can neither give it up nor has it too much: it counts to the floor, and not to the cap.
+        """
+        grown_bytes = facts.ram_bytes - self.facts.ram_bytes if self.facts is not None else 0
+        self.facts = facts
+        if grown_bytes > 0 and self._gap_bytes is not None:
+            self._gap_bytes += grown_bytes
+            self._needed_bytes += grown_bytes
+            self._idle_bytes += grown_bytes
+        elif grown_bytes < 0:
+            self._idle_bytes = max(self._idle_bytes + grown_bytes, 0)
 
     def stopped(self, detail: str, now_s: float, *, asleep: bool = False) -> None:
         """Note that its virtual CPUs do not run, and why.
@@ -269,7 +285,7 @@ class Guest:
     def _forget_size(self) -> None:
         self.target_bytes = self.actual_bytes = self.desired_bytes = 0
         self._unconfirmed_bytes = self._needed_bytes = self._rebooting_bytes = 0
-        self._gap_bytes, self._gap_at_bytes = None, 0
+        self._gap_bytes, self._gap_at_bytes, self._idle_bytes = None, 0, 0
         self.commanded = self.migrating = self._reset = False
 
     def _forget_samples(self) -> None:
@@ -400,8 +416,12 @@ class Guest:
 
     @property
     def cap_bytes(self) -> int:
-        """The configured cap, or the guest's RAM if that is less: QEMU clamps silently. In whole pages."""
-        return align_down(min(self.config.cap, self.facts.ram_bytes) if self.facts else self.config.cap)
+        """The configured cap, or the guest's RAM if that is less: QEMU clamps silently. In whole pages.
+
+        RAM that was plugged and is not used yet comes on top: without it the guest would have less than its cap.
+        """
+        cap_bytes = self.config.cap + self._idle_bytes
+        return align_down(min(cap_bytes, self.facts.ram_bytes) if self.facts else cap_bytes)
 
     @property
     def floor_bytes(self) -> int:
@@ -409,7 +429,7 @@ class Guest:
 
         Never above the cap. In whole pages.
         """
-        return min(-align_down(-max(self.config.floor, self._needed_bytes)), self.cap_bytes)
+        return min(-align_down(-max(self.config.floor + self._idle_bytes, self._needed_bytes)), self.cap_bytes)
 
     @property
     def baseline_bytes(self) -> int:
@@ -445,7 +465,9 @@ class Guest:
         at_rest, self._gap_at_bytes = size_bytes == self._gap_at_bytes, size_bytes
         if at_rest or self._gap_bytes is None:
             beside_bytes = self.facts.visible_bytes - self.facts.ram_bytes if self.facts else 0
+            used_bytes = (self._gap_bytes or 0) - self._idle_bytes  # what the kernel kept of what it knew
             self._gap_bytes = max(size_bytes - total_bytes, -beside_bytes)
+            self._idle_bytes = min(self._idle_bytes, max(self._gap_bytes - used_bytes, 0))
 
     def claims_too_much(self, sample: Sample) -> bool:
         """Tell whether the guest counts more memory as its own than is known to have been given to it."""

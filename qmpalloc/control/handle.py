@@ -38,7 +38,7 @@ class GuestHandle:
         with deadline(self._timeout_s, self.monitor.address, "query-balloon"):
             facts = self.facts.with_memory(await self.monitor.memory_sizes())
             self.facts, self._guest.actual_bytes = await measure(self.monitor, facts)
-        self._guest.facts = self.facts
+        self._guest.given(self.facts)
         return self._guest.actual_bytes
 
     async def read_sample(self) -> Sample:

@@ -465,7 +465,8 @@ class Session:
         guest = self.guest
         assert guest.facts is not None
         facts, actual_bytes = await measure(monitor, guest.facts.with_memory(await monitor.memory_sizes()))
-        before, guest.facts = guest.facts, facts
+        before = guest.facts
+        guest.given(facts)
         if facts.ram_bytes != before.ram_bytes:
             self._adopt_at(actual_bytes)
         elif facts != before:

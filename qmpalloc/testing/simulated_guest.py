@@ -52,6 +52,7 @@ class SimulatedGuest:
         cache: Its load and counts. The cache is warm at first, and empty after `reboot`; a replayed one is empty first.
         collecting: False is a collector that has died: the counters file stays as it is.
         samples_file: Path in the guest of the sampled accesses.
+        offline_bytes: Memory that was plugged, and that its kernel has not taken into use.
         sampling: False is one that counts but does not sample accesses. Only replayed loads are sampled.
         mapped: A file that a program in it maps, beside what its load reads; None for none. Set it at any time.
     """
@@ -79,6 +80,7 @@ class SimulatedGuest:
             self.cache.warm(memory_bytes)
         self.collecting = self.sampling = True
         self.mapped: MappedFile | None = None
+        self.offline_bytes = 0
         self._interval_s = interval_s
         self._counters_file = counters_file
         self.samples_file = posixpath.join(posixpath.dirname(counters_file), "samples.bin")
@@ -186,11 +188,11 @@ class SimulatedGuest:
         size = self.qemu.balloon.actual_bytes
         # With deflate-on-oom a guest counts the balloon's pages as used; without, it does not count them at all.
         total = self.qemu.balloon.memory_bytes if self.qemu.properties["deflate-on-oom"] else size
-        total += self.qemu.virtio_mem_bytes
+        total += self.qemu.virtio_mem_bytes - self.offline_bytes
         own = min(self.cache.own_bytes, total)
         mapped = 0 if self.mapped is None else min(self.mapped.resident_pages * PAGE_BYTES, self._room_bytes())
         file = min(self.cache.cached_pages * PAGE_BYTES + mapped, max(size - own, 0))
-        free = max(size + self.qemu.virtio_mem_bytes - own - file, 0)
+        free = max(size + self.qemu.virtio_mem_bytes - self.offline_bytes - own - file, 0)
         return Memory(
             total=total,
             free=free,

@@ -43,6 +43,31 @@ async def test_a_dimm_that_is_plugged_is_no_danger_and_stays_with_its_guest(lab,
     assert lab.of(Decided)[-1].committed_bytes == (kept_mib + BASELINE) * MIB
 
 
+async def test_a_dimm_that_the_kernel_does_not_use_is_not_taken_from_what_it_does_use(lab, autojump_clock):
+    """The budget does not hold it, the cap neither: to give it back, the guest would have to give up all else."""
+    lab.may_grow = lab.may_exceed = True
+    lab.control["on_exit"] = "keep"
+    await lab.two()
+    guest = lab.guests["small"]
+
+    def plug(_):
+        guest.offline_bytes = 1024 * MIB
+        guest.qemu.plug("dimm0", "dimm", 1024 * MIB)
+
+    def use(_):
+        guest.offline_bytes = 0
+
+    used = []
+
+    def look(_):
+        used.append(lab.size("small") - guest.offline_bytes // MIB)
+
+    actions = [(9.1, plug), *((when, look) for when in range(10, 60)), (60.0, use)]
+    await lab.run(90.0, the_policy=lab.policy(keep), actions=actions)
+    assert min(used) >= 200
+    assert lab.size("small") == BASELINE  # once it uses all of it, the budget is answered
+
+
 async def test_a_dimm_that_is_plugged_while_the_guest_shrinks_keeps_its_target_known(lab, autojump_clock):
     lab.may_grow = True
     lab.control["on_exit"] = "keep"

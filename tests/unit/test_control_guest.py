@@ -248,7 +248,35 @@ class TestMemoryOutsideOfTheBalloon:
 
 class TestPluggedRam:
     def plugged(self, guest, *, ram_bytes=3 * GIB):
-        guest.facts = FACTS.with_memory(MemorySizes(ram_bytes=ram_bytes))
+        guest.given(FACTS.with_memory(MemorySizes(ram_bytes=ram_bytes)))
+
+    def needs(self, guest, total_bytes):
+        needs = Memory(total=total_bytes, anon=300 * MIB, shmem=0, slab_unreclaimable=0, kernel_stack=0, page_tables=0)
+        guest.learn_need(sample(memory_bytes=needs))
+        return guest.floor_bytes - CONTROL.reserve, guest.cap_bytes
+
+    def test_it_is_neither_given_up_nor_too_much_until_the_kernel_uses_it(self):
+        guest = connected(cap=Size(1536 * MIB))
+        used_bytes = 2 * GIB - 40 * MIB
+        assert self.needs(guest, used_bytes) == (340 * MIB, 1536 * MIB)
+        self.plugged(guest)
+        not_used = (1364 * MIB, 2560 * MIB)
+        assert (guest.floor_bytes - CONTROL.reserve, guest.cap_bytes) == not_used  # no sample has told yet
+        for _ in range(3):
+            assert self.needs(guest, used_bytes) == not_used
+        assert self.needs(guest, used_bytes + 512 * MIB) == (852 * MIB, 2048 * MIB)
+        assert self.needs(guest, used_bytes + GIB) == (340 * MIB, 1536 * MIB)
+        assert self.needs(guest, used_bytes + GIB) == (340 * MIB, 1536 * MIB)
+
+    def test_what_is_unplugged_without_having_been_used_is_forgotten(self):
+        guest = connected(cap=Size(1536 * MIB))
+        used_bytes = 2 * GIB - 40 * MIB
+        self.needs(guest, used_bytes)
+        self.plugged(guest)
+        self.plugged(guest, ram_bytes=2 * GIB)
+        assert guest.cap_bytes == 1536 * MIB
+        self.needs(guest, used_bytes)
+        assert self.needs(guest, used_bytes) == (340 * MIB, 1536 * MIB)
 
     def test_a_size_that_no_command_explains_is_asked_about(self):
         guest = connected()
