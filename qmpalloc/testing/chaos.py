@@ -5,8 +5,9 @@
 The guests are simulated ones over real Unix sockets, in virtual time, so that a day takes minutes and a seed replays.
 Of every guest something breaks, shows in the record, is mended, and the guest recovers, again and again, and even that
 while its peers split, repeat or delay their answers: no guest is sound in any cycle. Now and then the controller is
-stopped in place or cancelled and another one adopts what it finds, the host runs out of memory, the policy raises, and
-the configuration is read again: with a mistake, with another budget, without a guest and with it again.
+stopped in place or cancelled and another one adopts what it finds, the host runs out of memory or cannot be looked at,
+the policy raises, and the configuration is read again: with a mistake, with another budget, without a guest and with it
+again.
 
 After every event this must hold, or the run ends with the seed and what broke:
 
@@ -19,8 +20,10 @@ After every event this must hold, or the run ends with the seed and what broke:
 
 from __future__ import annotations
 
+import errno
 import functools
 import gc
+import os
 import random
 import sys
 import tempfile
@@ -33,6 +36,7 @@ import click
 import msgspec
 import trio
 import trio.testing
+from msgspec import structs
 from trio._core import _run as trio_run
 
 from qmpalloc import config as configuration
@@ -40,8 +44,9 @@ from qmpalloc.config import Config
 from qmpalloc.control.controller import Controller
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import AnyEvent, Ended
-from qmpalloc.model import Decision, GuestState, Snapshot
+from qmpalloc.model import Decision, GuestState, Promise, Snapshot
 from qmpalloc.policy import load
+from qmpalloc.policy.promises import KeepsPromises
 from qmpalloc.rules.hostguard import HostMemory
 from qmpalloc.testing.balloon import FakeBalloon
 from qmpalloc.testing.chaos_faults import RESTARTED, SPOILT_SAMPLES, Fault, catalogue, mend, nuisances, shows
@@ -66,7 +71,12 @@ GROWTH_MAX_BYTES = 24 * MIB
 
 
 class Policy:
-    """The paper's rule, which raises now and then."""
+    """The paper's rule, which raises now and then, and promises that no guest loses by it.
+
+    It breaks that often, so that moves are taken back all the time.
+    """
+
+    promises = True
 
     def __init__(self) -> None:
         self._rule = load("paper", {"step": "32MiB", "threshold": 1e12})
@@ -76,7 +86,12 @@ class Policy:
         """Decide, or raise."""
         if self.raises:
             raise ZeroDivisionError("chaos")
-        return self._rule.decide(snapshot)
+        decision = self._rule.decide(snapshot)
+        promised = (Promise(page_ins_per_s=guest.page_ins_per_s or 0.0) for guest in snapshot.guests)
+        verdicts = zip(decision.guests, promised, strict=True)
+        return structs.replace(
+            decision, guests=tuple(structs.replace(verdict, promise=promise) for verdict, promise in verdicts)
+        )
 
 
 class Place:
@@ -195,7 +210,7 @@ class Chaos:
         self._guests = guests
         self.policy = Policy()
         self.restarts = 0
-        self.host_available = 8 * GIB
+        self.host_available: int | None = 8 * GIB
         self._rng = random.Random(f"{seed}/all")
         self._cycles = cycles
         self._places = [
@@ -240,7 +255,7 @@ class Chaos:
             if isinstance(event, Ended):
                 ended.append(event)
 
-        controller = Controller(config, self.policy, self.witness, note, read_host=self._read_host)
+        controller = Controller(config, KeepsPromises(self.policy), self.witness, note, read_host=self._read_host)
         life = trio.CancelScope()
 
         async def live() -> None:
@@ -284,7 +299,7 @@ class Chaos:
         """Trouble of the whole run, now and then."""
         while True:
             await trio.sleep(self._rng.uniform(10, 60))
-            match self._rng.randrange(5):
+            match self._rng.randrange(6):
                 case 0:
                     with self._set("host_available", 100 * MIB):
                         await trio.sleep(self._rng.uniform(2, 20))
@@ -297,6 +312,9 @@ class Chaos:
                 case 3:
                     await self._change_budget(controller)
                 case 4:
+                    with self._set("host_available", None):
+                        await trio.sleep(self._rng.uniform(2, 20))
+                case 5:
                     await self._let_the_visitor_go_and_come(controller)
 
     async def _change_budget(self, controller: Controller) -> None:
@@ -354,6 +372,8 @@ class Chaos:
         raise QmpallocError("chaos wrote nonsense into the configuration")
 
     def _read_host(self) -> HostMemory:
+        if self.host_available is None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return HostMemory(total_bytes=16 * GIB, available_bytes=self.host_available)
 
     # --- leaks ------------------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from qmpalloc.events import Commanded, Faulted, Sampled, SampleRejected, SizeCha
 from qmpalloc.model import GuestDecision, GuestState, Limiter
 from qmpalloc.qmp.framing import LINE_MAX_BYTES
 from qmpalloc.testing.faults import Faults
+from qmpalloc.testing.load import MappedFile
 from qmpalloc.testing.simulated_guest import SimulatedGuest
-from qmpalloc.units import MIB
+from qmpalloc.units import MIB, PAGE_BYTES
 
 HOSTILE = "hostile"
 """Kernel release in all samples that must not be accepted."""
@@ -94,6 +95,17 @@ def _unheard(events: Sequence[object]) -> bool:
     return rejected(events) or state(GuestState.LATE, GuestState.LOST)(events)
 
 
+def _faulted(events: Sequence[object]) -> bool:
+    """Return whether pages that page faults brought in were told, or the guest was found in need of memory."""
+    samples = [event for event in events if isinstance(event, Sampled)]
+    return any(event.delta is not None and (event.delta.inserts_fault or 0) > 0 for event in samples) or danger(events)
+
+
+def _plugged(events: Sequence[object]) -> bool:
+    """Return whether samples go on and the size that was told has grown; a guest without room for it is resized."""
+    return unharmed(events) and resized(events)
+
+
 def resized(events: Sequence[object]) -> bool:
     """Return whether the size changed and was corrected or reported."""
     return any(isinstance(event, (SizeChanged, Commanded)) for event in events)
@@ -139,6 +151,9 @@ def catalogue() -> tuple[Fault, ...]:
         Fault("guest falls asleep", _sleep, state(GuestState.PAUSED)),
         Fault("guest grows by itself", _grow, resized),
         Fault("guest needs all its memory", _squeeze, danger),
+        Fault("guest takes more than the budget holds", _take_all, danger),
+        Fault("a mapped file begins to fault", _map, _faulted),
+        Fault("memory is plugged", _plug, _plugged),
         Fault("somebody else commands the balloon", _interfere, resized),
         Fault("balloon is stuck", _stall, resized),
         Fault("statistics jump", _jump, danger),
@@ -272,6 +287,25 @@ def _sleep(guest: SimulatedGuest, _: random.Random) -> Callable[[], None]:
     guest.qemu.balloon.take_back(guest.qemu.balloon.memory_bytes)  # its driver empties the balloon first
     guest.qemu.suspend()
     return guest.qemu.wake
+
+
+def _take_all(guest: SimulatedGuest, _: random.Random) -> Callable[[], None]:
+    """Let a program want all memory there is, and the guest take it by itself (deflate-on-oom)."""
+    balloon = guest.qemu.balloon
+    undo = _set(guest.cache, "own_bytes", balloon.memory_bytes)
+    balloon.take_back(balloon.memory_bytes)
+    return undo
+
+
+def _map(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
+    """Map a file of which not all is in memory."""
+    pages = guest.qemu.balloon.memory_bytes // PAGE_BYTES
+    return _set(guest, "mapped", MappedFile(file_pages=pages, touches_per_s=rng.uniform(100, 5000)))
+
+
+def _plug(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
+    guest.qemu.plug("dimm0", "dimm", rng.randrange(1, 4) * 128 * MIB)
+    return lambda: guest.qemu.unplug("dimm0")
 
 
 def _squeeze(guest: SimulatedGuest, _: random.Random) -> Callable[[], None]:

@@ -159,6 +159,15 @@ class Witness:
             return query(arguments)
 
         qemu.commands |= {"balloon": asked, "query-balloon": queried}
+        plug = qemu.balloon.plug
+
+        def plugged(size_bytes: int) -> None:
+            plug(size_bytes)
+            # QEMU counts a target down from all RAM, so it moves with that. That there is more counts once it is told.
+            if name in self._targets:
+                self._targets[name] = min(self._targets[name], qemu.balloon.target_bytes)
+
+        setattr(qemu.balloon, "plug", plugged)  # noqa: B010 - a method is no attribute to mypy
 
     @contextmanager
     def trouble(self, name: str) -> Iterator[None]:
