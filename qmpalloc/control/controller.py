@@ -452,7 +452,7 @@ class Controller:
         over_bytes = self._books.committed_bytes - self.config.host.budget
         if over_bytes > 0 and self.control in {"settling", "running", "paused"}:
             message = "the guests may occupy more than the budget; nothing is granted until they fit"
-            hint = "a guest grew by itself (deflate-on-oom), appeared, does not shrink, or cannot be measured"
+            hint = "a guest grew by itself (deflate-on-oom), was given memory, appeared, or does not shrink"
             self._journal.fault(None, "budget", message, hint, once=True)
         elif over_bytes <= 0:
             self._journal.clear_fault(None, "budget")

@@ -166,8 +166,13 @@ class Guest:
         """Note that the guest has another size without a command, or its own doing, and is to keep it.
 
         As when memory was plugged: QEMU leaves the balloon as it is, so that the guest's size and target change by as
-        much. What it was to get is still wanted on top; to shrink is for the next decision, which knows more.
+        much. What it was to get is still wanted on top; to shrink is for the next decision, which knows more. Until a
+        command for the new size is confirmed it may still grow to the target before, which may have moved with the RAM.
         """
+        if self.target_bytes and self.facts is not None:
+            grown_bytes = max(0, actual_bytes - self.actual_bytes)
+            doubt_bytes = min(self.target_bytes + grown_bytes, self.facts.ram_bytes)
+            self._unconfirmed_bytes = max(self._unconfirmed_bytes, doubt_bytes)
         wanted_bytes = actual_bytes + max(self.desired_bytes - self.target_bytes, 0)
         self.target_bytes = self.actual_bytes = actual_bytes
         self.desired_bytes = max(actual_bytes, min(wanted_bytes, self.cap_bytes))

@@ -101,11 +101,6 @@ def _faulted(events: Sequence[object]) -> bool:
     return any(event.delta is not None and (event.delta.inserts_fault or 0) > 0 for event in samples) or danger(events)
 
 
-def _plugged(events: Sequence[object]) -> bool:
-    """Return whether samples go on and the size that was told has grown; a guest without room for it is resized."""
-    return unharmed(events) and resized(events)
-
-
 def resized(events: Sequence[object]) -> bool:
     """Return whether the size changed and was corrected or reported."""
     return any(isinstance(event, (SizeChanged, Commanded)) for event in events)
@@ -153,7 +148,7 @@ def catalogue() -> tuple[Fault, ...]:
         Fault("guest needs all its memory", _squeeze, danger),
         Fault("guest takes more than the budget holds", _take_all, danger),
         Fault("a mapped file begins to fault", _map, _faulted),
-        Fault("memory is plugged", _plug, _plugged),
+        Fault("memory is plugged", _plug, unharmed),
         Fault("somebody else commands the balloon", _interfere, resized),
         Fault("balloon is stuck", _stall, resized),
         Fault("statistics jump", _jump, danger),
@@ -304,8 +299,17 @@ def _map(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
 
 
 def _plug(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
-    guest.qemu.plug("dimm0", "dimm", rng.randrange(1, 4) * 128 * MIB)
-    return lambda: guest.qemu.unplug("dimm0")
+    """Plug a DIMM, and unplug it again if the guest can do without: its kernel lets go of none that it needs."""
+    size_bytes, balloon = rng.randrange(1, 4) * 128 * MIB, guest.qemu.balloon
+
+    def undo() -> None:
+        if min(balloon.actual_bytes, balloon.target_bytes) - size_bytes >= LEAST_BYTES:
+            guest.qemu.unplug("dimm0")
+
+    if "dimm0" not in guest.qemu.memory_devices:
+        guest.qemu.plug("dimm0", "dimm", size_bytes)
+        return undo
+    return lambda: None
 
 
 def _squeeze(guest: SimulatedGuest, _: random.Random) -> Callable[[], None]:

@@ -152,6 +152,7 @@ class Witness:
 
         def asked(arguments: dict[str, Any]) -> object:
             self._command(name, arguments["value"])
+            self._targets[name] = min(self._targets[name], qemu.balloon.memory_bytes)  # more than all means all
             return balloon(arguments)
 
         def queried(arguments: dict[str, Any]) -> object:
