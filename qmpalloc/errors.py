@@ -9,6 +9,7 @@
     │   ├── BusyError           connected, but another client holds the socket
     │   ├── DeadlineError       connected, but no answer in time
     │   └── DisconnectedError   the connection ended while we needed it
+    ├── PolicyError         a policy returned what is no decision
     ├── RefusedError        the peer answered, and said no
     └── NonsenseError       the peer sent what its protocol does not allow
         ├── FloodError          and so much of it that reading it would cost the others
@@ -112,6 +113,10 @@ class NonsenseError(QmpallocError):
 
 class FloodError(NonsenseError):
     """The peer sends more that nobody asked for than it may. Connecting again at once would only repeat it."""
+
+
+class PolicyError(QmpallocError):
+    """A policy returned something that is not a decision about the guests it was shown."""
 
 
 class SampleFault(StrEnum):

@@ -130,12 +130,6 @@ def planned_image(variant: Variant) -> Image:
     return Image(directory=directory, manifest=manifest)
 
 
-def find_image(variant: Variant) -> Image | None:
-    """Return the cached image of the present recipe, or None."""
-    directory = image_dir(variant)
-    return read_image(directory) if directory.is_dir() else None
-
-
 def list_images() -> list[Image]:
     """Return all cached images, of present and former recipes."""
     found = sorted(images_dir().glob("[!.]*/manifest.json"))

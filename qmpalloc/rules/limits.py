@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import structs
 
-from qmpalloc.errors import QmpallocError
+from qmpalloc.errors import PolicyError
 from qmpalloc.events import encoder
 from qmpalloc.model import (
     Decision,
@@ -33,10 +33,6 @@ from qmpalloc.units import align_down, format_size
 _TAKE_NOTHING = frozenset({Limiter.STATE, Limiter.DANGER, Limiter.STUCK})
 
 _decoder = msgspec.json.Decoder(Decision)
-
-
-class PolicyError(QmpallocError):
-    """A policy returned something that is not a decision about the guests it was shown."""
 
 
 def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, str]) -> Decision:
@@ -77,6 +73,8 @@ def _checked(snapshot: Snapshot, decision: Decision) -> Decision:
             raise PolicyError(f"the policy gave {guest.name} the target {guest.target_bytes}, which is no size")
         if not all(math.isfinite(value) for value in guest.terms.values()):
             raise PolicyError(f"the policy gave {guest.name} a term that is no finite number")
+        if guest.promise is not None and min(guest.promise.page_ins_per_s, guest.promise.for_s or 0.0) < 0:
+            raise PolicyError(f"the policy promised less than nothing of {guest.name}")
     return _legible(decision)
 
 

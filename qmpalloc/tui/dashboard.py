@@ -63,7 +63,6 @@ class Dashboard:
     committed_bytes: int | None = None
     cycle: int = 0
     decided_t: float | None = None
-    decision_s: float = 0.0
     moved_bytes: int = 0
     decisions: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG))
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG))
@@ -139,7 +138,7 @@ class Dashboard:
 
     def _change_state(self, event: StateChanged) -> None:
         guest = self._guest(event.guest)
-        guest.state, guest.state_t, guest.detail = event.state, event.t, clean(event.detail)
+        guest.state, guest.detail = event.state, clean(event.detail)
         if event.state is GuestState.FRESH:
             guest.fault = None
         else:
@@ -178,7 +177,7 @@ class Dashboard:
         guest.no_curve = "" if guest.curve else clean(no_curve)
 
     def _decide(self, event: Decided) -> None:
-        self.cycle, self.decided_t, self.decision_s = event.snapshot.cycle, event.t, event.duration_s
+        self.cycle, self.decided_t = event.snapshot.cycle, event.t
         for seen in event.snapshot.guests:
             guest = self._guest(seen.name)
             guest.floor_bytes, guest.cap_bytes = seen.floor_bytes, seen.cap_bytes

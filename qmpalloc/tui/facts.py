@@ -60,7 +60,6 @@ class GuestFacts:
     cap_bytes: int
     baseline_bytes: int
     state: GuestState = GuestState.CONNECTING
-    state_t: float = 0.0
     detail: str = ""
     target_bytes: int | None = None
     actual_bytes: int | None = None

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.errors import PolicyError
+from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Promise, Snapshot
 from qmpalloc.rules.budget import UNCONTROLLED
-from qmpalloc.rules.limits import PolicyError, apply_limits
+from qmpalloc.rules.limits import apply_limits
 from qmpalloc.rules.step import TAKE_MIN_BYTES
 from qmpalloc.units import MIB
 
@@ -180,6 +181,14 @@ def test_a_decision_about_other_guests_is_refused(names):
 def test_a_target_that_is_no_size_is_refused(target):
     snapshot = Snapshot(cycle=1, time_s=0.0, budget_bytes=10**10, interval_s=1.0, guests=(guest("a"),))
     decision = Decision(guests=(GuestDecision(name="a", target_bytes=target, reason=""),))
+    with pytest.raises(PolicyError):
+        apply_limits(snapshot, decision, {})
+
+
+@pytest.mark.parametrize("promise", [Promise(page_ins_per_s=-1.0), Promise(page_ins_per_s=1.0, for_s=-1.0)])
+def test_a_promise_of_less_than_nothing_is_refused(promise):
+    snapshot = Snapshot(cycle=1, time_s=0.0, budget_bytes=10**10, interval_s=1.0, guests=(guest("a"),))
+    decision = Decision(guests=(GuestDecision(name="a", target_bytes=10**9, reason="", promise=promise),))
     with pytest.raises(PolicyError):
         apply_limits(snapshot, decision, {})
 

@@ -24,7 +24,6 @@ from qmpalloc.files import make_directory, write_whole
 REFERENCE = "#555555"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "D", "v", "P", "X", "*")
 
 SHORT_S = 240.0
 """Runs up to this long are drawn in seconds."""
