@@ -1,6 +1,6 @@
 """How exact the collector counts, beside the cachestat tools: boots guests, runs known loads in them, writes a table.
 
-    python benchmarks/exactness.py [--suite trixie] [--suite bookworm] [--output docs/results/exactness.md]
+    python benchmarks/exactness.py [--suite trixie] [--suite bookworm] [--output runs/exactness.md]
 
 Linux 6.12 (Debian 13) with the multi-generational LRU on and off, and Linux 6.1 (Debian 12); ext4 and XFS; all loads of
 benchmarks/guest/known_loads.py. bcc's cachestat and that of libbpf-tools run beside the collector all the time, so that

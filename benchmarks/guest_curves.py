@@ -1,6 +1,6 @@
 """How right the curves of real guests are: learnt at one size, measured at six others. Boots a guest for each case.
 
-    python benchmarks/guest_curves.py runs/guest-curves --output docs/results/guest-curves.md
+    python benchmarks/guest_curves.py runs/guest-curves
     python benchmarks/guest_curves.py runs/guest-curves --case zipf-lru_gen --case loop-two_list
     python benchmarks/guest_curves.py runs/try --smoke
     python benchmarks/guest_curves.py runs/guest-curves --report
