@@ -111,6 +111,16 @@ async def find_pinned(monitor: Monitor, ram_bytes: int) -> Pinned | None:
         monitor: The guest's.
         ram_bytes: Its RAM.
     """
+    found = await _pinning_device(monitor) or await _kept_from_the_host(monitor) or await _unfit_backend(monitor)
+    if found is not None:
+        return found
+    pinned = pinned_bytes(monitor.process_id)
+    if pinned * 2 > ram_bytes:  # a device's buffers are far less
+        return Pinned(f"QEMU has {format_size(pinned)} of memory locked or pinned", LOCK_HINT)
+    return None
+
+
+async def _pinning_device(monitor: Monitor) -> Pinned | None:
     for prefix, what in PINNING_DEVICES.items():
         for container in ("/machine/peripheral", "/machine/peripheral-anon"):
             if await _children(monitor, container, prefix):
@@ -119,11 +129,19 @@ async def find_pinned(monitor: Monitor, ram_bytes: int) -> Pinned | None:
         return Pinned(f"{PINNING_DEVICES['vhost-vdpa']} pins the guest's memory", DEVICE_HINT)
     if await _drives_nvme(monitor):
         return Pinned("QEMU's own NVMe driver (nvme://) pins the guest's memory", DEVICE_HINT)
+    return None
+
+
+async def _kept_from_the_host(monitor: Monitor) -> Pinned | None:
     for prop in CONFIDENTIAL:
         guard = await _property(monitor, "/machine", prop)
         if isinstance(guard, str) and guard:
             named = printable(str(await _property(monitor, guard, "type") or guard), 64)
             return Pinned(f"the guest's memory is kept from the host ({named})", CONFIDENTIAL_HINT)
+    return None
+
+
+async def _unfit_backend(monitor: Monitor) -> Pinned | None:
     backend = await _property(monitor, "/machine", "memory-backend")
     if isinstance(backend, str) and await _property(monitor, backend, "readonly") is True:
         return Pinned("the guest's memory is a file that was opened for reading only", READ_ONLY_HINT)
@@ -132,9 +150,6 @@ async def find_pinned(monitor: Monitor, ram_bytes: int) -> Pinned | None:
             value = await _property(monitor, f"/objects/{name}", prop)
             if value is True or (isinstance(value, str) and on_hugetlbfs(value, Path("/proc/mounts"))):
                 return Pinned("the guest's memory is made of huge pages", HUGE_HINT)
-    pinned = pinned_bytes(monitor.process_id)
-    if pinned * 2 > ram_bytes:  # a device's buffers are far less
-        return Pinned(f"QEMU has {format_size(pinned)} of memory locked or pinned", LOCK_HINT)
     return None
 
 

@@ -15,9 +15,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct, structs
 
+from qmpalloc.errors import PolicyError
 from qmpalloc.model import (
     Decision,
     GuestDecision,
@@ -103,13 +105,15 @@ class KeepsPromises:
         self.settings = getattr(policy, "settings", None)
 
     def decide(self, snapshot: Snapshot) -> Decision:
-        """Take back what was given on a promise that did not hold; if there is nothing of that, ask the policy."""
+        """Take back what was given on a promise that did not hold; if there is nothing of that, ask the policy.
+
+        Raises:
+            PolicyError: What the policy carries is no dict.
+        """
         carried = snapshot.carry if isinstance(snapshot.carry, dict) else {}
-        known = carried.get(_KEY, {})
-        lent = _open({name: Lent(**each) for name, each in known.get("lent", {}).items()}, snapshot)
-        held = _lasting({name: Held(**each) for name, each in known.get("held", {}).items()}, snapshot)
+        known = msgspec.convert(carried.get(_KEY, {}), _Known)
+        lent, held = _open(known.lent, snapshot), _lasting(known.held, snapshot)
         inner = {key: value for key, value in carried.items() if key != _KEY} or None
-        lent = {guest.name: _tested(lent[guest.name], guest) for guest in snapshot.guests if guest.name in lent}
         broken = [guest for guest in snapshot.guests if guest.name in lent and lent[guest.name].free_pages < 0]
         if broken:
             decision = structs.replace(_taken_back(snapshot, broken, lent), carry=inner)
@@ -118,15 +122,28 @@ class KeepsPromises:
                 lent[guest.name] = structs.replace(lent[guest.name], free_pages=0.0)
         else:
             shown = _with_floors(snapshot, held, inner)
-            decision = _explained(snapshot, shown, self.policy.decide(shown))
+            made: Any = self.policy.decide(shown)
+            if not isinstance(made, Decision):  # it is the user's code
+                raise PolicyError(f"the policy returned what is no decision: {type(made).__name__}")
+            decision = _explained(snapshot, shown, made)
             lent = _noted(snapshot, decision, lent)
-        state = {
-            key: {name: structs.asdict(each) for name, each in values.items()}
-            for key, values in (("lent", lent), ("held", held))
-            if values
-        }
-        carry = {**(decision.carry or {}), **({_KEY: state} if state else {})}
-        return structs.replace(decision, carry=carry or None)
+        return structs.replace(decision, carry=_carry(decision.carry, _Known(lent=lent, held=held)))
+
+
+class _Known(Struct, frozen=True, omit_defaults=True):
+    """What is carried from decision to decision, by guest."""
+
+    lent: dict[str, Lent] = {}
+    held: dict[str, Held] = {}
+
+
+def _carry(carry: Any, known: _Known) -> Any:
+    """Return what a policy carries with what is known of promises, if there is anything."""
+    if carry is not None and not isinstance(carry, dict):
+        raise PolicyError(f"a policy that promises carries a dict, or nothing, not {type(carry).__name__}")
+    if known.lent or known.held:
+        return {**(carry or {}), _KEY: msgspec.to_builtins(known)}
+    return carry
 
 
 def curve_promise(candidate: Candidate, size_bytes: int) -> Promise:
@@ -142,10 +159,10 @@ def curve_promise(candidate: Candidate, size_bytes: int) -> Promise:
 
 
 def _open(lent: Mapping[str, Lent], snapshot: Snapshot) -> dict[str, Lent]:
-    """Return the promises that still stand: the memory is away, and they have not been kept for long enough."""
+    """Return the promises that still stand, and what is left of them: the memory is away, and not long enough yet."""
     guests = {guest.name: guest for guest in snapshot.guests}
     return {
-        name: each
+        name: _tested(each, guests[name])
         for name, each in lent.items()
         if name in guests
         and guests[name].state is not GuestState.GONE

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from msgspec import structs
+from msgspec import Struct, structs
 
 from qmpalloc.model import GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
 from qmpalloc.rules.step import lowest_bytes, take_step
@@ -18,7 +18,11 @@ UNCONTROLLED = frozenset({GuestState.CONNECTING, GuestState.HELD, GuestState.HUN
 _PIECE_BYTES = 16 * MIB
 """What those that lose least by it give at a time."""
 
-_OUT_OF_NEED = frozenset({Limiter.DANGER, Limiter.FLOOR})
+_BY_LOSS = 4
+"""The case in which who loses least gives first; in the others all give the same share."""
+
+_UNKNOWN_PER_S = 1e18
+"""Beyond what any guest may lose: who is not known gives last."""
 
 
 def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[GuestDecision]:
@@ -37,93 +41,140 @@ def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Guest
 
     In need is who is in danger or below its floor. One that is lost gets its baseline by the cases 1 and 2.
     """
-    guests = snapshot.guests
-    in_danger = [decision.limiter is Limiter.DANGER for decision in decisions]
-    in_need = [decision.limiter in _OUT_OF_NEED for decision in decisions]
-    served = [
-        need or guest.state is GuestState.LOST for guest, need in zip(guests, in_need, strict=True)
-    ]  # their growth is no mere wish
-
-    def growth(index: int) -> int:
-        return decisions[index].target_bytes - guests[index].target_bytes
-
-    def surplus(index: int) -> int:
-        return decisions[index].target_bytes - max(guests[index].baseline_bytes, guests[index].floor_bytes)
-
-    def gives(index: int) -> bool:
-        fixed = guests[index].state in UNCONTROLLED | {GuestState.GONE} or decisions[index].limiter is Limiter.STUCK
-        return not fixed and not in_danger[index]
-
-    def wished_growth(index: int) -> int:
-        return 0 if served[index] else growth(index)
-
-    def a_step_above_baseline(index: int) -> int:
-        return min(surplus(index), decisions[index].target_bytes - lowest_bytes(guests[index])) if gives(index) else 0
-
-    def above_baseline(index: int) -> int:
-        return surplus(index) if gives(index) else 0
-
-    def above_floor(index: int) -> int:
-        fresh = guests[index].state is GuestState.FRESH and not in_need[index]
-        return decisions[index].target_bytes - guests[index].floor_bytes if fresh and gives(index) else 0
-
-    def growth_beyond_baseline(index: int) -> int:
-        return min(growth(index), surplus(index)) if in_need[index] else 0
-
-    def a_step_in_danger(index: int) -> int:
-        size_bytes = max(guests[index].target_bytes, guests[index].actual_bytes)
-        return min(surplus(index), take_step(size_bytes)) if in_danger[index] else 0
-
-    numbers = range(len(guests))
-    occupied = sum(guest.charge_bytes for guest in guests if guest.state is not GuestState.GONE)
-    over = max(0, occupied - snapshot.budget_bytes)
+    places = [_Place(*pair) for pair in zip(snapshot.guests, decisions, strict=True)]
+    over = max(0, sum(place.occupied for place in places) - snapshot.budget_bytes)
     # Also what one in need took by itself: somebody has to pay for that.
-    taken = sum(max(surplus(index), 0) for index in numbers if in_need[index])
-    lacking = sum(max(growth(index), 0) for index in numbers if in_need[index]) + min(over, taken)
-    for_danger = sum(
-        max(growth(index) - max(growth_beyond_baseline(index), 0), 0) for index in numbers if in_danger[index]
-    )
-    needy = ", ".join(guest.name for guest, need in zip(guests, in_need, strict=True) if need)
+    taken = sum(max(place.surplus, 0) for place in places if place.in_need)
+    lacking = sum(max(place.growth, 0) for place in places if place.in_need) + min(over, taken)
+    for_danger = sum(max(place.growth_to_baseline, 0) for place in places if place.in_danger)
+    needy = ", ".join(place.guest.name for place in places if place.in_need)
     above = "gives: the budget is exceeded" if over else f"gives to {needy or 'who was lost'}"
-    stages: tuple[tuple[Callable[[int], int], float, str], ...] = (
-        (wished_growth, math.inf, "less: the budget is used up"),
-        (a_step_above_baseline, math.inf, above),
-        (above_baseline, over + lacking, above),
-        (above_floor, lacking, f"gives to {needy}: it loses least by it"),
-        (growth_beyond_baseline, math.inf, "no more than that: the budget is used up"),
-        (a_step_in_danger, for_danger, "gives to another in danger what is above its baseline"),
-        (growth, math.inf, "less than it needs: the budget is used up"),
+    stages: tuple[tuple[Callable[[_Place], int], float, str], ...] = (
+        (lambda place: place.wished_growth, math.inf, "less: the budget is used up"),
+        (lambda place: place.a_step_above_baseline, math.inf, above),
+        (lambda place: place.above_baseline, over + lacking, above),
+        (lambda place: place.above_floor, lacking, f"gives to {needy}: it loses least by it"),
+        (lambda place: place.growth_beyond_baseline, math.inf, "no more than that: the budget is used up"),
+        (lambda place: place.a_step_in_danger, for_danger, "gives to another in danger what is above its baseline"),
+        (lambda place: place.growth, math.inf, "less than it needs: the budget is used up"),
     )
-    for part, most, reason in stages:
-        excess = sum(_charge(*pair) for pair in zip(guests, decisions, strict=True)) - snapshot.budget_bytes
-        parts = [max(part(index), 0) for index in numbers]
+    for number, (part, most, reason) in enumerate(stages, 1):
+        excess = sum(place.charge for place in places) - snapshot.budget_bytes
+        parts = [max(part(place), 0) for place in places]
         cut = min(excess, most, sum(parts))
         if cut > 0:
-            share = _least_loss if part is above_floor else _in_proportion
-            decisions = _lowered(decisions, share(guests, decisions, parts, cut), reason)
-    return decisions
+            share = _least_loss if number == _BY_LOSS else _in_proportion
+            places = [
+                place.lowered(size, reason) for place, size in zip(places, share(places, parts, cut), strict=True)
+            ]
+    return [place.decision for place in places]
 
 
-def _charge(guest: GuestSnapshot, decision: GuestDecision) -> int:
-    """Return what the guest will occupy once the decision is carried out."""
-    if guest.state is GuestState.GONE:
-        return 0
-    if guest.state in UNCONTROLLED:
-        return guest.promised_bytes
-    return decision.target_bytes + guest.outside_bytes
+class _Place(Struct, frozen=True):
+    """A guest and what is decided about it: what it wants, and what could be taken from it. Bytes."""
+
+    guest: GuestSnapshot
+    decision: GuestDecision
+
+    @property
+    def occupied(self) -> int:
+        """What it may occupy now."""
+        return 0 if self.guest.state is GuestState.GONE else self.guest.charge_bytes
+
+    @property
+    def charge(self) -> int:
+        """What it will occupy once the decision is carried out."""
+        if self.guest.state is GuestState.GONE:
+            return 0
+        if self.guest.state in UNCONTROLLED:
+            return self.guest.promised_bytes
+        return self.decision.target_bytes + self.guest.outside_bytes
+
+    @property
+    def in_danger(self) -> bool:
+        return self.decision.limiter is Limiter.DANGER
+
+    @property
+    def in_need(self) -> bool:
+        return self.in_danger or self.decision.limiter is Limiter.FLOOR
+
+    @property
+    def gives(self) -> bool:
+        fixed = self.guest.state in UNCONTROLLED | {GuestState.GONE} or self.decision.limiter is Limiter.STUCK
+        return not fixed and not self.in_danger
+
+    @property
+    def growth(self) -> int:
+        return self.decision.target_bytes - self.guest.target_bytes
+
+    @property
+    def surplus(self) -> int:
+        return self.decision.target_bytes - max(self.guest.baseline_bytes, self.guest.floor_bytes)
+
+    @property
+    def wished_growth(self) -> int:
+        return 0 if self.in_need or self.guest.state is GuestState.LOST else self.growth
+
+    @property
+    def above_baseline(self) -> int:
+        return self.surplus if self.gives else 0
+
+    @property
+    def a_step_above_baseline(self) -> int:
+        return min(self.above_baseline, self.decision.target_bytes - lowest_bytes(self.guest))
+
+    @property
+    def above_floor(self) -> int:
+        gives = self.gives and self.guest.state is GuestState.FRESH and not self.in_need
+        return self.decision.target_bytes - self.guest.floor_bytes if gives else 0
+
+    @property
+    def growth_beyond_baseline(self) -> int:
+        return min(self.growth, self.surplus) if self.in_need else 0
+
+    @property
+    def growth_to_baseline(self) -> int:
+        return self.growth - max(self.growth_beyond_baseline, 0)
+
+    @property
+    def a_step_in_danger(self) -> int:
+        size_bytes = max(self.guest.target_bytes, self.guest.actual_bytes)
+        return min(self.surplus, take_step(size_bytes)) if self.in_danger else 0
+
+    def loss_per_s(self, size_bytes: int) -> float:
+        """Return what a smaller size costs the guest, in weighted hits per second; by its curve, or else at most.
+
+        Without a good curve all that it reads and brings in is taken to be spread over its memory. Where not even that
+        is known, it gives last.
+        """
+        guest = self.guest
+        if size_bytes >= guest.target_bytes:
+            return 0.0
+        accesses = guest.accesses_per_s
+        if accesses is None:
+            return _UNKNOWN_PER_S * (guest.target_bytes - size_bytes) / guest.target_bytes
+        if guest.curve is not None and not guest.curve.weak:
+            then, now = np.interp([size_bytes, guest.target_bytes], guest.curve.sizes_bytes, guest.curve.miss_ratio)
+            return guest.weight * accesses * float(then - now)
+        uses = accesses + (guest.page_ins_per_s or 0.0)
+        return guest.weight * uses * (guest.target_bytes - size_bytes) / guest.target_bytes
+
+    def lowered(self, size_bytes: int, reason: str) -> _Place:
+        """Return the same with a target that is so much lower."""
+        if not size_bytes:
+            return self
+        target = align_down(self.decision.target_bytes - size_bytes)
+        decision = structs.replace(self.decision, target_bytes=target, limiter=Limiter.BUDGET, reason=reason)
+        return _Place(self.guest, decision)
 
 
-def _in_proportion(
-    _guests: Sequence[GuestSnapshot], _decisions: Sequence[GuestDecision], parts: Sequence[int], cut: float
-) -> list[int]:
+def _in_proportion(_places: Sequence[_Place], parts: Sequence[int], cut: float) -> list[int]:
     """Return how much of `cut` bytes each guest gives: the same share of its part."""
     share = min(cut / sum(parts), 1.0)
     return [min(size, -int(-size * share // 1)) for size in parts]
 
 
-def _least_loss(
-    guests: Sequence[GuestSnapshot], decisions: Sequence[GuestDecision], parts: Sequence[int], cut: float
-) -> list[int]:
+def _least_loss(places: Sequence[_Place], parts: Sequence[int], cut: float) -> list[int]:
     """Return how much of `cut` bytes each guest gives: a piece at a time, from who loses least by it."""
     given = [0] * len(parts)
 
@@ -131,8 +182,8 @@ def _least_loss(
         size = min(_PIECE_BYTES, parts[index] - given[index])
         if size <= 0:
             return None
-        now = decisions[index].target_bytes - given[index]
-        return (_loss_per_s(guests[index], now - size) - _loss_per_s(guests[index], now)) / size, index, size
+        place, now = places[index], places[index].decision.target_bytes - given[index]
+        return (place.loss_per_s(now - size) - place.loss_per_s(now)) / size, index, size
 
     pieces = [piece for index in range(len(parts)) if (piece := next_piece(index)) is not None]
     heapq.heapify(pieces)
@@ -144,32 +195,3 @@ def _least_loss(
         if (piece := next_piece(index)) is not None:
             heapq.heappush(pieces, piece)
     return given
-
-
-def _loss_per_s(guest: GuestSnapshot, size_bytes: int) -> float:
-    """Return what a smaller size costs the guest, in weighted hits per second; by its curve, or else at most.
-
-    Without a good curve all that it reads and brings in is taken to be spread over its memory. Where not even that is
-    known, it gives last.
-    """
-    if size_bytes >= guest.target_bytes:
-        return 0.0
-    accesses = guest.accesses_per_s
-    if accesses is None:
-        return 1e18 * (guest.target_bytes - size_bytes) / guest.target_bytes
-    if guest.curve is not None and not guest.curve.weak:
-        then, now = np.interp([size_bytes, guest.target_bytes], guest.curve.sizes_bytes, guest.curve.miss_ratio)
-        return guest.weight * accesses * float(then - now)
-    uses = accesses + (guest.page_ins_per_s or 0.0)
-    return guest.weight * uses * (guest.target_bytes - size_bytes) / guest.target_bytes
-
-
-def _lowered(decisions: Sequence[GuestDecision], given: Sequence[int], reason: str) -> list[GuestDecision]:
-    return [
-        structs.replace(
-            decision, target_bytes=align_down(decision.target_bytes - size), limiter=Limiter.BUDGET, reason=reason
-        )
-        if size
-        else decision
-        for decision, size in zip(decisions, given, strict=True)
-    ]

@@ -6,6 +6,7 @@ import pytest
 from made_up_guests import IDLE, guest, line, snapshot, targets
 from msgspec import structs
 
+from qmpalloc.errors import PolicyError
 from qmpalloc.model import Decision, GuestDecision, Promise
 from qmpalloc.policy import load
 from qmpalloc.policy.promises import KeepsPromises
@@ -210,6 +211,22 @@ def test_policies_of_our_own_keep_their_promises(name):
     back = load(name, {}).decide(structs.replace(now, time_s=6.0))
     assert given > 0
     assert targets(back) == [384, 384]
+
+
+def test_a_policy_that_promises_and_carries_no_dict_or_decides_nothing_is_told():
+    class Carries(Lends):
+        def decide(self, seen):
+            return structs.replace(super().decide(structs.replace(seen, carry=None)), carry=[1])
+
+    with pytest.raises(PolicyError, match="carries a dict, or nothing, not list"):
+        Run(Carries()).step()
+
+    class Nothing(Lends):
+        def decide(self, seen):
+            return None
+
+    with pytest.raises(PolicyError, match="no decision"):
+        Run(Nothing()).step()
 
 
 def test_only_who_promises_is_held_to_it(tmp_path):
