@@ -17,6 +17,7 @@ from qmpalloc.events import Decided, plain
 from qmpalloc.model import Decision, GuestState, Limiter, Policy, Snapshot, hold
 from qmpalloc.rules.hostguard import BLIND_MOST_S, Emergency, HostGuard, HostMemory, relieve
 from qmpalloc.rules.limits import apply_limits
+from qmpalloc.rules.loans import Loans
 
 ReadHost = Callable[[], HostMemory | None]
 """Tells how the host's memory is. None: nothing of it could be read."""
@@ -60,6 +61,7 @@ class Decider:
         self._emergency: Emergency | None = None
         self._carry: Any = None
         self._rescued: dict[str, int] = {}
+        self._loans = Loans()
 
     def snapshot(self) -> Snapshot:
         """Return what a policy would see now."""
@@ -145,6 +147,7 @@ class Decider:
             hint = "nothing else is done meanwhile, and answers seem late after it"
             self._journal.fault(None, "slow", took, hint, once=True)
         self._carry = decision.carry
+        self._loans.note(snapshot, decision)
         committed = self._books.committed_bytes
         self._journal.emit(
             Decided, snapshot=snapshot, decision=decision, committed_bytes=committed, duration_s=duration_s
@@ -171,7 +174,8 @@ class Decider:
             self._journal.fault(None, "policy", message, "all guests are held")
             return apply_limits(snapshot, hold(snapshot, "policy failed"), dangers)
         self._journal.clear_fault(None, "policy")
-        return decision
+        repaid = self._loans.repay(snapshot, decision)
+        return decision if repaid is decision else apply_limits(snapshot, repaid, dangers)
 
 
 def _copy_of(snapshot: Snapshot) -> Snapshot:

@@ -41,7 +41,9 @@ def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Guest
 
     In need is who is in danger or below its floor. One that is lost gets its baseline by the cases 1 and 2.
     """
-    places = [_Place(*pair) for pair in zip(snapshot.guests, decisions, strict=True)]
+    places = [
+        _Place(guest, decision, decision.limiter) for guest, decision in zip(snapshot.guests, decisions, strict=True)
+    ]
     over = max(0, sum(place.occupied for place in places) - snapshot.budget_bytes)
     # Also what one in need took by itself: somebody has to pay for that.
     taken = sum(max(place.surplus, 0) for place in places if place.in_need)
@@ -71,10 +73,14 @@ def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Guest
 
 
 class _Place(Struct, frozen=True):
-    """A guest and what is decided about it: what it wants, and what could be taken from it. Bytes."""
+    """A guest and what is decided about it: what it wants, and what could be taken from it. Bytes.
+
+    `limiter` is what determined its target before anything was cut for the budget.
+    """
 
     guest: GuestSnapshot
     decision: GuestDecision
+    limiter: Limiter
 
     @property
     def occupied(self) -> int:
@@ -92,15 +98,15 @@ class _Place(Struct, frozen=True):
 
     @property
     def in_danger(self) -> bool:
-        return self.decision.limiter is Limiter.DANGER
+        return self.limiter is Limiter.DANGER
 
     @property
     def in_need(self) -> bool:
-        return self.in_danger or self.decision.limiter is Limiter.FLOOR
+        return self.in_danger or self.limiter is Limiter.FLOOR
 
     @property
     def gives(self) -> bool:
-        fixed = self.guest.state in UNCONTROLLED | {GuestState.GONE} or self.decision.limiter is Limiter.STUCK
+        fixed = self.guest.state in UNCONTROLLED | {GuestState.GONE} or self.limiter is Limiter.STUCK
         return not fixed and not self.in_danger
 
     @property
@@ -165,7 +171,7 @@ class _Place(Struct, frozen=True):
             return self
         target = align_down(self.decision.target_bytes - size_bytes)
         decision = structs.replace(self.decision, target_bytes=target, limiter=Limiter.BUDGET, reason=reason)
-        return _Place(self.guest, decision)
+        return _Place(self.guest, decision, self.limiter)
 
 
 def _in_proportion(_places: Sequence[_Place], parts: Sequence[int], cut: float) -> list[int]:

@@ -21,7 +21,7 @@ from qmpalloc.events import (
     SampleRejected,
     SizeChanged,
 )  # fmt: skip
-from qmpalloc.model import GuestState, Limiter
+from qmpalloc.model import GuestState, Limiter, hold
 from qmpalloc.policy import load
 from qmpalloc.qmp.framing import encode
 from qmpalloc.qmp.subscriptions import BUFFER_EVENTS
@@ -299,13 +299,16 @@ async def test_a_balloon_that_does_not_move_never_lets_the_receiver_grow(lab, au
     assert not [event for event in lab.of(Commanded, "large") if event.purpose == "grant"]
 
 
-async def test_a_guest_that_grows_by_itself_is_in_danger_then_asked_again(lab, autojump_clock):
+@pytest.mark.parametrize("policy", ["static", "holds"])
+async def test_a_guest_that_grows_by_itself_is_in_danger_then_asked_again(lab, autojump_clock, policy):
+    """And who paid for it gets back what it gave, also under a policy that gives nobody what is free."""
     await lab.two()
     lab.may_grow = True
     lab.control["on_exit"] = "keep"
     balloon = lab.guests["small"].qemu.balloon
     loaded = lab.config("static")
-    controller = Controller(loaded, load("static", {}), lab.events.append)
+    chosen = lab.policy(lambda snapshot: hold(snapshot, "as it is")) if policy == "holds" else load("static", {})
+    controller = Controller(loaded, chosen, lab.events.append)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(controller.run, duration_s=120.0))
         await trio.sleep(9.1)

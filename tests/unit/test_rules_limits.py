@@ -303,3 +303,11 @@ def test_who_needs_more_than_its_baseline_gets_it_from_those_that_lose_least():
 def test_what_a_guest_in_danger_does_not_need_any_more_is_asked_back():
     grown = structs.replace(guest("a", 512, actual=512, baseline=384), rescue_bytes=384 * MIB)
     assert limited([grown], [512], dangers={"a": "danger lately"}) == [(384, Limiter.DANGER)]
+
+
+def test_a_guest_in_danger_that_wants_more_than_there_is_still_pays_for_anothers_baseline():
+    """What is cut of its wish makes it no other guest: it goes on to give what it has above its baseline."""
+    liar = structs.replace(guest("liar", 600, cap=800, baseline=500), rescue_bytes=704 * MIB)
+    other = structs.replace(guest("b", 400, cap=800, baseline=500), rescue_bytes=500 * MIB)
+    result = limited([liar, other], [700, 300], budget=1000, dangers={"liar": "it says so", "b": "OOM"})
+    assert [size for size, _ in result] == [500, 500]

@@ -1,0 +1,67 @@
+"""What guests gave for others' need, or for the budget, and get back when nobody has it any more. Pure.
+
+A policy that moves memory between pairs of guests, as the paper's rule does, never gives out what is free: without this
+a guest that paid for another's need would stay small for the rest of a run.
+"""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from qmpalloc.model import Decision, GuestState, Limiter, Snapshot, changes_text, moves_between
+from qmpalloc.units import align_down, format_size
+
+
+class Loans:
+    """The sizes of guests before they gave."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, int] = {}
+
+    def repay(self, snapshot: Snapshot, decision: Decision) -> Decision:
+        """Return what a policy wants, with what is free given to those that gave and are left as they are by it.
+
+        Args:
+            snapshot: What the policy saw.
+            decision: What it wants, within all limits.
+        """
+        verdicts = {verdict.name: verdict for verdict in decision.guests}
+        if not self._before:
+            return decision
+        wanted = {
+            guest.name: max(guest.promised_bytes, verdicts[guest.name].target_bytes + guest.outside_bytes)
+            for guest in snapshot.guests
+            if guest.state is not GuestState.GONE
+        }
+        free = snapshot.budget_bytes - sum(wanted.values())
+        for guest in snapshot.guests:
+            left_alone = verdicts[guest.name].target_bytes == guest.target_bytes
+            owed = min(self._before.get(guest.name, 0), guest.cap_bytes) - guest.target_bytes
+            back = align_down(min(owed, free))
+            if back > 0 and left_alone and guest.state is GuestState.FRESH and not guest.frozen:
+                free -= back
+                verdicts[guest.name] = structs.replace(
+                    verdicts[guest.name],
+                    target_bytes=guest.target_bytes + back,
+                    limiter=Limiter.BUDGET,
+                    reason=f"gets back {format_size(back)} of what it gave",
+                )
+        guests = tuple(verdicts[guest.name] for guest in snapshot.guests)
+        if guests == decision.guests:
+            return decision
+        moves, summary = moves_between(snapshot, guests), changes_text(snapshot, guests)
+        return structs.replace(decision, guests=guests, moves=moves, summary=summary)
+
+    def note(self, snapshot: Snapshot, decision: Decision) -> None:
+        """Note who gave, and who was moved otherwise since: that one is the policy's business again.
+
+        Args:
+            snapshot: What was decided on.
+            decision: What was decided, within all limits.
+        """
+        for guest, verdict in zip(snapshot.guests, decision.guests, strict=True):
+            gave = verdict.target_bytes < guest.target_bytes and verdict.limiter is Limiter.BUDGET
+            if gave:
+                self._before[guest.name] = max(guest.target_bytes, self._before.get(guest.name, 0))
+            elif verdict.target_bytes < guest.target_bytes or verdict.target_bytes >= self._before.get(guest.name, 0):
+                self._before.pop(guest.name, None)
