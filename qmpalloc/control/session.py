@@ -381,6 +381,7 @@ class Session:
                 self._journal.fault(guest.name, "events", message, "whether it runs is asked for again")
                 await self._look(monitor)
             self._heed(event)
+            self._on_change()  # what it told is shown before QEMU has answered more
             if event.name in STATE_EVENTS:
                 self._told += 1
                 await self._look(monitor)
