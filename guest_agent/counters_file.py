@@ -116,8 +116,9 @@ class Series:
         if self.sequence >= self._mounts_due:
             self._tmpfs = procfs.tmpfs_paths(procfs.read("/proc/self/mounts"))
             self._mounts_due = self.sequence + _MOUNTS_EVERY
-        if self._tmpfs:
-            facts["tmpfs"] = procfs.used_bytes(self._tmpfs)
+        if self._tmpfs and "shmem" in facts:
+            # Never more than that: part of a tmpfs may be in swap, and another file system may cover one.
+            facts["tmpfs"] = min(procfs.used_bytes(self._tmpfs), facts["shmem"])
         return facts
 
 

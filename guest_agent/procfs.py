@@ -51,9 +51,10 @@ def memory_bytes(meminfo: str | None) -> dict[str, int]:
 
 
 def tmpfs_paths(mounts: str | None) -> list[str]:
-    """Return where tmpfs are mounted, from ``/proc/self/mounts``."""
+    """Return where tmpfs are mounted, from ``/proc/self/mounts``; none that another mount at the same path covers."""
     lines = [line.split(" ") for line in (mounts or "").splitlines()]
-    paths = [words[1] for words in lines if len(words) > 2 and words[2] == "tmpfs"]
+    kinds = {words[1]: words[2] for words in lines if len(words) > 2}
+    paths = [path for path, kind in kinds.items() if kind == "tmpfs"]
     # The kernel writes a blank, a tab, a line's end and a backslash in a path as three octal digits.
     return [path.encode("ascii", "replace").decode("unicode_escape") if "\\" in path else path for path in paths]
 

@@ -143,8 +143,8 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         swap_ins: Pages read back from swap, same interval.
         memory: The guest's memory facts in its last sample.
         in_use_bytes: The size below which it would lose memory of which nobody counts how it is used: what it cannot
-            give up, and the files that its programs map. All it has where it does not tell; 0 if there is no such
-            guest, as in a model.
+            give up, and the files that its programs map, with what must be available beside. None if it does not
+            tell.
         rescue_bytes: The size it is to have while it is in danger; 0 when it is not.
         psi_some_avg10: Per cent of time that some task waited for memory, 10 s average.
         frozen: Why it can give nothing now whatever a policy decides (it was in danger, or its balloon does not move);
@@ -180,7 +180,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     faults: int | None = None
     swap_ins: int | None = None
     memory: Memory | None = None
-    in_use_bytes: int = 0
+    in_use_bytes: int | None = 0
     rescue_bytes: int = 0
     psi_some_avg10: float | None = None
     frozen: str = ""

@@ -92,8 +92,8 @@ class Memory(Struct, frozen=True, kw_only=True):
     def in_use_bytes(self) -> int | None:
         """Bytes the guest cannot give up, or of files that its programs map; None if that is not known.
 
-        Shared memory is in `shmem` already. What of it lies on no tmpfs is there only to be mapped; of what lies on one
-        nobody knows, and it counts twice: too much keeps a guest's memory, too little robs it.
+        Shared memory is in `shmem` already. What of it lies on no tmpfs is taken to be mapped, for which it is made; of
+        what lies on one nobody knows, and it counts twice: too much keeps a guest's memory, too little robs it.
         """
         unreclaimable = self.unreclaimable_bytes
         if unreclaimable is None or self.mapped is None or self.shmem is None:
@@ -220,7 +220,8 @@ def parse(data: bytes) -> Sample:
         sample = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _explain(data, error) from error
-    sizes = [getattr(sample.memory_bytes, field) for field in Memory.__struct_fields__]
+    # What is on tmpfs may be in swap; all else is in memory.
+    sizes = [getattr(sample.memory_bytes, field) for field in Memory.__struct_fields__ if field != "tmpfs"]
     total = sample.memory_bytes.total
     if total is not None and any(size is not None and size > total for size in sizes):
         raise SampleError(SampleFault.MALFORMED, "the counters file claims a part of memory larger than all of it")

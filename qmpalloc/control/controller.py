@@ -387,13 +387,12 @@ class Controller:
                 self._set_control(self.control, f"there is room for {guest.name}: it can be started")
 
     def _give_kept_room(self, now_s: float) -> None:
-        """Keep no room for guests that are yet to start while one in danger cannot have its baseline."""
-        starved = [
-            guest.name
-            for guest in self.guests
-            if guest.link is Link.UP and guest.danger(now_s) and guest.desired_bytes < guest.baseline_bytes
-        ]
-        for guest in self.guests if starved and self._in_control else ():
+        """Keep no room for guests that are yet to start while others pay with their baselines for one in danger."""
+        up = [guest for guest in self.guests if guest.link is Link.UP]
+        starved = [guest.name for guest in up if guest.danger(now_s)]
+        if not starved or not self._in_control or all(guest.desired_bytes >= guest.baseline_bytes for guest in up):
+            return
+        for guest in self.guests:
             if guest.expected:
                 guest.expected = False
                 message = f"the room kept for it is given up: {', '.join(starved)} is in danger"

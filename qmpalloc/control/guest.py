@@ -12,7 +12,7 @@ from qmpalloc.curves.effort import Effort
 from qmpalloc.curves.observer import CurveObserver
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.model import GuestSnapshot, GuestState, MemorySizes
-from qmpalloc.rules.danger import FREEZE_S, Level, find_danger, find_stalls, needed_bytes
+from qmpalloc.rules.danger import FREEZE_S, NEED_STEP_BYTES, Level, find_danger, find_stalls, needed_bytes, with_reserve
 from qmpalloc.rules.ledger import Account
 from qmpalloc.rules.obedience import Obedience
 from qmpalloc.sample import Accepted, Delta, Sample, SampleTracker, difference
@@ -130,7 +130,7 @@ class Guest:
         self._stats: tuple[int, int, int] | None = None
         self._danger = ""
         self._danger_until_s = -math.inf
-        self._decided_bytes = self._rescue_bytes = 0
+        self._decided_bytes = self._rescue_bytes = self._sampled_bytes = 0
         self._grew_itself = False
 
     @property
@@ -220,6 +220,7 @@ class Guest:
         """
         self._forget_samples()
         self.curves.was_reset()
+        self._forget_danger()
         self._needed_bytes = self._gap_at_bytes = self._idle_bytes = 0
         self._gap_bytes = None
         self._reset = True
@@ -292,6 +293,7 @@ class Guest:
         self._unconfirmed_bytes = self._needed_bytes = self._rebooting_bytes = 0
         self._gap_bytes, self._gap_at_bytes, self._idle_bytes = None, 0, 0
         self.commanded = self.migrating = self._reset = False
+        self._forget_danger()
 
     def _forget_samples(self) -> None:
         self._tracker.forget()
@@ -442,12 +444,12 @@ class Guest:
         return max(align_down(min(self.config.baseline, self.cap_bytes)), self.floor_bytes)
 
     @property
-    def in_use_bytes(self) -> int:
-        """The size below which it loses what it cannot give up, or files that its programs map; all, if not told."""
+    def in_use_bytes(self) -> int | None:
+        """The size below which it loses what it cannot give up, or files that its programs map; None if not told."""
         memory = self.sample.memory_bytes if self.sample else None
         if memory is None or memory.in_use_bytes is None:
-            return max(self.target_bytes, self.actual_bytes)
-        return (self._gap_bytes or 0) + memory.in_use_bytes + self._control.reserve
+            return None
+        return with_reserve((self._gap_bytes or 0) + memory.in_use_bytes, self._control.reserve)
 
     def learn_need(self, sample: Sample) -> None:
         """Remember what the guest cannot give up, also for the time when it tells no more.
@@ -463,7 +465,7 @@ class Guest:
             self._learn_gap(self.facts.ram_bytes if self.facts.deflate_on_oom else self.actual_bytes, memory.total)
         least_bytes = memory.unreclaimable_bytes - (memory.anon or 0) - (memory.shmem or 0)
         needed_bytes = max((self._gap_bytes or 0) + memory.unreclaimable_bytes, least_bytes)
-        self._needed_bytes = needed_bytes + self._control.reserve
+        self._needed_bytes = with_reserve(needed_bytes, self._control.reserve)
 
     def _learn_gap(self, size_bytes: int, total_bytes: int) -> None:
         """Learn RAM - MemTotal. Where MemTotal follows the balloon, only while the size rests from sample to sample."""
@@ -505,12 +507,17 @@ class Guest:
         self.received_s, self._counted, self._reset, self._unseen = now_s, True, False, False
         self.learn_need(sample)
         self.curves.take_sample(sample, accepted.delta, self.actual_bytes, self.floor_bytes, self.cap_bytes)
-        danger = find_danger(earlier, sample, self.actual_bytes, self._thrash, self._waits)
+        # What it tells is of the size it had then: it may have been granted more a moment ago.
+        size_bytes = min(self.actual_bytes, self._sampled_bytes or self.actual_bytes)
+        self._sampled_bytes = self.actual_bytes
+        danger = find_danger(earlier, sample, size_bytes, self._thrash, self._waits)
         if danger:
             self._endanger(danger, now_s)
         # As soon as it has memory to spare again it needs no more than that.
-        occupied_bytes = self.actual_bytes + self.outside_bytes
-        self._rescue_bytes = needed_bytes(sample, occupied_bytes, short=bool(danger)) - self.outside_bytes
+        occupied_bytes = size_bytes + self.outside_bytes
+        needed = needed_bytes(sample, occupied_bytes, short=bool(danger)) - self.outside_bytes
+        if not 0 < self._rescue_bytes - needed <= NEED_STEP_BYTES:  # else it would be moved to and fro for a trifle
+            self._rescue_bytes = needed
         return accepted
 
     def take_stats(self, last_update: int, alloc_stalls: int, oom_kills: int, now_s: float) -> None:
@@ -549,8 +556,26 @@ class Guest:
         self.curves.close_window()
 
     def danger(self, now_s: float) -> str | None:
-        """Return why the guest may not give memory now, or None."""
-        return self._danger if now_s < self._danger_until_s else None
+        """Return why the guest may not give memory now, or None.
+
+        That lasts for a minute, and for as long as it needs more than it would have had without.
+        """
+        if now_s < self._danger_until_s:
+            return self._danger
+        if self._danger and self._needs_more:
+            return f"needs {format_size(self._rescue_bytes)}: {self._danger.removeprefix('danger: ')} earlier"
+        self._danger = ""  # what it is given from now on is a policy's doing
+        return None
+
+    @property
+    def _needs_more(self) -> bool:
+        """Whether it was given more in danger than it would have had, and has not given it back."""
+        return self.target_bytes > max(self.baseline_bytes, self._decided_bytes)
+
+    def _forget_danger(self) -> None:
+        self._danger, self._danger_until_s = "", -math.inf
+        self._decided_bytes = self._rescue_bytes = self._sampled_bytes = 0
+        self._thrash, self._waits, self._stalls = Level(), Level(), Level()
 
     def rescue_bytes(self, now_s: float) -> int:
         """Return the size it is to have while it is in danger, 0 when it is not.

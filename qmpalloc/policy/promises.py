@@ -53,14 +53,16 @@ _DEVIATIONS, _CURVE_OFF = 3.0, 0.05
 _NEAR_BYTES = 16 * MIB
 """A guest with no more than this above the least that it keeps has nothing to give."""
 
-_KEY = "promises"
+_KEY = "qmpalloc.promises"
 
 
 class Lent(Struct, frozen=True, kw_only=True):
     """Memory that a guest has given on a promise.
 
     Attributes:
-        before_bytes: Sizes of all guests before it gave.
+        before_bytes: Its size before it gave.
+        size_bytes: Its size after it. With less than that, others took from it, and nothing is tested.
+        given_bytes: What went to which guest.
         page_ins_per_s: Promised, see `Promise`.
         until_s: When the promise has been kept for long enough; None: as long as the memory is away.
         free_pages: What it may bring in beyond the promise before that is broken. Who is taken to lose little does not
@@ -68,7 +70,9 @@ class Lent(Struct, frozen=True, kw_only=True):
             Whoever is taken to be idle has nothing to read again.
     """
 
-    before_bytes: dict[str, int]
+    before_bytes: int
+    size_bytes: int
+    given_bytes: dict[str, int]
     page_ins_per_s: float
     until_s: float | None = None
     free_pages: float = 0.0
@@ -115,12 +119,13 @@ class KeepsPromises:
         lent, held = _open(known.lent, snapshot), _lasting(known.held, snapshot)
         inner = {key: value for key, value in carried.items() if key != _KEY} or None
         broken = [guest for guest in snapshot.guests if guest.name in lent and lent[guest.name].free_pages < 0]
-        if broken:
-            decision = structs.replace(_taken_back(snapshot, broken, lent), carry=inner)
-            for guest in broken:
-                held[guest.name] = _held(guest, lent[guest.name], held.get(guest.name), snapshot.time_s)
-                lent[guest.name] = structs.replace(lent[guest.name], free_pages=0.0)
-        else:
+        for guest in broken:
+            held[guest.name] = _held(guest, lent[guest.name], held.get(guest.name), snapshot.time_s)
+            lent[guest.name] = structs.replace(lent[guest.name], free_pages=0.0)
+        decision = _taken_back(snapshot, broken, lent, held)
+        if decision is not None:
+            decision = structs.replace(decision, carry=inner)
+        else:  # no promise was broken, or nobody can give anything back
             shown = _with_floors(snapshot, held, inner)
             made: Any = self.policy.decide(shown)
             if not isinstance(made, Decision):  # it is the user's code
@@ -166,7 +171,7 @@ def _open(lent: Mapping[str, Lent], snapshot: Snapshot) -> dict[str, Lent]:
         for name, each in lent.items()
         if name in guests
         and guests[name].state is not GuestState.GONE
-        and guests[name].target_bytes < each.before_bytes[name]
+        and guests[name].target_bytes < min(each.before_bytes, guests[name].cap_bytes)
         and (each.until_s is None or snapshot.time_s <= each.until_s)
     }
 
@@ -178,8 +183,9 @@ def _lasting(held: Mapping[str, Held], snapshot: Snapshot) -> dict[str, Held]:
         each = held.get(guest.name)
         if each is None or guest.state is GuestState.GONE:
             continue
-        in_use = max(each.in_use_bytes, guest.in_use_bytes)
-        ended = guest.in_use_bytes < _PROGRAMS_ENDED * in_use
+        told = guest.in_use_bytes if guest.state is GuestState.FRESH else None
+        in_use = max(each.in_use_bytes, told or 0)
+        ended = told is not None and told < _PROGRAMS_ENDED * in_use
         other_load = each.load is not None and guest.curve is not None and guest.curve.load != each.load
         until_s = snapshot.time_s if ended or other_load else each.until_s
         now[guest.name] = structs.replace(each, in_use_bytes=in_use, until_s=min(until_s, each.until_s))
@@ -189,7 +195,7 @@ def _lasting(held: Mapping[str, Held], snapshot: Snapshot) -> dict[str, Held]:
 def _tested(lent: Lent, guest: GuestSnapshot) -> Lent:
     """Return what is left of a promise after what the guest has brought in since the last decision."""
     known = guest.page_ins_per_s if guest.state is GuestState.FRESH else None
-    if known is None:
+    if known is None or guest.target_bytes < lent.size_bytes:
         return lent
     beyond_per_s = known - _TIMES * lent.page_ins_per_s - _BESIDE_PER_S
     free = lent.free_pages - max(0.0, beyond_per_s) * (guest.interval_s or 0.0)
@@ -201,55 +207,55 @@ def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) 
     same = before is not None and time_s < before.until_s
     times = (before.times if before else 0) + (not same)
     return Held(
-        least_bytes=lent.before_bytes[guest.name],
+        least_bytes=lent.before_bytes,
         until_s=time_s + _HELD_S * 2.0 ** min(times - 1, 10),
-        in_use_bytes=max(guest.in_use_bytes, before.in_use_bytes if before is not None and same else 0),
+        in_use_bytes=max(guest.in_use_bytes or 0, before.in_use_bytes if before is not None and same else 0),
         times=times,
         load=guest.curve.load if lent.until_s is not None and guest.curve is not None else None,
     )
 
 
-def _taken_back(snapshot: Snapshot, broken: Sequence[GuestSnapshot], lent: Mapping[str, Lent]) -> Decision:
-    """Return the decision that gives `broken` what they gave: what nobody has first, then from those that have grown.
+def _taken_back(
+    snapshot: Snapshot, broken: Sequence[GuestSnapshot], lent: Mapping[str, Lent], held: Mapping[str, Held]
+) -> Decision | None:
+    """Return the decision that gives `broken` what they gave; None when nothing can be given back.
 
-    Nobody gives more than a step, so that it may take more than one decision.
+    What nobody has goes first, then what those have who got it. Nobody gives more than a step, so that it may take more
+    than one decision, or what it uses or has just got back itself.
     """
-    back = {
-        guest.name: min(lent[guest.name].before_bytes[guest.name], guest.cap_bytes) - guest.target_bytes
-        for guest in broken
+    owed = {
+        guest.name: max(0, min(lent[guest.name].before_bytes, guest.cap_bytes) - guest.target_bytes) for guest in broken
     }
-    back = {name: max(0, size) for name, size in back.items()}
-    grown = {
-        guest.name: max(
-            0,
-            min(
-                guest.target_bytes - max(lowest_bytes(guest), guest.floor_bytes),
-                sum(max(0, guest.target_bytes - lent[one.name].before_bytes.get(guest.name, 0)) for one in broken),
-            ),
-        )
-        for guest in snapshot.guests
-        if guest.name not in back and guest.state is GuestState.FRESH
-    }
-    missing = max(0, sum(back.values()) - free_bytes(snapshot))
-    share = min(1.0, missing / max(1, sum(grown.values())))
     names = ", ".join(guest.name for guest in broken)
+    free, taken = free_bytes(snapshot), {}
+    missing = max(0, sum(owed.values()) - free)
+    for guest in snapshot.guests:
+        got = sum(lent[name].given_bytes.get(guest.name, 0) for name in owed)
+        least = max(lowest_bytes(guest), guest.floor_bytes, guest.in_use_bytes or 0)
+        if guest.name in held:
+            least = max(least, held[guest.name].least_bytes)
+        able = guest.state is GuestState.FRESH and guest.name not in owed
+        taken[guest.name] = align_down(max(0, min(got, missing, guest.target_bytes - least))) if able else 0
+        missing -= taken[guest.name]
+    back = min(sum(owed.values()), free + sum(taken.values()))
+    share = back / sum(owed.values()) if sum(owed.values()) else 0.0
     guests = []
     for guest in snapshot.guests:
         target, reason, limiter = guest.target_bytes, f"{names} gets back what it gave", Limiter.GATE
-        if guest.name in back:
-            target, limiter = target + back[guest.name], Limiter.POLICY
+        if guest.name in owed:
+            target, limiter = target + align_down(int(owed[guest.name] * share)), Limiter.POLICY
             reason = (
                 f"gets back what it gave: brings in {format_count(guest.page_ins_per_s or 0.0)} pages/s, "
                 f"at most {format_count(lent[guest.name].page_ins_per_s)} were promised"
             )
-        elif taken := align_down(int(grown.get(guest.name, 0) * share)):
-            target, limiter, reason = target - taken, Limiter.POLICY, f"gives back to {names} what it got"
+        elif taken[guest.name]:
+            target, limiter = target - taken[guest.name], Limiter.POLICY
+            reason = f"gives back to {names} what it got"
         guests.append(GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter))
-    return Decision(
-        guests=tuple(guests),
-        moves=moves_between(snapshot, guests),
-        summary=f"taken back: {changes_text(snapshot, guests)}",
-    )
+    if all(verdict.target_bytes == guest.target_bytes for guest, verdict in zip(snapshot.guests, guests, strict=True)):
+        return None
+    moves = moves_between(snapshot, guests)
+    return Decision(guests=tuple(guests), moves=moves, summary=f"taken back: {changes_text(snapshot, guests)}")
 
 
 def _with_floors(snapshot: Snapshot, held: Mapping[str, Held], carry: Any) -> Snapshot:
@@ -258,7 +264,8 @@ def _with_floors(snapshot: Snapshot, held: Mapping[str, Held], carry: Any) -> Sn
     for guest in snapshot.guests:
         each = held.get(guest.name)
         least = each.least_bytes if each is not None and snapshot.time_s < each.until_s else 0
-        least = min(guest.target_bytes, max(least, guest.in_use_bytes))
+        in_use = guest.target_bytes if guest.in_use_bytes is None else guest.in_use_bytes
+        least = min(guest.target_bytes, max(least, in_use))
         floor = max(guest.floor_bytes, align_down(least))
         guests.append(structs.replace(guest, floor_bytes=floor) if floor != guest.floor_bytes else guest)
     return structs.replace(snapshot, guests=tuple(guests), carry=carry)
@@ -269,8 +276,11 @@ def _explained(snapshot: Snapshot, shown: Snapshot, decision: Decision) -> Decis
     verdicts = []
     for guest, seen, verdict in zip(snapshot.guests, shown.guests, decision.guests, strict=False):
         at_most = guest.floor_bytes < seen.floor_bytes and verdict.target_bytes - seen.floor_bytes < _NEAR_BYTES
-        if at_most and seen.floor_bytes <= guest.in_use_bytes:
-            keeps = f"its programs hold or map {format_size(guest.in_use_bytes)}"
+        in_use = guest.in_use_bytes
+        if at_most and in_use is None:
+            keeps = "it does not tell what its programs map"
+        elif at_most and in_use is not None and seen.floor_bytes <= in_use:
+            keeps = f"its programs hold or map {format_size(in_use)}"
         elif at_most:
             keeps = f"keeps {format_size(seen.floor_bytes)}"
         else:
@@ -282,24 +292,36 @@ def _explained(snapshot: Snapshot, shown: Snapshot, decision: Decision) -> Decis
 
 
 def _noted(snapshot: Snapshot, decision: Decision, lent: Mapping[str, Lent]) -> dict[str, Lent]:
-    """Return the open promises after a decision. Of memory taken in parts, all comes back."""
+    """Return the open promises after a decision. Of memory taken in parts, all comes back.
+
+    While a promise stands, each further part may cost what was promised of it and no more: else one that is wrong in
+    small steps would never be broken.
+    """
     now = dict(lent)
-    sizes = {guest.name: guest.target_bytes for guest in snapshot.guests}
-    for verdict in decision.guests:
-        if verdict.target_bytes >= sizes.get(verdict.name, 0):
+    if [guest.name for guest in snapshot.guests] != [verdict.name for verdict in decision.guests]:
+        return now  # not about these guests: the limits refuse it by name
+    moves = moves_between(snapshot, decision.guests)
+    for guest, verdict in zip(snapshot.guests, decision.guests, strict=True):
+        promise = verdict.promise
+        if verdict.target_bytes >= guest.target_bytes or promise is None:
             continue
-        promise: Promise | None = verdict.promise
-        if promise is None:
-            now.pop(verdict.name, None)
-            continue
-        before, free = sizes, 0.0
-        if verdict.name in lent:
-            before, free = lent[verdict.name].before_bytes, lent[verdict.name].free_pages
-        until_s = None
+        given = {move.receiver: move.size_bytes for move in moves if move.donor == guest.name}
+        most, before, free = promise.page_ins_per_s, guest.target_bytes, 0.0
+        if guest.name in lent:
+            earlier = lent[guest.name]
+            most = min(most, earlier.page_ins_per_s + max(0.0, most - (guest.page_ins_per_s or 0.0)))
+            before, free = earlier.before_bytes, earlier.free_pages
+            given = {
+                name: given.get(name, 0) + earlier.given_bytes.get(name, 0) for name in given | earlier.given_bytes
+            }
         if promise.for_s is not None:
-            until_s = snapshot.time_s + promise.for_s
-            free += (sizes[verdict.name] - verdict.target_bytes) / PAGE_BYTES
-        now[verdict.name] = Lent(
-            before_bytes=before, page_ins_per_s=promise.page_ins_per_s, until_s=until_s, free_pages=free
+            free += (guest.target_bytes - verdict.target_bytes) / PAGE_BYTES
+        now[guest.name] = Lent(
+            before_bytes=before,
+            size_bytes=verdict.target_bytes,
+            given_bytes=given,
+            page_ins_per_s=most,
+            until_s=None if promise.for_s is None else snapshot.time_s + promise.for_s,
+            free_pages=free,
         )
     return now

@@ -15,11 +15,8 @@ from qmpalloc.units import MIB, align_down
 
 UNCONTROLLED = frozenset({GuestState.CONNECTING, GuestState.HELD, GuestState.HUNG, GuestState.PAUSED})
 
-_PIECE_BYTES = 16 * MIB
-"""What those that lose least by it give at a time."""
-
-_BY_LOSS = 4
-"""The case in which who loses least gives first; in the others all give the same share."""
+_PIECE_BYTES, _PIECES = 16 * MIB, 512
+"""What those that lose least by it give at a time: 16 MiB, or 1/512 of all, so that hosts of any size are quick."""
 
 _UNKNOWN_PER_S = 1e18
 """Beyond what any guest may lose: who is not known gives last."""
@@ -32,12 +29,13 @@ def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Guest
     2. What lies above baselines, a step from each guest.
     3. What lies above baselines, all of it: only as much as the guests are above the budget at this moment, or as
        guests in need lack.
-    4. What lies above the floors of guests that are not in need, from those first that lose least by it: only as much
-       as guests in need lack.
-    5. Growth in need beyond baselines.
-    6. What guests in danger have above their baselines and their own need, a step from each: only for others in danger.
-       Else one that says for ever that it is in danger would keep what another's life depends on.
-    7. Growth in need up to baselines, when all of that does not suffice: they stay as they are.
+    4. What guests that are not in need have above their floors and above what their programs hold or map, from those
+       first that lose least by it: only as much as guests in need lack.
+    5. What they have above their floors, the same.
+    6. Growth in need beyond baselines.
+    7. What guests in danger have above their baselines and their own floors, a step from each: only for others in
+       danger. Else one that says for ever that it is in danger would keep what another's life depends on.
+    8. Growth in need up to baselines, when all of that does not suffice: they stay as they are.
 
     In need is who is in danger or below its floor. One that is lost gets its baseline by the cases 1 and 2.
     """
@@ -51,25 +49,34 @@ def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Guest
     for_danger = sum(max(place.growth_to_baseline, 0) for place in places if place.in_danger)
     needy = ", ".join(place.guest.name for place in places if place.in_need)
     above = "gives: the budget is exceeded" if over else f"gives to {needy or 'who was lost'}"
-    stages: tuple[tuple[Callable[[_Place], int], float, str], ...] = (
-        (lambda place: place.wished_growth, math.inf, "less: the budget is used up"),
-        (lambda place: place.a_step_above_baseline, math.inf, above),
-        (lambda place: place.above_baseline, over + lacking, above),
-        (lambda place: place.above_floor, lacking, f"gives to {needy}: it loses least by it"),
-        (lambda place: place.growth_beyond_baseline, math.inf, "no more than that: the budget is used up"),
-        (lambda place: place.a_step_in_danger, for_danger, "gives to another in danger what is above its baseline"),
-        (lambda place: place.growth, math.inf, "less than it needs: the budget is used up"),
+    least, used_up = f"gives to {needy}: it loses least by it", "the budget is used up"
+    stages: tuple[tuple[Callable[[_Place], int], float, _Share, str], ...] = (
+        (lambda place: place.wished_growth, math.inf, _in_proportion, f"less: {used_up}"),
+        (lambda place: place.a_step_above_baseline, math.inf, _in_proportion, above),
+        (lambda place: place.above_baseline, over + lacking, _in_proportion, above),
+        (lambda place: place.above_use, lacking, _least_loss, least),
+        (lambda place: place.above_floor, lacking, _least_loss, least),
+        (lambda place: place.growth_beyond_baseline, math.inf, _in_proportion, f"no more than that: {used_up}"),
+        (
+            lambda place: place.a_step_in_danger,
+            for_danger,
+            _in_proportion,
+            "gives to another in danger what is above its baseline",
+        ),
+        (lambda place: place.growth, math.inf, _in_proportion, f"less than it needs: {used_up}"),
     )
-    for number, (part, most, reason) in enumerate(stages, 1):
+    for part, most, share, reason in stages:
         excess = sum(place.charge for place in places) - snapshot.budget_bytes
         parts = [max(part(place), 0) for place in places]
         cut = min(excess, most, sum(parts))
         if cut > 0:
-            share = _least_loss if number == _BY_LOSS else _in_proportion
             places = [
                 place.lowered(size, reason) for place, size in zip(places, share(places, parts, cut), strict=True)
             ]
     return [place.decision for place in places]
+
+
+_Share = Callable[["Sequence[_Place]", Sequence[int], float], list[int]]
 
 
 class _Place(Struct, frozen=True):
@@ -135,6 +142,13 @@ class _Place(Struct, frozen=True):
         return self.decision.target_bytes - self.guest.floor_bytes if gives else 0
 
     @property
+    def above_use(self) -> int:
+        """Above its floor and what its programs hold or map; nothing where it does not tell."""
+        if self.guest.in_use_bytes is None:
+            return 0
+        return min(self.above_floor, self.decision.target_bytes - self.guest.in_use_bytes)
+
+    @property
     def growth_beyond_baseline(self) -> int:
         return min(self.growth, self.surplus) if self.in_need else 0
 
@@ -158,12 +172,13 @@ class _Place(Struct, frozen=True):
             return 0.0
         accesses = guest.accesses_per_s
         if accesses is None:
-            return _UNKNOWN_PER_S * (guest.target_bytes - size_bytes) / guest.target_bytes
+            return _UNKNOWN_PER_S * (1 - size_bytes / guest.target_bytes)
         if guest.curve is not None and not guest.curve.weak:
             then, now = np.interp([size_bytes, guest.target_bytes], guest.curve.sizes_bytes, guest.curve.miss_ratio)
-            return guest.weight * accesses * float(then - now)
+            others = max(0, (guest.faults or 0) + (guest.swap_ins or 0)) / (guest.interval_s or 1.0)
+            return guest.weight * (accesses * float(then - now) + others * (1 - size_bytes / guest.target_bytes))
         uses = accesses + (guest.page_ins_per_s or 0.0)
-        return guest.weight * uses * (guest.target_bytes - size_bytes) / guest.target_bytes
+        return guest.weight * uses * (1 - size_bytes / guest.target_bytes)
 
     def lowered(self, size_bytes: int, reason: str) -> _Place:
         """Return the same with a target that is so much lower."""
@@ -182,10 +197,10 @@ def _in_proportion(_places: Sequence[_Place], parts: Sequence[int], cut: float) 
 
 def _least_loss(places: Sequence[_Place], parts: Sequence[int], cut: float) -> list[int]:
     """Return how much of `cut` bytes each guest gives: a piece at a time, from who loses least by it."""
-    given = [0] * len(parts)
+    given, piece_bytes = [0] * len(parts), max(_PIECE_BYTES, int(cut) // _PIECES)
 
     def next_piece(index: int) -> tuple[float, int, int] | None:
-        size = min(_PIECE_BYTES, parts[index] - given[index])
+        size = min(piece_bytes, parts[index] - given[index])
         if size <= 0:
             return None
         place, now = places[index], places[index].decision.target_bytes - given[index]

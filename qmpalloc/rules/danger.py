@@ -38,6 +38,9 @@ FREEZE_S = 60.0
 """How long a guest that was in danger gives nothing."""
 
 
+_AT_FLOOR = 1.5
+"""How many times the least available memory a guest is to have at its floor."""
+
 COMFORT = 4
 """How many times the least available memory a guest that was in danger is to have."""
 
@@ -48,6 +51,15 @@ NEED_STEP_BYTES = 32 * MIB
 def least_available_bytes(actual_bytes: int) -> int:
     """Return how much memory a guest of this size must have available so as not to be in danger."""
     return max(AVAILABLE_MIN_BYTES, int(actual_bytes * AVAILABLE_MIN_SHARE))
+
+
+def with_reserve(used_bytes: int, reserve_bytes: int) -> int:
+    """Return the least size of a guest that uses so much: with the reserve, and not at the edge of danger.
+
+    What must be available is a share of the size, so that a fixed reserve is too little for a large guest: at its floor
+    it would be in danger, and would get its memory back, and lose it again, for ever.
+    """
+    return max(used_bytes + reserve_bytes, int(used_bytes / (1.0 - _AT_FLOOR * AVAILABLE_MIN_SHARE)))
 
 
 def needed_bytes(sample: Sample, actual_bytes: int, *, short: bool) -> int:

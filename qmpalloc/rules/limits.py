@@ -30,6 +30,7 @@ from qmpalloc.rules.step import lowest_bytes
 from qmpalloc.text import one_line
 from qmpalloc.units import align_down, format_size
 
+_NEED = frozenset({Limiter.DANGER, Limiter.FLOOR})
 _TAKE_NOTHING = frozenset({Limiter.STATE, Limiter.DANGER, Limiter.STUCK})
 
 _decoder = msgspec.json.Decoder(Decision)
@@ -102,7 +103,7 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     """Return what one guest may have, whatever the others have. The first case that holds decides.
 
     1. It cannot be moved, or there is none: left alone.
-    2. It is in danger: its baseline at once, or what it needs.
+    2. It is in danger: its baseline at once, or what it needs; what it needs no more it gives back in steps.
     3. Nobody has heard of it for long: its baseline, in steps. The size a person chose is all that can be defended; in
        steps, for what it needs may have grown unseen.
     4. Its balloon does not do what it is asked, or its counts are not fresh: left alone.
@@ -111,7 +112,8 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     if guest.state in UNCONTROLLED or guest.state is GuestState.GONE:
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
     if danger is not None:
-        return _with(wish, guest.rescue_bytes or max(guest.baseline_bytes, guest.target_bytes), Limiter.DANGER, danger)
+        needed = guest.rescue_bytes or max(guest.baseline_bytes, guest.target_bytes)
+        return _with(wish, max(needed, lowest_bytes(guest)), Limiter.DANGER, danger)
     if guest.state is GuestState.LOST:
         home = max(guest.baseline_bytes, lowest_bytes(guest))
         return _with(wish, home, Limiter.STATE, "lost: back to baseline")
@@ -119,7 +121,9 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
         return _with(wish, guest.target_bytes, Limiter.STUCK, guest.frozen)
     if guest.state is not GuestState.FRESH:
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
-    target, limiter, reason = align_down(wish.target_bytes), wish.limiter, wish.reason
+    target, reason = align_down(wish.target_bytes), wish.reason
+    # Who is in need is not for a policy to say.
+    limiter = Limiter.POLICY if wish.limiter in _NEED else wish.limiter
     if target > guest.cap_bytes:
         target, limiter, reason = guest.cap_bytes, Limiter.CAP, f"{reason} (cap {format_size(guest.cap_bytes)})"
     if target < lowest_bytes(guest):

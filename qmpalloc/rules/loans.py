@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from qmpalloc.model import Decision, GuestState, Limiter, Snapshot, changes_text, moves_between
+from qmpalloc.model import (
+    Decision,
+    GuestDecision,
+    GuestSnapshot,
+    GuestState,
+    Limiter,
+    Snapshot,
+    changes_text,
+    moves_between,
+)
 from qmpalloc.units import align_down, format_size
 
 
@@ -17,6 +26,7 @@ class Loans:
 
     def __init__(self) -> None:
         self._before: dict[str, int] = {}
+        self._guests: tuple[str, ...] = ()
 
     def repay(self, snapshot: Snapshot, decision: Decision) -> Decision:
         """Return what a policy wants, with what is free given to those that gave and are left as they are by it.
@@ -26,14 +36,10 @@ class Loans:
             decision: What it wants, within all limits.
         """
         verdicts = {verdict.name: verdict for verdict in decision.guests}
+        self._see(snapshot)
         if not self._before:
             return decision
-        wanted = {
-            guest.name: max(guest.promised_bytes, verdicts[guest.name].target_bytes + guest.outside_bytes)
-            for guest in snapshot.guests
-            if guest.state is not GuestState.GONE
-        }
-        free = snapshot.budget_bytes - sum(wanted.values())
+        free = snapshot.budget_bytes - sum(_kept(guest, verdicts[guest.name]) for guest in snapshot.guests)
         for guest in snapshot.guests:
             left_alone = verdicts[guest.name].target_bytes == guest.target_bytes
             owed = min(self._before.get(guest.name, 0), guest.cap_bytes) - guest.target_bytes
@@ -59,9 +65,25 @@ class Loans:
             snapshot: What was decided on.
             decision: What was decided, within all limits.
         """
+        self._see(snapshot)
         for guest, verdict in zip(snapshot.guests, decision.guests, strict=True):
             gave = verdict.target_bytes < guest.target_bytes and verdict.limiter is Limiter.BUDGET
             if gave:
                 self._before[guest.name] = max(guest.target_bytes, self._before.get(guest.name, 0))
             elif verdict.target_bytes < guest.target_bytes or verdict.target_bytes >= self._before.get(guest.name, 0):
                 self._before.pop(guest.name, None)
+
+    def _see(self, snapshot: Snapshot) -> None:
+        """Forget all when a guest has come, left or ended: what it had may be there for others than these."""
+        names = tuple(guest.name for guest in snapshot.guests if guest.state is not GuestState.GONE)
+        if names != self._guests:
+            self._before.clear()
+        self._guests = names
+
+
+def _kept(guest: GuestSnapshot, verdict: GuestDecision) -> int:
+    """Return what of the budget is not free: what a guest may have, is to have, or is to find when it comes."""
+    if guest.state is GuestState.GONE:
+        return 0
+    awaited = guest.baseline_bytes if guest.state is GuestState.CONNECTING else 0
+    return max(guest.promised_bytes, verdict.target_bytes + guest.outside_bytes, awaited)

@@ -8,9 +8,9 @@ from qmpalloc.config import ControlConfig, Duration, GuestConfig, Size
 from qmpalloc.control.guest import Facts, Guest
 from qmpalloc.errors import SampleError
 from qmpalloc.model import GuestState, Limiter, MemorySizes, Snapshot
-from qmpalloc.rules.danger import FREEZE_S, find_danger
+from qmpalloc.rules.danger import FREEZE_S, find_danger, least_available_bytes, with_reserve
 from qmpalloc.sample import Counters, Memory, Sample, SwapPages
-from qmpalloc.units import GIB, MIB
+from qmpalloc.units import GIB, MIB, align_up
 
 CONTROL = ControlConfig(late_after=Duration(5.0), lost_after=Duration(20.0))
 FACTS = Facts(ram_bytes=2 * GIB, balloon_path="/machine/peripheral/balloon0", deflate_on_oom=True, qemu_version="7.2.0")
@@ -25,6 +25,11 @@ def connected(**changes):
     guest = make_guest(**changes)
     guest.connected(FACTS, GIB, 0.0, paused=False)
     return guest
+
+
+def floor_of(used_bytes):
+    """The floor of a guest that cannot give up so much."""
+    return align_up(with_reserve(used_bytes, CONTROL.reserve))
 
 
 def sample(sequence=1, *, accesses=0, misses=0, **changes):
@@ -222,7 +227,7 @@ class TestMemoryOutsideOfTheBalloon:
         # Plugged, and not taken into use: then all must be inside.
         guest.learn_need(sample(memory_bytes=msgspec.structs.replace(needs, total=2 * GIB - 40 * MIB)))
         guest.learn_need(sample(memory_bytes=msgspec.structs.replace(needs, total=2 * GIB - 40 * MIB)))
-        assert guest.floor_bytes == (40 + 1200 + 120) * MIB + CONTROL.reserve
+        assert guest.floor_bytes == floor_of((40 + 1200 + 120) * MIB)
 
     def test_what_the_kernel_needs_for_itself_must_be_inside(self):
         guest = self.connected()
@@ -253,20 +258,20 @@ class TestPluggedRam:
     def needs(self, guest, total_bytes):
         needs = Memory(total=total_bytes, anon=300 * MIB, shmem=0, slab_unreclaimable=0, kernel_stack=0, page_tables=0)
         guest.learn_need(sample(memory_bytes=needs))
-        return guest.floor_bytes - CONTROL.reserve, guest.cap_bytes
+        return guest.floor_bytes, guest.cap_bytes
 
     def test_it_is_neither_given_up_nor_too_much_until_the_kernel_uses_it(self):
         guest = connected(cap=Size(1536 * MIB))
         used_bytes = 2 * GIB - 40 * MIB
-        assert self.needs(guest, used_bytes) == (340 * MIB, 1536 * MIB)
+        assert self.needs(guest, used_bytes) == (floor_of(340 * MIB), 1536 * MIB)
         self.plugged(guest)
-        not_used = (1364 * MIB, 2560 * MIB)
-        assert (guest.floor_bytes - CONTROL.reserve, guest.cap_bytes) == not_used  # no sample has told yet
+        # No sample has told yet.
+        assert (guest.floor_bytes, guest.cap_bytes) == (1364 * MIB + CONTROL.reserve, 2560 * MIB)
         for _ in range(3):
-            assert self.needs(guest, used_bytes) == not_used
-        assert self.needs(guest, used_bytes + 512 * MIB) == (852 * MIB, 2048 * MIB)
-        assert self.needs(guest, used_bytes + GIB) == (340 * MIB, 1536 * MIB)
-        assert self.needs(guest, used_bytes + GIB) == (340 * MIB, 1536 * MIB)
+            assert self.needs(guest, used_bytes) == (floor_of(1364 * MIB), 2560 * MIB)
+        assert self.needs(guest, used_bytes + 512 * MIB) == (floor_of(852 * MIB), 2048 * MIB)
+        assert self.needs(guest, used_bytes + GIB) == (floor_of(340 * MIB), 1536 * MIB)
+        assert self.needs(guest, used_bytes + GIB) == (floor_of(340 * MIB), 1536 * MIB)
 
     def test_what_is_unplugged_without_having_been_used_is_forgotten(self):
         guest = connected(cap=Size(1536 * MIB))
@@ -276,7 +281,7 @@ class TestPluggedRam:
         self.plugged(guest, ram_bytes=2 * GIB)
         assert guest.cap_bytes == 1536 * MIB
         self.needs(guest, used_bytes)
-        assert self.needs(guest, used_bytes) == (340 * MIB, 1536 * MIB)
+        assert self.needs(guest, used_bytes) == (floor_of(340 * MIB), 1536 * MIB)
 
     def test_a_size_that_no_command_explains_is_asked_about(self):
         guest = connected()
@@ -499,3 +504,36 @@ class TestAbsentCounts:
         )
         held = decision.guests[0]
         assert (held.target_bytes, held.limiter) == (snapshot.target_bytes, Limiter.STATE)
+
+
+def test_at_its_floor_a_guest_of_any_size_is_not_in_danger():
+    """Else the policy takes it there, danger gives the memory back, and so on for ever."""
+    for used in (100 * MIB, GIB, 6000 * MIB, 250 * GIB):
+        floor = floor_of(used)
+        assert floor - used > least_available_bytes(floor)
+
+
+class TestTheEndOfDanger:
+    """How long it lasts, and what is forgotten with the system that was in it."""
+
+    def in_danger(self):
+        guest = connected()
+        take(guest, 1.0, memory_bytes=Memory(available=10 * MIB))
+        assert guest.danger(1.0)
+        return guest
+
+    def test_it_lasts_for_as_long_as_it_needs_more_than_it_would_have_had(self):
+        guest = self.in_danger()
+        guest.target_bytes = guest.desired_bytes = 1536 * MIB
+        assert guest.danger(1000.0).startswith("needs ")
+        guest.target_bytes = guest.baseline_bytes
+        assert guest.danger(1000.0) is None
+        guest.target_bytes = 1536 * MIB  # by a policy
+        assert guest.danger(1001.0) is None
+
+    def test_another_system_is_not_in_it(self):
+        for end in (lambda guest: guest.was_reset(2.0), lambda guest: guest.gone("QEMU has ended")):
+            guest = self.in_danger()
+            end(guest)
+            assert guest.danger(3.0) is None
+            assert guest.rescue_bytes(3.0) == 0

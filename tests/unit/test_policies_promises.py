@@ -47,11 +47,11 @@ class Run:
         self.others = others
         self.sizes = [500, 500]
 
-    def step(self, seconds=5.0, *, a=None, **more):
+    def step(self, seconds=5.0, *, a=None, b=None, **more):
         self.time_s += seconds
         guests = (
             guest("a", a, size=self.sizes[0], rate=0, **more) if a is None else a,
-            guest("b", size=self.sizes[1]),
+            b or guest("b", size=self.sizes[1]),
             *self.others,
         )
         now = structs.replace(
@@ -132,7 +132,7 @@ def test_who_broke_a_promise_is_held_for_twice_as_long_each_time():
             pass
         run.sizes = [500, 500]
         held_s.append(run.time_s - began_s)
-        del run.carry["promises"]["lent"]
+        del run.carry["qmpalloc.promises"]["lent"]
     assert held_s == [600, 1_200, 2_400]
 
 
@@ -153,6 +153,84 @@ def test_under_another_load_a_curve_is_believed_again():
     assert run.step(a=with_load(1, 400, faults=60_000)) == [500, 500]
     assert run.step(a=with_load(1, 500)) == [500, 500]
     assert run.step(a=with_load(2, 500)) == [400, 600]
+
+
+def test_a_debt_that_nobody_can_pay_stops_no_policy():
+    run = Run(Lends())
+    run.step()
+    rich = guest("b", size=600, floor=600)
+    for _ in range(5):
+        run.step(faults=5_000, b=rich)
+        assert run.sizes == [400, 600]
+    assert run.decision.carry["decided"] == 6
+    assert run.step(faults=5_000) == [500, 500]  # as soon as it can
+
+
+def test_it_comes_from_who_got_it_and_not_from_who_got_its_own_back():
+    """Two lent to one: neither pays for the other, and a guest that came later pays for nobody."""
+
+    class FromBoth(Lends):
+        def decide(self, seen):
+            a, b, c = seen.guests[:3]
+            wishes = [
+                (one, one.target_bytes - 100 * MIB if one.floor_bytes < 400 * MIB else one.target_bytes)
+                for one in (a, b)
+            ]
+            grown = c.target_bytes + sum(one.target_bytes - wish for one, wish in wishes)
+            return Decision(
+                guests=tuple(
+                    GuestDecision(name=one.name, target_bytes=wish, reason="", promise=self.promise)
+                    for one, wish in (*wishes, (c, grown), *((one, one.target_bytes) for one in seen.guests[3:]))
+                )
+            )
+
+    def decided(policy, carry, *guests, budget=1500):
+        decision = apply_limits(now := snapshot(*guests, budget=budget, carry=carry), policy.decide(now), {})
+        return targets(decision), json.loads(json.dumps(decision.carry))
+
+    policy, (a, b, c) = KeepsPromises(FromBoth()), (guest(name, size=500, rate=0) for name in "abc")
+    sizes, carry = decided(policy, None, a, b, c)
+    assert sizes == [400, 400, 700]
+    a, b, c = (guest(name, size=size, rate=0) for name, size in zip("abc", sizes, strict=True))
+    sizes, carry = decided(policy, carry, structs.replace(a, faults=5_000), b, c)
+    assert sizes == [500, 400, 600]
+    a, b, c = (guest(name, size=size, rate=0) for name, size in zip("abc", sizes, strict=True))
+    sizes, carry = decided(policy, carry, a, structs.replace(b, faults=5_000), c, guest("new", size=900), budget=2400)
+    assert sizes == [500, 500, 500, 900]
+
+
+def test_each_part_may_cost_what_was_promised_of_it_and_no_more():
+    """Else a policy that is wrong in small steps is never found out."""
+
+    class Wrong(Lends):
+        def decide(self, seen):
+            decision = super().decide(seen)
+            promise = Promise(page_ins_per_s=seen.guests[0].page_ins_per_s or 0.0)
+            return structs.replace(
+                decision, guests=(structs.replace(decision.guests[0], promise=promise), *decision.guests[1:])
+            )
+
+    run = Run(Wrong())
+    assert run.step() == [400, 600]
+    assert run.step(faults=40) == [300, 700]
+    assert run.step(faults=90) == [475, 525]
+
+
+def test_what_others_take_from_a_lender_breaks_no_promise():
+    run = Run(Lends())
+    run.step()
+    run.sizes = [300, 700]  # for another in danger
+    run.policy.policy.promise = None
+    assert run.step(faults=5_000) == [300, 700]
+
+
+def test_one_that_does_not_tell_what_it_uses_for_a_moment_is_held_all_the_same():
+    run = Run(Lends())
+    run.step(in_use_bytes=300 * MIB)
+    run.step(faults=5_000, in_use_bytes=300 * MIB)
+    run.step(in_use_bytes=None)
+    assert run.reasons[0] == "idle; it does not tell what its programs map"
+    assert run.step(in_use_bytes=300 * MIB) == [500, 500]
 
 
 def test_it_comes_from_those_that_have_grown_and_from_nobody_else():

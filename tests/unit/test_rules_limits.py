@@ -311,3 +311,36 @@ def test_a_guest_in_danger_that_wants_more_than_there_is_still_pays_for_anothers
     other = structs.replace(guest("b", 400, cap=800, baseline=500), rescue_bytes=500 * MIB)
     result = limited([liar, other], [700, 300], budget=1000, dangers={"liar": "it says so", "b": "OOM"})
     assert [size for size, _ in result] == [500, 500]
+
+
+def test_what_programs_map_is_paid_with_last():
+    """A guest whose mapped files are all cached makes no reads and no faults: it would lose most by it."""
+    needy = structs.replace(guest("a", 300, floor=256, cap=512, baseline=384), rescue_bytes=420 * MIB)
+    mapper = structs.replace(guest("mapper", 384, floor=256, baseline=384), hits=0, misses=0, in_use_bytes=380 * MIB)
+    reader = structs.replace(guest("reader", 384, floor=256, baseline=384), hits=90_000)
+    result = limited([needy, mapper, reader], [300, 384, 384], budget=1068, dangers={"a": "OOM"})
+    assert [size for size, _ in result] == [420, 380, 268]
+    silent = structs.replace(mapper, in_use_bytes=None)
+    result = limited([needy, silent, reader], [300, 384, 384], budget=1068, dangers={"a": "OOM"})
+    assert [size for size, _ in result] == [420, 384, 264]
+    needy = structs.replace(needy, rescue_bytes=512 * MIB)  # at last it is only its cache, and the other one's life
+    result = limited([needy, mapper, reader], [300, 384, 384], budget=1068, dangers={"a": "OOM"})
+    assert [size for size, _ in result] == [512, 300, 256]
+
+
+def test_who_is_in_need_is_not_for_a_policy_to_say():
+    """The word that it puts beside a wish takes nothing from anybody."""
+    guests = (guest("a", 500, cap=2000), guest("b", 1000, baseline=500))
+    snapshot = Snapshot(cycle=1, time_s=0.0, budget_bytes=1500 * MIB, interval_s=1.0, guests=guests)
+    for label in (Limiter.FLOOR, Limiter.DANGER, Limiter.POLICY):
+        wishes = (
+            GuestDecision(name="a", target_bytes=900 * MIB, reason="me", limiter=label),
+            GuestDecision(name="b", target_bytes=1000 * MIB, reason="stays", limiter=label),
+        )
+        result = apply_limits(snapshot, Decision(guests=wishes), {})
+        assert [one.target_bytes // MIB for one in result.guests] == [500, 1000]
+
+
+def test_what_a_guest_in_danger_needs_no_more_it_gives_back_in_steps():
+    grown = structs.replace(guest("a", 2000), rescue_bytes=1000 * MIB)
+    assert limited([grown], [2000], dangers={"a": "danger lately"}) == [(1500, Limiter.DANGER)]

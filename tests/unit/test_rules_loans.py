@@ -60,3 +60,14 @@ def test_who_can_take_nothing_and_who_never_gave_get_nothing(loans):
         assert back(loans, two(256, 384, **more), 256, 384) == [256, 384]
     assert back(loans, two(256, 200, cap=300), 256, 200) == [300, 200]
     assert back(Loans(), two(256, 384), 256, 384) == [256, 384]
+
+
+def test_nothing_is_owed_any_more_when_a_guest_has_left_or_come(loans):
+    loans.note(snapshot(guest("a", size=256), budget=768), decided(snapshot(guest("a", size=256)), 256))
+    assert back(loans, two(256, 384), 256, 384) == [256, 384]
+
+
+def test_what_a_guest_that_is_to_come_will_find_is_not_free(loans):
+    seen = two(256, 0)
+    to_come = structs.replace(seen.guests[1], state=GuestState.CONNECTING, baseline_bytes=512 * MIB)
+    assert back(loans, structs.replace(seen, guests=(seen.guests[0], to_come)), 256, 0) == [256, 0]
