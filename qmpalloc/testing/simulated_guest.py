@@ -80,6 +80,7 @@ class SimulatedGuest:
             self.cache.warm(memory_bytes)
         self.collecting = self.sampling = True
         self.mapped: MappedFile | None = None
+        self._faults = 0.0  # of all mapped files since the boot
         self.offline_bytes = 0
         self._interval_s = interval_s
         self._counters_file = counters_file
@@ -109,7 +110,7 @@ class SimulatedGuest:
         else:
             self.cache = CacheModel(self.cache.load, own_bytes=self.cache.own_bytes)
         self._boots += 1
-        self._sequence = 0
+        self._sequence, self._faults = 0, 0.0
         self._booted_s = trio.current_time()
         self.agent.stop()
         self.agent.start()
@@ -126,7 +127,9 @@ class SimulatedGuest:
                 continue
             self.cache.advance(self._interval_s, self.qemu.balloon.actual_bytes)
             if self.mapped is not None:
+                before = self.mapped.faults
                 self.mapped.advance(self._interval_s, self._room_bytes() // PAGE_BYTES)
+                self._faults += self.mapped.faults - before
             if self.collecting:
                 self._sequence += 1
                 self.agent.files[self._counters_file] = msgspec.json.encode(self.sample())
@@ -171,7 +174,7 @@ class SimulatedGuest:
         return Counters(
             accesses=int(self.cache.accesses),
             inserts_read=int(self.cache.misses),
-            inserts_fault=0 if self.mapped is None else int(self.mapped.faults),
+            inserts_fault=int(self._faults),
             inserts_write=0,
             inserts_other=0,
             evictions=int(self.cache.evictions),
