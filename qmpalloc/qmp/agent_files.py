@@ -30,7 +30,8 @@ _WORDS = {
     "Too many open files": FileTrouble.EXHAUSTED,
     # It numbers the files in a file of its own, for which the last descriptor is missing first.
     "failed to commit persistent state": FileTrouble.EXHAUSTED,
-    "has been disabled": FileTrouble.DISABLED,  # qemu-ga before 7.2 says that of a frozen agent as well
+    # qemu-ga before 7.2, and qemu-ga 10 that was restarted meanwhile, say that of a frozen agent as well.
+    "has been disabled": FileTrouble.DISABLED,
     "has not been found": FileTrouble.DISABLED,  # what an agent of another make says
 }
 
@@ -49,7 +50,7 @@ _HINTS = {
     ),
     FileTrouble.DISABLED: (
         "allow guest-file-open, guest-file-read and guest-file-close in the guest's /etc/qemu/qemu-ga.conf or "
-        "/etc/sysconfig/qemu-ga (allow-rpcs, block-rpcs); an older agent says the same while a backup freezes the guest"
+        "/etc/sysconfig/qemu-ga (allow-rpcs, block-rpcs); some agents say the same while a backup freezes the guest: then wait until it thaws"
     ),
 }
 

@@ -142,7 +142,9 @@ async def test_why_a_file_is_not_opened(kind, trouble, hint, file, tmp_path, nur
                     await agent.execute("guest-file-open", {"path": file})
         with pytest.raises(RefusedError) as caught:
             await agent.read_file(file, 100)
-        assert file_trouble(caught.value) is trouble
+        # An agent of QEMU 10 that was restarted during a backup calls its commands disabled: the hint names both.
+        told = {trouble, FileTrouble.DISABLED} if (kind, trouble) == ("real", FileTrouble.FROZEN) else {trouble}
+        assert file_trouble(caught.value) in told
         assert hint in caught.value.hint
         assert await agent.is_frozen() is (trouble is FileTrouble.FROZEN)
         assert ("guest-file-open" in (await agent.info()).enabled) is (trouble is not FileTrouble.FROZEN)
