@@ -50,7 +50,8 @@ _HINTS = {
     ),
     FileTrouble.DISABLED: (
         "allow guest-file-open, guest-file-read and guest-file-close in the guest's /etc/qemu/qemu-ga.conf or "
-        "/etc/sysconfig/qemu-ga (allow-rpcs, block-rpcs); some agents say the same while a backup freezes the guest: then wait until it thaws"
+        "/etc/sysconfig/qemu-ga (allow-rpcs, block-rpcs); some agents say the same while a backup freezes the guest: "
+        "then wait until it thaws"
     ),
 }
 
