@@ -227,16 +227,8 @@ def _taken_back(
         guest.name: max(0, min(lent[guest.name].before_bytes, guest.cap_bytes) - guest.target_bytes) for guest in broken
     }
     names = ", ".join(guest.name for guest in broken)
-    free, taken = free_bytes(snapshot), {}
-    missing = max(0, sum(owed.values()) - free)
-    for guest in snapshot.guests:
-        got = sum(lent[name].given_bytes.get(guest.name, 0) for name in owed)
-        least = max(lowest_bytes(guest), guest.floor_bytes, guest.in_use_bytes or 0)
-        if guest.name in held:
-            least = max(least, held[guest.name].least_bytes)
-        able = guest.state is GuestState.FRESH and guest.name not in owed
-        taken[guest.name] = align_down(max(0, min(got, missing, guest.target_bytes - least))) if able else 0
-        missing -= taken[guest.name]
+    free = free_bytes(snapshot)
+    taken = _payments(snapshot, owed, max(0, sum(owed.values()) - free), lent, held)
     back = min(sum(owed.values()), free + sum(taken.values()))
     share = back / sum(owed.values()) if sum(owed.values()) else 0.0
     guests = []
@@ -256,6 +248,23 @@ def _taken_back(
         return None
     moves = moves_between(snapshot, guests)
     return Decision(guests=tuple(guests), moves=moves, summary=f"taken back: {changes_text(snapshot, guests)}")
+
+
+def _payments(
+    snapshot: Snapshot, owed: Mapping[str, int], missing: int, lent: Mapping[str, Lent], held: Mapping[str, Held]
+) -> dict[str, int]:
+    """Return what each guest can pay of `missing` bytes: what it got of those that are owed, as far as it may go."""
+    taken = {}
+    for guest in snapshot.guests:
+        got = sum(lent[name].given_bytes.get(guest.name, 0) for name in owed)
+        least = max(lowest_bytes(guest), guest.floor_bytes, guest.in_use_bytes or 0)
+        each = held.get(guest.name)
+        if each is not None and snapshot.time_s < each.until_s:
+            least = max(least, each.least_bytes)
+        able = guest.state is GuestState.FRESH and guest.name not in owed
+        taken[guest.name] = align_down(max(0, min(got, missing, guest.target_bytes - least))) if able else 0
+        missing -= taken[guest.name]
+    return taken
 
 
 def _with_floors(snapshot: Snapshot, held: Mapping[str, Held], carry: Any) -> Snapshot:
