@@ -20,7 +20,9 @@ BACKENDS = [
     "memory-backend-ram,prealloc=on",
     "memory-backend-ram,prealloc=on,share=on",
     "memory-backend-memfd,prealloc=on,share=on",
+    "memory-backend-memfd,prealloc=on,share=off",
     "memory-backend-file,prealloc=on,share=off,mem-path={file}",
+    "memory-backend-file,prealloc=on,share=on,mem-path={file}",
 ]
 
 
