@@ -14,8 +14,10 @@ from qmpalloc.curves.mapping import FREE_BYTES, SYSTEM_PAGES
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
+from qmpalloc.policy.curve.belief import Belief, of_curve
+from qmpalloc.policy.curve.split import divide
 from qmpalloc.policy.curves_file import chosen, read_curves
-from qmpalloc.policy.division import Candidate, divide, room_bytes
+from qmpalloc.policy.evidence import room_bytes
 from qmpalloc.units import MIB, PAGE_BYTES
 
 CACHE_MARGIN_BYTES = 8 * MIB
@@ -112,7 +114,7 @@ class OraclePolicy:
     def decide(self, snapshot: Snapshot) -> Decision:
         """Return the best split by the curves that hold now; guests without one are left as they are."""
         seen = _Seen(snapshot.carry)
-        candidates = []
+        beliefs = []
         for guest in snapshot.guests:
             seen.note(guest)
             measured = self._holding(guest.name, snapshot.time_s, seen.accesses.get(guest.name, 0))
@@ -120,9 +122,9 @@ class OraclePolicy:
                 continue
             if measured.sizes_of == "cache" and guest.name not in seen.overhead:
                 continue
-            candidates.append(_candidate(guest, measured, seen.overhead.get(guest.name, 0)))
-        room = room_bytes(snapshot, [candidate.guest.name for candidate in candidates])
-        wanted = (divide(candidates, room, self.settings.objective) if candidates else None) or {}
+            beliefs.append(_belief(guest, measured, seen.overhead.get(guest.name, 0)))
+        room = room_bytes(snapshot, [belief.guest.name for belief in beliefs])
+        wanted = (divide(beliefs, room, self.settings.objective) if beliefs else None) or {}
         unknown = "no measured curve, or none known yet" if self.settings.known_after else "no measured curve"
         guests = tuple(
             GuestDecision(
@@ -182,7 +184,7 @@ class _Seen:
             self.overhead[name] = found
 
 
-def _candidate(guest: GuestSnapshot, measured: MeasuredCurve, overhead_bytes: int) -> Candidate:
+def _belief(guest: GuestSnapshot, measured: MeasuredCurve, overhead_bytes: int) -> Belief:
     seen = (guest.hits or 0) + (guest.misses or 0)
     present = max(0.0, seen / guest.interval_s) if guest.interval_s else 0.0
     # A load at a rate of its own that cannot keep up goes as fast as its misses let it, but that is not what it is for.
@@ -192,15 +194,15 @@ def _candidate(guest: GuestSnapshot, measured: MeasuredCurve, overhead_bytes: in
     of_cache = measured.sizes_of == "cache"
     sizes = tuple(int(size) + (overhead_bytes if of_cache else 0) for size in measured.sizes)
     ratios = tuple(np.minimum.accumulate(measured.miss_ratio).tolist())
-    return Candidate(
-        guest=guest,
-        curve=Curve(sizes_bytes=sizes, miss_ratio=ratios, estimator="measured"),
-        load=Load(
+    margin_bytes = CACHE_MARGIN_BYTES if of_cache else 0
+    return of_curve(
+        guest,
+        Curve(sizes_bytes=tuple(size + margin_bytes for size in sizes), miss_ratio=ratios, estimator="measured"),
+        Load(
             accesses_per_s=present if paced is None else paced,
             miss_ratio=float(np.interp(guest.actual_bytes, sizes, ratios)) if missed is None else missed,
             miss_s=guest.miss_s,
             waits=0.0 if paced is not None else guest.waits or 0.0,
             weight=guest.weight,
         ),
-        margin_bytes=CACHE_MARGIN_BYTES if of_cache else 0,
     )

@@ -6,7 +6,8 @@ faults and from swap) is counted exactly. When that is more, the belief was wron
 know, and three things follow:
 
 1. The guest gets back what it gave, at the next decision, from what nobody has and from those that have grown since.
-2. It gives nothing of that again for a while, twice as long each time.
+2. It gives nothing of that again for a while, twice as long each time; for less where it reads more than when the
+   promise was made, for that is another load and no wrong belief.
 3. What its programs map or hold was never to give: see `GuestSnapshot.in_use_bytes`.
 """
 
@@ -16,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 from msgspec import Struct, structs
 
 from qmpalloc.errors import PolicyError
@@ -27,13 +27,11 @@ from qmpalloc.model import (
     GuestState,
     Limiter,
     Policy,
-    Promise,
     Snapshot,
     changes_text,
     moves_between,
 )
-from qmpalloc.policy.bounds import page_ins_most
-from qmpalloc.policy.division import Candidate, free_bytes
+from qmpalloc.policy.evidence import free_bytes
 from qmpalloc.rules.step import lowest_bytes
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count, format_size
 
@@ -44,11 +42,11 @@ brings in as many now and then."""
 _HELD_S = 600.0
 """How long a guest is held after a broken promise, the first time: what it reads next may not come for minutes."""
 
+_OTHER_LOAD = 10.0
+"""A guest whose load has changed is held for so many times less: what was believed was true of the load before."""
+
 _PROGRAMS_ENDED = 0.75
 """What was believed wrongly belonged to programs that have ended when its programs hold less than this share."""
-
-_DEVIATIONS, _CURVE_OFF = 3.0, 0.05
-"""Of a curve: standard deviations of its noise, and miss ratio beside that, by which it may be off."""
 
 _NEAR_BYTES = 16 * MIB
 """A guest with no more than this above the least that it keeps has nothing to give."""
@@ -68,6 +66,8 @@ class Lent(Struct, frozen=True, kw_only=True):
         free_pages: What it may bring in beyond the promise before that is broken. Who is taken to lose little does not
             have to lose little at once: what a kernel lets go of is not always what is used least, and is read again.
             Whoever is taken to be idle has nothing to read again.
+        accesses_per_s: What it read when the promise was made.
+        broken: Whether it was broken before: then this is no other time.
     """
 
     before_bytes: int
@@ -76,6 +76,8 @@ class Lent(Struct, frozen=True, kw_only=True):
     page_ins_per_s: float
     until_s: float | None = None
     free_pages: float = 0.0
+    accesses_per_s: float = 0.0
+    broken: bool = False
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -121,7 +123,7 @@ class KeepsPromises:
         broken = [guest for guest in snapshot.guests if guest.name in lent and lent[guest.name].free_pages < 0]
         for guest in broken:
             held[guest.name] = _held(guest, lent[guest.name], held.get(guest.name), snapshot.time_s)
-            lent[guest.name] = structs.replace(lent[guest.name], free_pages=0.0)
+            lent[guest.name] = structs.replace(lent[guest.name], free_pages=0.0, broken=True)
         decision = _taken_back(snapshot, broken, lent, held)
         if decision is not None:
             decision = structs.replace(decision, carry=inner)
@@ -149,18 +151,6 @@ def _carry(carry: Any, known: _Known) -> Any:
     if known.lent or known.held:
         return {**(carry or {}), _KEY: msgspec.to_builtins(known)}
     return carry
-
-
-def curve_promise(candidate: Candidate, size_bytes: int) -> Promise:
-    """Return what to promise of a guest that is taken down to a size because of its curve.
-
-    The curve's noise is that of sampling; beside it a curve may be off by as much as real ones were. A guest of which
-    only bounds are known is promised for as long as the memory is away: while it is idle it proves nothing.
-    """
-    ratio = float(structs.replace(candidate, margin_bytes=0).miss_ratios([size_bytes])[0])
-    most = min(1.0, ratio + _DEVIATIONS * candidate.curve.noise * ratio**0.5 + _CURVE_OFF)
-    rate = max(candidate.load.accesses_per_s, float(candidate.load.rates(np.array([ratio]))[0]))
-    return Promise(page_ins_per_s=page_ins_most(candidate.guest, rate * most), for_s=candidate.horizon_s)
 
 
 def _open(lent: Mapping[str, Lent], snapshot: Snapshot) -> dict[str, Lent]:
@@ -204,11 +194,15 @@ def _tested(lent: Lent, guest: GuestSnapshot) -> Lent:
 
 def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) -> Held:
     """Return that a guest is held from now on; that it breaks the same promise once more is no other time."""
-    same = before is not None and time_s < before.until_s
+    same = before is not None and (lent.broken or time_s < before.until_s)
     times = (before.times if before else 0) + (not same)
+    other_load = (guest.accesses_per_s or 0.0) > _TIMES * lent.accesses_per_s + _BESIDE_PER_S
+    held_s = _HELD_S * 2.0 ** min(times - 1, 10)
+    if other_load:
+        held_s = held_s / _OTHER_LOAD if times > 1 else 0.0
     return Held(
         least_bytes=lent.before_bytes,
-        until_s=time_s + _HELD_S * 2.0 ** min(times - 1, 10),
+        until_s=time_s + held_s,
         in_use_bytes=max(guest.in_use_bytes or 0, before.in_use_bytes if before is not None and same else 0),
         times=times,
         load=guest.curve.load if lent.until_s is not None and guest.curve is not None else None,
@@ -332,5 +326,6 @@ def _noted(snapshot: Snapshot, decision: Decision, lent: Mapping[str, Lent]) -> 
             page_ins_per_s=most,
             until_s=None if promise.for_s is None else snapshot.time_s + promise.for_s,
             free_pages=free,
+            accesses_per_s=guest.accesses_per_s or 0.0,
         )
     return now

@@ -18,7 +18,7 @@ _MODULES = {
     "static": "qmpalloc.policy.static:StaticPolicy",
     "paper": "qmpalloc.policy.paper:PaperPolicy",
     "hill": "qmpalloc.policy.hill:HillPolicy",
-    "curve": "qmpalloc.policy.curve:CurvePolicy",
+    "curve": "qmpalloc.policy.curve.policy:CurvePolicy",
     "oracle": "qmpalloc.policy.oracle:OraclePolicy",
 }
 NAMES = tuple(_MODULES)

@@ -108,7 +108,7 @@ class ReplayGuest:
         self.accesses_per_s, self.miss_s, self.weight = accesses_per_s, miss_s, weight
         self.due_per_s = due_per_s
         self._lru, self.own_bytes, self._scale, self._seed = lru, own_bytes, scale, seed
-        self._generation = 0
+        self._generation = self._files = 0
         self._observed = observed
         self._salt = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
         self.tracker = CurveTracker(
@@ -120,9 +120,16 @@ class ReplayGuest:
         self.hits = self.misses = self.refaults = self.interval_s = 0.0
         self.pages_read = np.empty(0, dtype=np.int64)
 
-    def load(self, access: Access, file_bytes: int) -> None:
-        """Read another file from now on; the pages of the one before stay cached until they are evicted."""
-        self._generation += 1
+    def load(self, access: Access, file_bytes: int, *, file: int | None = None) -> None:
+        """Read another file from now on; the pages of the one before stay cached until they are evicted.
+
+        Args:
+            access: How.
+            file_bytes: Its size.
+            file: The number of a file that was read before, from 1; None: a new one.
+        """
+        self._files += file is None
+        self._generation = self._files if file is None else file
         self._pages = max(1, file_bytes // PAGE_BYTES // self._scale)
         self._due = 0.0
         self._seen = np.zeros(self._pages, dtype=bool)
@@ -169,7 +176,7 @@ class ReplayGuest:
         scale = self._scale
         self.hits, self.misses = float((accesses - misses) * scale), float(misses * scale)
         # A load that has nothing to do rests; one that is at work ends its last read later than asked.
-        self.interval_s = seconds - (left_s if self.due_per_s is None else min(0.0, left_s))
+        self.interval_s = seconds - (left_s if self.due_per_s is None and accesses else min(0.0, left_s))
         self.refaults = float(max(0, misses + known - int(self._seen.sum())) * scale)
         self.pages_read = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
         self._observe(self.pages_read, accesses * scale, misses * scale)

@@ -21,7 +21,7 @@ from qmpalloc.events import (
     StateChanged,
 )
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
-from qmpalloc.policy.curve import CurvePolicy
+from qmpalloc.policy.curve.policy import CurvePolicy
 from qmpalloc.policy.paper import PaperPolicy
 from qmpalloc.sample import CollectorUse, Counters, Delta, Memory, Psi, Sample, SwapPages
 from qmpalloc.units import GIB, MIB

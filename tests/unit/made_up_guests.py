@@ -5,8 +5,14 @@ import numpy as np
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
 from qmpalloc.units import MIB
 
-IDLE = {"quiet_s": {"idle": -60.0, "scan": -60.0}}
-"""Carried over: these guests have been quiet for a minute."""
+IDLE = {
+    "version": 1,
+    "guests": {
+        **{name: {"since_s": -60.0, "load_since_s": -60.0, "rests_since_s": -60.0} for name in ("idle", "scan")},
+        **{name: {"since_s": -60.0, "load_since_s": -60.0} for name in ("a", "b", "busy", "starved", "fast")},
+    },
+}
+"""Carried over: these guests have been known for a minute, in which the first two read nothing."""
 
 
 def line(*points, weak=(), measured=None, steady=10**9, turned_over=False):

@@ -13,10 +13,12 @@ from qmpalloc.curves.value import Load
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import UNMEASURED, GuestState, Limiter
 from qmpalloc.policy import load
-from qmpalloc.policy.bounds import accesses_per_s
-from qmpalloc.policy.division import Candidate, divide
-from qmpalloc.policy.moves import change_text
-from qmpalloc.policy.reversals import Reversals
+from qmpalloc.policy.curve import gate
+from qmpalloc.policy.curve.belief import of_curve
+from qmpalloc.policy.curve.explain import change_text
+from qmpalloc.policy.curve.memory import Known, recalled
+from qmpalloc.policy.curve.split import divide
+from qmpalloc.policy.evidence import accesses_per_s
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.units import MIB
 
@@ -133,7 +135,9 @@ def test_a_guest_whose_curve_is_in_doubt_is_held_and_the_others_share_the_rest(h
 def test_without_any_curve_it_climbs_on_ghosts_and_without_ghosts_it_holds():
     policy = load("curve", {})
     climbing = snapshot(
-        guest("a", WEAK, ghost_gain=20.0, ghost_loss=20.0), guest("b", WEAK, ghost_gain=0.0, ghost_loss=0.0)
+        guest("a", WEAK, ghost_gain=20.0, ghost_loss=20.0),
+        guest("b", WEAK, ghost_gain=0.0, ghost_loss=0.0),
+        carry=IDLE,
     )
     assert targets(policy.decide(climbing)) == [516, 484]
     assert targets(policy.decide(snapshot(guest("a", WEAK), guest("b", WEAK)))) == [500, 500]
@@ -291,15 +295,10 @@ def test_what_curves_chose_is_not_climbed_away_from_while_the_new_sizes_are_not_
     def then(*guests, seconds=2.0, carry=first.carry):
         return policy.decide(structs.replace(snapshot(*guests, carry=carry), time_s=seconds))
 
-    held = then(*unmeasured)
-    assert held.moves == ()
-    assert held.summary.startswith("waits")
-    assert then(*unmeasured, carry=held.carry, seconds=60.0).moves == ()
-    # It climbs when that lasts, where curves have chosen nothing, and when the curves are weak for another reason.
-    assert targets(then(*unmeasured, carry=held.carry, seconds=61.0)) == [484, 516]
-    assert targets(then(*unmeasured, carry=None)) == [484, 516]
+    assert then(*unmeasured).moves == ()
+    # It climbs when the curves are weak for another reason.
     changed = [structs.replace(one, curve=structs.replace(one.curve, weak=("the load has changed",))) for one in good]
-    assert targets(then(*changed)) == [484, 516]
+    assert targets(then(*changed, seconds=20.0)) == [484, 516]
 
 
 def swinging(turn, size):
@@ -321,22 +320,6 @@ def test_moves_to_and_fro_under_steady_loads_must_gain_more_each_time():
         size = targets(decision)[0]
     assert sum(moves) >= 3
     assert not any(moves[20:])
-    # Another load, and it begins anew.
-    again = [structs.replace(one, curve=structs.replace(one.curve, steady_accesses=10)) for one in pair]
-    sizes = {"a": 500, "b": 500}, {"a": 400, "b": 600}
-    assert Reversals(carry, snapshot(*pair)).most(*sizes) > 0
-    assert Reversals(carry, snapshot(*pair)).most(sizes[0], sizes[0]) == 0
-    assert Reversals(carry, snapshot(*again)).most(*sizes) == 0
-    gone = Reversals(carry, snapshot(pair[0]))
-    counted = gone.counts["a"]
-    gone.moved({"a": 500}, {"a": 600})  # what is best without the other is another matter
-    assert gone.counts == {"a": counted}
-    gone.moved({"a": 600}, {"a": 500})
-    assert gone.counts == {"a": counted + 1}
-    # A curve that is not there for a moment is no change of the load.
-    absent = Reversals(carry, snapshot(structs.replace(pair[0], curve=None), pair[1]))
-    assert absent.most(*sizes) > 0
-    assert Reversals(absent.carry, snapshot(*pair)).most(*sizes) > 0
 
 
 @pytest.mark.parametrize("changes_every", [12, 20])
@@ -408,12 +391,9 @@ def test_guests_at_their_floors_leave_nothing_to_align_grids_with():
 
 def assert_divided(guests, spare_mib):
     """Divide what the floors leave and check what must hold."""
-    candidates = [
-        Candidate(guest=one, curve=one.curve, load=Load(accesses_per_s=accesses_per_s(one), miss_ratio=0.5))
-        for one in guests
-    ]
+    beliefs = [of_curve(one, one.curve, Load(accesses_per_s=accesses_per_s(one), miss_ratio=0.5)) for one in guests]
     room = sum(one.floor_bytes for one in guests) + spare_mib * MIB
-    sizes = divide(candidates, room, "hits")
+    sizes = divide(beliefs, room, "hits")
     assert sum(sizes.values()) <= room
     for one in guests:
         assert one.floor_bytes <= sizes[one.name] <= one.cap_bytes
@@ -432,14 +412,14 @@ def test_a_small_guest_does_not_hold_up_large_ones():
 
 
 def test_who_swings_does_not_hold_up_the_others_nor_for_ever():
-    three = snapshot(guest("a"), guest("b"), guest("c"))
-    reversals, low, high = Reversals({}, three), {"a": 400, "b": 600}, {"a": 500, "b": 500}
+    tuning = gate.Tuning()
+    memory = structs.replace(recalled(None), guests={name: Known() for name in "abc"})
+    low, high = {"a": 400 * MIB, "b": 600 * MIB, "c": MIB}, {"a": 500 * MIB, "b": 500 * MIB, "c": 2 * MIB}
     for _ in range(20):
-        reversals.moved(low, high)
-        reversals.moved(high, low)
-    carried = Reversals(json.loads(json.dumps(reversals.carry)), three)
-    assert carried.most(low, high) == 10
-    assert carried.most({"c": 1}, {"c": 2}) == 0
+        memory = gate.moved(gate.moved(memory, low, high, 1.0, tuning), high, low, 1.0, tuning)
+    assert gate.reversals(memory.guests["a"], 1.0, tuning) == 10
+    assert gate.reversals(memory.guests["a"], 1.0 + 7_200, tuning) < 0.1
+    assert gate.reversals(memory.guests["c"], 1.0, tuning) == 0  # too small to be a move
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from made_up_guests import STRAIGHT, guest, line, snapshot, targets
 from msgspec import structs
 
 from qmpalloc.model import UNMEASURED
-from qmpalloc.policy.curve import CurvePolicy
+from qmpalloc.policy.curve.memory import recalled
+from qmpalloc.policy.curve.policy import CurvePolicy
 from qmpalloc.units import MIB
 
 PROMISES = line((200, 0.30), (600, 0.12), (800, 0.10), (2000, 0.10))
@@ -131,8 +132,8 @@ def test_misses_that_the_disks_deny_are_not_kept_for_later():
         "b", curve(PROMISES, 600, 0.90, 110_000, contradicted=0.78), size=600, misses=9_000, disk_read_pages=100
     )
     _, carry = decide(carry, a, forged)
-    assert carry["measured"]["b"]["wrong"] == []
-    assert [point[0] // MIB for point in carry["measured"]["b"]["points"]] == [800]
+    points = recalled(carry).guests["b"].points
+    assert [(point.size_bytes // MIB, point.contradicts) for point in points] == [(800, False)]
 
 
 def test_it_says_by_which_size_it_goes():

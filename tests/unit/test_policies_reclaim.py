@@ -5,7 +5,7 @@ from msgspec import structs
 
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
 from qmpalloc.policy import load
-from qmpalloc.policy.purge import Purges
+from qmpalloc.policy.curve.memory import recalled
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.units import MIB
 
@@ -32,6 +32,11 @@ def snapshot(*guests, carry=None, time_s=10.0):
 def decided(*guests, carry=None, time_s=10.0):
     now = snapshot(*guests, carry=carry, time_s=time_s)
     return apply_limits(now, load("curve", {}).decide(now), {})
+
+
+def had(**done):
+    """Carried over: what the guest "a" has had."""
+    return {"version": 1, "squeezed": {"a": done}}
 
 
 def sizes(decision):
@@ -81,7 +86,7 @@ def test_who_missed_less_with_more_memory_is_not_squeezed_but_given_back():
 
 
 def test_once_for_each_change_of_the_load():
-    carry = {"purges": {"done": {"a": {"accesses": 600_000, "missed": 0.9, "size_bytes": 800 * MIB}}, "squeeze": None}}
+    carry = had(accesses=600_000, missed=0.9, size_bytes=800 * MIB)
     assert sizes(decided(guest("a", stale=0.3), guest("b"), carry=carry)) == [800, 800]
     again = decided(guest("a", stale=0.3, steady=400_000), guest("b"), carry=carry)
     assert sizes(again) == [600, 800]
@@ -99,13 +104,12 @@ def test_once_for_each_change_of_the_load():
     ],
 )
 def test_again_if_it_helped_and_the_load_has_lasted_as_long_again(accesses, missed, then, times, size):
-    done = {"accesses": accesses, "missed": missed, "size_bytes": then * MIB, "times": times}
-    carry = {"purges": {"done": {"a": done}, "squeeze": None}}
+    carry = had(accesses=accesses, missed=missed, size_bytes=then * MIB, times=times)
     decision = decided(guest("a", stale=0.3), guest("b"), carry=carry)
     assert sizes(decision) == [size, 800]
     if size == 600:
         assert decision.guests[0].reason.startswith("squeezed again: 30% of its accesses")
-        assert Purges(decision.carry).done["a"].times == times + 1
+        assert recalled(decision.carry).squeezed["a"].times == times + 1
 
 
 @pytest.mark.parametrize(
@@ -145,9 +149,9 @@ def test_a_guest_in_danger_gets_its_memory_back_and_the_squeeze_is_over():
     kept = decided(guest("a", size=600, misses=1_000), guest("b"), carry=first.carry)
     rescued = guest("a", size=800, frozen="was in danger")
     assert sizes(decided(rescued, guest("b"), carry=kept.carry)) == [800, 800]
-    purges = Purges(decided(rescued, guest("b"), carry=kept.carry).carry)
-    assert purges.squeeze is None
-    assert purges.done["a"].times == 3  # and never again
+    memory = recalled(decided(rescued, guest("b"), carry=kept.carry).carry)
+    assert memory.squeeze is None
+    assert memory.squeezed["a"].times == 3  # and never again
 
 
 def test_a_squeeze_that_the_limits_cut_short_is_still_given_back():

@@ -1,0 +1,400 @@
+"""What is believed of a guest: between which bounds its miss ratio lies at every size, and from which source.
+
+Nothing is known at first but the exact counters. With less memory a guest may miss all that it reads; with more, it
+misses no more than now. Sources only narrow this, one after the other:
+
+* what it missed at other sizes under the same load (`qmpalloc.policy.curve.measured`),
+* what it reads again that it had to drop (refaults), and ghost hits: the slope next to the present size,
+* a scan that has turned its cache over: nothing to lose,
+* its curve, where that is good: both bounds at once.
+
+A guest that would lose is charged from the lower bound here to the upper one there; one that would gain is credited
+from the upper bound here to the upper one there, and with a tenth of what lies between the bounds. Idle guests, scans,
+memory to spare and weak curves are no cases of their own but shapes of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct, structs
+from numpy.typing import NDArray
+
+from qmpalloc.curves.value import Load, Objective, Values
+from qmpalloc.model import UNMEASURED, Curve, GuestSnapshot, Promise
+from qmpalloc.policy.curve.measured import Point
+from qmpalloc.policy.evidence import (
+    accesses_per_s,
+    hits_nothing,
+    missed_anyway,
+    page_ins_most,
+    unconfirmed,
+    uncounted,
+)
+from qmpalloc.rules.step import take_step
+from qmpalloc.units import MIB, PAGE_BYTES, format_count, format_size
+
+_PARTS = 512
+"""Of a growth, to sum up what it is worth."""
+
+
+class Tuning(Struct, frozen=True, kw_only=True):
+    """How far sources are trusted.
+
+    Attributes:
+        credit: Share of what lies between the bounds that a guest in doubt is credited with when it grows.
+        spared: A guest in doubt is charged this many times what it can lose, while it is new.
+        spared_horizons: Horizons after which half of that remains.
+        cliff: A miss ratio that rises by so much within the margin does not slope: it breaks off.
+        probe_bytes: Ghost hits tell the slope so far from the present size.
+        ghost_loss_times: What ghost hits say a guest loses, times this.
+        deviations: Of a curve's noise, by which it may be off.
+        curve_off: Miss ratio beside that by which real curves were off.
+    """
+
+    credit: float = 0.1
+    spared: float = 3.0
+    spared_horizons: float = 1.0
+    cliff: float = 0.15
+    probe_bytes: int = 16 * MIB
+    ghost_loss_times: float = 1.25
+    deviations: float = 3.0
+    curve_off: float = 0.05
+
+
+class Belief(Struct, frozen=True, kw_only=True):
+    """Bounds of a guest's miss ratio, and what follows from them.
+
+    Attributes:
+        guest: Its snapshot.
+        sizes: Sizes in bytes, rising.
+        most: The miss ratio at each, at most; never rising.
+        least: The same, at least.
+        load: What it will read, and the miss ratio that it has at this rate.
+        horizon_s: How long this lasts. Memory given is worth something from when it has been filled. None: for ever.
+        floor_bytes: It is not taken below that.
+        cap_bytes: It is not given more.
+        charge: What it may lose counts so many times.
+        credit: Share of what lies between the bounds that counts when it grows.
+        most_per_s: Accesses per second that it makes when it works, where `load` is an average.
+        curve: The curve it rests on, as it was found; None: on bounds only.
+        below: What its loss rests on, in words.
+        above: What its gain rests on, in words.
+        held: Why its size is left as it is; empty when it may change.
+    """
+
+    guest: GuestSnapshot
+    sizes: NDArray[np.float64]
+    most: Values
+    least: Values
+    load: Load
+    horizon_s: float | None = None
+    floor_bytes: int
+    cap_bytes: int
+    charge: float = 1.0
+    credit: float = 0.0
+    most_per_s: float = 0.0
+    curve: Curve | None = None
+    below: str = ""
+    above: str = ""
+    held: str = ""
+
+    @property
+    def noise(self) -> float:
+        """The noise of its curve, as `Curve.noise`; 0 when it rests on none."""
+        return 0.0 if self.curve is None else self.curve.noise
+
+    def planned(self, sizes_bytes: Sequence[float] | NDArray[Any]) -> Values:
+        """Return the miss ratio to plan with at each size."""
+        sizes = np.asarray(sizes_bytes, dtype=float)
+        most = np.interp(sizes, self.sizes, self.most)
+        least = np.interp(sizes, self.sizes, self.least)
+        target = float(self.guest.target_bytes)
+        return np.asarray(np.where(sizes > target, most - self.credit * (most - least), most))
+
+    def values(self, sizes_bytes: Sequence[float] | NDArray[Any], objective: Objective) -> Values:
+        """Return what the objective gains at each size against the present one, on average over the horizon."""
+        sizes = np.asarray(sizes_bytes, dtype=float)
+        target = float(self.guest.target_bytes)
+        here = np.interp([target, target], self.sizes, self.most), np.interp([target], self.sizes, self.least)
+        worst, best = self.load.values(np.array([here[0][0], here[1][0]]), objective)
+        below = self.charge * (self.load.values(self.planned(np.minimum(sizes, target)), objective) - best)
+        values = np.where(sizes < target, below, 0.0)
+        most = float(sizes.max()) - target
+        if most <= 0:
+            return values
+        if self.horizon_s is None:
+            above = self.load.values(self.planned(np.maximum(sizes, target)), objective) - worst
+            return np.asarray(np.where(sizes > target, above, values))
+        # Each part of the growth is worth what it adds, for the time that is left once its misses have filled it.
+        bends = self.sizes[(self.sizes > target) & (self.sizes < target + most)] - target
+        growth = np.unique(np.concatenate([np.linspace(0.0, most, _PARTS + 1), bends]))
+        added = np.diff(self.load.values(self.planned(target + growth), objective))
+        filled_per_s = max(1e-9, self.load.accesses_per_s * self.load.miss_ratio) * PAGE_BYTES
+        lasting = np.maximum(0.0, 1.0 - growth[1:] / filled_per_s / self.horizon_s)
+        gained = np.concatenate([[0.0], np.cumsum(added * lasting)])
+        return np.asarray(values + np.interp(sizes - target, growth, gained))
+
+    def expected(self, sizes_bytes: Sequence[float]) -> Values:
+        """Return the miss ratio to be expected at each size, where decisions are made with a margin."""
+        if self.curve is None:
+            return self.planned(sizes_bytes)
+        return np.asarray(np.interp(sizes_bytes, self.curve.sizes_bytes, self.curve.miss_ratio))
+
+    def promise(self, size_bytes: int, tuning: Tuning) -> Promise:
+        """Return what is promised of the guest when it is taken down to a size: the upper bound there.
+
+        A guest of which only bounds are known is promised for as long as the memory is away: an idle one proves nothing
+        by being idle.
+        """
+        ratio = float(self.expected([size_bytes])[0])
+        most = ratio
+        if self.curve is not None:
+            most = min(1.0, ratio + tuning.deviations * self.noise * ratio**0.5 + tuning.curve_off)
+        rate = max(self.most_per_s, self.load.accesses_per_s, float(self.load.rates(np.array([ratio]))[0]))
+        for_s = None if self.curve is None else self.horizon_s
+        return Promise(page_ins_per_s=page_ins_most(self.guest, rate * most), for_s=for_s)
+
+
+def of_curve(guest: GuestSnapshot, curve: Curve, load: Load, **more: Any) -> Belief:
+    """Return the belief that a curve is true; `more` are other attributes of the belief."""
+    sizes, ratios = np.array(curve.sizes_bytes, dtype=float), np.array(curve.miss_ratio)
+    cap = max(guest.floor_bytes, guest.cap_bytes)
+    return Belief(
+        guest=guest, sizes=sizes, most=ratios, least=ratios, load=load, curve=curve,
+        floor_bytes=guest.floor_bytes, cap_bytes=cap, **more,
+    )  # fmt: skip
+
+
+def believe(
+    guest: GuestSnapshot,
+    points: Sequence[Point],
+    *,
+    planned_per_s: float,
+    most_per_s: float,
+    lasts_s: float,
+    young: float,
+    held: str,
+    pause: str,
+    margin_bytes: int,
+    tuning: Tuning,
+) -> Belief:
+    """Return what is believed of a guest.
+
+    Args:
+        guest: What is seen of it.
+        points: What it missed at the sizes it has had under this load.
+        planned_per_s: Accesses per second to plan with.
+        most_per_s: What it makes when it works.
+        lasts_s: How long its load is thought to go on, seconds.
+        young: 1 for a load that has just begun, towards 0 for one that has lasted.
+        held: Why its size is left as it is, if it is.
+        pause: Why nothing may be taken from it, if it only rests.
+        margin_bytes: Memory that it is given but not credited with: a curve's cliffs are not known to the page.
+        tuning: How far sources are trusted.
+    """
+    doubted = held or doubt(guest)
+    here = _here(guest)
+    load = Load(
+        accesses_per_s=planned_per_s, miss_ratio=here, miss_s=guest.miss_s, waits=guest.waits or 0.0,
+        weight=guest.weight,
+    )  # fmt: skip
+    cap = max(guest.target_bytes, guest.cap_bytes)
+    if not doubted and guest.curve is not None:
+        found = of_curve(guest, guest.curve, load, horizon_s=lasts_s, below="by its curve", above="by its curve")
+        belief = _with_margin(_corrected(found, points), margin_bytes, tuning)
+    else:
+        belief = _bounds(guest, load, here, lasts_s, cap)
+        belief = structs.replace(belief, charge=1.0 + (tuning.spared - 1.0) * young, credit=tuning.credit)
+        sources = (_settling,) if _settles(guest) else (_measured, _lacking, _ghosts)
+        for source in () if held else sources:
+            belief = source(belief, points, tuning)
+    # What may not be taken, and not be given.
+    least = guest.target_bytes if held or pause or uncounted(guest) else guest.floor_bytes
+    unsure = held or unconfirmed(guest)
+    return structs.replace(
+        belief,
+        floor_bytes=min(least, guest.target_bytes) if not held else guest.target_bytes,
+        cap_bytes=guest.target_bytes if unsure else cap,
+        most_per_s=most_per_s,
+        held=doubted or pause,
+    )
+
+
+def doubt(guest: GuestSnapshot) -> str:
+    """Return why the guest's curve is not acted on; empty when it is."""
+    if guest.curve is None:
+        return f"no curve: {guest.no_curve}"
+    if guest.curve.weak:
+        return f"weak curve: {guest.curve.weak[0]}"
+    return unconfirmed(guest) or uncounted(guest)
+
+
+def _here(guest: GuestSnapshot) -> float:
+    """Return the miss ratio at the present size: measured, or of the last interval."""
+    if guest.curve is not None and guest.curve.measured is not None:
+        return guest.curve.measured
+    accesses = (guest.hits or 0) + (guest.misses or 0)
+    return max(0, guest.misses or 0) / accesses if accesses > 0 else 0.0
+
+
+# --- sources: each returns the belief narrowed by what it knows ---
+
+
+def _bounds(guest: GuestSnapshot, load: Load, here: float, lasts_s: float, cap: int) -> Belief:
+    """Return what is known of any guest: with less it may miss all that it reads, with more it misses no more."""
+    target = guest.target_bytes
+    sizes = np.unique(
+        [min(guest.floor_bytes, target), max(0, target - 1), target, target + 1, max(target + 1, cap)]
+    ).astype(float)
+    sure = missed_anyway(guest)
+    rate = accesses_per_s(guest)
+    return Belief(
+        guest=guest, sizes=sizes, load=load, horizon_s=lasts_s,
+        most=np.where(sizes < target, 1.0, here), least=np.where(sizes > target, 0.0, min(sure, here)),
+        floor_bytes=guest.floor_bytes, cap_bytes=cap,
+        below=f"loses {format_count(rate * (1.0 - sure))} hits/s at most",
+    )  # fmt: skip
+
+
+def _settling(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+    """Narrow by a curve of which nothing is in doubt but what is missed at a size that is new: more helps as it says.
+
+    What is missed until then, while the cache settles, tells nothing.
+    """
+    del points, tuning
+    guest, curve = belief.guest, belief.guest.curve
+    assert curve is not None
+    sizes = np.unique([*belief.sizes, *curve.sizes_bytes])
+    ratios = np.interp(sizes, curve.sizes_bytes, curve.miss_ratio)
+    target = guest.target_bytes
+    here = float(np.interp(target, curve.sizes_bytes, curve.miss_ratio))
+    return structs.replace(
+        belief,
+        sizes=sizes,
+        most=np.where(sizes < target, 1.0, here),
+        least=np.where(sizes > target, np.minimum(ratios, here), min(here, missed_anyway(guest))),
+        above="by its curve",
+    )
+
+
+def _measured(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+    """Narrow by what it missed at other sizes: with more than there, no more; with less, no less."""
+    del tuning
+    target = belief.guest.target_bytes
+    others = [point for point in points if point.size_bytes != target]
+    if not others:
+        return belief
+    sizes = np.unique([*belief.sizes, *(float(point.size_bytes) for point in others)])
+    most = np.interp(sizes, belief.sizes, belief.most)
+    least = np.interp(sizes, belief.sizes, belief.least)
+    larger = [point for point in others if point.size_bytes > target]
+    if larger:
+        here = float(np.interp(target, sizes, most))
+        known = np.minimum.accumulate([here, *(point.miss_ratio for point in larger)])
+        line = np.interp(sizes, [target, *(point.size_bytes for point in larger)], known)
+        most = np.where(sizes > target, np.minimum(most, line), most)
+        least = np.where(sizes > target, np.minimum(least, most), least)
+    for point in others:
+        if point.size_bytes < target:
+            between = (sizes >= point.size_bytes) & (sizes < target)
+            most = np.where(between, np.minimum(most, point.miss_ratio), most)
+    best = min(others, key=_miss_ratio)
+    above = f"by what it missed with {format_size(best.size_bytes)}, {best.miss_ratio:.2f} of all" if larger else ""
+    return structs.replace(belief, sizes=sizes, most=most, least=least, above=above)
+
+
+def _lacking(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+    """Narrow by refaults: reads of pages that it had to drop may all be hits with a step more."""
+    del points, tuning
+    guest, target = belief.guest, belief.guest.target_bytes
+    lacks = _lacks(guest)
+    cap = float(belief.sizes[-1])
+    if not lacks or cap <= target:
+        return structs.replace(belief, least=np.where(belief.sizes > target, belief.most, belief.least))
+    reach = min(cap, float(target + take_step(target)))
+    sizes = np.unique([*belief.sizes, reach])
+    most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
+    here = float(np.interp(target, sizes, most))
+    slope = here - lacks * np.minimum(1.0, (sizes - target) / max(1.0, float(take_step(target))))
+    least = np.where(sizes > target, np.minimum(most, np.maximum(0.0, slope)), least)
+    per_s = format_count(lacks * accesses_per_s(guest))
+    above = belief.above or f"reads {per_s} pages/s again that it had to drop"
+    return structs.replace(belief, sizes=sizes, most=most, least=least, above=above)
+
+
+def _ghosts(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+    """Narrow by ghost hits: the slope next to the present size, as far as a small step."""
+    del points
+    guest, target, rate = belief.guest, belief.guest.target_bytes, accesses_per_s(belief.guest)
+    settled = guest.curve is not None and not guest.curve.suspect
+    if guest.ghost_gain is None or guest.ghost_loss is None or rate <= 0 or not settled:
+        return belief
+    step = float(tuning.probe_bytes)
+    inner = [size for size in (target - step, target + step) if belief.sizes[0] < size < belief.sizes[-1]]
+    sizes = np.unique([*belief.sizes, *inner, *(size - 1 for size in inner if size < target)])
+    most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
+    here = float(np.interp(target, sizes, most))
+    per_byte = 1.0 / MIB / rate
+    loss = here + tuning.ghost_loss_times * guest.ghost_loss * per_byte * (target - sizes)
+    gain = np.maximum(0.0, here - guest.ghost_gain * per_byte * np.minimum(step, np.maximum(0.0, sizes - target)))
+    near = (sizes < target) & (sizes >= target - step)
+    most = np.where(near, np.minimum(most, loss), most)
+    most = np.where(sizes > target, np.minimum(most, gain), most)
+    least = np.where(sizes == target, here, np.minimum(least, most))
+    return structs.replace(belief, sizes=sizes, most=most, least=least, charge=1.0)
+
+
+def _corrected(belief: Belief, points: Sequence[Point]) -> Belief:
+    """Raise a curve to what was measured at smaller sizes where it was wrong."""
+    guest, curve = belief.guest, belief.curve
+    assert curve is not None
+    wrong = [point for point in points if point.contradicts and point.size_bytes < guest.target_bytes]
+    if not wrong or curve.measured is None:
+        return belief
+    sizes = np.unique([*belief.sizes, *(float(point.size_bytes) for point in wrong), float(guest.target_bytes)])
+    ratios = np.interp(sizes, belief.sizes, belief.most)
+    for point in wrong:
+        line = np.interp(sizes, [point.size_bytes, guest.target_bytes], [point.miss_ratio, curve.measured])
+        ratios = np.where(sizes < guest.target_bytes, np.maximum(ratios, line), ratios)
+    ratios = np.minimum.accumulate(ratios)
+    return structs.replace(belief, sizes=sizes, most=ratios, least=ratios)
+
+
+def _with_margin(belief: Belief, margin_bytes: int, tuning: Tuning) -> Belief:
+    """Read a curve a margin to the left; but a guest at the edge of a cliff keeps what it has if it does not shrink.
+
+    One whose file fits by less than the margin must not be robbed as if it missed everything already.
+    """
+    target = float(belief.guest.target_bytes)
+    below, now = np.interp([target - margin_bytes, target], belief.sizes, belief.most)
+    sizes = belief.sizes + margin_bytes
+    if below - now < tuning.cliff:
+        return structs.replace(belief, sizes=sizes)
+    sizes = np.unique([*sizes, target - 1.0, target])
+    planned = np.interp(sizes - margin_bytes, belief.sizes, belief.most)
+    planned = np.where(sizes < target, planned, np.minimum(planned, now))
+    return structs.replace(belief, sizes=sizes, most=planned, least=planned)
+
+
+def _lacks(guest: GuestSnapshot) -> float:
+    """Return the refaults of a guest that more memory may help, as a share of its accesses; 0 if that is not known.
+
+    One that hits nothing does not count: what it reads may never fit.
+    """
+    accesses = (guest.hits or 0) + (guest.misses or 0)
+    if not guest.refaults or accesses <= 0 or hits_nothing(guest) or unconfirmed(guest):
+        return 0.0
+    if guest.curve is not None and guest.curve.suspect:
+        return 0.0
+    return max(0, min(guest.refaults, guest.misses or 0)) / accesses
+
+
+def _miss_ratio(point: Point) -> float:
+    return point.miss_ratio
+
+
+def _settles(guest: GuestSnapshot) -> bool:
+    return guest.curve is not None and guest.curve.weak == (UNMEASURED,)

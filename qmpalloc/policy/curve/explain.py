@@ -1,0 +1,88 @@
+"""Every reason that a person reads of policy ``curve``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from qmpalloc.model import Decision, GuestDecision, Limiter, Snapshot, changes_text, moves_between
+from qmpalloc.policy.curve.belief import Belief, Tuning
+from qmpalloc.units import format_count, format_size
+
+_NOTHING = 0.05
+"""By the second: nothing, for people."""
+
+
+def stay(beliefs: Sequence[Belief], reason: str, limiter: Limiter) -> Decision:
+    """Return the decision that all stays as it is."""
+    guests = []
+    for belief in beliefs:
+        guest = belief.guest
+        guests.append(
+            GuestDecision(
+                name=guest.name,
+                target_bytes=guest.target_bytes,
+                reason=belief.held or reason,
+                limiter=Limiter.STATE if belief.held else limiter,
+                terms={} if belief.curve is None else _terms(belief, guest.target_bytes),
+            )
+        )
+    return Decision(guests=tuple(guests), summary=reason)
+
+
+def move(
+    snapshot: Snapshot,
+    beliefs: Sequence[Belief],
+    targets: Mapping[str, int],
+    wanted: Mapping[str, int],
+    tuning: Tuning,
+) -> Decision:
+    """Return the decision to go to `targets`, on the way to the sizes `wanted`."""
+    guests = tuple(_verdict(belief, targets, wanted, tuning) for belief in beliefs)
+    moves = moves_between(snapshot, guests)
+    return Decision(guests=guests, moves=moves, summary=changes_text(snapshot, guests))
+
+
+def change_text(hits_per_s: float, misses_per_s: float, *, shrinks: bool) -> str:
+    """Return what a guest gains or loses, for people. A load that gets faster may miss more by the second for that."""
+    hits_per_s, misses_per_s = (0.0 if abs(number) < _NOTHING else number for number in (hits_per_s, misses_per_s))
+    loses = hits_per_s < 0 or (not hits_per_s and shrinks)
+    more = misses_per_s > 0 or (not misses_per_s and shrinks)
+    hits, misses = format_count(abs(hits_per_s)), format_count(abs(misses_per_s))
+    return f"{'loses' if loses else 'gains'} {hits} hits/s, {misses} misses/s {'more' if more else 'fewer'}"
+
+
+def _verdict(belief: Belief, targets: Mapping[str, int], wanted: Mapping[str, int], tuning: Tuning) -> GuestDecision:
+    guest = belief.guest
+    target = targets.get(guest.name, guest.target_bytes)
+    if target == guest.target_bytes:
+        return GuestDecision(
+            name=guest.name,
+            target_bytes=target,
+            reason=belief.held or "its memory is worth most where it is",
+            limiter=Limiter.STATE if belief.held else Limiter.POLICY,
+            terms={} if belief.curve is None else _terms(belief, target),
+        )
+    shrinks, goal = target < guest.target_bytes, wanted[guest.name]
+    terms = _terms(belief, target)
+    change = change_text(terms["hits_s_gained"], terms["misses_s_then"] - terms["misses_s"], shrinks=shrinks)
+    source = belief.below if shrinks else belief.above
+    parts = [change, source] if source.startswith("by ") else [source]
+    if target != goal:
+        parts.append(f"on the way to {format_size(goal)}")
+    return GuestDecision(
+        name=guest.name,
+        target_bytes=target,
+        reason=", ".join(parts),
+        limiter=Limiter.STEP if shrinks and target != goal else Limiter.POLICY,
+        terms=terms,
+        promise=belief.promise(target, tuning) if shrinks else None,
+    )
+
+
+def _terms(belief: Belief, target_bytes: int) -> dict[str, float]:
+    """Return the numbers behind a reason: what is missed now and then, and the hits that are gained."""
+    ratios = belief.expected([belief.guest.target_bytes, target_bytes])
+    rates = belief.load.rates(ratios)
+    before, after = (float(value) for value in rates * ratios)
+    hits = float(rates[1] * (1 - ratios[1]) - rates[0] * (1 - ratios[0]))
+    return {"misses_s": round(before, 2), "misses_s_then": round(after, 2), "hits_s_gained": round(hits, 2)}

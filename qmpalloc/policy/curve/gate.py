@@ -1,0 +1,102 @@
+"""Whether a split is worth the move to it: more than noise, more than the least gain, more than what was taken back.
+
+The miss ratio of a steady load is not steady: a kernel ages its lists in rounds that take minutes, and at one size a
+guest may miss a half now and three fifths later. A split that follows this moves to and fro for ever. So the gain that
+a move must promise rises with each move that takes another one back, and falls again with time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct, structs
+
+from qmpalloc.curves.value import Objective
+from qmpalloc.policy.curve.belief import Belief
+from qmpalloc.policy.curve.memory import Known, Memory
+from qmpalloc.policy.evidence import counted_per_s
+from qmpalloc.units import MIB, format_count
+
+
+class Tuning(Struct, frozen=True, kw_only=True):
+    """What a move must be worth.
+
+    Attributes:
+        deviations: A gain must be this many standard deviations of the curves' noise.
+        matters_bytes: A change of less takes nothing back, and is not taken back.
+        half_life_s: After which half of the moves taken back are forgotten.
+        reversals_most: More count no more: what gains much is never held for them.
+    """
+
+    deviations: float = 2.0
+    matters_bytes: int = 16 * MIB
+    half_life_s: float = 600.0
+    reversals_most: float = 10.0
+
+
+def against(
+    beliefs: Sequence[Belief],
+    wanted: Mapping[str, int],
+    memory: Memory,
+    time_s: float,
+    *,
+    objective: Objective,
+    least_gain: float,
+    tuning: Tuning,
+) -> str:
+    """Return why the move to the sizes `wanted` is not made; empty when it is worth it.
+
+    Args:
+        beliefs: Of the guests that may change.
+        wanted: Size of each, bytes.
+        memory: What is remembered.
+        time_s: Now.
+        objective: What is to gain.
+        least_gain: Share of all that counts which a move must gain.
+        tuning: What a move must be worth.
+    """
+    changed = [one for one in beliefs if wanted[one.guest.name] != one.guest.target_bytes]
+    if not changed:
+        return "the split is the best"
+    gain = variance = 0.0
+    for belief in changed:
+        pair = [belief.guest.target_bytes, wanted[belief.guest.name]]
+        now, then = belief.values(pair, objective)
+        gain += then - now
+        ratios = belief.planned(pair)
+        # A difference of two points of one curve is a share of its accesses, and as uncertain as such a share is.
+        if ratios[0] != ratios[1]:
+            variance += ((then - now) * belief.noise) ** 2 / abs(float(ratios[0] - ratios[1]))
+    counts = {
+        one.guest.name: one.load.weight * (1.0 if objective == "fair" else one.load.accesses_per_s) for one in beliefs
+    }
+    total = counted_per_s(sum(counts[one.guest.name] for one in changed), sum(counts.values()))
+    taken_back = max(reversals(memory.guests[one.guest.name], time_s, tuning) for one in changed)
+    needed = max((1.0 + taken_back) * least_gain * total, tuning.deviations * variance**0.5)
+    unit = "" if objective == "fair" else f" {objective}/s"
+    if gain < needed or gain <= 0:
+        return f"gains {format_count(gain)}{unit}, below {format_count(needed)}"
+    return ""
+
+
+def reversals(known: Known, time_s: float, tuning: Tuning) -> float:
+    """Return how many moves of a guest were taken back of late."""
+    faded = known.reversals * 0.5 ** ((time_s - known.reversals_at_s) / tuning.half_life_s)
+    return float(min(tuning.reversals_most, faded))
+
+
+def moved(memory: Memory, before: Mapping[str, int], after: Mapping[str, int], time_s: float, tuning: Tuning) -> Memory:
+    """Return what is remembered after a decision: sizes before and after it, in bytes."""
+    guests = dict(memory.guests)
+    for name, size in after.items():
+        change = size - before[name]
+        if abs(change) < tuning.matters_bytes:
+            continue
+        known, direction = guests[name], 1 if change > 0 else -1
+        guests[name] = structs.replace(
+            known,
+            direction=direction,
+            reversals=reversals(known, time_s, tuning) + (known.direction == -direction),
+            reversals_at_s=time_s,
+        )
+    return structs.replace(memory, guests=guests)
