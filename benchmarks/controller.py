@@ -31,7 +31,8 @@ import trio
 from qmpalloc import Controller, RecordWriter, load_policy
 from qmpalloc import config as configuration
 from qmpalloc.events import AnyEvent, Commanded, ControlChanged, Decided, Sampled
-from qmpalloc.testing import FakeBalloon, Load, open_simulated_guest
+from qmpalloc.sim import Load
+from qmpalloc.testing import FakeBalloon, open_simulated_guest
 from qmpalloc.testing.simulated_guest import SimulatedGuest
 from qmpalloc.units import MIB
 

@@ -30,7 +30,7 @@ from qmpalloc.experiment.offsets import page_numbers
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
 from qmpalloc.policy import load
 from qmpalloc.sample import Counters, Delta, Memory, Sample
-from qmpalloc.testing.replay import mixed
+from qmpalloc.sim.replay import mixed
 from qmpalloc.units import GIB, MIB
 
 Lru = Literal["two_list", "lru_gen"]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from qmpalloc.curves.simulation import POLICIES
 from qmpalloc.experiment.access import Access, HotCold, Normal, Uniform, Zipf
 from qmpalloc.experiment.offsets import page_numbers
-from qmpalloc.testing.replay import ReplayGuest
+from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import GIB, MIB, PAGE_BYTES
 
 PAGES, SCALE = GIB // PAGE_BYTES, 8

@@ -20,7 +20,7 @@ from qmpalloc.curves.reuse import ReuseDistances, ReuseTimes
 from qmpalloc.curves.simulation import Simulations
 from qmpalloc.experiment.access import Access, Loop, Mixture, Part, Zipf
 from qmpalloc.experiment.offsets import page_numbers
-from qmpalloc.testing.replay import ReplayGuest
+from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import GIB, MIB
 
 MORE: dict[str, Access] = {

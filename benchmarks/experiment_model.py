@@ -4,7 +4,7 @@
     python benchmarks/experiment_model.py examples/mix-idle.toml --arms static,curve,oracle --verbose
     python benchmarks/experiment_model.py examples/arms-x2.toml --scale 1/4 --known-after 1 --known-after 1.5
 
-Guests are `qmpalloc.testing.ReplayGuest`s at full rate: the references are those of the real run, page replacement is
+Guests are `qmpalloc.sim.ReplayGuest`s at full rate: the references are those of the real run, page replacement is
 simulated, memory moves at once. A hit takes --hit-us, a miss --miss-us more; a load with a rate that it cannot keep up
 with catches up later. Memory that is no cache is what was found in reference guests: 120 MiB and 4.4 % of their RAM. A
 minute or two for each arm.
@@ -32,7 +32,7 @@ from qmpalloc.experiment.gain import LEAST_GAIN
 from qmpalloc.experiment.schema import Arm
 from qmpalloc.lab.traces import Traces
 from qmpalloc.policy import load as load_policy
-from qmpalloc.testing.replay import ReplayGuest, ReplayHost
+from qmpalloc.sim.replay import ReplayGuest, ReplayHost
 from qmpalloc.units import MIB, format_count, format_size, parse_size
 
 OWN_BYTES = 120 * MIB

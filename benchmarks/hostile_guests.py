@@ -30,7 +30,8 @@ from qmpalloc import Controller, load_policy
 from qmpalloc import config as configuration
 from qmpalloc.curves.samples import Batch, pack
 from qmpalloc.events import AnyEvent, Faulted, SamplesDropped
-from qmpalloc.testing import FakeBalloon, Load, open_simulated_guest
+from qmpalloc.sim import Load
+from qmpalloc.testing import FakeBalloon, open_simulated_guest
 from qmpalloc.testing.simulated_guest import SimulatedGuest
 from qmpalloc.units import MIB
 

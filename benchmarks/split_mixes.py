@@ -2,7 +2,7 @@
 
     python benchmarks/split_mixes.py [two_list|lru_gen|both] [MIX ...]
 
-Guests replay seeded references through a model of their page replacement (`qmpalloc.testing.ReplayGuest`). For all arms
+Guests replay seeded references through a model of their page replacement (`qmpalloc.sim.ReplayGuest`). For all arms
 80 s of a static split come first, then 220 s under the policy with a decision every 5 s; counted are the hits of the
 last 80 s. The oracle: every guest's miss ratio is measured at many sizes with the same references, dynamic programming
 finds the best split, and it is run from the start. "steady": decisions that changed a size in the last 80 s.
@@ -24,8 +24,8 @@ from qmpalloc.curves.split import best_split
 from qmpalloc.model import Curve, Policy
 from qmpalloc.policy import load
 from qmpalloc.policy.promises import KeepsPromises
-from qmpalloc.testing.mixes import MIXES, Mix
-from qmpalloc.testing.replay import ReplayGuest, ReplayHost
+from qmpalloc.sim.mixes import MIXES, Mix
+from qmpalloc.sim.replay import ReplayGuest, ReplayHost
 from qmpalloc.units import MIB, PAGE_BYTES
 
 WARM, CONTROLLED, COUNTED = 16, 44, 16  # intervals of 5 s

@@ -16,8 +16,8 @@ import click
 from split_mixes import INTERVAL_S, WARM
 
 from qmpalloc.policy import load
-from qmpalloc.testing.mixes import MIXES, Mix
-from qmpalloc.testing.replay import ReplayHost
+from qmpalloc.sim.mixes import MIXES, Mix
+from qmpalloc.sim.replay import ReplayHost
 from qmpalloc.units import MIB
 
 

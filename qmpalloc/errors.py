@@ -15,8 +15,8 @@
         ├── FloodError          and so much of it that reading it would cost the others
         └── SampleError         a guest's counters file cannot be used
 
-What is not in this tree is a bug of ours. Foreign exceptions (``OSError``, qemu.qmp's, msgspec's) are translated where
-they enter, in ``qmp/``, ``sample.py`` and ``config.py``, and nowhere else.
+What is not in this tree is a bug of ours. Foreign exceptions (``OSError``, qemu.qmp's, msgspec's) are translated by the
+module whose call raises them; no module sees those of another.
 """
 
 from __future__ import annotations

@@ -34,16 +34,14 @@ class ExecResult(Struct, frozen=True, kw_only=True):
     Attributes:
         exit_code: None when a signal ended it.
         signal: None when it exited by itself.
-        out: Standard output.
-        err: Standard error.
-        truncated: The agent cut `out` or `err` (at 16 MiB).
+        out: Standard output; the agent cuts it at 16 MiB.
+        err: Standard error, likewise.
     """
 
     exit_code: int | None
     signal: int | None
     out: bytes
     err: bytes
-    truncated: bool = False
 
 
 class CommandInfo(Struct, frozen=True, kw_only=True):
@@ -85,17 +83,7 @@ class ExecReply(Struct, frozen=True, kw_only=True):
     pid: Pid
 
 
-class ExecStatusReply(
-    Struct,
-    frozen=True,
-    kw_only=True,
-    rename={
-        "out_data": "out-data",
-        "err_data": "err-data",
-        "out_truncated": "out-truncated",
-        "err_truncated": "err-truncated",
-    },
-):
+class ExecStatusReply(Struct, frozen=True, kw_only=True, rename={"out_data": "out-data", "err_data": "err-data"}):
     """``guest-exec-status``."""
 
     exited: bool
@@ -103,8 +91,6 @@ class ExecStatusReply(
     signal: int | None = None
     out_data: str = ""
     err_data: str = ""
-    out_truncated: bool = False
-    err_truncated: bool = False
 
     def values(self, address: str) -> ExecResult:
         """Return the end of a program that has exited; `address` names the agent in errors."""
@@ -113,7 +99,6 @@ class ExecStatusReply(
             signal=self.signal,
             out=decode_base64(self.out_data, address),
             err=decode_base64(self.err_data, address),
-            truncated=self.out_truncated or self.err_truncated,
         )
 
 

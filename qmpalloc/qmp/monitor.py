@@ -25,7 +25,6 @@ from qmpalloc.qmp.monitor_types import (
     GuestStats,
     MemoryDevice,
     MemorySummary,
-    NameReply,
     QomProperty,
     VersionTriple,
     VmStatus,
@@ -140,10 +139,6 @@ class Monitor:
         base_bytes = self._typed(result, MemorySummary, "query-memory-size-summary").base_memory
         result = await self._execute("query-memory-devices")
         return memory_sizes(base_bytes, self._typed(result, list[MemoryDevice], "query-memory-devices"))
-
-    async def query_name(self) -> str | None:
-        """Return the name QEMU was started with, None when it has none."""
-        return self._typed(await self._execute("query-name"), NameReply, "query-name").name
 
     async def find_balloon(self) -> str | None:
         """Return the QOM path of the balloon device, whether it has an id or not; None when there is none."""

@@ -64,12 +64,6 @@ def memory_sizes(base_bytes: int, devices: list[MemoryDevice]) -> MemorySizes:
     )
 
 
-class NameReply(Struct, frozen=True, kw_only=True):
-    """``query-name``: the name QEMU was started with, if any."""
-
-    name: str | None = None
-
-
 class QomProperty(Struct, frozen=True, kw_only=True):
     """One entry of ``qom-list``: a property of an object; children have the type ``child<…>``."""
 
@@ -83,29 +77,13 @@ class BalloonStats(Struct, frozen=True, kw_only=True):
     Attributes:
         last_update: Host Unix time of the report in seconds; None when the guest never reported. QEMU asks again only
             after the guest has answered, so a guest that stops answering freezes these numbers without an error.
-        disk_caches_bytes: The guest's page cache **including** tmpfs and shared memory.
-        hugetlb_allocations: Huge pages allocated.
-        hugetlb_failures: Huge page allocations that failed.
-        oom_kills: This and what follows only with QEMU 9.2 and Linux 6.12, or newer.
+        oom_kills: Since the guest's boot. This and what follows only with QEMU 9.2 and Linux 6.12, or newer.
+        alloc_stalls: Allocations that had to wait for reclaim, since the guest's boot.
     """
 
     last_update: int | None = None
-    swap_in_bytes: int | None = None
-    swap_out_bytes: int | None = None
-    major_faults: int | None = None
-    minor_faults: int | None = None
-    free_bytes: int | None = None
-    total_bytes: int | None = None
-    available_bytes: int | None = None
-    disk_caches_bytes: int | None = None
-    hugetlb_allocations: int | None = None
-    hugetlb_failures: int | None = None
     oom_kills: int | None = None
     alloc_stalls: int | None = None
-    async_scan_bytes: int | None = None
-    direct_scan_bytes: int | None = None
-    async_reclaim_bytes: int | None = None
-    direct_reclaim_bytes: int | None = None
 
 
 class GuestStats(Struct, frozen=True, kw_only=True, rename={"last_update": "last-update"}):
@@ -129,24 +107,7 @@ class GuestStats(Struct, frozen=True, kw_only=True, rename={"last_update": "last
         return BalloonStats(last_update=self.last_update or None, **known)
 
 
-STAT_KEYS = {
-    "swap_in_bytes": "stat-swap-in",
-    "swap_out_bytes": "stat-swap-out",
-    "major_faults": "stat-major-faults",
-    "minor_faults": "stat-minor-faults",
-    "free_bytes": "stat-free-memory",
-    "total_bytes": "stat-total-memory",
-    "available_bytes": "stat-available-memory",
-    "disk_caches_bytes": "stat-disk-caches",
-    "hugetlb_allocations": "stat-htlb-pgalloc",
-    "hugetlb_failures": "stat-htlb-pgfail",
-    "oom_kills": "stat-oom-kills",
-    "alloc_stalls": "stat-alloc-stalls",
-    "async_scan_bytes": "stat-async-scans",
-    "direct_scan_bytes": "stat-direct-scans",
-    "async_reclaim_bytes": "stat-async-reclaims",
-    "direct_reclaim_bytes": "stat-direct-reclaims",
-}
+STAT_KEYS = {"oom_kills": "stat-oom-kills", "alloc_stalls": "stat-alloc-stalls"}
 
 
 class BlockStats(Struct, frozen=True, kw_only=True):

@@ -1,30 +1,21 @@
 """Fakes of what qmpalloc talks to, for its tests and for yours.
 
 `FakeQemu` is a QMP server, `FakeAgent` a guest agent; both are told by their `Faults` what to do wrong.
-`open_simulated_guest` joins them with a modelled load, to try a policy without a guest.
+`open_simulated_guest` joins them with a load of `qmpalloc.sim`, to try a policy without a guest.
 """
 
 from qmpalloc.testing.balloon import FakeBalloon
 from qmpalloc.testing.fake_agent import FakeAgent
 from qmpalloc.testing.fake_qemu import FakeQemu, Refusal
 from qmpalloc.testing.faults import Faults
-from qmpalloc.testing.load import CacheModel, HitRatio, Load, MappedFile, uniform
-from qmpalloc.testing.replay import ReplayGuest, ReplayHost
 from qmpalloc.testing.simulated_guest import SimulatedGuest, open_simulated_guest
 
 __all__ = [
-    "CacheModel",
     "FakeAgent",
     "FakeBalloon",
     "FakeQemu",
     "Faults",
-    "HitRatio",
-    "Load",
-    "MappedFile",
     "Refusal",
-    "ReplayGuest",
-    "ReplayHost",
     "SimulatedGuest",
     "open_simulated_guest",
-    "uniform",
 ]

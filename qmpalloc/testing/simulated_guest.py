@@ -31,12 +31,12 @@ import trio.testing
 from qmpalloc.config import DEFAULT_COUNTERS_FILE
 from qmpalloc.curves.samples import Batch, pack
 from qmpalloc.sample import CollectorUse, Counters, Memory, Psi, Sample, SwapPages
+from qmpalloc.sim.load import CacheModel, Load, MappedFile
+from qmpalloc.sim.replay import ReplayGuest
+from qmpalloc.sim.replay_cache import ReplayCache
 from qmpalloc.testing.balloon import FakeBalloon
 from qmpalloc.testing.fake_agent import FakeAgent
 from qmpalloc.testing.fake_qemu import FakeQemu
-from qmpalloc.testing.load import CacheModel, Load, MappedFile
-from qmpalloc.testing.replay import ReplayGuest
-from qmpalloc.testing.replay_cache import ReplayCache
 from qmpalloc.units import MIB, PAGE_BYTES
 
 
@@ -52,6 +52,7 @@ class SimulatedGuest:
         cache: Its load and counts. The cache is warm at first, and empty after `reboot`; a replayed one is empty first.
         collecting: False is a collector that has died: the counters file stays as it is.
         samples_file: Path in the guest of the sampled accesses.
+        sequence: Number of the last counters file.
         offline_bytes: Memory that was plugged, and that its kernel has not taken into use.
         sampling: False is one that counts but does not sample accesses. Only replayed loads are sampled.
         mapped: A file that a program in it maps, beside what its load reads; None for none. Set it at any time.
@@ -86,7 +87,7 @@ class SimulatedGuest:
         self._counters_file = counters_file
         self.samples_file = posixpath.join(posixpath.dirname(counters_file), "samples.bin")
         self._boots = 0
-        self._sequence = 0
+        self.sequence = 0
         self._booted_s = 0.0
         self._nursery: trio.Nursery | None = None
 
@@ -110,7 +111,7 @@ class SimulatedGuest:
         else:
             self.cache = CacheModel(self.cache.load, own_bytes=self.cache.own_bytes)
         self._boots += 1
-        self._sequence, self._faults = 0, 0.0
+        self.sequence, self._faults = 0, 0.0
         self._booted_s = trio.current_time()
         self.agent.stop()
         self.agent.start()
@@ -131,7 +132,7 @@ class SimulatedGuest:
                 self.mapped.advance(self._interval_s, self._room_bytes() // PAGE_BYTES)
                 self._faults += self.mapped.faults - before
             if self.collecting:
-                self._sequence += 1
+                self.sequence += 1
                 self.agent.files[self._counters_file] = msgspec.json.encode(self.sample())
             if isinstance(self.cache, ReplayCache):
                 self._read_disk(self.cache)
@@ -156,7 +157,7 @@ class SimulatedGuest:
             version=1,
             boot_id=str(uuid.UUID(self._digest("boot")[:32])),
             start_id=self._digest("start")[:16],
-            sequence=self._sequence,
+            sequence=self.sequence,
             monotonic_ns=round((trio.current_time() - self._booted_s) * 1e9),
             interval_ms=max(10, round(self._interval_s * 1000)),
             kernel="6.12.0-simulated",
@@ -167,7 +168,7 @@ class SimulatedGuest:
             swap_pages=SwapPages(in_=0, out=0),
             psi_memory=Psi(some_total_us=0, full_total_us=0, some_avg10=0.0, full_avg10=0.0),
             oom_kills=0,
-            collector=CollectorUse(rss_bytes=10 * MIB, cpu_ns=self._sequence * 1_000_000),
+            collector=CollectorUse(rss_bytes=10 * MIB, cpu_ns=self.sequence * 1_000_000),
         )
 
     def _counters(self) -> Counters:

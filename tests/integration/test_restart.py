@@ -8,7 +8,8 @@ import sys
 import pytest
 import trio
 
-from qmpalloc.testing import FakeBalloon, Load, open_simulated_guest
+from qmpalloc.sim import Load
+from qmpalloc.testing import FakeBalloon, open_simulated_guest
 from qmpalloc.units import MIB
 
 BUDGET = 1000

@@ -13,7 +13,8 @@ from qmpalloc.control.controller import Controller
 from qmpalloc.events import Commanded, ControlChanged, Decided, Ended, Header, SizeChanged, StateChanged
 from qmpalloc.model import GuestState, hold
 from qmpalloc.policy import load
-from qmpalloc.testing import FakeBalloon, Load, open_simulated_guest
+from qmpalloc.sim import Load
+from qmpalloc.testing import FakeBalloon, open_simulated_guest
 from qmpalloc.units import MIB
 
 BASELINE = 500

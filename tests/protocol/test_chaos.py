@@ -1,4 +1,4 @@
-"""The chaos test, for a short time; `python -m qmpalloc.testing.chaos` runs it for long."""
+"""The chaos test, for a short time; `python -m tests.chaos` runs it for long."""
 
 import random
 
@@ -9,12 +9,13 @@ from qmpalloc.control.guest import Facts, Guest
 from qmpalloc.errors import SampleError
 from qmpalloc.events import SizeChanged
 from qmpalloc.sample import parse
-from qmpalloc.testing import Load, chaos
-from qmpalloc.testing.chaos import make_config, run_chaos
-from qmpalloc.testing.chaos_faults import hostile_files, hostile_samples
-from qmpalloc.testing.chaos_witness import ViolationError, Witness
+from qmpalloc.sim import Load
 from qmpalloc.testing.simulated_guest import SimulatedGuest
 from qmpalloc.units import MIB
+from tests.chaos import run as chaos
+from tests.chaos.faults import hostile_files, hostile_samples
+from tests.chaos.run import make_config, run_chaos
+from tests.chaos.witness import ViolationError, Witness
 
 
 def size_changed(name, target_mib, actual_mib):
@@ -80,7 +81,7 @@ def test_every_hostile_file_is_refused(tmp_path):
             guest = Guest(config.guests[0], config.control)
             facts = Facts(ram_bytes=512 * MIB, balloon_path="/b", deflate_on_oom=True, qemu_version="9.2.0")
             guest.connected(facts, 512 * MIB, 0.0, paused=False)
-            simulated._sequence, honest = 1, simulated.sample()
+            simulated.sequence, honest = 1, simulated.sample()
             guest.take_sample(honest, 0.0)
             with pytest.raises(SampleError) as caught:
                 guest.take_sample(parse(content), 1.0)

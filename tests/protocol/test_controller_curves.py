@@ -13,7 +13,7 @@ from qmpalloc.curves.samples import Batch, pack
 from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.events import CurveSeen, Decided, Faulted, Sampled, SampleRejected, SamplesDropped, decoder, encoder
 from qmpalloc.experiment.access import Uniform
-from qmpalloc.testing.replay import ReplayGuest, mixed
+from qmpalloc.sim.replay import ReplayGuest, mixed
 from qmpalloc.tui import Dashboard
 from qmpalloc.units import MIB
 

@@ -1,4 +1,4 @@
-"""The fuzz target for a short time; `python -m qmpalloc.testing.fuzz` runs it for long."""
+"""The fuzz target for a short time; `python -m tests.chaos.fuzz` runs it for long."""
 
 import random
 
@@ -6,7 +6,7 @@ import pytest
 
 from qmpalloc.errors import NonsenseError
 from qmpalloc.qmp.replies import convert
-from qmpalloc.testing import fuzz
+from tests.chaos import fuzz
 
 
 async def test_random_bytes_are_a_value_or_an_error_of_ours():

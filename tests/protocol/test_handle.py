@@ -10,7 +10,8 @@ import trio
 import qmpalloc
 from qmpalloc.config import load
 from qmpalloc.errors import ConfigError, RefusedError, SampleError, UnreachableError
-from qmpalloc.testing import FakeBalloon, Load, open_simulated_guest
+from qmpalloc.sim import Load
+from qmpalloc.testing import FakeBalloon, open_simulated_guest
 from qmpalloc.units import GIB, MIB
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -19,8 +19,8 @@ from qmpalloc.lab.load import DIRECTORY, GO_FILE, LOG_FILE, PLAN_FILE, PROGRAM_F
 from qmpalloc.lab.readings import Link, read_guest
 from qmpalloc.lab.traces import Traces
 from qmpalloc.qmp import ExecResult, open_agent_on, open_monitor_on
+from qmpalloc.sim import Load as SimulatedLoad
 from qmpalloc.testing import FakeAgent, FakeQemu, SimulatedGuest
-from qmpalloc.testing import Load as SimulatedLoad
 
 TEXT = """
 [experiment]

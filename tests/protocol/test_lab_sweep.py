@@ -24,8 +24,8 @@ from qmpalloc.policy import load as load_policy
 from qmpalloc.qemu.accelerator import Accelerator
 from qmpalloc.qemu.argv import Sockets
 from qmpalloc.qmp import ExecResult, open_agent_on, open_monitor_on
+from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.testing import FakeAgent, FakeBalloon, open_simulated_guest
-from qmpalloc.testing.replay import ReplayGuest
 from qmpalloc.units import MIB
 
 SIZES = tuple(size * MIB for size in (416, 352, 320, 288, 256, 224))

@@ -5,8 +5,8 @@ import pytest
 
 from qmpalloc.events import Decided
 from qmpalloc.experiment.access import Normal
-from qmpalloc.testing import MappedFile
-from qmpalloc.testing.replay import ReplayGuest
+from qmpalloc.sim import MappedFile
+from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import MIB
 
 

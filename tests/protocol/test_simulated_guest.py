@@ -11,7 +11,8 @@ from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.experiment.access import Uniform
 from qmpalloc.qmp import open_agent, open_agent_on, open_monitor, open_monitor_on
 from qmpalloc.sample import FILE_MAX_BYTES, SampleTracker, parse
-from qmpalloc.testing import CacheModel, FakeBalloon, Load, ReplayGuest, SimulatedGuest, open_simulated_guest, uniform
+from qmpalloc.sim import CacheModel, Load, ReplayGuest, uniform
+from qmpalloc.testing import FakeBalloon, SimulatedGuest, open_simulated_guest
 from qmpalloc.units import MIB, PAGE_BYTES
 
 FILE_PAGES = 256 * MIB // PAGE_BYTES
@@ -146,7 +147,7 @@ async def test_on_real_sockets(tmp_path):
         open_monitor(guest.monitor_path) as monitor,
         open_agent(guest.agent_path) as agent,
     ):
-        assert await monitor.query_name() == "web"
+        assert await monitor.query_balloon() == 512 * MIB
         with trio.fail_after(10):
             while DEFAULT_COUNTERS_FILE not in guest.agent.files:
                 await trio.lowlevel.checkpoint()

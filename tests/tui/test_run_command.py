@@ -17,7 +17,8 @@ from qmpalloc.record import read_record
 GUESTS = """
 import sys, trio
 from pathlib import Path
-from qmpalloc.testing import FakeBalloon, Load, open_simulated_guest
+from qmpalloc.sim import Load
+from qmpalloc.testing import FakeBalloon, open_simulated_guest
 
 async def main(directory, inflate_bytes_per_s):
     small, large = (Load(file_pages=pages, accesses_per_s=2000.0) for pages in (9000, 300000))

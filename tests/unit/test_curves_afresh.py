@@ -5,7 +5,7 @@ import pytest
 
 from qmpalloc.curves.afresh import Afresh
 from qmpalloc.experiment.access import Normal
-from qmpalloc.testing.replay import ReplayGuest
+from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import MIB
 
 NORMAL = Normal(deviation=0.3)

@@ -13,7 +13,7 @@ from qmpalloc.curves.samples import Batch, pack
 from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.sample import Counters, Delta, Memory, Sample
-from qmpalloc.testing.replay import mixed
+from qmpalloc.sim.replay import mixed
 from qmpalloc.units import GIB, MIB
 
 FLOOR, CAP, ACTUAL = 200 * MIB, GIB, 400 * MIB

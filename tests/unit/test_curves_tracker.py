@@ -10,7 +10,7 @@ from qmpalloc.curves.service import ServiceTimes
 from qmpalloc.curves.tracker import POINTS, CurveTracker
 from qmpalloc.curves.usual import Usual
 from qmpalloc.sample import Memory
-from qmpalloc.testing.replay import mixed
+from qmpalloc.sim.replay import mixed
 from qmpalloc.units import GIB, MIB, PAGE_BYTES
 
 PAGES = 1_000  # sampled pages of a load, so 64,000 of the guest

@@ -19,7 +19,8 @@ from qmpalloc.experiment.access import Uniform
 from qmpalloc.qemu import accelerator
 from qmpalloc.qemu.accelerator import ProbeResult
 from qmpalloc.sample import CollectorUse, Counters, Sample
-from qmpalloc.testing import Load, ReplayGuest, open_simulated_guest
+from qmpalloc.sim import Load, ReplayGuest
+from qmpalloc.testing import open_simulated_guest
 from qmpalloc.units import GIB, MIB
 
 SS = """\

@@ -18,8 +18,9 @@ LAYERS = [
     {"qemu"},
     {"control"},
     {"record", "summary"},
-    {"testing", "experiment", "tui", "doctor"},
-    {"lab"},
+    {"experiment", "tui", "doctor"},
+    {"sim"},
+    {"testing", "lab"},
     {"cli"},
 ]
 INSIDE = {
@@ -51,7 +52,7 @@ PURE = [
         "events.py",
         "record.py",
     ),
-    *("curves", "rules", "policy", "experiment"),
+    *("curves", "rules", "policy", "experiment", "sim"),
     *("control/guest.py", "control/roster.py"),
 ]
 ROOT = Path(qmpalloc.__file__).parent

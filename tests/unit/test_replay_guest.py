@@ -5,8 +5,8 @@ import pytest
 
 from qmpalloc.experiment.access import Loop, Normal, Sequential, Uniform, Zipf
 from qmpalloc.policy import load
-from qmpalloc.testing import ReplayGuest, ReplayHost
-from qmpalloc.testing.mixes import MIXES
+from qmpalloc.sim import ReplayGuest, ReplayHost
+from qmpalloc.sim.mixes import MIXES
 from qmpalloc.units import GIB, MIB
 
 SCALE = 64

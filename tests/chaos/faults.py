@@ -16,8 +16,8 @@ from qmpalloc.curves.samples import BLOCK_SHIFT, EVENTS_MAX, Batch, pack
 from qmpalloc.events import Commanded, Faulted, Sampled, SampleRejected, SizeChanged, StateChanged
 from qmpalloc.model import GuestDecision, GuestState, Limiter
 from qmpalloc.qmp.framing import LINE_MAX_BYTES
+from qmpalloc.sim.load import MappedFile
 from qmpalloc.testing.faults import Faults
-from qmpalloc.testing.load import MappedFile
 from qmpalloc.testing.simulated_guest import SimulatedGuest
 from qmpalloc.units import MIB, PAGE_BYTES
 

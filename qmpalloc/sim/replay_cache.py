@@ -6,7 +6,7 @@ import numpy as np
 
 from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.curves.samples import BLOCK_SHIFT, Batch
-from qmpalloc.testing.replay import ReplayGuest
+from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import PAGE_BYTES
 
 

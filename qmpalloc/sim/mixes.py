@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from qmpalloc.experiment.access import Access, HotCold, Normal, Sequential, Uniform, Zipf
-from qmpalloc.testing.replay import ReplayGuest
+from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import GIB, MIB
 
 RATE = 16_000.0

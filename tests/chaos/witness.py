@@ -20,10 +20,10 @@ from qmpalloc.events import (
     StateChanged,
 )
 from qmpalloc.model import GuestState, Limiter
-from qmpalloc.testing.chaos_faults import HOSTILE
 from qmpalloc.testing.fake_qemu import FakeQemu
 from qmpalloc.text import LINE_LIMIT, is_visible
 from qmpalloc.units import align_down, format_size
+from tests.chaos.faults import HOSTILE
 
 PROMISES_MAX = 64
 """Targets of a guest that are remembered: the command for one may arrive late, or twice."""

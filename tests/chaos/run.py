@@ -1,6 +1,6 @@
 """A controller among guests of which something goes wrong all the time.
 
-    python -m qmpalloc.testing.chaos [--seed 1] [--guests 10] [--cycles 1000]
+    python -m tests.chaos [--seed 1] [--guests 10] [--cycles 1000]
 
 The guests are simulated ones over real Unix sockets, in virtual time, so that a day takes minutes and a seed replays.
 Of every guest something breaks, shows in the record, is mended, and the guest recovers, again and again, and even that
@@ -25,19 +25,18 @@ import functools
 import gc
 import os
 import random
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import click
 import msgspec
+import pytest_trio  # noqa: F401 - puts the order in which trio runs ready tasks into the hands of hypothesis
 import trio
 import trio.testing
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from msgspec import structs
-from trio._core import _run as trio_run
 
 from qmpalloc import config as configuration
 from qmpalloc.config import Config
@@ -48,12 +47,12 @@ from qmpalloc.model import Decision, GuestState, Promise, Snapshot
 from qmpalloc.policy import load
 from qmpalloc.policy.promises import KeepsPromises
 from qmpalloc.rules.hostguard import HostMemory
+from qmpalloc.sim.load import Load
 from qmpalloc.testing.balloon import FakeBalloon
-from qmpalloc.testing.chaos_faults import RESTARTED, SPOILT_SAMPLES, Fault, catalogue, mend, nuisances, shows
-from qmpalloc.testing.chaos_witness import ViolationError, Witness
-from qmpalloc.testing.load import Load
 from qmpalloc.testing.simulated_guest import SimulatedGuest, open_simulated_guest
 from qmpalloc.units import GIB, MIB, format_size
+from tests.chaos.faults import RESTARTED, SPOILT_SAMPLES, Fault, catalogue, mend, nuisances, shows
+from tests.chaos.witness import ViolationError, Witness
 
 INTERVAL_S = 5.0
 RAM, CAP, BASELINE, FLOOR = 768 * MIB, 768 * MIB, 512 * MIB, 256 * MIB
@@ -439,43 +438,26 @@ def run_chaos(*, seed: int, guests: int, cycles: int) -> Chaos:
     """
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         chaos = Chaos(Path(name), seed=seed, guests=guests, cycles=cycles)
-        # trio runs ready tasks in random order, on purpose; with its seed fixed the whole run replays.
-        scheduling: Any = trio_run
-        before, scheduling._ALLOW_DETERMINISTIC_SCHEDULING = scheduling._ALLOW_DETERMINISTIC_SCHEDULING, True
-        scheduling._r.seed(seed)
         clock = trio.testing.MockClock(autojump_threshold=0)
-        try:
-            trio.run(chaos.run, clock=clock)
-        finally:
-            scheduling._ALLOW_DETERMINISTIC_SCHEDULING = before
+        _with_fixed_scheduling(lambda: trio.run(chaos.run, clock=clock))
     return chaos
 
 
-@click.command()
-@click.option("--seed", default=1, show_default=True)
-@click.option("--guests", default=10, show_default=True)
-@click.option("--cycles", default=1000, show_default=True, help="Decisions of the loop.")
-def main(seed: int, guests: int, cycles: int) -> None:
-    """Run chaos and tell what was seen; exit code 1 when something did not hold."""
-    try:
-        chaos = run_chaos(seed=seed, guests=guests, cycles=cycles)
-    except ViolationError as error:
-        click.echo(f"seed {seed}, {guests} guests: VIOLATION: {error}", err=True)
-        sys.exit(1)
-    witness = chaos.witness
-    click.echo(
-        f"seed {seed}: {guests} guests, {witness.decisions} decisions, {chaos.restarts} controllers, "
-        f"{chaos.reloads} reloads; violations: 0"
-    )
-    click.echo(
-        f"guest-cycles with a fault: {witness.guest_cycles}, without: {chaos.sound_guest_cycles}; "
-        f"faults shown: {witness.shown.total()}"
-    )
-    click.echo(f"spoilt samples told: {witness.dropped}")
-    click.echo(f"use: {chaos.use}")
-    for name, count in sorted(witness.shown.items()):
-        click.echo(f"  {count:6} {name}")
+def _with_fixed_scheduling(run: Callable[[], None]) -> None:
+    """Run what runs trio; ready tasks take turns in an order by chance, but every time in the same one.
 
+    That order is seeded while hypothesis runs an example, so this is one.
+    """
+    outcome: list[Exception] = []
 
-if __name__ == "__main__":
-    main()
+    @settings(max_examples=1, phases=[Phase.generate], database=None, deadline=None)
+    @given(st.none())
+    def example(_: None) -> None:
+        try:
+            run()
+        except Exception as error:  # hypothesis would run it again
+            outcome.append(error)
+
+    example()
+    if outcome:
+        raise outcome[0]

@@ -1,6 +1,6 @@
 """Bytes that a guest or a QEMU might send, at random: nothing but a valid value or a `QmpallocError` may come of them.
 
-    python -m qmpalloc.testing.fuzz [--seconds 60] [--seed 1]
+    python -m tests.chaos.fuzz [--seconds 60] [--seed 1]
 
 Valid counters files and replies are changed a few times each and given to what reads them. A finding is any other
 exception, a message that is not printable, or an accepted sample that does not survive being written and read again. It
@@ -33,11 +33,11 @@ from qmpalloc.qmp.agent_types import ExecReply, ExecStatusReply, Handle, InfoRep
 from qmpalloc.qmp.connection import Connection
 from qmpalloc.qmp.framing import Framer, MessageFramer, decode
 from qmpalloc.qmp.monitor import Monitor
-from qmpalloc.qmp.monitor_types import BalloonActual, BlockEntry, GuestStats, NameReply, QomProperty, VmStatus
+from qmpalloc.qmp.monitor_types import BalloonActual, BlockEntry, GuestStats, QomProperty, VmStatus
 from qmpalloc.qmp.replies import typed, unpack
 from qmpalloc.qmp.subscriptions import parse_event
 from qmpalloc.sample import parse
-from qmpalloc.testing.load import Load
+from qmpalloc.sim.load import Load
 from qmpalloc.testing.simulated_guest import SimulatedGuest
 from qmpalloc.text import is_visible
 from qmpalloc.units import MIB
@@ -115,7 +115,7 @@ def _simulated() -> SimulatedGuest:
 
 def _files() -> Iterator[bytes]:
     guest = _simulated()
-    guest._sequence = 2
+    guest.sequence = 2
     honest = msgspec.structs.replace(guest.sample(), monotonic_ns=2_000_000_000)
     yield msgspec.json.encode(honest)
     yield msgspec.json.encode(msgspec.structs.replace(honest, error="it cannot count", missing_hooks=("a", "b")))
@@ -130,7 +130,7 @@ def _read_file(data: bytes) -> object:
     facts = Facts(ram_bytes=RAM_BYTES, balloon_path="/b", deflate_on_oom=True, qemu_version="9.2.0")
     guest.connected(facts, RAM_BYTES, 0.0, paused=False)
     simulated = _simulated()
-    simulated._sequence = 1
+    simulated.sequence = 1
     guest.take_sample(msgspec.structs.replace(simulated.sample(), monotonic_ns=1_000_000_000), 0.0)
     sample = parse(data)
     if parse(msgspec.json.encode(sample)) != sample:
@@ -185,7 +185,6 @@ def _statistics(value: object) -> object:
 KINDS: dict[str, Callable[[object], object]] = {
     "size": _typed(BalloonActual),
     "status": _typed(VmStatus),
-    "name": _typed(NameReply),
     "children": _typed(list[QomProperty]),
     "statistics": _statistics,
     "disks": lambda value: [entry.values() for entry in typed(value, list[BlockEntry], "command", "fuzz")],

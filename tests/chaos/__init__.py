@@ -1,0 +1,1 @@
+"""What can go wrong, at random: a controller among broken guests, and bytes that nobody should send."""
