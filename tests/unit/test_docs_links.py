@@ -27,4 +27,5 @@ def test_links_lead_somewhere(page):
         target = page.parent / name if name else page
         assert target.exists(), link
         if anchor:
-            assert anchor in {anchor_of(line) for line in re.findall(r"^#+ (.*)$", prose_of(target), re.MULTILINE)}, link
+            headings = re.findall(r"^#+ (.*)$", prose_of(target), re.MULTILINE)
+            assert anchor in {anchor_of(heading) for heading in headings}, link
