@@ -29,7 +29,8 @@ class Session:
         self.raw = ""
         self.screen = pyte.Screen(columns, lines)
         self.stream = pyte.Stream(self.screen)
-        environ = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(HERE)}
+        environ = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+        environ["PYTHONPATH"] = f"{HERE}:{HERE.parents[1]}"  # the package of this tree, wherever one is installed
         environ |= {key: value for key, value in os.environ.items() if key.startswith("COVERAGE")}
         self.child = pexpect.spawn(
             "/bin/sh", ["-c", SHELL.format(program=program, arguments=arguments)],
