@@ -21,7 +21,7 @@ from qmpalloc.curves.simulation import POLICIES
 from qmpalloc.curves.split import best_split
 from qmpalloc.experiment.access import Access, HotCold, Normal, Uniform, Zipf
 from qmpalloc.policy import load
-from qmpalloc.testing.replay import ReplayGuest, ReplayHost
+from qmpalloc.sim.replay import ReplayGuest, ReplayHost
 from qmpalloc.units import GIB, MIB, PAGE_BYTES
 
 WARM_S, COUNTED_S, INTERVAL_S = 80.0, 600.0, 5.0
