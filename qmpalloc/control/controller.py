@@ -14,19 +14,19 @@ from typing import Literal
 import trio
 
 from qmpalloc.config import Config
-from qmpalloc.control.books import Books
+from qmpalloc.control.commitments import Commitments
 from qmpalloc.control.decider import Decider, ReadHost
 from qmpalloc.control.fleet import Fleet
 from qmpalloc.control.guest import Guest, Link
-from qmpalloc.control.homecoming import go_home, is_home, missing_bytes, want_baseline
 from qmpalloc.control.journal import Journal
+from qmpalloc.control.restore import is_restored, missing_bytes, restore_baselines, want_baselines
 from qmpalloc.control.roster import Changes, compare, sockets, with_budget
 from qmpalloc.control.session import Session
 from qmpalloc.errors import ConfigError, QmpallocError
 from qmpalloc.events import ControlChanged, CurveSeen, Ended, Mode, Reloaded, Sink
 from qmpalloc.host.facts import guest_headers, header
 from qmpalloc.model import Decision, Policy, Snapshot
-from qmpalloc.rules.patience import Patience
+from qmpalloc.rules.progress_deadline import ProgressDeadline
 from qmpalloc.units import format_size
 
 STATE_TICK_S = 0.5
@@ -118,7 +118,7 @@ class Controller:
     def return_to_baseline(self) -> None:
         """Return all guests to their baselines and pause there."""
         if self.control in {"running", "paused"} and not self._stop.is_set():
-            want_baseline(self.guests)
+            want_baselines(self.guests)
             self._set_control("paused", "all guests go back to baseline")
             self._note_change()
 
@@ -148,13 +148,13 @@ class Controller:
             self._journal.fault(None, "reload", message, hint, again=True)
             return
         self.config = self._decider.config = with_budget(self.config, new)
-        self._books.budget_bytes = new.host.budget
+        self._commitments.budget_bytes = new.host.budget
         now_s = self._journal.now_s()
         for name in changes.renamed:
             self._forget(name)  # all that is known of it is told anew, of the new name
         self._fleet.change(changes.changed)
         for name in changes.removed:
-            self._fleet.leave(name, Patience(float(self.config.control.exit_timeout), now_s))
+            self._fleet.leave(name, ProgressDeadline(float(self.config.control.exit_timeout), now_s))
         for guest in changes.added:
             self._fleet.add(guest, new.control, now_s)
         self._fleet.sort([guest.name for guest in new.guests])
@@ -190,8 +190,10 @@ class Controller:
         """
         self._journal = Journal(self._sinks, on_deaf=lambda: self.quit("no output is left"))
         self._fleet.open_sessions(self._make_session)
-        self._books = Books(self.guests, self._fleet.sessions, self._journal, self.config.host.budget)
-        self._decider = Decider(self.guests, self.config, self._policy, self._journal, self._books, self._read_host)
+        self._commitments = Commitments(self.guests, self._fleet.sessions, self._journal, self.config.host.budget)
+        self._decider = Decider(
+            self.guests, self.config, self._policy, self._journal, self._commitments, self._read_host
+        )
         self._ready = True
         self._alive_s = trio.current_time()
         self._journal.pass_on(header(self.config, self.mode, self._policy))
@@ -234,12 +236,12 @@ class Controller:
         )
 
     async def _serve(self, service: trio.CancelScope) -> None:
-        """Keep sessions and books going; shielded, so that they outlive a cancelled controller."""
+        """Keep sessions and commitments going; shielded, so that they outlive a cancelled controller."""
         try:
             with service:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._fleet.run)
-                    nursery.start_soon(self._keep_books)
+                    nursery.start_soon(self._keep_commitments)
                     nursery.start_soon(self._watch_time)
         finally:
             self._serving = False
@@ -255,7 +257,7 @@ class Controller:
             self._set_control("running", f"policy {self.config.policy}")
         else:
             self._set_control("watching", "no balloon command is sent")
-        self._books.show_sizes(again=True)  # what is committed now belongs to the time of control
+        self._commitments.show_sizes(again=True)  # what is committed now belongs to the time of control
         interval_s = float(self.config.control.interval)
         start_s = next_s = trio.current_time()
         end_s = start_s + duration_s
@@ -295,19 +297,19 @@ class Controller:
             if guest.link is Link.CONNECTING and not guest.detail:
                 # It may run, with all the memory it may have, and command_timeout may be long.
                 guest.hung(f"no answer yet after {FIRST_CONTACT_S:g} s")
-        self._books.show()  # what was found, before anything is asked
+        self._commitments.show()  # what was found, before anything is asked
 
     async def _settle(self) -> None:
         """Bring guests that were found above the budget to their baselines before anything is decided."""
         budget_bytes = self.config.host.budget
-        if self._books.committed_bytes <= budget_bytes:
+        if self._commitments.committed_bytes <= budget_bytes:
             return
         self._set_control("settling", "the guests found exceed the budget: all go to baseline")
         with trio.move_on_after(SETTLE_MOST_S):
-            while self._books.committed_bytes > budget_bytes and not self._stop.is_set():
-                want_baseline(self.guests)  # every time, as guests may appear meanwhile
+            while self._commitments.committed_bytes > budget_bytes and not self._stop.is_set():
+                want_baselines(self.guests)  # every time, as guests may appear meanwhile
                 self._note_change()
-                if all(is_home(guest) for guest in self.guests):
+                if all(is_restored(guest) for guest in self.guests):
                     break  # what is left belongs to guests that cannot be measured
                 with trio.move_on_after(STATE_TICK_S):
                     await self._stop.wait()
@@ -342,23 +344,23 @@ class Controller:
         if self._in_control:
             self._carry_out(self._decider.rescue())
 
-    # --- books and time ---------------------------------------------------------------------------------------------
+    # --- commitments and time -----------------------------------------------------------------------------------------
 
     def _note_change(self) -> None:
         """Note that a size, an order or a state changed; cheap, callable from anywhere."""
         self._changed.set()
 
-    async def _keep_books(self) -> None:
+    async def _keep_commitments(self) -> None:
         """Report what changed and send what the ledger allows, whenever something changed."""
         while True:
             await self._changed.wait()
             self._changed = trio.Event()
             self._was_away()
             self._rescue()
-            self._books.show()
+            self._commitments.show()
             self._check_budget()
             if self.mode == "run":
-                self._books.send_orders()
+                self._commitments.send_orders()
 
     async def _watch_time(self) -> None:
         """Report what changes by time alone."""
@@ -370,7 +372,7 @@ class Controller:
                 self._decider.paused = self.control == "paused"
                 self._carry_out(self._decider.look_at_host())
             self._keep_roster()
-            self._books.show_states()
+            self._commitments.show_states()
 
     def _keep_roster(self) -> None:
         """Part with guests that have left, and see to those that are to come."""
@@ -400,21 +402,21 @@ class Controller:
                 self._note_change()
 
     def _has_new_room(self, guest: Guest) -> bool:
-        fits = self._books.committed_bytes <= self.config.host.budget
+        fits = self._commitments.committed_bytes <= self.config.host.budget
         return guest.expected and fits and guest.name not in self._told_room
 
     def _drop_left(self) -> None:
         if self.mode != "run" or self.config.control.on_exit == "keep":
-            left = self._fleet.drop_left(lambda _guest, _patience: True)
+            left = self._fleet.drop_left(lambda _guest, _deadline: True)
         else:
-            want_baseline([guest for guest in self.guests if guest.leaving])
+            want_baselines([guest for guest in self.guests if guest.leaving])
             now_s = self._journal.now_s()
             left = self._fleet.drop_left(
-                lambda guest, patience: is_home(guest) or patience.spent(missing_bytes([guest]), now_s)
+                lambda guest, deadline: is_restored(guest) or deadline.passed(missing_bytes([guest]), now_s)
             )
         for guest in left:
             self._forget(guest.name)
-            if not is_home(guest) and self.mode == "run" and self.config.control.on_exit == "baseline":
+            if not is_restored(guest) and self.mode == "run" and self.config.control.on_exit == "baseline":
                 self._journal.fault(guest.name, "exit", "left the run and is not back at its baseline")
         if left:
             self._tell_guests()
@@ -422,7 +424,7 @@ class Controller:
 
     def _forget(self, name: str) -> None:
         """Forget what was told of a guest by that name."""
-        self._books.forget(name)
+        self._commitments.forget(name)
         self._journal.forget(name)
         self._told_room.discard(name)
 
@@ -448,7 +450,7 @@ class Controller:
         return True
 
     def _check_budget(self) -> None:
-        over_bytes = self._books.committed_bytes - self.config.host.budget
+        over_bytes = self._commitments.committed_bytes - self.config.host.budget
         if over_bytes > 0 and self.control in {"settling", "running", "paused"}:
             message = "the guests may occupy more than the budget; nothing is granted until they fit"
             hint = "a guest grew by itself (deflate-on-oom), was given memory, appeared, or does not shrink"
@@ -468,14 +470,14 @@ class Controller:
             return
         self._set_control("returning", "to baseline")
         with self._ending:
-            await go_home(
+            await restore_baselines(
                 self.guests,
                 self.config.control,
                 self._journal,
                 serving=lambda: self._serving,
                 on_change=self._note_change,
             )
-        away = [guest for guest in self.guests if not is_home(guest)]
+        away = [guest for guest in self.guests if not is_restored(guest)]
         self.clean = not away
         if away:
             where = [

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from qmpalloc.config import Config
-from qmpalloc.control.books import Books
+from qmpalloc.control.commitments import Commitments
 from qmpalloc.control.guest import Guest, Link
 from qmpalloc.control.journal import Journal
 from qmpalloc.errors import QmpallocError
@@ -46,7 +46,7 @@ class Decider:
         config: Config,
         policy: Policy,
         journal: Journal,
-        books: Books,
+        commitments: Commitments,
         read_host: ReadHost | None,
     ) -> None:
         self.config = config
@@ -55,7 +55,7 @@ class Decider:
         self._guests = guests
         self._policy = policy
         self._journal = journal
-        self._books = books
+        self._commitments = commitments
         self._read_host = read_host
         self._guard = HostGuard()
         self._emergency: Emergency | None = None
@@ -148,7 +148,7 @@ class Decider:
             self._journal.fault(None, "slow", took, hint, once=True)
         self._carry = decision.carry
         self._loans.note(snapshot, decision)
-        committed = self._books.committed_bytes
+        committed = self._commitments.committed_bytes
         self._journal.emit(
             Decided, snapshot=snapshot, decision=decision, committed_bytes=committed, duration_s=duration_s
         )

@@ -12,7 +12,7 @@ from qmpalloc.control.guest import Guest
 from qmpalloc.control.roster import boot_bytes
 from qmpalloc.control.session import Session
 from qmpalloc.curves.effort import Effort
-from qmpalloc.rules.patience import Patience
+from qmpalloc.rules.progress_deadline import ProgressDeadline
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Fleet:
         self.sessions: dict[str, Session] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
-        self._leaving: dict[str, Patience] = {}
+        self._leaving: dict[str, ProgressDeadline] = {}
 
     def open_sessions(self, make: Callable[[Guest], Session]) -> None:
         """Make a session for every guest; `run` serves them."""
@@ -79,19 +79,19 @@ class Fleet:
         _rename(self.sessions, configs)
         _rename(self._scopes, configs)
 
-    def leave(self, name: str, patience: Patience) -> None:
-        """Begin to part with a guest: it goes to its baseline, while there is patience, and takes part in nothing."""
+    def leave(self, name: str, deadline: ProgressDeadline) -> None:
+        """Begin to part with a guest: it goes to its baseline until the deadline, and takes part in nothing."""
         for guest in self.guests:
             if guest.name == name:
                 guest.leaving = True
-                self._leaving[name] = patience
+                self._leaving[name] = deadline
 
     def sort(self, names: list[str]) -> None:
         """Put the guests into that order, those not named last."""
         rank = {name: index for index, name in enumerate(names)}
         self.guests.sort(key=lambda guest: rank.get(guest.name, len(rank)))
 
-    def drop_left(self, may_go: Callable[[Guest, Patience], bool]) -> list[Guest]:
+    def drop_left(self, may_go: Callable[[Guest, ProgressDeadline], bool]) -> list[Guest]:
         """Drop those of the guests that leave of which `may_go` says that nothing is to be waited for; return them."""
         left = [guest for guest in self.guests if guest.leaving and may_go(guest, self._leaving[guest.name])]
         for guest in left:

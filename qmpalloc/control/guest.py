@@ -12,9 +12,9 @@ from qmpalloc.curves.effort import Effort
 from qmpalloc.curves.observer import CurveObserver
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.model import GuestSnapshot, GuestState, MemorySizes
+from qmpalloc.rules.balloon_progress import BalloonProgress
 from qmpalloc.rules.danger import FREEZE_S, NEED_STEP_BYTES, Level, find_danger, find_stalls, needed_bytes, with_reserve
 from qmpalloc.rules.ledger import Account
-from qmpalloc.rules.obedience import Obedience
 from qmpalloc.sample import Accepted, Delta, Sample, SampleTracker, difference
 from qmpalloc.units import MIB, align_down, format_size
 
@@ -79,7 +79,7 @@ class Guest:
         migrating: Somebody migrates it, so no command may be sent.
         leaving: It was taken out of the configuration: it takes part in nothing.
         expected: It was added and is about to start, so that its memory is charged already.
-        obedience: Whether its balloon does what it is asked.
+        progress: Whether its balloon does what it is asked.
         facts: None until the monitor was asked.
         target_bytes: Size last asked of QEMU, or its size when we found it. 0 while it is not known.
         actual_bytes: Size QEMU reported last.
@@ -103,7 +103,7 @@ class Guest:
         self.expected = False
         self._expected_bytes = 0
         self._expected_until_s = -math.inf
-        self.obedience = Obedience()
+        self.progress = BalloonProgress()
         self.facts: Facts | None = None
         self.target_bytes = 0
         self.actual_bytes = 0
@@ -286,7 +286,7 @@ class Guest:
         self._known_since_s += seconds
         self._danger_until_s += seconds
         self._grace_until_s += seconds
-        self.obedience.host_was_away(seconds)
+        self.progress.host_was_away(seconds)
 
     def _forget_size(self) -> None:
         self.target_bytes = self.actual_bytes = self.desired_bytes = 0
@@ -388,7 +388,7 @@ class Guest:
         """Return the guest's entry in the ledger. A stuck one is left alone, unless it is in danger and may grow."""
         in_danger = self.danger(now_s) is not None
         charge_bytes = self._granted_bytes if self.target_bytes else self._size_charge_bytes
-        alone = self.obedience.stuck(now_s) and not (in_danger and self.desired_bytes > self.target_bytes)
+        alone = self.progress.stuck(now_s) and not (in_danger and self.desired_bytes > self.target_bytes)
         return Account(
             name=self.name,
             target_bytes=self.target_bytes,
@@ -410,7 +410,7 @@ class Guest:
             or self._rebooting_bytes > 0
             or self.danger(now_s) is not None
         )
-        return self.obedience.see(self.actual_bytes, self.target_bytes, now_s, excused=excused)
+        return self.progress.see(self.actual_bytes, self.target_bytes, now_s, excused=excused)
 
     def achieved_bytes(self) -> int:
         """Return the target that admits what a stuck balloon has achieved; never a new one below the floor."""
@@ -639,7 +639,7 @@ class Guest:
             in_use_bytes=self.in_use_bytes,
             rescue_bytes=self.rescue_bytes(now_s),
             psi_some_avg10=self.sample.psi_memory.some_avg10 if self.sample else None,
-            frozen=self.danger(now_s) or self.obedience.stuck(now_s),
+            frozen=self.danger(now_s) or self.progress.stuck(now_s),
             curve=known.curve,
             no_curve=known.no_curve,
             ghost_gain=known.ghost_gain,

@@ -272,7 +272,7 @@ class Session:
         elif self._should_repeat(now_s):
             self._repeat_after_s = min(self._repeat_after_s * 2, REPEAT_MOST_S)
             self._give(guest.target_bytes, "repeat")
-        if not guest.obedience.stuck(now_s):
+        if not guest.progress.stuck(now_s):
             self._journal.clear_fault(guest.name, "stuck")
         if changed:
             self._on_change()
@@ -282,14 +282,14 @@ class Session:
         guest = self.guest
         if guest.link is not Link.UP or guest.paused or self._order is not None or guest.danger(now_s):
             return False
-        if guest.migrating or guest.obedience.stuck(now_s):
+        if guest.migrating or guest.progress.stuck(now_s):
             return False
         return guest.actual_bytes != guest.target_bytes and now_s - self._still_since_s >= self._repeat_after_s
 
     def _accept(self, now_s: float) -> None:
         """Set the target of a stuck guest to what it has achieved, so that nobody waits for the rest."""
         guest = self.guest
-        self._journal.fault(guest.name, "stuck", guest.obedience.stuck(now_s), STUCK_HINT)
+        self._journal.fault(guest.name, "stuck", guest.progress.stuck(now_s), STUCK_HINT)
         guest.desired_bytes = guest.achieved_bytes()
         self._give(guest.desired_bytes, "accept")
         self._on_change()
@@ -298,7 +298,7 @@ class Session:
         """Report a size that changed by somebody else's command; leave the guest to them when it is a habit."""
         guest = self.guest
         found = f"its size fell to {format_size(guest.actual_bytes)} without a command of this run"
-        habit = guest.obedience.interfered(now_s)
+        habit = guest.progress.interfered(now_s)
         hint = "is another controller at work on a second monitor of this guest?"
         self._journal.fault(guest.name, "interference", found, hint, again=True)
         if habit and guest.link is Link.UP:

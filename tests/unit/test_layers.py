@@ -28,7 +28,7 @@ INSIDE = {
         {"journal", "lock", "roster", "guest"},
         {"inspection", "run_state", "sampling"},
         {"session"},
-        {"books", "fleet", "homecoming"},
+        {"commitments", "fleet", "restore"},
         {"decider"},
         {"controller", "handle"},
     ],

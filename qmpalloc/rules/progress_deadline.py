@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 
-from qmpalloc.rules.obedience import PROGRESS_BYTES
+from qmpalloc.rules.balloon_progress import PROGRESS_BYTES
 
 LONGEST = 8.0
 """Not longer than that many times the limit in all, however steadily they come closer."""
 
 
-class Patience:
+class ProgressDeadline:
     """A time limit that begins anew whenever the way that is left becomes shorter than it has ever been."""
 
     def __init__(self, limit_s: float, now_s: float) -> None:
@@ -29,7 +29,7 @@ class Patience:
         self._last_s = now_s + LONGEST * limit_s
         self._least_bytes = math.inf
 
-    def spent(self, missing_bytes: int, now_s: float) -> bool:
+    def passed(self, missing_bytes: int, now_s: float) -> bool:
         """Note how far away they are, all together; return True when there is no more waiting."""
         if missing_bytes <= self._least_bytes - PROGRESS_BYTES:
             self._least_bytes = missing_bytes

@@ -1,8 +1,8 @@
-"""Whether a balloon does what it is asked, and what to make of one that does not. Pure.
+"""Whether a balloon comes closer to its target, and what to make of one that does not. Pure.
 
-``balloon`` succeeds also where no driver listens, so only the size shows whether the guest obeys. One that makes no
-progress is *stuck*: its target is set to what was achieved, so that the books say what is, and it is left alone for a
-time that doubles: it gives nothing, so nobody may count on it as a donor, and it is granted nothing.
+``balloon`` succeeds also where no driver listens, so only the size shows whether the balloon moves. One that makes no
+progress is *stuck*: its target is set to what was achieved, so that what is committed is what it has, and it is left
+alone for a time that doubles: it gives nothing, so nobody may count on it as a donor, and it is granted nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INTERFERENCE_WINDOW_S = 300.0
 """That many changes of a size nobody here asked for, within that time, are another controller's work."""
 
 
-class Obedience:
+class BalloonProgress:
     """The record of one guest's balloon."""
 
     def __init__(self) -> None:

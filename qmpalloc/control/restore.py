@@ -11,10 +11,10 @@ from qmpalloc.control.guest import Guest, Link
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.session import send_once
 from qmpalloc.errors import QmpallocError
-from qmpalloc.rules.patience import Patience
+from qmpalloc.rules.progress_deadline import ProgressDeadline
 
 
-def is_home(guest: Guest) -> bool:
+def is_restored(guest: Guest) -> bool:
     """Tell whether nothing is left to do for a guest at the end."""
     if guest.settled and guest.actual_bytes == guest.baseline_bytes:
         return True
@@ -26,7 +26,7 @@ def is_home(guest: Guest) -> bool:
     return not reachable and not guest.commanded
 
 
-def want_baseline(guests: Sequence[Guest]) -> None:
+def want_baselines(guests: Sequence[Guest]) -> None:
     """Want every guest whose size is known at its baseline; one that does not run is left as it was found."""
     for guest in guests:
         if guest.target_bytes and (guest.commanded or not guest.paused):
@@ -34,11 +34,11 @@ def want_baseline(guests: Sequence[Guest]) -> None:
 
 
 def missing_bytes(guests: Sequence[Guest]) -> int:
-    """Return how far all that are not home are from their baselines, together."""
-    return sum(abs(guest.baseline_bytes - guest.actual_bytes) for guest in guests if not is_home(guest))
+    """Return how far all that are not restored are from their baselines, together."""
+    return sum(abs(guest.baseline_bytes - guest.actual_bytes) for guest in guests if not is_restored(guest))
 
 
-async def go_home(
+async def restore_baselines(
     guests: Sequence[Guest],
     control: ControlConfig,
     journal: Journal,
@@ -49,19 +49,19 @@ async def go_home(
     """Bring guests to their baselines; returns when all are there, or none has come closer for ``exit_timeout``.
 
     Args:
-        guests: To bring home.
+        guests: To restore.
         control: For its times.
         journal: For what goes wrong.
         serving: Whether the sessions still run.
         on_change: Called when something is to be sent.
     """
     for guest in guests:
-        guest.obedience.forgive()
-    patience = Patience(float(control.exit_timeout), journal.now_s())
-    while serving() and not all(is_home(guest) for guest in guests):
-        if patience.spent(missing_bytes(guests), journal.now_s()):
+        guest.progress.forgive()
+    deadline = ProgressDeadline(float(control.exit_timeout), journal.now_s())
+    while serving() and not all(is_restored(guest) for guest in guests):
+        if deadline.passed(missing_bytes(guests), journal.now_s()):
             return
-        want_baseline(guests)
+        want_baselines(guests)
         on_change()
         await trio.sleep(float(control.balloon_poll))
     if not serving():

@@ -1,4 +1,4 @@
-"""The books of a run: what every guest has, what is committed, what may be sent now; and showing all that changes."""
+"""What every guest has, what is committed of the budget, what may be sent now; and showing all that changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qmpalloc.model import GuestState
 from qmpalloc.rules.ledger import committed_bytes, next_orders
 
 
-class Books:
+class Commitments:
     """Keeps guests, ledger and journal in step. No waiting: the controller calls it when something changed.
 
     Attributes:
