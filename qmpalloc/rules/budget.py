@@ -42,7 +42,22 @@ def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Guest
     places = [
         _Place(guest, decision, decision.limiter) for guest, decision in zip(snapshot.guests, decisions, strict=True)
     ]
-    over = max(0, sum(place.occupied for place in places) - snapshot.budget_bytes)
+    for part, most, share, reason in _stages(places, snapshot.budget_bytes):
+        excess = sum(place.charge for place in places) - snapshot.budget_bytes
+        parts = [max(part(place), 0) for place in places]
+        cut = min(excess, most, sum(parts))
+        if cut > 0:
+            places = [
+                place.lowered(size, reason) for place, size in zip(places, share(places, parts, cut), strict=True)
+            ]
+    return [place.decision for place in places]
+
+
+def _stages(
+    places: Sequence[_Place], budget_bytes: int
+) -> tuple[tuple[Callable[[_Place], int], float, _Share, str], ...]:
+    """Return the cases of `fit_budget`: what of a guest is taken, how much of all, shared how, and why."""
+    over = max(0, sum(place.occupied for place in places) - budget_bytes)
     # Also what one in need took by itself: somebody has to pay for that.
     taken = sum(max(place.surplus, 0) for place in places if place.in_need)
     lacking = sum(max(place.growth, 0) for place in places if place.in_need) + min(over, taken)
@@ -50,7 +65,7 @@ def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Guest
     needy = ", ".join(place.guest.name for place in places if place.in_need)
     above = "gives: the budget is exceeded" if over else f"gives to {needy or 'who was lost'}"
     least, used_up = f"gives to {needy}: it loses least by it", "the budget is used up"
-    stages: tuple[tuple[Callable[[_Place], int], float, _Share, str], ...] = (
+    return (
         (lambda place: place.wished_growth, math.inf, _in_proportion, f"less: {used_up}"),
         (lambda place: place.a_step_above_baseline, math.inf, _in_proportion, above),
         (lambda place: place.above_baseline, over + lacking, _in_proportion, above),
@@ -65,15 +80,6 @@ def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Guest
         ),
         (lambda place: place.growth, math.inf, _in_proportion, f"less than it needs: {used_up}"),
     )
-    for part, most, share, reason in stages:
-        excess = sum(place.charge for place in places) - snapshot.budget_bytes
-        parts = [max(part(place), 0) for place in places]
-        cut = min(excess, most, sum(parts))
-        if cut > 0:
-            places = [
-                place.lowered(size, reason) for place, size in zip(places, share(places, parts, cut), strict=True)
-            ]
-    return [place.decision for place in places]
 
 
 _Share = Callable[["Sequence[_Place]", Sequence[int], float], list[int]]

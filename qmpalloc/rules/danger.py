@@ -121,24 +121,38 @@ def find_danger(
         return f"danger: {format_size(available)} available, below {format_size(least)}"
     if earlier is None:
         return None
-    if earlier.oom_kills is not None and later.oom_kills is not None and later.oom_kills > earlier.oom_kills:
-        return f"danger: {later.oom_kills - earlier.oom_kills} processes killed for lack of memory"
+    killed = _change(earlier.oom_kills, later.oom_kills)
+    if killed is not None and killed > 0:
+        return f"danger: {killed} processes killed for lack of memory"
     seconds = (later.monotonic_ns - earlier.monotonic_ns) / 1e9
     if seconds <= 0:
         return None
-    swapped_in = _change(earlier.swap_pages.in_, later.swap_pages.in_)
-    if swapped_in is not None and swapped_in / seconds > SWAP_IN_PAGES_PER_S:
-        return f"danger: {swapped_in / seconds:.0f} pages/s come back from swap"
-    stalled_us = _change(earlier.psi_memory.full_total_us, later.psi_memory.full_total_us)
-    stalled = 0.0 if stalled_us is None else stalled_us / 1e6 / seconds
-    if stalled > PRESSURE_SHARE and available is not None and available < 2 * least:
-        return f"danger: all tasks waited for memory {stalled:.0%} of the time, {format_size(available)} available"
+    lost = _find_swapping(earlier, later, seconds) or _find_standstill(earlier, later, seconds, least)
+    if lost:
+        return lost
+    # Both levels are to learn from every sample, whatever the other one says.
     thrashing = _find_thrashing(earlier, later, seconds, thrash) if thrash is not None else None
-    waits = _change(earlier.allocation_stalls, later.allocation_stalls)
-    waiting = None if waits is None or stalls is None else find_stalls(max(waits, 0), 0, seconds, stalls)
+    waiting = _find_waiting(earlier, later, seconds, stalls) if stalls is not None else None
     # Allocations wait for a page of the cache to be dropped as well: no sign while there is plenty of that.
     scarce = available is None or available < actual_bytes * SCARCE_SHARE
     return thrashing or waiting if scarce else None
+
+
+def _find_swapping(earlier: Sample, later: Sample, seconds: float) -> str | None:
+    swapped_in = _change(earlier.swap_pages.in_, later.swap_pages.in_)
+    if swapped_in is None or swapped_in / seconds <= SWAP_IN_PAGES_PER_S:
+        return None
+    return f"danger: {swapped_in / seconds:.0f} pages/s come back from swap"
+
+
+def _find_standstill(earlier: Sample, later: Sample, seconds: float, least: int) -> str | None:
+    """Return why the guest comes to a standstill, if it does: all its tasks wait, and little is left."""
+    stalled_us = _change(earlier.psi_memory.full_total_us, later.psi_memory.full_total_us)
+    stalled = 0.0 if stalled_us is None else stalled_us / 1e6 / seconds
+    available = later.memory_bytes.available
+    if stalled <= PRESSURE_SHARE or available is None or available >= 2 * least:
+        return None
+    return f"danger: all tasks waited for memory {stalled:.0%} of the time, {format_size(available)} available"
 
 
 def _find_thrashing(earlier: Sample, later: Sample, seconds: float, thrash: Level) -> str | None:
@@ -155,6 +169,11 @@ def _find_thrashing(earlier: Sample, later: Sample, seconds: float, thrash: Leve
     if not thrash.rises(rate, seconds, THRASH_PAGES_PER_S):
         return None
     return f"danger: {rate:.0f} evicted pages/s of mapped files come back, {level:.0f}/s lately"
+
+
+def _find_waiting(earlier: Sample, later: Sample, seconds: float, stalls: Level) -> str | None:
+    waits = _change(earlier.allocation_stalls, later.allocation_stalls)
+    return None if waits is None else find_stalls(max(waits, 0), 0, seconds, stalls)
 
 
 def find_stalls(stalls: int, oom_kills: int, seconds: float, level: Level) -> str | None:
