@@ -100,7 +100,7 @@ async def _conduct(
         console.print(closing_table(dashboard))
         if directory is not None:
             console.print(f"record: {directory / 'record.jsonl'}", highlight=False, markup=False)
-    if not signalled and not lost and all(guest.facts is None for guest in controller.guests):
+    if not signalled and not lost and all(guest.memory.facts is None for guest in controller.guests):
         raise UnreachableError("no guest was reached", address=config.file, hint=f"qmpalloc doctor {config.file}")
     if lost or not controller.clean:
         return EXIT_FAILED

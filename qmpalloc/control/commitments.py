@@ -1,19 +1,17 @@
-"""What every guest has, what is committed of the budget, what may be sent now; and showing all that changes."""
+"""What is committed of the budget, and what may be sent now: guests and ledger in step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qmpalloc.control.guest import Guest
+from qmpalloc.control.guest import Guest, Link
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.session import Session
-from qmpalloc.events import SizeChanged, StateChanged
-from qmpalloc.model import GuestState
-from qmpalloc.rules.ledger import committed_bytes, next_orders
+from qmpalloc.rules.ledger import Account, committed_bytes, next_orders
 
 
 class Commitments:
-    """Keeps guests, ledger and journal in step. No waiting: the controller calls it when something changed.
+    """The ledger of a run. No waiting: the controller calls it when something changed.
 
     Attributes:
         budget_bytes: The budget in force.
@@ -26,58 +24,50 @@ class Commitments:
         self._sessions = sessions
         self._journal = journal
         self.budget_bytes = budget_bytes
-        self._shown_states: dict[str, GuestState] = {}
-        self._shown_sizes: dict[str, tuple[int, int, int, int]] = {}
-
-    def forget(self, name: str) -> None:
-        """Forget what was reported of a guest that has left."""
-        self._shown_states.pop(name, None)
-        self._shown_sizes.pop(name, None)
 
     @property
     def committed_bytes(self) -> int:
         """What all guests together may occupy now."""
         return sum(guest.charge_bytes for guest in self._guests)
 
-    def send_orders(self) -> None:
-        """Give the sessions what the ledger allows now."""
+    def fit(self) -> bool:
+        """Tell whether that is within the budget."""
+        return self.committed_bytes <= self.budget_bytes
+
+    def send_orders(self) -> bool:
+        """Give the sessions what the ledger allows now; return whether that was anything."""
         now_s = self._journal.now_s()
-        accounts = [guest.account(now_s) for guest in self._guests]
+        accounts = [account_of(guest, now_s) for guest in self._guests]
         assert committed_bytes(accounts) == self.committed_bytes
         orders = next_orders(accounts, self.budget_bytes)
         for order in orders:
-            self._sessions[order.name].give(order)
-        if orders:
-            self.show_sizes()
+            self._sessions[order.name].balloon.give(order)
+        return bool(orders)
 
-    def show(self) -> None:
-        """Report every state and size that changed."""
-        self.show_states()
-        self.show_sizes()
+    def check(self, *, in_control: bool) -> None:
+        """Report that the budget is exceeded while there is control, and note when it is not any more."""
+        if self.fit():
+            self._journal.clear_fault(None, "budget")
+        elif in_control:
+            message = "the guests may occupy more than the budget; nothing is granted until they fit"
+            hint = "a guest grew by itself (deflate-on-oom), was given memory, appeared, or does not shrink"
+            self._journal.fault(None, "budget", message, hint, once=True)
 
-    def show_states(self) -> None:
-        """Report every state that changed, be it by time alone."""
-        now_s = self._journal.now_s()
-        for guest in self._guests:
-            state = guest.state(now_s)
-            previous = self._shown_states.get(guest.name)
-            if state is not previous:
-                self._shown_states[guest.name] = state
-                self._journal.emit(StateChanged, guest=guest.name, state=state, previous=previous, detail=guest.detail)
 
-    def show_sizes(self, *, again: bool = False) -> None:
-        """Report every size that changed, or with `again` all that are known."""
-        committed = self.committed_bytes
-        for guest in self._guests:
-            size = (guest.target_bytes, guest.actual_bytes, guest.charge_bytes, guest.outside_bytes)
-            shown = self._shown_sizes.get(guest.name)
-            if (size != shown or again) and (guest.target_bytes or shown):
-                self._shown_sizes[guest.name] = size
-                self._journal.emit(
-                    SizeChanged,
-                    guest=guest.name,
-                    target_bytes=guest.target_bytes,
-                    actual_bytes=guest.actual_bytes,
-                    committed_bytes=committed,
-                    outside_bytes=guest.outside_bytes,
-                )
+def account_of(guest: Guest, now_s: float) -> Account:
+    """Return the guest's entry in the ledger. A stuck one is left alone, unless it is in danger and may grow."""
+    size, in_danger = guest.size, guest.danger.why(now_s) is not None
+    occupied_bytes = guest.charge_bytes - guest.outside_bytes
+    charge_bytes = size.granted_bytes if size.target_bytes else occupied_bytes
+    alone = guest.progress.stuck(now_s) and not (in_danger and size.desired_bytes > size.target_bytes)
+    return Account(
+        name=guest.name,
+        target_bytes=size.target_bytes,
+        charge_bytes=charge_bytes,
+        actual_bytes=size.actual_bytes,
+        reserve_bytes=occupied_bytes - charge_bytes,
+        outside_bytes=guest.outside_bytes,
+        desired_bytes=size.target_bytes if alone else size.desired_bytes,
+        commandable=guest.link is Link.UP and not guest.migrating,
+        in_need=in_danger or size.target_bytes < guest.memory.floor_bytes,
+    )

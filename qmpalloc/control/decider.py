@@ -12,6 +12,7 @@ from qmpalloc.config import Config
 from qmpalloc.control.commitments import Commitments
 from qmpalloc.control.guest import Guest, Link
 from qmpalloc.control.journal import Journal
+from qmpalloc.control.snapshot import snapshot_of
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import Decided, plain
 from qmpalloc.model import Decision, GuestState, Limiter, Policy, Snapshot, hold
@@ -71,7 +72,7 @@ class Decider:
             time_s=now_s,
             budget_bytes=self.config.host.budget,
             interval_s=float(self.config.control.interval),
-            guests=tuple(guest.snapshot(now_s) for guest in self._guests),
+            guests=tuple(snapshot_of(guest, now_s) for guest in self._guests),
             carry=self._carry,
         )
 
@@ -91,7 +92,7 @@ class Decider:
         before, self._rescued = (
             self._rescued,
             {
-                guest.name: guest.rescue_bytes(now_s)
+                guest.name: guest.danger.rescue_bytes(now_s)
                 for guest in self._guests
                 if guest.link is Link.UP and guest.name in dangers.keys() | lost
             },
@@ -156,7 +157,7 @@ class Decider:
 
     def _dangers(self) -> dict[str, str]:
         now_s = self._journal.now_s()
-        return {guest.name: why for guest in self._guests if (why := guest.danger(now_s))}
+        return {guest.name: why for guest in self._guests if (why := guest.danger.why(now_s))}
 
     def _ask_policy(self, snapshot: Snapshot, dangers: dict[str, str]) -> Decision:
         """Return the policy's decision within limits; a policy that fails changes nothing, visibly."""

@@ -7,17 +7,19 @@ from typing import TypeVar
 
 import trio
 
-from qmpalloc.config import Config, ControlConfig, GuestConfig
+from qmpalloc.config import Config
 from qmpalloc.control.guest import Guest
-from qmpalloc.control.roster import boot_bytes
+from qmpalloc.control.journal import Journal
+from qmpalloc.control.restore import is_restored, missing_bytes, want_baselines
+from qmpalloc.control.roster import Changes, compare, sockets
 from qmpalloc.control.session import Session
 from qmpalloc.curves.effort import Effort
+from qmpalloc.errors import QmpallocError
+from qmpalloc.events import Reloaded
+from qmpalloc.host.facts import guest_headers
 from qmpalloc.rules.progress_deadline import ProgressDeadline
 
 T = TypeVar("T")
-
-EXPECTED_S = 300.0
-"""How long room is kept for a guest that was added and does not start."""
 
 
 class Fleet:
@@ -29,6 +31,7 @@ class Fleet:
     """
 
     def __init__(self, config: Config) -> None:
+        self._control = config.control
         self._effort = Effort()
         self.guests = [Guest(guest, config.control, self._effort) for guest in config.guests]
         self.sessions: dict[str, Session] = {}
@@ -36,10 +39,23 @@ class Fleet:
         self._nursery: trio.Nursery | None = None
         self._leaving: dict[str, ProgressDeadline] = {}
 
-    def open_sessions(self, make: Callable[[Guest], Session]) -> None:
-        """Make a session for every guest; `run` serves them."""
-        self._make = make
-        self.sessions |= {guest.name: make(guest) for guest in self.guests}
+    def open_sessions(
+        self,
+        journal: Journal,
+        *,
+        may_command: bool,
+        on_change: Callable[[], None],
+        on_reset: Callable[[Guest], None],
+    ) -> None:
+        """Make a session for every guest; `run` serves them. The arguments are those of `Session`."""
+
+        def make(guest: Guest) -> Session:
+            return Session(
+                guest, journal, self._control, may_command=may_command, on_change=on_change, on_reset=on_reset
+            )
+
+        self._journal, self._make = journal, make
+        self.sessions |= {guest.name: self._make(guest) for guest in self.guests}
 
     async def run(self) -> None:
         """Serve all sessions for ever."""
@@ -63,46 +79,82 @@ class Fleet:
         if self._nursery is not None:
             self._nursery.start_soon(serve)
 
-    def add(self, config: GuestConfig, control: ControlConfig, now_s: float) -> Guest:
-        """Add a guest. If no QEMU is there yet, room is kept for it for some minutes."""
-        guest = Guest(config, control, self._effort)
-        guest.expect(boot_bytes(config), now_s + EXPECTED_S)
-        self.guests.append(guest)
-        self.sessions[guest.name] = self._make(guest)
-        self._start(guest.name)
-        return guest
+    def compare(self, old: Config, new: Config) -> Changes:
+        """Return what a new configuration changes of the guests.
 
-    def change(self, configs: Mapping[str, GuestConfig]) -> None:
-        """Give guests new limits or names, by the names they have. Their connections and sizes stay as they are."""
-        for guest in self.guests:
-            guest.config = configs.get(guest.name, guest.config)
-        _rename(self.sessions, configs)
-        _rename(self._scopes, configs)
+        Raises:
+            QmpallocError: It changes what a run cannot change, or a guest comes with the name, or a socket, of one that
+                is still on its way out.
+        """
+        changes = compare(old, new)
+        names = {guest.name for guest in changes.added} | set(changes.renamed.values())
+        places = {place for guest in changes.added for place in sockets(guest)}
+        back = [
+            guest.name
+            for guest in self.guests
+            if guest.leaving and (guest.name in names or not places.isdisjoint(sockets(guest.config)))
+        ]
+        if back:
+            raise QmpallocError(f"{', '.join(sorted(back))} is still on its way out", hint="try again in a moment")
+        return changes
 
-    def leave(self, name: str, deadline: ProgressDeadline) -> None:
-        """Begin to part with a guest: it goes to its baseline until the deadline, and takes part in nothing."""
+    def change(self, changes: Changes, new: Config) -> list[Guest]:
+        """Carry out what a new configuration changes; return the guests that were added.
+
+        Guests with new limits or names keep their connections and sizes. Those removed begin to leave: they go to their
+        baselines while they come closer to them, and take part in nothing.
+        """
         for guest in self.guests:
-            if guest.name == name:
+            if guest.name in changes.removed:
                 guest.leaving = True
-                self._leaving[name] = deadline
-
-    def sort(self, names: list[str]) -> None:
-        """Put the guests into that order, those not named last."""
-        rank = {name: index for index, name in enumerate(names)}
+                self._leaving[guest.name] = ProgressDeadline(float(self._control.exit_timeout), self._journal.now_s())
+            guest.reconfigured(changes.changed.get(guest.name, guest.config))
+        _rename(self.sessions, changes.renamed)
+        _rename(self._scopes, changes.renamed)
+        added = [Guest(config, self._control, self._effort) for config in changes.added]
+        for guest in added:
+            self.guests.append(guest)
+            self.sessions[guest.name] = self._make(guest)
+            self._start(guest.name)
+        rank = {guest.name: index for index, guest in enumerate(new.guests)}
         self.guests.sort(key=lambda guest: rank.get(guest.name, len(rank)))
+        return added
 
-    def drop_left(self, may_go: Callable[[Guest, ProgressDeadline], bool]) -> list[Guest]:
-        """Drop those of the guests that leave of which `may_go` says that nothing is to be waited for; return them."""
-        left = [guest for guest in self.guests if guest.leaving and may_go(guest, self._leaving[guest.name])]
+    def drop_left(self, *, restoring: bool) -> list[str]:
+        """Drop the guests that leave, and return their names.
+
+        Args:
+            restoring: They go to their baselines first, and only those are dropped that are there, or do not come
+                closer any more, which is told.
+        """
+        now_s, leaving = self._journal.now_s(), [guest for guest in self.guests if guest.leaving]
+        if restoring:
+            want_baselines(leaving)
+        left = [guest for guest in leaving if not restoring or self._has_left(guest, now_s)]
         for guest in left:
             self.guests.remove(guest)
+            if restoring and not is_restored(guest):
+                self._journal.fault(guest.name, "exit", "left the run and is not back at its baseline")
             if guest.name in self._scopes:
                 self._scopes.pop(guest.name).cancel()
             del self.sessions[guest.name], self._leaving[guest.name]
-        return left
+        return [guest.name for guest in left]
+
+    def _has_left(self, guest: Guest, now_s: float) -> bool:
+        return is_restored(guest) or self._leaving[guest.name].passed(missing_bytes([guest]), now_s)
+
+    def report(self, budget_bytes: int, renamed: Mapping[str, str] | None = None) -> None:
+        """Report which guests there are now."""
+        self._journal.emit(
+            Reloaded,
+            budget_bytes=budget_bytes,
+            guests=guest_headers(guest.config for guest in self.guests),
+            leaving=tuple(guest.name for guest in self.guests if guest.leaving),
+            renamed=dict(renamed or {}),
+        )
 
 
-def _rename(table: dict[str, T], configs: Mapping[str, GuestConfig]) -> None:
+def _rename(table: dict[str, T], renamed: Mapping[str, str]) -> None:
     """Keep what belongs to a guest under its new name; all at once, as two may have swapped theirs."""
-    moved = {configs[name].name: table.pop(name) for name in configs if name in table}
+    moved = {new: table.pop(old) for old, new in renamed.items() if old in table}
     table.update(moved)

@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import trio
 
 from qmpalloc.config import DEFAULT_COUNTERS_FILE, ControlConfig, GuestConfig, Size
-from qmpalloc.control.guest import Facts, Guest
+from qmpalloc.control.guest import Guest
 from qmpalloc.control.inspection import ask_facts, measure
+from qmpalloc.control.memory import Facts
 from qmpalloc.errors import ConfigError
 from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Accepted, Sample, parse
@@ -37,9 +38,9 @@ class GuestHandle:
         """Return the guest's size now (``query-balloon``)."""
         with deadline(self._timeout_s, self.monitor.address, "query-balloon"):
             facts = self.facts.with_memory(await self.monitor.memory_sizes())
-            self.facts, self._guest.actual_bytes = await measure(self.monitor, facts)
-        self._guest.given(self.facts)
-        return self._guest.actual_bytes
+            self.facts, self._guest.size.actual_bytes = await measure(self.monitor, facts)
+        self._guest.memory.given(self.facts)
+        return self._guest.size.actual_bytes
 
     async def read_sample(self) -> Sample:
         """Return the newest sample of the guest's collector.
@@ -58,22 +59,22 @@ class GuestHandle:
         Raises:
             SampleError: As `read_sample`; also when the collector has not written since, or was restarted.
         """
-        if self._guest.sample is None:
+        if self._guest.samples.newest is None:
             await self._take_sample()
         await trio.sleep(interval_s)
         return await self._take_sample()
 
     async def _take_sample(self) -> Accepted:
         sample = await self.read_sample()
-        if self._guest.claims_too_much(sample):
+        if self._guest.memory.claims_too_much(sample):
             await self.size_bytes()  # memory may have been plugged
         return self._guest.take_sample(sample, trio.current_time())
 
     async def floor_bytes(self) -> int:
         """Return the least size the guest can live with now, from its newest sample."""
         await self.size_bytes()
-        self._guest.learn_need(await self.read_sample())
-        return self._guest.floor_bytes
+        self._guest.memory.learn_need(await self.read_sample(), self._guest.size.actual_bytes)
+        return self._guest.memory.floor_bytes
 
     async def set_target(self, target_bytes: int) -> None:
         """Ask QEMU for a size. It comes about slowly, or never: watch `size_bytes`.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from qmpalloc.control.guest import Facts
+from qmpalloc.control.memory import Facts
 from qmpalloc.errors import NonsenseError, RefusedError
 from qmpalloc.host.process import pinned_bytes
 from qmpalloc.qmp import Monitor

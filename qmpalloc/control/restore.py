@@ -12,30 +12,31 @@ from qmpalloc.control.journal import Journal
 from qmpalloc.control.session import send_once
 from qmpalloc.errors import QmpallocError
 from qmpalloc.rules.progress_deadline import ProgressDeadline
+from qmpalloc.units import format_size
 
 
 def is_restored(guest: Guest) -> bool:
     """Tell whether nothing is left to do for a guest at the end."""
-    if guest.settled and guest.actual_bytes == guest.baseline_bytes:
+    if guest.size.settled and guest.size.actual_bytes == guest.memory.baseline_bytes:
         return True
-    if guest.link is Link.UP and guest.paused and not guest.migrating and guest.commanded:
+    if guest.link is Link.UP and guest.paused and not guest.migrating and guest.size.commanded:
         # It cannot move while it does not run. QEMU has its target, and it goes there by itself when it does.
-        return guest.target_bytes == guest.baseline_bytes and not guest.doubt_bytes
+        return guest.size.target_bytes == guest.memory.baseline_bytes and not guest.size.doubt_bytes
     # What cannot be reached cannot be moved; it is a mess left behind only if we moved it.
     reachable = guest.link is Link.UP and not guest.migrating and not guest.paused
-    return not reachable and not guest.commanded
+    return not reachable and not guest.size.commanded
 
 
 def want_baselines(guests: Sequence[Guest]) -> None:
     """Want every guest whose size is known at its baseline; one that does not run is left as it was found."""
     for guest in guests:
-        if guest.target_bytes and (guest.commanded or not guest.paused):
-            guest.desired_bytes = guest.baseline_bytes
+        if guest.size.target_bytes and (guest.size.commanded or not guest.paused):
+            guest.size.desired_bytes = guest.memory.baseline_bytes
 
 
 def missing_bytes(guests: Sequence[Guest]) -> int:
     """Return how far all that are not restored are from their baselines, together."""
-    return sum(abs(guest.baseline_bytes - guest.actual_bytes) for guest in guests if not is_restored(guest))
+    return sum(abs(guest.memory.baseline_bytes - guest.size.actual_bytes) for guest in guests if not is_restored(guest))
 
 
 async def restore_baselines(
@@ -71,13 +72,26 @@ async def restore_baselines(
 
 async def _without_sessions(guests: Sequence[Guest], journal: Journal, timeout_s: float) -> None:
     """Send the baselines although the sessions have failed: those that shrink first."""
-    for guest in sorted(guests, key=lambda guest: guest.baseline_bytes - guest.actual_bytes):
-        if not guest.commanded or guest.link is Link.GONE or guest.migrating:
+    for guest in sorted(guests, key=lambda guest: guest.memory.baseline_bytes - guest.size.actual_bytes):
+        if not guest.size.commanded or guest.link is Link.GONE or guest.migrating:
             continue
         try:
-            await send_once(guest, guest.baseline_bytes, timeout_s)
+            await send_once(guest, guest.memory.baseline_bytes, timeout_s)
         except QmpallocError as error:
             journal.fault(guest.name, "exit", error.message, error.hint)
         else:
-            guest.target_bytes = guest.actual_bytes = guest.baseline_bytes
-            guest.confirmed()
+            guest.size.target_bytes = guest.size.actual_bytes = guest.memory.baseline_bytes
+            guest.size.confirmed()
+
+
+def report_unrestored(guests: Sequence[Guest], journal: Journal) -> bool:
+    """Report the guests that are not back at their baselines; return whether there are any."""
+    away = [guest for guest in guests if not is_restored(guest)]
+    if away:
+        where = [
+            f"{guest.name} at {format_size(guest.size.actual_bytes)} of {format_size(guest.memory.baseline_bytes)}"
+            for guest in away
+        ]
+        hint = "one that has its target goes on by itself; else run again, or use QEMU's balloon command"
+        journal.fault(None, "exit", f"not back at baseline: {', '.join(where)}", hint)
+    return bool(away)

@@ -7,7 +7,7 @@ import os
 from msgspec import Struct, structs
 
 from qmpalloc.config import Config, GuestConfig
-from qmpalloc.errors import ConfigError
+from qmpalloc.errors import ConfigError, QmpallocError
 
 RESTART = "end the run and start it again"
 
@@ -78,3 +78,13 @@ def boot_bytes(guest: GuestConfig) -> int:
 def with_budget(config: Config, new: Config) -> Config:
     """Return `config` with budget and guests of `new`."""
     return structs.replace(config, host=new.host, guests=new.guests)
+
+
+def why_refused(error: Exception) -> tuple[str, str]:
+    """Return message and hint, one line each, for a configuration that could not be taken."""
+    if isinstance(error, ConfigError) and error.each:
+        message = f"{error.each[0].file}: {'; '.join(f'{each.key}: {each.reason}' for each in error.each)}"
+        return message, "qmpalloc doctor tells what to do about each; nothing was changed"
+    if isinstance(error, QmpallocError):
+        return error.message, f"{error.hint}; nothing was changed" if error.hint else "nothing was changed"
+    return f"{type(error).__name__}: {error}", "nothing was changed"

@@ -130,7 +130,7 @@ async def read_sample(
     journal.clear_fault(guest.name, "counters")
     try:
         sample = parse(data)
-        if guest.claims_too_much(sample):
+        if guest.memory.claims_too_much(sample):
             await ask_memory()
         accepted = guest.take_sample(sample, journal.now_s())
     except SampleError as error:
@@ -143,7 +143,7 @@ async def read_sample(
         guest=guest.name,
         sample=accepted.sample,
         delta=accepted.delta,
-        disk_read_pages=guest.curves.disk_read_pages,
+        disk_read_pages=guest.samples.curves.disk_read_pages,
     )
     return True
 
@@ -181,7 +181,7 @@ class BatchReading:
             raise  # this connection has ended
         except RefusedError as error:
             if file_trouble(error) in {FileTrouble.ABSENT, FileTrouble.OTHER}:
-                self._guest.curves.absent(f"{NOT_SAMPLED} ({path} cannot be read)")
+                self._guest.samples.curves.absent(f"{NOT_SAMPLED} ({path} cannot be read)")
             else:
                 self._refuse(f"cannot read {path}: {error.message}")
                 return None
@@ -195,7 +195,7 @@ class BatchReading:
 
     def _use(self, data: bytes) -> None:
         try:
-            lost = self._guest.curves.take_batch(data, trio.current_time())
+            lost = self._guest.samples.curves.take_batch(data, trio.current_time())
         except SampleError as error:
             if error.fault is not SampleFault.REPEATED:
                 self._refuse(f"{error.fault}: {error.message}")

@@ -78,6 +78,6 @@ class BalloonProgress:
         full = len(self._interferences) == INTERFERENCES_MAX
         return full and now_s - self._interferences[0] < INTERFERENCE_WINDOW_S
 
-    def host_was_away(self, seconds: float) -> None:
+    def stood_still(self, seconds: float) -> None:
         """Note that this process did not run for a while."""
         self._since_s += seconds

@@ -26,7 +26,9 @@ from msgspec import Struct
 from qemu.qmp import Message
 
 from qmpalloc.config import ControlConfig, GuestConfig, Size
-from qmpalloc.control.guest import Facts, Guest
+from qmpalloc.control.guest import Guest
+from qmpalloc.control.memory import Facts
+from qmpalloc.control.snapshot import snapshot_of
 from qmpalloc.errors import QmpallocError
 from qmpalloc.qmp.agent_channel import AgentChannel
 from qmpalloc.qmp.agent_types import ExecReply, ExecStatusReply, Handle, InfoReply, ReadReply, WriteReply, decode_base64
@@ -136,9 +138,9 @@ def _read_file(data: bytes) -> object:
     if parse(msgspec.json.encode(sample)) != sample:
         raise FindingError("a sample changes by being written and read")
     accepted = guest.take_sample(sample, 1.0)
-    guest.snapshot(1.0)
-    if not 0 < guest.floor_bytes <= RAM_BYTES:
-        raise FindingError(f"the floor is {guest.floor_bytes}")
+    snapshot_of(guest, 1.0)
+    if not 0 < guest.memory.floor_bytes <= RAM_BYTES:
+        raise FindingError(f"the floor is {guest.memory.floor_bytes}")
     return accepted
 
 

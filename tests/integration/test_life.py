@@ -75,7 +75,7 @@ class Life:
 async def squeeze(life):
     """Its memory is taken, then a process needs it: the baseline comes back in one command, and the process lives."""
     life.wish.target_bytes = SQUEEZED
-    await life.until(lambda: life.controller.guests[0].actual_bytes == SQUEEZED)
+    await life.until(lambda: life.controller.guests[0].size.actual_bytes == SQUEEZED)
     life.wish.target_bytes = None
     before = len(life.events)
     async with open_agent(str(life.guest.lab_socket)) as lab:

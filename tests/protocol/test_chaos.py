@@ -5,7 +5,8 @@ import random
 import pytest
 import trio
 
-from qmpalloc.control.guest import Facts, Guest
+from qmpalloc.control.guest import Guest
+from qmpalloc.control.memory import Facts
 from qmpalloc.errors import SampleError
 from qmpalloc.events import SizeChanged
 from qmpalloc.sample import parse
@@ -105,7 +106,7 @@ def test_hostile_samples_are_refused_unless_some_guest_may_really_write_them(tmp
     async def judge():
         for content in hostile_samples(random.Random(1)):
             try:
-                Guest(config.guests[0], config.control).curves.take_batch(content, 0.0)
+                Guest(config.guests[0], config.control).samples.curves.take_batch(content, 0.0)
             except SampleError as error:
                 refused.append(error.message)
 

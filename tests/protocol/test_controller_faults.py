@@ -65,7 +65,7 @@ async def test_a_file_that_cannot_be_used_moves_nothing_and_says_why(lab, autoju
 
     before = {}
     await lab.run(
-        12.0, actions=[(0.1, spoil), (11.9, lambda c: before.update({g.name: g.target_bytes for g in c.guests}))]
+        12.0, actions=[(0.1, spoil), (11.9, lambda c: before.update({g.name: g.size.target_bytes for g in c.guests}))]
     )
     assert not any(event.decision.moves for event in lab.of(Decided))
     rejected = [event for event in lab.events if type(event).__name__ == "SampleRejected"]

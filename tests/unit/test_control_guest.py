@@ -5,7 +5,10 @@ import pytest
 
 from qmpalloc import load_policy
 from qmpalloc.config import ControlConfig, Duration, GuestConfig, Size
-from qmpalloc.control.guest import Facts, Guest
+from qmpalloc.control.commitments import account_of
+from qmpalloc.control.guest import Guest, Link
+from qmpalloc.control.memory import Facts
+from qmpalloc.control.snapshot import snapshot_of
 from qmpalloc.errors import SampleError
 from qmpalloc.model import GuestState, Limiter, MemorySizes, Snapshot
 from qmpalloc.rules.danger import FREEZE_S, find_danger, least_available_bytes, with_reserve
@@ -49,116 +52,116 @@ def take(guest, now_s, **changes):
 class TestSize:
     def test_a_guest_met_for_the_first_time_is_adopted_at_the_size_it_has(self):
         guest = connected()
-        assert (guest.target_bytes, guest.actual_bytes, guest.desired_bytes) == (GIB, GIB, GIB)
-        assert guest.settled
+        assert (guest.size.target_bytes, guest.size.actual_bytes, guest.size.desired_bytes) == (GIB, GIB, GIB)
+        assert guest.size.settled
 
     def test_the_old_size_stays_charged_until_the_new_one_is_confirmed(self):
         guest = connected()
-        guest.ordered(512 * MIB)
-        guest.actual_bytes = 512 * MIB
+        guest.size.ordered(512 * MIB)
+        guest.size.actual_bytes = 512 * MIB
         assert guest.charge_bytes == GIB
-        assert not guest.settled
-        guest.confirmed()
+        assert not guest.size.settled
+        guest.size.confirmed()
         assert guest.charge_bytes == 512 * MIB
 
     def test_a_grant_is_charged_before_it_is_sent(self):
         guest = connected()
-        guest.ordered(2 * GIB)
+        guest.size.ordered(2 * GIB)
         assert guest.charge_bytes == 2 * GIB
 
     def test_a_refused_command_leaves_the_target_as_it_was(self):
         guest = connected()
-        guest.ordered(512 * MIB)
-        guest.refused(GIB)
-        assert guest.settled
+        guest.size.ordered(512 * MIB)
+        guest.size.refused(GIB)
+        assert guest.size.settled
 
     def test_a_refusal_does_not_end_the_doubt_about_the_command_before(self):
         guest = connected()
-        guest.ordered(512 * MIB)  # never answered
+        guest.size.ordered(512 * MIB)  # never answered
         guest.measured(700 * MIB, 1.0)
-        before = guest.target_bytes, guest.doubt_bytes
-        guest.ordered(600 * MIB)
-        guest.refused(*before)
-        assert (guest.target_bytes, guest.charge_bytes) == (512 * MIB, GIB)
+        before = guest.size.target_bytes, guest.size.doubt_bytes
+        guest.size.ordered(600 * MIB)
+        guest.size.refused(*before)
+        assert (guest.size.target_bytes, guest.charge_bytes) == (512 * MIB, GIB)
 
     def test_growing_by_itself_is_charged_at_once(self):
         guest = connected()
-        guest.actual_bytes = GIB + 100 * MIB
+        guest.size.actual_bytes = GIB + 100 * MIB
         assert guest.charge_bytes == GIB + 100 * MIB
 
     def test_a_guest_that_ended_is_free_and_one_that_hangs_is_not(self):
         guest = connected()
-        guest.hung("no answer")
+        guest.note_link(Link.HUNG, "no answer")
         assert guest.charge_bytes == GIB
-        assert not guest.account(0.0).commandable
+        assert not account_of(guest, 0.0).commandable
         guest.gone("refused")
         assert guest.charge_bytes == 0
 
-    @pytest.mark.parametrize("how", ["hung", "held"])
-    def test_a_qemu_that_runs_but_was_never_measured_is_charged_with_its_most(self, how):
+    @pytest.mark.parametrize("link", [Link.HUNG, Link.HELD])
+    def test_a_qemu_that_runs_but_was_never_measured_is_charged_with_its_most(self, link):
         guest = make_guest()
         assert guest.charge_bytes == 0
-        getattr(guest, how)("busy")
-        assert guest.charge_bytes == guest.cap_bytes
+        guest.note_link(link, "busy")
+        assert guest.charge_bytes == guest.memory.cap_bytes
 
     def test_another_qemu_on_the_same_socket_is_adopted_anew(self):
         guest = make_guest()
         guest.connected(msgspec.structs.replace(FACTS, process_id=7), GIB, 0.0, paused=False)
-        guest.ordered(512 * MIB)
-        guest.hung("")
+        guest.size.ordered(512 * MIB)
+        guest.note_link(Link.HUNG, "")
         guest.connected(msgspec.structs.replace(FACTS, process_id=8), 2 * GIB, 1.0, paused=False)
-        assert (guest.target_bytes, guest.desired_bytes, guest.commanded) == (2 * GIB, 2 * GIB, False)
+        assert (guest.size.target_bytes, guest.size.desired_bytes, guest.size.commanded) == (2 * GIB, 2 * GIB, False)
 
     def test_another_qemu_that_cannot_be_measured_is_not_taken_for_the_one_before(self):
         guest = connected(cap=Size(2 * GIB))
-        guest.ordered(512 * MIB)
+        guest.size.ordered(512 * MIB)
         guest.measured(512 * MIB, 1.0)
-        guest.confirmed()
-        guest.hung("the connection ended")
+        guest.size.confirmed()
+        guest.note_link(Link.HUNG, "the connection ended")
         guest.disconnected()
         guest.met(FACTS.process_id)
         assert guest.charge_bytes == 512 * MIB
         guest.met(4711)
-        guest.held("no balloon device")
+        guest.note_link(Link.HELD, "no balloon device")
         assert guest.charge_bytes == 2 * GIB
 
     def test_it_knows_whether_we_moved_it(self):
         guest = connected()
-        guest.ordered(GIB)
-        assert not guest.commanded
-        guest.ordered(512 * MIB)
-        assert guest.commanded
+        guest.size.ordered(GIB)
+        assert not guest.size.commanded
+        guest.size.ordered(512 * MIB)
+        assert guest.size.commanded
 
     def test_a_connection_that_comes_back_keeps_the_target(self):
         guest = connected()
-        guest.ordered(512 * MIB)
-        guest.hung("")
+        guest.size.ordered(512 * MIB)
+        guest.note_link(Link.HUNG, "")
         guest.disconnected()
         guest.connected(FACTS, 700 * MIB, 9.0, paused=False)
-        assert guest.target_bytes == 512 * MIB
+        assert guest.size.target_bytes == 512 * MIB
 
     def test_the_cap_is_not_above_the_ram_that_qemu_has(self):
-        assert make_guest().cap_bytes == 4 * GIB
-        assert connected().cap_bytes == 2 * GIB
+        assert make_guest().memory.cap_bytes == 4 * GIB
+        assert connected().memory.cap_bytes == 2 * GIB
 
 
 class TestFloor:
     def test_a_cap_of_no_whole_pages_is_kept_in_whole_pages(self):
         guest = make_guest(floor=Size(10**9), cap=Size(10**9), baseline=Size(10**9))
         guest.connected(FACTS, 10**9 // 4096 * 4096, 0.0, paused=False)
-        assert guest.floor_bytes == guest.target_bytes
-        assert not guest.account(0.0).in_need
-        assert type(guest.cap_bytes) is int  # as a policy may return it
+        assert guest.memory.floor_bytes == guest.size.target_bytes
+        assert not account_of(guest, 0.0).in_need
+        assert type(guest.memory.cap_bytes) is int  # as a policy may return it
 
     def test_without_facts_it_is_the_configured_one(self):
-        assert connected().floor_bytes == 256 * MIB
+        assert connected().memory.floor_bytes == 256 * MIB
 
     def test_what_the_guest_cannot_give_up_lifts_it(self):
         guest = connected()
         parts = {"anon": 300 * MIB, "shmem": 50 * MIB, "slab_unreclaimable": 20 * MIB, "kernel_stack": MIB}
         memory = Memory(total=2 * GIB - 48 * MIB, page_tables=MIB, **parts)
         take(guest, 1.0, memory_bytes=memory)
-        assert guest.floor_bytes == (300 + 50 + 20 + 1 + 1 + 48 + 64) * MIB
+        assert guest.memory.floor_bytes == (300 + 50 + 20 + 1 + 1 + 48 + 64) * MIB
 
     @pytest.mark.parametrize("moved_bytes", [-300 * MIB, 900 * MIB])
     def test_a_sample_from_before_a_move_does_not_change_what_the_kernel_keeps(self, moved_bytes):
@@ -169,17 +172,17 @@ class TestFloor:
         before = Memory(total=GIB - 80 * MIB, anon=300 * MIB, **parts)
         for number in (1, 2, 3):
             guest.take_sample(sample(number, memory_bytes=before), float(number))
-        assert guest.floor_bytes == 380 * MIB + CONTROL.reserve
+        assert guest.memory.floor_bytes == 380 * MIB + CONTROL.reserve
         guest.measured(GIB + moved_bytes, 3.5)
         guest.take_sample(sample(4, memory_bytes=before), 4.0)
-        assert guest.floor_bytes == 380 * MIB + CONTROL.reserve
+        assert guest.memory.floor_bytes == 380 * MIB + CONTROL.reserve
 
     def test_it_is_remembered_when_the_guest_tells_no_more_and_lifts_the_baseline(self):
         guest = connected(baseline=Size(300 * MIB))
         parts = {"anon": 400 * MIB, "shmem": 0, "slab_unreclaimable": 0, "kernel_stack": 0, "page_tables": 0}
         take(guest, 1.0, memory_bytes=Memory(total=2 * GIB, **parts))
         guest.disconnected()
-        assert guest.floor_bytes == guest.baseline_bytes == 464 * MIB
+        assert guest.memory.floor_bytes == guest.memory.baseline_bytes == 464 * MIB
 
     def test_a_guest_cannot_claim_more_memory_than_it_was_given(self):
         guest = connected()
@@ -189,7 +192,7 @@ class TestFloor:
     def test_unknown_facts_do_not_count_as_zero(self):
         guest = connected()
         take(guest, 1.0, memory_bytes=Memory(anon=300 * MIB))
-        assert guest.floor_bytes == 256 * MIB
+        assert guest.memory.floor_bytes == 256 * MIB
 
 
 class TestMemoryOutsideOfTheBalloon:
@@ -202,17 +205,17 @@ class TestMemoryOutsideOfTheBalloon:
 
     def test_it_is_charged_beside_the_size_and_is_no_size(self):
         guest = self.connected()
-        assert (guest.actual_bytes, guest.cap_bytes, guest.charge_bytes) == (GIB, 2 * GIB, 2 * GIB)
-        account, seen = guest.account(0.0), guest.snapshot(0.0)
+        assert (guest.size.actual_bytes, guest.memory.cap_bytes, guest.charge_bytes) == (GIB, 2 * GIB, 2 * GIB)
+        account, seen = account_of(guest, 0.0), snapshot_of(guest, 0.0)
         assert (account.charge_bytes, account.reserve_bytes, account.outside_bytes) == (GIB, 0, GIB)
         assert (seen.charge_bytes, seen.outside_bytes, seen.promised_bytes) == (2 * GIB, GIB, 2 * GIB)
 
     def test_it_stays_charged_while_qemu_hangs_and_while_its_guest_boots(self):
         guest = self.connected()
-        guest.hung("no answer")
+        guest.note_link(Link.HUNG, "no answer")
         assert guest.charge_bytes == 2 * GIB
         guest.was_reset(1.0)
-        assert (guest.charge_bytes, guest.account(1.0).reserve_bytes) == (3 * GIB, GIB)
+        assert (guest.charge_bytes, account_of(guest, 1.0).reserve_bytes) == (3 * GIB, GIB)
         guest.gone("refused")
         assert guest.charge_bytes == 0
 
@@ -222,12 +225,16 @@ class TestMemoryOutsideOfTheBalloon:
             total=3 * GIB - 40 * MIB, anon=1200 * MIB, shmem=0,
             slab_unreclaimable=100 * MIB, kernel_stack=10 * MIB, page_tables=10 * MIB,
         )  # fmt: skip
-        guest.learn_need(sample(memory_bytes=needs))
-        assert guest.floor_bytes == (40 + 1200 + 120 - 1024) * MIB + CONTROL.reserve
+        guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes)
+        assert guest.memory.floor_bytes == (40 + 1200 + 120 - 1024) * MIB + CONTROL.reserve
         # Plugged, and not taken into use: then all must be inside.
-        guest.learn_need(sample(memory_bytes=msgspec.structs.replace(needs, total=2 * GIB - 40 * MIB)))
-        guest.learn_need(sample(memory_bytes=msgspec.structs.replace(needs, total=2 * GIB - 40 * MIB)))
-        assert guest.floor_bytes == floor_of((40 + 1200 + 120) * MIB)
+        guest.memory.learn_need(
+            sample(memory_bytes=msgspec.structs.replace(needs, total=2 * GIB - 40 * MIB)), guest.size.actual_bytes
+        )
+        guest.memory.learn_need(
+            sample(memory_bytes=msgspec.structs.replace(needs, total=2 * GIB - 40 * MIB)), guest.size.actual_bytes
+        )
+        assert guest.memory.floor_bytes == floor_of((40 + 1200 + 120) * MIB)
 
     def test_what_the_kernel_needs_for_itself_must_be_inside(self):
         guest = self.connected()
@@ -235,30 +242,30 @@ class TestMemoryOutsideOfTheBalloon:
             total=3 * GIB - 40 * MIB, anon=100 * MIB, shmem=0,
             slab_unreclaimable=400 * MIB, kernel_stack=0, page_tables=0,
         )  # fmt: skip
-        guest.learn_need(sample(memory_bytes=needs))
-        assert guest.floor_bytes == 400 * MIB + CONTROL.reserve
+        guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes)
+        assert guest.memory.floor_bytes == 400 * MIB + CONTROL.reserve
 
     def test_its_kernel_may_count_all_that_was_plugged_and_no_more(self):
         guest = self.connected()
-        assert not guest.claims_too_much(sample(memory_bytes=Memory(total=7 * GIB)))
-        assert guest.claims_too_much(sample(memory_bytes=Memory(total=7 * GIB + 1)))
+        assert not guest.memory.claims_too_much(sample(memory_bytes=Memory(total=7 * GIB)))
+        assert guest.memory.claims_too_much(sample(memory_bytes=Memory(total=7 * GIB + 1)))
 
     def test_without_it_a_gap_is_never_negative(self):
         guest = make_guest()
         guest.connected(msgspec.structs.replace(FACTS, deflate_on_oom=False), 512 * MIB, 0.0, paused=False)
         stale = Memory(total=GIB, anon=300 * MIB, shmem=0, slab_unreclaimable=0, kernel_stack=0, page_tables=0)
-        guest.learn_need(sample(memory_bytes=stale))  # from before a move
-        assert guest.floor_bytes == 300 * MIB + CONTROL.reserve
+        guest.memory.learn_need(sample(memory_bytes=stale), guest.size.actual_bytes)  # from before a move
+        assert guest.memory.floor_bytes == 300 * MIB + CONTROL.reserve
 
 
 class TestPluggedRam:
     def plugged(self, guest, *, ram_bytes=3 * GIB):
-        guest.given(FACTS.with_memory(MemorySizes(ram_bytes=ram_bytes)))
+        guest.memory.given(FACTS.with_memory(MemorySizes(ram_bytes=ram_bytes)))
 
     def needs(self, guest, total_bytes):
         needs = Memory(total=total_bytes, anon=300 * MIB, shmem=0, slab_unreclaimable=0, kernel_stack=0, page_tables=0)
-        guest.learn_need(sample(memory_bytes=needs))
-        return guest.floor_bytes, guest.cap_bytes
+        guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes)
+        return guest.memory.floor_bytes, guest.memory.cap_bytes
 
     def test_it_is_neither_given_up_nor_too_much_until_the_kernel_uses_it(self):
         guest = connected(cap=Size(1536 * MIB))
@@ -266,7 +273,7 @@ class TestPluggedRam:
         assert self.needs(guest, used_bytes) == (floor_of(340 * MIB), 1536 * MIB)
         self.plugged(guest)
         # No sample has told yet.
-        assert (guest.floor_bytes, guest.cap_bytes) == (1364 * MIB + CONTROL.reserve, 2560 * MIB)
+        assert (guest.memory.floor_bytes, guest.memory.cap_bytes) == (1364 * MIB + CONTROL.reserve, 2560 * MIB)
         for _ in range(3):
             assert self.needs(guest, used_bytes) == (floor_of(1364 * MIB), 2560 * MIB)
         assert self.needs(guest, used_bytes + 512 * MIB) == (floor_of(852 * MIB), 2048 * MIB)
@@ -279,36 +286,36 @@ class TestPluggedRam:
         self.needs(guest, used_bytes)
         self.plugged(guest)
         self.plugged(guest, ram_bytes=2 * GIB)
-        assert guest.cap_bytes == 1536 * MIB
+        assert guest.memory.cap_bytes == 1536 * MIB
         self.needs(guest, used_bytes)
         assert self.needs(guest, used_bytes) == (floor_of(340 * MIB), 1536 * MIB)
 
     def test_a_size_that_no_command_explains_is_asked_about(self):
         guest = connected()
-        assert guest.explains(GIB)
-        assert guest.explains(GIB + 4 * MIB)
+        assert guest.size.explains(GIB)
+        assert guest.size.explains(GIB + 4 * MIB)
         for size_bytes in (GIB + 128 * MIB, GIB - 128 * MIB, 3 * GIB):
-            assert not guest.explains(size_bytes)
-        guest.ordered(512 * MIB)
-        assert guest.explains(800 * MIB)
+            assert not guest.size.explains(size_bytes)
+        guest.size.ordered(512 * MIB)
+        assert guest.size.explains(800 * MIB)
 
     def test_what_it_was_to_get_is_wanted_on_top_and_what_it_was_to_give_is_not(self):
         guest = connected()
-        guest.desired_bytes = GIB + 256 * MIB
+        guest.size.desired_bytes = GIB + 256 * MIB
         self.plugged(guest)
-        guest.adopted(2 * GIB)
-        assert (guest.target_bytes, guest.desired_bytes) == (2 * GIB, 2 * GIB + 256 * MIB)
-        guest.desired_bytes = GIB
-        guest.adopted(2 * GIB)
-        assert guest.desired_bytes == 2 * GIB
+        guest.size.adopted(2 * GIB)
+        assert (guest.size.target_bytes, guest.size.desired_bytes) == (2 * GIB, 2 * GIB + 256 * MIB)
+        guest.size.desired_bytes = GIB
+        guest.size.adopted(2 * GIB)
+        assert guest.size.desired_bytes == 2 * GIB
 
     def test_a_connection_that_comes_back_with_other_ram_is_adopted_at_the_size_it_has(self):
         guest = connected()
-        guest.desired_bytes = 512 * MIB
-        guest.ordered(512 * MIB)
+        guest.size.desired_bytes = 512 * MIB
+        guest.size.ordered(512 * MIB)
         guest.disconnected()
         guest.connected(FACTS.with_memory(MemorySizes(ram_bytes=3 * GIB)), 1536 * MIB, 5.0, paused=False)
-        assert (guest.target_bytes, guest.desired_bytes) == (1536 * MIB, 1536 * MIB)
+        assert (guest.size.target_bytes, guest.size.desired_bytes) == (1536 * MIB, 1536 * MIB)
         assert guest.charge_bytes >= 1536 * MIB
 
 
@@ -327,29 +334,29 @@ class TestStanding:
         guest = connected()
         take(guest, 1.0)
         guest.stopped("", 2.0)
-        guest.host_was_away(100.0)
+        guest.stood_still(100.0)
         guest.resumed(202.0)
         assert guest.state(202.5) is GuestState.LATE
         assert guest.state(222.0) is GuestState.LOST
 
     def test_what_it_was_to_get_or_give_is_not_wanted_any_more(self):
         guest = connected()
-        guest.desired_bytes = 2 * GIB
+        guest.size.desired_bytes = 2 * GIB
         guest.stopped("", 2.0)
-        assert guest.desired_bytes == guest.target_bytes
+        assert guest.size.desired_bytes == guest.size.target_bytes
 
     def test_emptying_the_balloon_to_fall_asleep_is_no_danger(self):
         guest = connected()
         guest.measured(2 * GIB, 1.0)
-        assert guest.danger(1.5)
+        assert guest.danger.why(1.5)
         guest.stopped("asleep", 1.5, asleep=True)
-        assert guest.danger(1.6) is None
+        assert guest.danger.why(1.6) is None
 
     def test_what_else_was_danger_before_it_fell_asleep_still_is(self):
         guest = connected()
-        guest._endanger("danger: something else", 1.0)
+        guest.danger.begin("danger: something else", 1.0)
         guest.stopped("asleep", 1.5, asleep=True)
-        assert guest.danger(1.6)
+        assert guest.danger.why(1.6)
 
 
 class TestState:
@@ -370,7 +377,7 @@ class TestState:
     def test_a_process_that_stood_still_did_not_let_its_guests_grow_old(self):
         guest = connected()
         take(guest, 1.0)
-        guest.host_was_away(100.0)
+        guest.stood_still(100.0)
         assert guest.state(102.0) is GuestState.LATE  # not lost; but what is known is from before
         guest.take_sample(sample(3), 102.0)
         assert guest.state(102.0) is GuestState.FRESH
@@ -400,7 +407,7 @@ class TestState:
         guest = connected()
         guest.paused = True
         assert guest.state(0.0) is GuestState.PAUSED
-        guest.hung("")
+        guest.note_link(Link.HUNG, "")
         assert guest.state(0.0) is GuestState.HUNG
 
 
@@ -408,31 +415,31 @@ class TestWindow:
     def test_it_spans_all_samples_since_it_was_closed(self):
         guest = connected()
         guest.take_sample(sample(1, accesses=100, misses=10), 1.0)
-        guest.close_window()
+        guest.samples.close_window()
         guest.take_sample(sample(2, accesses=200, misses=20), 2.0)
         guest.take_sample(sample(3, accesses=400, misses=30), 3.0)
-        snapshot = guest.snapshot(3.0)
+        snapshot = snapshot_of(guest, 3.0)
         assert (snapshot.hits, snapshot.misses, snapshot.interval_s) == (280, 20, 2.0)
         assert snapshot.decidable
 
     def test_without_a_newer_sample_the_counts_are_unknown(self):
         guest = connected()
         guest.take_sample(sample(1), 1.0)
-        guest.close_window()
-        assert guest.snapshot(1.5).hits is None
-        assert not guest.snapshot(1.5).decidable
+        guest.samples.close_window()
+        assert snapshot_of(guest, 1.5).hits is None
+        assert not snapshot_of(guest, 1.5).decidable
 
     def test_no_difference_across_a_restart_of_the_collector(self):
         guest = connected()
         guest.take_sample(sample(1, accesses=1000), 1.0)
-        guest.close_window()
+        guest.samples.close_window()
         restarted = msgspec.structs.replace(sample(2, accesses=5000), start_id="1" * 16)
         with pytest.raises(SampleError):
             guest.take_sample(restarted, 2.0)
-        guest.close_window()
+        guest.samples.close_window()
         again = msgspec.structs.replace(sample(3, accesses=5007), start_id="1" * 16)
         guest.take_sample(again, 3.0)
-        assert guest.snapshot(3.0).hits is None
+        assert snapshot_of(guest, 3.0).hits is None
 
 
 class TestDanger:
@@ -456,34 +463,34 @@ class TestDanger:
 
     def test_memory_that_a_guest_takes_back_by_itself_is_a_sign(self):
         guest = connected()
-        guest.ordered(512 * MIB)
+        guest.size.ordered(512 * MIB)
         guest.measured(512 * MIB, 1.0)
-        guest.confirmed()
+        guest.size.confirmed()
         guest.measured(514 * MIB, 2.0)
-        assert guest.danger(2.0) is None
+        assert guest.danger.why(2.0) is None
         guest.measured(600 * MIB, 3.0)
-        assert "deflate-on-oom" in guest.danger(3.0)
+        assert "deflate-on-oom" in guest.danger.why(3.0)
 
     def test_growing_because_it_was_granted_more_is_none(self):
         guest = connected()
-        guest.ordered(2 * GIB)
+        guest.size.ordered(2 * GIB)
         guest.measured(2 * GIB, 1.0)
-        assert guest.danger(1.0) is None
+        assert guest.danger.why(1.0) is None
 
     def test_allocations_that_begin_to_wait_are_a_sign(self):
         guest, scarce = connected(), Memory(total=GIB, available=100 * MIB)
         for second in range(1, 20):
             guest.take_sample(sample(second, memory_bytes=scarce, allocation_stalls=second), float(second))
-        assert guest.danger(19.0) is None
+        assert guest.danger.why(19.0) is None
         guest.take_sample(sample(20, memory_bytes=scarce, allocation_stalls=900), 20.0)
-        assert "881 allocations/s wait for memory" in guest.danger(20.0)
+        assert "881 allocations/s wait for memory" in guest.danger.why(20.0)
 
     def test_it_freezes_the_guest_for_a_while(self):
         guest = connected()
         guest.take_sample(sample(1, oom_kills=0), 1.0)
         guest.take_sample(sample(2, oom_kills=1), 2.0)
-        assert "killed" in guest.danger(3.0)
-        assert guest.danger(2.0 + FREEZE_S) is None
+        assert "killed" in guest.danger.why(3.0)
+        assert guest.danger.why(2.0 + FREEZE_S) is None
 
 
 class TestAbsentCounts:
@@ -492,7 +499,7 @@ class TestAbsentCounts:
         guest = connected()
         for second in (1, 2):
             guest.take_sample(msgspec.structs.replace(sample(second), counters=counters), float(second))
-        snapshot = guest.snapshot(2.0)
+        snapshot = snapshot_of(guest, 2.0)
         assert snapshot.state is GuestState.FRESH
         assert snapshot.hits is None
         assert not snapshot.decidable
@@ -519,21 +526,21 @@ class TestTheEndOfDanger:
     def in_danger(self):
         guest = connected()
         take(guest, 1.0, memory_bytes=Memory(available=10 * MIB))
-        assert guest.danger(1.0)
+        assert guest.danger.why(1.0)
         return guest
 
     def test_it_lasts_for_as_long_as_it_needs_more_than_it_would_have_had(self):
         guest = self.in_danger()
-        guest.target_bytes = guest.desired_bytes = 1536 * MIB
-        assert guest.danger(1000.0).startswith("needs ")
-        guest.target_bytes = guest.baseline_bytes
-        assert guest.danger(1000.0) is None
-        guest.target_bytes = 1536 * MIB  # by a policy
-        assert guest.danger(1001.0) is None
+        guest.size.target_bytes = guest.size.desired_bytes = 1536 * MIB
+        assert guest.danger.why(1000.0).startswith("needs ")
+        guest.size.target_bytes = guest.memory.baseline_bytes
+        assert guest.danger.why(1000.0) is None
+        guest.size.target_bytes = 1536 * MIB  # by a policy
+        assert guest.danger.why(1001.0) is None
 
     def test_another_system_is_not_in_it(self):
         for end in (lambda guest: guest.was_reset(2.0), lambda guest: guest.gone("QEMU has ended")):
             guest = self.in_danger()
             end(guest)
-            assert guest.danger(3.0) is None
-            assert guest.rescue_bytes(3.0) == 0
+            assert guest.danger.why(3.0) is None
+            assert guest.danger.rescue_bytes(3.0) == 0

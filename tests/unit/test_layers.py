@@ -25,18 +25,21 @@ LAYERS = [
 ]
 INSIDE = {
     "control": [
-        {"journal", "lock", "roster", "guest"},
-        {"inspection", "run_state", "sampling"},
+        {"journal", "lock", "roster"},
+        {"memory", "size", "danger", "samples"},
+        {"guest"},
+        {"snapshot", "inspection", "run_state", "sampling"},
+        {"balloon"},
         {"session"},
         {"commitments", "fleet", "restore"},
-        {"decider"},
+        {"decider", "reporter", "room", "standstill", "start"},
         {"controller", "handle"},
     ],
 }
 # Not all of control/ may reach for what stands below it.
 MAY_KNOW = {
-    "host": {"controller", "inspection"},
-    "qmp": {"inspection", "run_state", "sampling", "session", "handle"},
+    "host": {"controller", "fleet", "inspection"},
+    "qmp": {"inspection", "run_state", "sampling", "balloon", "session", "handle"},
     "qemu": {"lock"},
 }
 PURE = [
@@ -53,7 +56,7 @@ PURE = [
         "record.py",
     ),
     *("curves", "rules", "policy", "experiment", "sim"),
-    *("control/guest.py", "control/roster.py"),
+    *(f"control/{name}.py" for name in ("memory", "size", "danger", "samples", "guest", "snapshot", "roster")),
 ]
 ROOT = Path(qmpalloc.__file__).parent
 
