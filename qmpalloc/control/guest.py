@@ -154,7 +154,7 @@ class Guest:
 
         What is known of the guest is from before, though: it is late until it reports again.
         """
-        self.samples.unseen()
+        self.samples.mark_late()
         if self.paused:
             return  # all of its pause counts, when it is over
         self.samples.stood_still(seconds)

@@ -59,7 +59,7 @@ class Samples:
         self.newest = self._base = None
         self._counted = False
 
-    def unseen(self) -> None:
+    def mark_late(self) -> None:
         """Note that what is known is from before: the guest is late until it reports again."""
         self._unseen = True
 

@@ -1,7 +1,7 @@
 """A lab of simulated guests over real Unix sockets, in virtual time, for tests of the whole loop.
 
-Every run is checked against the invariants, whatever the test is about: the budget holds, in the books and in what the
-guests really have; no target lies below a floor; the last event is the end.
+Every run is checked against the invariants, whatever the test is about: the budget holds, in what is committed and in
+what the guests really have; no target lies below a floor; the last event is the end.
 """
 
 import msgspec
@@ -38,7 +38,7 @@ class Lab:
         self.guests = {}
         self.events = []
         self.may_grow = False
-        self.may_exceed = False  # in the books, because a guest that boots may take what it likes
+        self.may_exceed = False  # in what is committed, because a guest that boots may take what it likes
 
     async def add(
         self, name, *, file_mib=200, accesses_per_s=2000.0, rate_mib=200.0, ram_mib=800, size_mib=BASELINE, load=None
@@ -90,7 +90,7 @@ class Lab:
         return controller
 
     async def watch_real_sizes(self, controller, budget_bytes):
-        """What the guests really have, whatever the books say, fits the budget while control lasts."""
+        """What the guests really have, whatever is committed, fits the budget while control lasts."""
         while True:
             await trio.sleep(0.05)
             if controller.control == "settling":

@@ -467,7 +467,7 @@ async def test_events_that_are_lost_are_told_and_the_state_is_asked_for_again(la
 
 async def test_a_guest_that_takes_long_to_answer_is_charged_before_anything_is_granted(lab, autojump_clock):
     lab.control["command_timeout"] = "20s"
-    lab.may_exceed = True  # in the books, by what it may have
+    lab.may_exceed = True  # in what is committed: all that it may have
     await lab.add("slow", size_mib=700)
     await lab.add("large", size_mib=250)
     lab.guests["slow"].qemu.faults.hang = True
