@@ -25,8 +25,8 @@ from qmpalloc.curves.observer import CurveObserver
 from qmpalloc.curves.samples import Batch, Keys, Window, pack
 from qmpalloc.curves.split import best_split
 from qmpalloc.curves.tracker import CurveTracker
-from qmpalloc.experiment.access import Zipf
-from qmpalloc.experiment.offsets import page_numbers
+from qmpalloc.experiment.spec.access import Zipf
+from qmpalloc.experiment.spec.references import page_numbers
 from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
 from qmpalloc.policy import load
 from qmpalloc.sample import Counters, Delta, Memory, Sample

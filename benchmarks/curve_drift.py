@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmpalloc.curves.simulation import POLICIES
-from qmpalloc.experiment.access import Access, HotCold, Normal, Uniform, Zipf
-from qmpalloc.experiment.offsets import page_numbers
+from qmpalloc.experiment.spec.access import Access, HotCold, Normal, Uniform, Zipf
+from qmpalloc.experiment.spec.references import page_numbers
 from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import GIB, MIB, PAGE_BYTES
 

@@ -18,8 +18,8 @@ from qmpalloc.curves.estimator import Estimator
 from qmpalloc.curves.keys import KeyTable
 from qmpalloc.curves.reuse import ReuseDistances, ReuseTimes
 from qmpalloc.curves.simulation import Simulations
-from qmpalloc.experiment.access import Access, Loop, Mixture, Part, Zipf
-from qmpalloc.experiment.offsets import page_numbers
+from qmpalloc.experiment.spec.access import Access, Loop, Mixture, Part, Zipf
+from qmpalloc.experiment.spec.references import page_numbers
 from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import GIB, MIB
 

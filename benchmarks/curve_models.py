@@ -20,8 +20,8 @@ from itertools import islice
 from qmpalloc.curves.multigen import MultiGenerational
 from qmpalloc.curves.plain import Fifo, Lru
 from qmpalloc.curves.two_list import TwoList
-from qmpalloc.experiment.access import Normal, Sequential, Zipf
-from qmpalloc.experiment.offsets import page_numbers, seeded
+from qmpalloc.experiment.spec.access import Normal, Sequential, Zipf
+from qmpalloc.experiment.spec.references import page_numbers, seeded
 
 FILE_PAGES = 262_144
 SYSTEM_PAGES = 7_000

@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 from msgspec import structs
 
-from qmpalloc.experiment import Guest, Specification, load, phase_pages, scale
-from qmpalloc.experiment.access import Uniform
-from qmpalloc.experiment.gain import LEAST_GAIN
-from qmpalloc.experiment.schema import Arm
-from qmpalloc.lab.traces import Traces
+from qmpalloc.experiment.analysis.gain import LEAST_GAIN
+from qmpalloc.experiment.run.traces import Traces
+from qmpalloc.experiment.spec.access import Uniform
+from qmpalloc.experiment.spec.parsing import load
+from qmpalloc.experiment.spec.references import phase_pages
+from qmpalloc.experiment.spec.scaling import scale
+from qmpalloc.experiment.spec.schema import Arm, Guest, Specification
 from qmpalloc.policy import load as load_policy
 from qmpalloc.sim.replay import ReplayGuest, ReplayHost
 from qmpalloc.units import MIB, format_count, format_size, parse_size

@@ -33,13 +33,13 @@ from msgspec import structs
 
 from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.errors import QmpallocError
-from qmpalloc.experiment.access import Access, HotCold, Loop, Mixture, Normal, Part, Zipf
-from qmpalloc.experiment.predictions import ESTIMATORS, MIDPOINT, Prediction, error, predict
-from qmpalloc.experiment.sweep import Case, Shipped, SweepResult, measured_curve
+from qmpalloc.experiment.run.configuration import arm_configuration
+from qmpalloc.experiment.run.preflight import RUN_DIR_PREFIX, preflight
+from qmpalloc.experiment.spec.access import Access, HotCold, Loop, Mixture, Normal, Part, Zipf
+from qmpalloc.experiment.sweep.measurement import Case, Shipped, SweepResult, measured_curve
+from qmpalloc.experiment.sweep.predictions import ESTIMATORS, MIDPOINT, Prediction, error, predict
+from qmpalloc.experiment.sweep.running import run_case
 from qmpalloc.files import write_json, write_whole
-from qmpalloc.lab.configuration import arm_configuration
-from qmpalloc.lab.preflight import RUN_DIR_PREFIX, preflight
-from qmpalloc.lab.sweep import run_case
 from qmpalloc.policy.curves_file import FORMAT
 from qmpalloc.qemu.launcher import prepare
 from qmpalloc.units import MIB, format_size
@@ -311,7 +311,7 @@ def draw(sweeps: Sweeps, folder: Path, name: str) -> str:
     """Draw the figure as SVG and PNG and return the file name of the first; empty without matplotlib."""
     try:
         from qmpalloc.experiment.report.figures import style
-        from qmpalloc.experiment.report.figures.predictions import predictions_figure
+        from qmpalloc.experiment.sweep.figure import predictions_figure
     except ModuleNotFoundError:
         return ""
     if not sweeps:

@@ -11,11 +11,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from qmpalloc.cli.signals import StopSignals
 from qmpalloc.control.controller import Controller
-from qmpalloc.experiment.directory import ExperimentDirectory
-from qmpalloc.experiment.plan import ArmRun
-from qmpalloc.lab.arm import Live
-from qmpalloc.lab.runner import Remaining, run_experiment
-from qmpalloc.lab.traces import Traces
+from qmpalloc.experiment.run.arm import Live
+from qmpalloc.experiment.run.runner import Remaining, run_experiment
+from qmpalloc.experiment.run.traces import Traces
+from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.store.directory import ExperimentDirectory
 from qmpalloc.qemu.launcher import Prepared
 from qmpalloc.tui import Dashboard, is_interactive, run_tui
 

@@ -19,9 +19,9 @@ from qmpalloc.cli.signals import interruptible
 from qmpalloc.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
-    from qmpalloc.experiment import Specification
-    from qmpalloc.experiment.directory import ExperimentDirectory
-    from qmpalloc.lab.traces import Traces
+    from qmpalloc.experiment.run.traces import Traces
+    from qmpalloc.experiment.spec.schema import Specification
+    from qmpalloc.experiment.store.directory import ExperimentDirectory
     from qmpalloc.qemu.launcher import Prepared
 
 
@@ -63,11 +63,13 @@ def run(
     Ends with a report in DIR. Ctrl-C stops the guests and keeps what is finished: 'qmpalloc experiment resume DIR'.
     """
     from qmpalloc.config.toml import read_text
-    from qmpalloc.experiment import parse, planned, scale
-    from qmpalloc.experiment.directory import ExperimentDirectory, chosen
-    from qmpalloc.lab.preflight import preflight
-    from qmpalloc.lab.runner import describe, prepare_experiment
-    from qmpalloc.lab.traces import Traces
+    from qmpalloc.experiment.run.preflight import preflight
+    from qmpalloc.experiment.run.runner import describe, prepare_experiment
+    from qmpalloc.experiment.run.traces import Traces
+    from qmpalloc.experiment.spec.parsing import parse
+    from qmpalloc.experiment.spec.plan import planned
+    from qmpalloc.experiment.spec.scaling import scale
+    from qmpalloc.experiment.store.directory import ExperimentDirectory, chosen
 
     text = read_text(file, example="see examples/ for an experiment")  # once: it may be edited meanwhile
     given = parse(text, file=file.absolute())
@@ -103,11 +105,11 @@ def run(
 @live_option
 def resume(directory: Path, anyway: bool, repeats: int | None, live: bool) -> None:
     """Go on with the experiment in DIR: runs that are finished are kept, interrupted and failed ones are run again."""
-    from qmpalloc.experiment.directory import ExperimentDirectory
     from qmpalloc.experiment.report import write_report
-    from qmpalloc.experiment.resumption import at_time
-    from qmpalloc.lab.runner import prepare_experiment
-    from qmpalloc.lab.traces import Traces
+    from qmpalloc.experiment.run.runner import prepare_experiment
+    from qmpalloc.experiment.run.traces import Traces
+    from qmpalloc.experiment.store.directory import ExperimentDirectory
+    from qmpalloc.experiment.store.resumption import at_time
 
     with _alone_in(directory):
         found = ExperimentDirectory.open_existing(directory)
@@ -132,9 +134,9 @@ def resume(directory: Path, anyway: bool, repeats: int | None, live: bool) -> No
 @click.option("--no-figures", is_flag=True, help="Tables and text only.")
 def report(directory: Path, no_figures: bool) -> None:
     """Make tables, report and figures again from the records in DIR."""
-    from qmpalloc.experiment.directory import ExperimentDirectory
+    from qmpalloc.experiment.analysis.results import load_results
     from qmpalloc.experiment.report import write_report
-    from qmpalloc.experiment.results import load_results
+    from qmpalloc.experiment.store.directory import ExperimentDirectory
 
     found = ExperimentDirectory.open_existing(directory)
     for path in write_report(found, figures=not no_figures):
@@ -175,7 +177,7 @@ def _seen_by_other_experiments(directory: ExperimentDirectory) -> Iterator[None]
     """
     from qmpalloc.config import default_run_dir
     from qmpalloc.control.lock import hold_lock
-    from qmpalloc.experiment.resumption import at_time
+    from qmpalloc.experiment.store.resumption import at_time
 
     place = default_run_dir()
     with ExitStack() as stack:
@@ -190,8 +192,8 @@ def _seen_by_other_experiments(directory: ExperimentDirectory) -> Iterator[None]
 
 def _note_changes(directory: ExperimentDirectory, prepared: Prepared, *, anyway: bool) -> None:
     """Say and keep what is other than when the experiment began; refuse what would make its arms incomparable."""
-    from qmpalloc.experiment.resumption import changes, dated
-    from qmpalloc.lab.runner import describe
+    from qmpalloc.experiment.run.runner import describe
+    from qmpalloc.experiment.store.resumption import changes, dated
 
     then = directory.manifest
     now = describe(directory.specification, prepared, then.footprints, arms=then.arms, command=then.command)
@@ -246,9 +248,9 @@ def _conduct(directory: ExperimentDirectory, prepared: Prepared, traces: Traces,
 
 
 def _report(directory: ExperimentDirectory) -> None:
+    from qmpalloc.experiment.analysis.results import load_results
     from qmpalloc.experiment.report import write_report
     from qmpalloc.experiment.report.metrics import metric_lines
-    from qmpalloc.experiment.results import load_results
 
     for line in metric_lines(load_results(directory)):
         say(line)

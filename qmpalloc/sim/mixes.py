@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from qmpalloc.experiment.access import Access, HotCold, Normal, Sequential, Uniform, Zipf
+from qmpalloc.experiment.spec.access import Access, HotCold, Normal, Sequential, Uniform, Zipf
 from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import GIB, MIB
 

@@ -25,8 +25,8 @@ from qmpalloc.curves.samples import BLOCK_SHIFT, Window
 from qmpalloc.curves.service import ServiceTimes
 from qmpalloc.curves.simulation import POLICIES, Replacement
 from qmpalloc.curves.tracker import CurveTracker
-from qmpalloc.experiment.access import Access
-from qmpalloc.experiment.offsets import page_numbers
+from qmpalloc.experiment.spec.access import Access
+from qmpalloc.experiment.spec.references import page_numbers
 from qmpalloc.model import Decision, GuestSnapshot, GuestState, Policy, Snapshot
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.sample import Memory

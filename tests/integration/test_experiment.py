@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from qmpalloc.experiment.directory import ExperimentDirectory
-from qmpalloc.experiment.results import load_results
+from qmpalloc.experiment.analysis.results import load_results
+from qmpalloc.experiment.store.directory import ExperimentDirectory
 from qmpalloc.record import ended
 
 SMOKE = Path(__file__).parents[2] / "examples" / "smoke.toml"

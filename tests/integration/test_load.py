@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from qmpalloc import experiment
 from qmpalloc.errors import HostError
-from qmpalloc.lab.disk import set_throttle
-from qmpalloc.lab.load import open_load
-from qmpalloc.lab.readings import Link, read_guest
-from qmpalloc.lab.traces import Traces
+from qmpalloc.experiment.run.disk import set_throttle
+from qmpalloc.experiment.run.load import open_load
+from qmpalloc.experiment.run.readings import Link, read_guest
+from qmpalloc.experiment.run.traces import Traces
+from qmpalloc.experiment.spec import parsing
 from qmpalloc.qmp import open_agent, open_monitor
 from qmpalloc.units import PAGE_BYTES
 
@@ -53,7 +53,7 @@ IOPS = 200
 
 @pytest.fixture(scope="module")
 def traces():
-    return Traces(experiment.parse(SPECIFICATION, file=Path("/try.toml")))
+    return Traces(parsing.parse(SPECIFICATION, file=Path("/try.toml")))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def linked(running_guest, traces):
 
     @asynccontextmanager
     async def linked():
-        guest = experiment.parse(SPECIFICATION, file=Path("/try.toml")).guests[0]
+        guest = parsing.parse(SPECIFICATION, file=Path("/try.toml")).guests[0]
         async with (
             open_monitor(str(running_guest.sockets.people)) as monitor,
             open_agent(str(running_guest.lab_socket)) as agent,

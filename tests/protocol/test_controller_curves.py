@@ -12,7 +12,7 @@ from qmpalloc.curves.observer import NOT_SAMPLED, OVER, SAMPLES_AT_ONCE
 from qmpalloc.curves.samples import Batch, pack
 from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.events import CurveSeen, Decided, Faulted, Sampled, SampleRejected, SamplesDropped, decoder, encoder
-from qmpalloc.experiment.access import Uniform
+from qmpalloc.experiment.spec.access import Uniform
 from qmpalloc.sim.replay import ReplayGuest, mixed
 from qmpalloc.tui import Dashboard
 from qmpalloc.units import MIB

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from qmpalloc.events import Decided
-from qmpalloc.experiment.access import Normal
+from qmpalloc.experiment.spec.access import Normal
 from qmpalloc.sim import MappedFile
 from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import MIB

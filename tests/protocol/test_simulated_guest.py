@@ -8,7 +8,7 @@ import trio
 from qmpalloc.config import DEFAULT_COUNTERS_FILE
 from qmpalloc.curves.samples import SampleIntake, unpack
 from qmpalloc.errors import SampleError, SampleFault
-from qmpalloc.experiment.access import Uniform
+from qmpalloc.experiment.spec.access import Uniform
 from qmpalloc.qmp import open_agent, open_agent_on, open_monitor, open_monitor_on
 from qmpalloc.sample import FILE_MAX_BYTES, SampleTracker, parse
 from qmpalloc.sim import CacheModel, Load, ReplayGuest, uniform

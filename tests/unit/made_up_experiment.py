@@ -12,10 +12,12 @@ from random import Random
 from msgspec import structs
 
 from qmpalloc.events import Decided, Header
-from qmpalloc.experiment import latency, parse, scale
-from qmpalloc.experiment.directory import ExperimentDirectory, chosen
-from qmpalloc.experiment.plan import ArmRun
-from qmpalloc.experiment.records import (
+from qmpalloc.experiment.analysis import latency
+from qmpalloc.experiment.spec.parsing import parse
+from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.spec.scaling import scale
+from qmpalloc.experiment.store.directory import ExperimentDirectory, chosen
+from qmpalloc.experiment.store.records import (
     DiskCalibration,
     LoadProgress,
     Manifest,

@@ -17,10 +17,11 @@ from qmpalloc.cli.conduct_experiment import Follower, conduct
 from qmpalloc.cli.experiment import _conduct
 from qmpalloc.control.lock import hold_lock
 from qmpalloc.errors import ConfigError, HostError
-from qmpalloc.experiment import ArmRun, load
-from qmpalloc.experiment.directory import ExperimentDirectory
-from qmpalloc.experiment.records import Manifest, Outcome
-from qmpalloc.lab.runner import Remaining
+from qmpalloc.experiment.run.runner import Remaining
+from qmpalloc.experiment.spec.parsing import load
+from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.store.directory import ExperimentDirectory
+from qmpalloc.experiment.store.records import Manifest, Outcome
 
 SMOKE = str(Path(__file__).parents[2] / "examples" / "smoke.toml")
 
@@ -82,8 +83,8 @@ def begun(tmp_path, monkeypatch):
     manifest = Manifest(**fields, versions={"qemu": "QEMU 8"}, host={}, footprints={})
     directory = ExperimentDirectory.create(tmp_path / "out", load(SMOKE), manifest, Path(SMOKE).read_text())
     now = {"manifest": manifest}
-    monkeypatch.setattr("qmpalloc.lab.runner.prepare_experiment", lambda specification, report: None)
-    monkeypatch.setattr("qmpalloc.lab.runner.describe", lambda *_, **__: now["manifest"])
+    monkeypatch.setattr("qmpalloc.experiment.run.runner.prepare_experiment", lambda specification, report: None)
+    monkeypatch.setattr("qmpalloc.experiment.run.runner.describe", lambda *_, **__: now["manifest"])
     monkeypatch.setattr("qmpalloc.cli.experiment._conduct", lambda *_: 0)
     monkeypatch.setattr("qmpalloc.experiment.report.write_report", lambda directory: [])
     return directory, now
@@ -149,7 +150,7 @@ def test_an_experiment_that_is_running_is_not_resumed(begun, tmp_path):
 
 def test_where_nothing_is_left_nothing_is_prepared(begun, monkeypatch):
     directory, _ = begun
-    monkeypatch.setattr("qmpalloc.lab.runner.prepare_experiment", None)
+    monkeypatch.setattr("qmpalloc.experiment.run.runner.prepare_experiment", None)
     for arm in ("static", "rule"):
         directory.run(ArmRun(1, arm)).begin()
         directory.run(ArmRun(1, arm)).write_outcome(
@@ -159,7 +160,7 @@ def test_where_nothing_is_left_nothing_is_prepared(begun, monkeypatch):
 
 
 def test_a_dry_run_tells_what_the_host_cannot_do(monkeypatch):
-    monkeypatch.setattr("qmpalloc.lab.preflight.check_memory", refuse)
+    monkeypatch.setattr("qmpalloc.experiment.run.preflight.check_memory", refuse)
     assert "too much" in refused("run", SMOKE, "--dry-run")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qmpalloc.curves.afresh import Afresh
-from qmpalloc.experiment.access import Normal
+from qmpalloc.experiment.spec.access import Normal
 from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import MIB
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from qmpalloc import experiment
 from qmpalloc.errors import ConfigError
-from qmpalloc.experiment import ArmRun
-from qmpalloc.experiment.directory import ExperimentDirectory, chosen
-from qmpalloc.experiment.records import DiskCalibration, Manifest, Outcome, Reading
+from qmpalloc.experiment.spec import parsing
+from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.store.directory import ExperimentDirectory, chosen
+from qmpalloc.experiment.store.records import DiskCalibration, Manifest, Outcome, Reading
 
 SMOKE = Path(__file__).parents[2] / "examples" / "smoke.toml"
 
@@ -32,7 +32,7 @@ def reading(trial, guest="g1"):
 
 @pytest.fixture
 def directory(tmp_path):
-    return ExperimentDirectory.create(tmp_path / "out", experiment.load(SMOKE), manifest(), SMOKE.read_text())
+    return ExperimentDirectory.create(tmp_path / "out", parsing.load(SMOKE), manifest(), SMOKE.read_text())
 
 
 def outcome(arm, repeat, **fields):
@@ -43,7 +43,7 @@ def test_an_experiment_is_found_again_scaled_and_with_its_repeats(directory):
     found = ExperimentDirectory.open_existing(directory.path)
     assert found.manifest == directory.manifest
     assert (found.specification.scale, found.specification.repeats) == ("1/2", 2)
-    assert found.specification.budget == experiment.load(SMOKE).budget // 2
+    assert found.specification.budget == parsing.load(SMOKE).budget // 2
 
 
 def test_a_directory_with_something_in_it_is_refused(directory):
@@ -170,7 +170,7 @@ def test_a_policy_beside_the_file_is_kept_and_goes_with_the_directory(tmp_path, 
     file = home / "x.toml"
     file.write_text(SMOKE.read_text().replace('"paper"', f'"own_{kind}:Own"').replace("settings =", "# settings ="))
     made = ExperimentDirectory.create(
-        tmp_path / "out", experiment.load(file), manifest(file=str(file), scale="1"), file.read_text()
+        tmp_path / "out", parsing.load(file), manifest(file=str(file), scale="1"), file.read_text()
     )
     if kind == "module":
         (home / "own_module.py").write_text("it was changed meanwhile: no Python any more")
@@ -195,4 +195,4 @@ def test_a_policy_beside_the_file_is_kept_and_goes_with_the_directory(tmp_path, 
 )
 def test_a_choice_that_is_no_experiment_is_refused(repeats, arms, message):
     with pytest.raises(ConfigError, match=message):
-        chosen(experiment.load(SMOKE), repeats=repeats, arms=arms)
+        chosen(parsing.load(SMOKE), repeats=repeats, arms=arms)

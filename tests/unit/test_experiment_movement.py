@@ -4,15 +4,15 @@ import pytest
 from made_up_experiment import MadeUp
 from msgspec import structs
 
-from qmpalloc.experiment.learnt import curve_error, learnt_curves, measured_points
-from qmpalloc.experiment.movement import movement
-from qmpalloc.experiment.phases import PhaseResult
-from qmpalloc.experiment.plan import ArmRun
-from qmpalloc.experiment.records import PhaseFootprint
+from qmpalloc.experiment.analysis.learnt import curve_error, learnt_curves, measured_points
+from qmpalloc.experiment.analysis.movement import movement
+from qmpalloc.experiment.analysis.phases import PhaseResult
+from qmpalloc.experiment.analysis.results import Counts, GuestRun, RunResult, load_results
+from qmpalloc.experiment.analysis.statistics import ArmResult
+from qmpalloc.experiment.analysis.trials import GuestTrials, Trial
 from qmpalloc.experiment.report import write_report
-from qmpalloc.experiment.results import Counts, GuestRun, RunResult, load_results
-from qmpalloc.experiment.statistics import ArmResult
-from qmpalloc.experiment.trials import GuestTrials, Trial
+from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.store.records import PhaseFootprint
 from qmpalloc.model import Curve
 from qmpalloc.units import MIB
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpalloc import experiment
 from qmpalloc.errors import ConfigError
-from qmpalloc.experiment.plan import ArmRun, planned, remaining
+from qmpalloc.experiment.spec import parsing
+from qmpalloc.experiment.spec.plan import ArmRun, planned, remaining
 
-SPEC = experiment.load(Path(__file__).parents[2] / "examples" / "paper-x1.toml")
+SPEC = parsing.load(Path(__file__).parents[2] / "examples" / "paper-x1.toml")
 
 
 def with_(**changes):

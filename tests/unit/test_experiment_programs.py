@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from qmpalloc import experiment
 from qmpalloc.errors import ConfigError, HostError
-from qmpalloc.experiment.directory import ExperimentDirectory
-from qmpalloc.experiment.metrics import (
+from qmpalloc.experiment.analysis.metrics import (
     compare_metrics,
     gain_of_all,
     metric_results,
     metric_verdicts,
     worst,
 )  # fmt: skip
-from qmpalloc.experiment.plan import ArmRun
-from qmpalloc.experiment.program import Metric
-from qmpalloc.experiment.records import LoadProgress, Manifest, MetricProgress, Outcome, PhaseProgress, Reading
+from qmpalloc.experiment.analysis.results import load_results
 from qmpalloc.experiment.report import write_report
 from qmpalloc.experiment.report.metrics import metric_lines
-from qmpalloc.experiment.results import load_results
-from qmpalloc.lab.arm import share_done
-from qmpalloc.lab.configuration import arm_configuration
-from qmpalloc.lab.standstill import Standstill
+from qmpalloc.experiment.run.arm import share_done
+from qmpalloc.experiment.run.configuration import arm_configuration
+from qmpalloc.experiment.run.standstill import Standstill
+from qmpalloc.experiment.spec import parsing, scaling
+from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.spec.program import Metric
+from qmpalloc.experiment.store.directory import ExperimentDirectory
+from qmpalloc.experiment.store.records import LoadProgress, Manifest, MetricProgress, Outcome, PhaseProgress, Reading
 from qmpalloc.units import MIB
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -83,7 +83,7 @@ policy = "paper"
 
 
 def parsed(text=TEXT, file=Path("/somewhere/try.toml")):
-    return experiment.parse(text, file=file)
+    return parsing.parse(text, file=file)
 
 
 SPEC = parsed()
@@ -100,7 +100,7 @@ def test_both_kinds_of_phases_mix():
     assert B.files == {"rows": 100 * MIB}
     assert [phase.is_timed for phase in (*A.phases, *B.phases)] == [True, False, True]
     assert SPEC.has_unequal_work
-    assert not experiment.load(EXAMPLES / "smoke.toml").has_unequal_work
+    assert not parsing.load(EXAMPLES / "smoke.toml").has_unequal_work
 
 
 def test_a_guest_whose_programs_name_no_file_has_one_to_measure_reads_with():
@@ -109,7 +109,7 @@ def test_a_guest_whose_programs_name_no_file_has_one_to_measure_reads_with():
 
 
 def test_scaling_changes_files_and_not_commands():
-    scaled = experiment.scale(SPEC, Fraction(1, 2))
+    scaled = scaling.scale(SPEC, Fraction(1, 2))
     work = scaled.guests[1].phases[1]
     assert work.files == {"rows": 50 * MIB}
     assert (work.command, work.metrics, work.duration) == (B.phases[1].command, B.phases[1].metrics, 20.0)
@@ -118,7 +118,7 @@ def test_scaling_changes_files_and_not_commands():
 
 @pytest.mark.parametrize("name", ["mmap", "program-grows"])
 def test_the_examples_compare_static_paper_and_curve(name):
-    found = experiment.load(EXAMPLES / f"{name}.toml")
+    found = parsing.load(EXAMPLES / f"{name}.toml")
     assert [arm.policy for arm in found.arms] == ["static", "paper", "curve"]
     assert [(guest.floor, guest.cap, guest.baseline) for guest in found.guests] == [
         (256 * MIB, 512 * MIB, 384 * MIB)

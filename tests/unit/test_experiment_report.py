@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from made_up_experiment import MadeUp
 
 from qmpalloc.errors import HostError
-from qmpalloc.experiment import ArmRun
-from qmpalloc.experiment.access import Mixture, Normal, Part, Zipf
-from qmpalloc.experiment.records import DiskCalibration
+from qmpalloc.experiment.analysis.results import load_results
 from qmpalloc.experiment.report import write_report
 from qmpalloc.experiment.report.conditions import describe
 from qmpalloc.experiment.report.document import Bullets, Heading, Paragraph, Picture, Table
@@ -24,7 +22,9 @@ from qmpalloc.experiment.report.html import html
 from qmpalloc.experiment.report.markdown import escaped, markdown
 from qmpalloc.experiment.report.trials_csv import COLUMNS
 from qmpalloc.experiment.report.words import spread, whole
-from qmpalloc.experiment.results import load_results
+from qmpalloc.experiment.spec.access import Mixture, Normal, Part, Zipf
+from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.store.records import DiskCalibration
 
 HOSTILE = "<script>alert('x')</script> | `code` [a](http://evil.example) \x1b[31m *bold*"
 

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from qmpalloc.experiment.records import Manifest
-from qmpalloc.experiment.resumption import Change, changes, dated
+from qmpalloc.experiment.store.records import Manifest
+from qmpalloc.experiment.store.resumption import Change, changes, dated
 
 THEN = Manifest(
     name="x", file="/x.toml", scale="1", arms=("static",), repeats=1, command="", created_wall=0.0,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpalloc.experiment.statistics import ArmResult, compare, more_hits, ratio, t_quantile, verdict
+from qmpalloc.experiment.analysis.statistics import ArmResult, compare, more_hits, ratio, t_quantile, verdict
 
 POSITIVE = st.floats(1e-3, 1e6)
 

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_experiment import MadeUp
 
-from qmpalloc.experiment import ArmRun, latency
-from qmpalloc.experiment.phases import phase_results
-from qmpalloc.experiment.records import LoadProgress, PhaseProgress, Reading
-from qmpalloc.experiment.trials import guest_trials, total_hits_by_trial
+from qmpalloc.experiment.analysis import latency
+from qmpalloc.experiment.analysis.phases import phase_results
+from qmpalloc.experiment.analysis.trials import guest_trials, total_hits_by_trial
+from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Reading
 
 INTERVAL_S = 15.0
 BOOT_S = 100.0

@@ -1,6 +1,7 @@
 """The true curves of an experiment's loads, and the oracle that is computed from them."""
 
 from array import array
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -8,15 +9,15 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from qmpalloc import experiment
 from qmpalloc.errors import ConfigError
-from qmpalloc.experiment.access import Loop, Uniform, Zipf
-from qmpalloc.experiment.directory import ExperimentDirectory
-from qmpalloc.experiment.offsets import page_numbers
-from qmpalloc.experiment.records import Manifest
-from qmpalloc.experiment.true_curves import phase_curves, true_curves
-from qmpalloc.lab.configuration import arm_configuration
-from qmpalloc.lab.traces import Traces
+from qmpalloc.experiment.run.configuration import arm_configuration
+from qmpalloc.experiment.run.traces import Traces
+from qmpalloc.experiment.spec import parsing, scaling
+from qmpalloc.experiment.spec.access import Loop, Uniform, Zipf
+from qmpalloc.experiment.spec.references import page_numbers
+from qmpalloc.experiment.spec.true_curves import phase_curves, true_curves
+from qmpalloc.experiment.store.directory import ExperimentDirectory
+from qmpalloc.experiment.store.records import Manifest
 from qmpalloc.policy import load as load_policy
 from qmpalloc.policy.oracle import OraclePolicy
 
@@ -52,7 +53,7 @@ policy = "oracle"
 
 
 def specification(settings="", file=Path("/try.toml")):
-    return experiment.parse(TEXT.format(settings=settings), file=file)
+    return parsing.parse(TEXT.format(settings=settings), file=file)
 
 
 def numbers(access, count=60_000):
@@ -144,7 +145,7 @@ def test_an_experiment_may_leave_the_oracles_curves_out():
     arm = specification().arms[1]
     assert arm.is_computed_oracle
     assert arm_configuration(specification(), arm, run_dir=Path("/x")).policy_settings == {"curves": {}}
-    scaled = experiment.scale(specification(), experiment.scaling.Fraction(3, 2))
+    scaled = scaling.scale(specification(), Fraction(3, 2))
     assert scaled.arms[1].is_computed_oracle
     assert scaled.arms[1].is_oracle
     assert scaled.arms[1].settings == {}
@@ -168,7 +169,7 @@ def test_an_arm_that_knows_its_curves_later_is_not_the_mark_for_the_others():
 def test_a_file_of_curves_is_kept_with_the_experiment(tmp_path):
     (tmp_path / "known.json").write_text('{"format": "qmpalloc-curves", "version": 1, "curves": {}}')
     text = TEXT.format(settings='settings = { file = "known.json" }')
-    spec = experiment.parse(text, file=tmp_path / "try.toml")
+    spec = parsing.parse(text, file=tmp_path / "try.toml")
     manifest = Manifest(
         name="try", file=str(tmp_path / "try.toml"), scale="1", arms=("static", "best"), repeats=1, command="",
         created_wall=0.0, accelerator={}, images={}, versions={}, host={}, footprints={},

@@ -20,7 +20,7 @@ LAYERS = [
     {"record", "summary"},
     {"experiment", "tui", "doctor"},
     {"sim"},
-    {"testing", "lab"},
+    {"testing"},
     {"cli"},
 ]
 INSIDE = {
@@ -34,6 +34,13 @@ INSIDE = {
         {"commitments", "fleet", "restore"},
         {"decider", "reporter", "room", "standstill", "start"},
         {"controller", "handle"},
+    ],
+    "experiment": [
+        {"spec"},
+        {"store"},
+        {"analysis", "run"},
+        {"report"},
+        {"sweep"},
     ],
 }
 # Not all of control/ may reach for what stands below it.
@@ -55,7 +62,9 @@ PURE = [
         "events.py",
         "record.py",
     ),
-    *("curves", "rules", "policy", "experiment", "sim"),
+    *("curves", "rules", "policy", "sim"),
+    *("experiment/spec", "experiment/store", "experiment/analysis", "experiment/report", "experiment/run/traces.py"),
+    *("experiment/sweep/measurement.py", "experiment/sweep/predictions.py", "experiment/sweep/figure.py"),
     *(f"control/{name}.py" for name in ("memory", "size", "danger", "samples", "guest", "snapshot", "roster")),
 ]
 ROOT = Path(qmpalloc.__file__).parent

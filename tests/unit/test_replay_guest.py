@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qmpalloc.experiment.access import Loop, Normal, Sequential, Uniform, Zipf
+from qmpalloc.experiment.spec.access import Loop, Normal, Sequential, Uniform, Zipf
 from qmpalloc.policy import load
 from qmpalloc.sim import ReplayGuest, ReplayHost
 from qmpalloc.sim.mixes import MIXES

@@ -1,6 +1,6 @@
 """The results of an experiment as files: tables, a summary, a report as Markdown and as HTML, figures.
 
-All are made from what the runs left (see `qmpalloc.experiment.directory`) and can be made again at any time.
+All are made from what the runs left (see `qmpalloc.experiment.store.directory`) and can be made again at any time.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qmpalloc.errors import HostError
-from qmpalloc.experiment.directory import ExperimentDirectory
-from qmpalloc.experiment.learnt import LearntCurve, learnt_curves
+from qmpalloc.experiment.analysis.learnt import LearntCurve, learnt_curves
+from qmpalloc.experiment.analysis.results import Results, load_results, with_notes
 from qmpalloc.experiment.report import arms, conditions, evidence, metrics, words
 from qmpalloc.experiment.report.curves import curves_table, movement_table
 from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Picture
@@ -18,7 +18,7 @@ from qmpalloc.experiment.report.html import html
 from qmpalloc.experiment.report.markdown import markdown
 from qmpalloc.experiment.report.summary import summarise
 from qmpalloc.experiment.report.trials_csv import trials_csv
-from qmpalloc.experiment.results import Results, load_results, with_notes
+from qmpalloc.experiment.store.directory import ExperimentDirectory
 from qmpalloc.files import write_json, write_whole
 
 FIGURES = "figures"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from qmpalloc.experiment.metrics import metric_verdicts
+from qmpalloc.experiment.analysis.metrics import metric_verdicts
+from qmpalloc.experiment.analysis.results import Results, RunResult
+from qmpalloc.experiment.analysis.statistics import Comparison, Ratio, verdict
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
-from qmpalloc.experiment.results import Results, RunResult
-from qmpalloc.experiment.schema import Arm, Phase, Specification
-from qmpalloc.experiment.statistics import Comparison, Ratio, verdict
+from qmpalloc.experiment.spec.schema import Arm, Phase, Specification
 from qmpalloc.units import format_size
 
 Value = Callable[[RunResult], float | None]

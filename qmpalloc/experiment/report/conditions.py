@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from qmpalloc.experiment.access import Access
+from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
-from qmpalloc.experiment.results import Results
-from qmpalloc.experiment.schema import AnyPhase, Phase
+from qmpalloc.experiment.spec.access import Access
+from qmpalloc.experiment.spec.schema import AnyPhase, Phase
 from qmpalloc.text import printable
 from qmpalloc.units import format_size
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from qmpalloc.experiment.gain import LEAST_GAIN, oracle_arm, oracle_share
-from qmpalloc.experiment.learnt import LearntCurve, curve_error, measured_points
-from qmpalloc.experiment.movement import Movement, Settling, movement
+from qmpalloc.experiment.analysis.gain import LEAST_GAIN, oracle_arm, oracle_share
+from qmpalloc.experiment.analysis.learnt import LearntCurve, curve_error, measured_points
+from qmpalloc.experiment.analysis.movement import Movement, Settling, movement
+from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
-from qmpalloc.experiment.results import Results
-from qmpalloc.experiment.schema import Arm
+from qmpalloc.experiment.spec.schema import Arm
 
 WEAK_CHARS = 80
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
+from qmpalloc.experiment.analysis.results import Counts, Results, RunResult, total
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
-from qmpalloc.experiment.results import Counts, Results, RunResult, total
 from qmpalloc.units import PAGE_BYTES
 
 LITTLE_BYTES = 2**20

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-from qmpalloc.experiment.metrics import MetricResult, metric_verdicts
-from qmpalloc.experiment.program import Metric
+from qmpalloc.experiment.analysis.metrics import MetricResult, metric_verdicts
+from qmpalloc.experiment.analysis.results import Results, RunResult, total
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
-from qmpalloc.experiment.results import Results, RunResult, total
+from qmpalloc.experiment.spec.program import Metric
 
 
 def metrics_tables(results: Results) -> Iterator[Block]:

@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from qmpalloc.experiment.gain import OracleShare, oracle_share
-from qmpalloc.experiment.metrics import MetricComparison
-from qmpalloc.experiment.movement import Movement, Settling
-from qmpalloc.experiment.records import PhaseFootprint
+from qmpalloc.experiment.analysis.gain import OracleShare, oracle_share
+from qmpalloc.experiment.analysis.metrics import MetricComparison
+from qmpalloc.experiment.analysis.movement import Movement, Settling
+from qmpalloc.experiment.analysis.results import Results, RunResult, total
+from qmpalloc.experiment.analysis.statistics import Comparison, Ratio, verdict
 from qmpalloc.experiment.report.curves import movements
-from qmpalloc.experiment.results import Results, RunResult, total
-from qmpalloc.experiment.schema import Arm
-from qmpalloc.experiment.statistics import Comparison, Ratio, verdict
+from qmpalloc.experiment.spec.schema import Arm
+from qmpalloc.experiment.store.records import PhaseFootprint
 
 
 class DiskSummary(Struct, frozen=True, kw_only=True):
@@ -67,7 +67,7 @@ class ArmSummary(Struct, frozen=True, kw_only=True):
 
 
 class ComparisonSummary(Struct, frozen=True, kw_only=True):
-    """An arm beside the reference; the fields of `qmpalloc.experiment.statistics.Comparison`."""
+    """An arm beside the reference; the fields of `qmpalloc.experiment.analysis.statistics.Comparison`."""
 
     arm: str
     reference: str

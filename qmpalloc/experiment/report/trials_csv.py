@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from qmpalloc.experiment.results import Results
+from qmpalloc.experiment.analysis.results import Results
 
 OWN = ("arm", "repeat")
 FIELDS = (
@@ -14,7 +14,7 @@ FIELDS = (
     "disk_read_bytes", "disk_reads", "disk_read_s", "reads", "read_mean_s", "read_p50_s", "read_p99_s", "phase",
     "faults",
 )  # fmt: skip
-"""Attributes of `qmpalloc.experiment.trials.Trial`, in order."""
+"""Attributes of `qmpalloc.experiment.analysis.trials.Trial`, in order."""
 
 COLUMNS = OWN + FIELDS
 

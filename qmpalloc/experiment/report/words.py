@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-from qmpalloc.experiment.results import Results
+from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.units import MIB
 
 NOTHING = "-"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from qmpalloc.experiment.learnt import LearntCurve
+from qmpalloc.experiment.analysis.learnt import LearntCurve
+from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Picture
 from qmpalloc.experiment.report.figures import style
@@ -16,7 +17,6 @@ from qmpalloc.experiment.report.figures.hits import difference_figure, hits_figu
 from qmpalloc.experiment.report.figures.learnt import learnt_figure
 from qmpalloc.experiment.report.figures.memory import memory_figure
 from qmpalloc.experiment.report.figures.ratio import ratio_figure
-from qmpalloc.experiment.results import Results
 
 
 def draw_all(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.report.figures import style
-from qmpalloc.experiment.results import Results
 
 HATCHES = ("", "//", "..", "xx", "--", "\\\\", "oo")
 BAR_IN = 0.2

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from qmpalloc.experiment.analysis.results import Results, RunResult
 from qmpalloc.experiment.report.figures import style
-from qmpalloc.experiment.results import Results, RunResult
 from qmpalloc.units import format_count
 
 STRIP_GUESTS = 8

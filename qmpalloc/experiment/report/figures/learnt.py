@@ -8,9 +8,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qmpalloc.experiment.learnt import LearntCurve, Measured, measured_points
+from qmpalloc.experiment.analysis.learnt import LearntCurve, Measured, measured_points
+from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.report.figures import style
-from qmpalloc.experiment.results import Results
 from qmpalloc.units import MIB
 
 TRUE_COLOUR = "#000000"

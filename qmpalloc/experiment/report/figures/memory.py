@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from qmpalloc.experiment.analysis.results import Results
+from qmpalloc.experiment.analysis.trials import Trial
 from qmpalloc.experiment.report.figures import style
-from qmpalloc.experiment.results import Results
-from qmpalloc.experiment.trials import Trial
 from qmpalloc.units import MIB
 
 FLOORS = 4

@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from qmpalloc.experiment.analysis.results import GuestRun, Results
 from qmpalloc.experiment.report.figures import style
 from qmpalloc.experiment.report.figures.hits import by_trial
-from qmpalloc.experiment.results import GuestRun, Results
 
 
 def ratio_figure(results: Results) -> Figure:

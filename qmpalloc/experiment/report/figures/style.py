@@ -17,8 +17,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.report import words
-from qmpalloc.experiment.results import Results
 from qmpalloc.files import make_directory, write_whole
 
 REFERENCE = "#555555"

@@ -1,0 +1,158 @@
+"""What the phases of a run came to by their metrics, and how arms compare by them.
+
+Where arms do unequal work in equal time, the time to finish says nothing: what counts is what the guests' programs say
+of themselves, and for built-in reads how many a second were done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+
+from msgspec import Struct
+
+from qmpalloc.experiment.analysis.statistics import Ratio, ratio
+from qmpalloc.experiment.spec.program import READ_RATE, Metric
+from qmpalloc.experiment.spec.schema import AnyPhase, Phase
+from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress
+
+
+class MetricResult(Struct, frozen=True, kw_only=True):
+    """What a phase came to by one of its metrics in one run.
+
+    Attributes:
+        metric: Which.
+        value: Over the phase; None when it said nothing of it.
+        series: Trial to the value in it, of trials in which it said something.
+    """
+
+    metric: Metric
+    value: float | None
+    series: dict[int, float]
+
+
+def metric_results(
+    phase: AnyPhase, reports: Sequence[tuple[int, LoadProgress]], final: LoadProgress | None
+) -> tuple[MetricResult, ...]:
+    """Return what a phase came to by each of its metrics.
+
+    Args:
+        phase: As specified.
+        reports: Trial and what the load had written last at its end, in order.
+        final: What it reported in the end, if it came so far.
+    """
+    nothing = PhaseProgress(name=phase.name, reads=0, seconds=0.0, started_s=0.0, done=False)
+    states = [(trial, _state(report, phase.name) or nothing) for trial, report in reports]
+    last = (_state(final, phase.name) if final is not None else None) or (states[-1][1] if states else nothing)
+    results = []
+    for metric in phase.metrics:
+        series = {}
+        for (_, before), (trial, after) in pairwise([(0, nothing), *states]):
+            value = _value(phase, metric, before, after)
+            if value is not None:
+                series[trial] = value
+        results.append(MetricResult(metric=metric, value=_value(phase, metric, nothing, last), series=series))
+    return tuple(results)
+
+
+def _state(report: LoadProgress, name: str) -> PhaseProgress | None:
+    return next((phase for phase in report.phases if phase.name == name), None)
+
+
+def _value(phase: AnyPhase, metric: Metric, before: PhaseProgress, after: PhaseProgress) -> float | None:
+    """Return what a metric came to between two reports; None when nothing was said of it."""
+    if isinstance(phase, Phase):
+        assert metric == READ_RATE
+        seconds = after.seconds - before.seconds
+        return (after.reads - before.reads) / seconds if seconds > 0 else None
+    now, then = after.metrics.get(metric.name), before.metrics.get(metric.name)
+    count = (now.count if now is not None else 0) - (then.count if then is not None else 0)
+    if now is None or count <= 0:
+        return None
+    return (now.total - (then.total if then is not None else 0.0)) / count if metric.series else now.last
+
+
+class MetricComparison(Struct, frozen=True, kw_only=True):
+    """A metric of one phase in an arm, beside the reference.
+
+    Attributes:
+        guest: Whose.
+        phase: Which phase of it.
+        metric: Which metric of that.
+        ratio: To the reference; None when no repeat has both, or one is not above 0.
+        gain: The same so that above 1 is better.
+    """
+
+    guest: str
+    phase: str
+    metric: Metric
+    ratio: Ratio | None
+    gain: Ratio | None
+
+
+MetricValues = dict[tuple[str, str, str], float]
+"""Guest, phase and name of the metric to its value in a run."""
+
+
+def compare_metrics(
+    metrics: Iterable[tuple[str, str, Metric]], pairs: Sequence[tuple[MetricValues, MetricValues]]
+) -> tuple[MetricComparison, ...]:
+    """Return an arm beside the reference by every metric.
+
+    Args:
+        metrics: Guest, phase and metric.
+        pairs: Values of the arm and of the reference, for each repeat that has both.
+    """
+    found = []
+    for guest, phase, metric in metrics:
+        key = (guest, phase, metric.name)
+        both = [(ours[key], theirs[key]) for ours, theirs in pairs if key in ours and key in theirs]
+        if not both or any(not value > 0 for pair in both for value in pair):
+            found.append(MetricComparison(guest=guest, phase=phase, metric=metric, ratio=None, gain=None))
+            continue
+        gains = both if metric.better == "higher" else [(theirs, ours) for ours, theirs in both]
+        found.append(MetricComparison(guest=guest, phase=phase, metric=metric, ratio=ratio(both), gain=ratio(gains)))
+    return tuple(found)
+
+
+def worst(comparisons: Iterable[MetricComparison]) -> MetricComparison | None:
+    """Return the metric that gained least, or lost most; None when none can be compared."""
+    known = [each for each in comparisons if each.gain is not None]
+    return min(known, key=lambda each: each.gain.value if each.gain is not None else math.inf, default=None)
+
+
+def gain_of_all(comparisons: Iterable[MetricComparison]) -> float | None:
+    """Return the geometric mean of the guests' gains, each the geometric mean of its metrics'; None when none is known.
+
+    So a guest with many metrics counts no more than one with few.
+    """
+    logs: dict[str, list[float]] = {}
+    for each in comparisons:
+        if each.gain is not None:
+            logs.setdefault(each.guest, []).append(math.log(each.gain.value))
+    means = [math.fsum(own) / len(own) for own in logs.values()]
+    return math.exp(math.fsum(means) / len(means)) if means else None
+
+
+def metric_verdicts(arm: str, reference: str, comparisons: Sequence[MetricComparison]) -> Iterator[str]:
+    """Yield a sentence for each metric of an arm, and one for all."""
+    for each in comparisons:
+        what = f"{each.metric.name} of {each.guest} ({each.phase})"
+        if each.ratio is None or each.gain is None:
+            yield f"{arm} cannot be compared by {what}: no repeat has values above 0 of both {arm} and {reference}."
+            continue
+        said = f"{arm} had {each.ratio.value:.2f} of the {reference} {what}, {each.metric.better} is better"
+        low, high = each.gain.low, each.gain.high
+        if low is None or high is None or each.ratio.low is None or each.ratio.high is None:
+            yield f"{said}; n = 1, which gives no confidence interval: nothing is decided."
+            continue
+        said += f", {each.ratio.confidence * 100:g} % CI {each.ratio.low:.2f} to {each.ratio.high:.2f}"
+        word = "better" if low > 1 else "worse" if high < 1 else "undecided, the interval holds both better and worse"
+        yield f"{said}, n = {each.ratio.n}: {word}."
+    mean, least = gain_of_all(comparisons), worst(comparisons)
+    if mean is not None and least is not None and least.gain is not None:
+        yield (
+            f"{arm} over all guests alike: {mean:.2f} times as good as {reference} (geometric mean); worst: "
+            f"{least.gain.value:.2f} times, {least.metric.name} of {least.guest} ({least.phase})."
+        )

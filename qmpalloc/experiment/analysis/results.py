@@ -1,0 +1,339 @@
+"""All that came out of an experiment, computed from what its directory holds; nothing here is kept on disk itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from msgspec import Struct, structs
+
+from qmpalloc.errors import ConfigError
+from qmpalloc.experiment.analysis.metrics import MetricComparison, MetricValues, compare_metrics
+from qmpalloc.experiment.analysis.phases import PhaseResult, phase_results
+from qmpalloc.experiment.analysis.statistics import ArmResult, Comparison, compare
+from qmpalloc.experiment.analysis.trials import GuestTrials, guest_trials, total_hits_by_trial
+from qmpalloc.experiment.spec.plan import ArmRun, planned
+from qmpalloc.experiment.spec.program import Metric
+from qmpalloc.experiment.spec.schema import DISK_RATIOS, Arm, Guest, Specification
+from qmpalloc.experiment.store.directory import ExperimentDirectory
+from qmpalloc.experiment.store.records import DiskCalibration, Manifest, Outcome, Reading
+from qmpalloc.units import PAGE_BYTES
+
+
+class Counts(Struct, frozen=True, kw_only=True):
+    """Sums over the rows of a guest, or of several.
+
+    Attributes:
+        accesses: Pages touched by reads.
+        misses: Pages brought in for reads.
+        disk_read_bytes: Read from the data disks.
+        disk_reads: Requests for that.
+        disk_read_s: Time they took, summed.
+        events_lost: Events the collectors did not count; None if not known.
+        faults: Pages brought in for faults of mapped files; None if not known.
+        witnessed: Pages that the disks must have read for what is counted: misses, and where programs run, whose disks
+            are all looked at, those of faults.
+    """
+
+    accesses: int = 0
+    misses: int = 0
+    disk_read_bytes: int = 0
+    disk_reads: int = 0
+    disk_read_s: float = 0.0
+    events_lost: int | None = None
+    faults: int | None = None
+    witnessed: int = 0
+
+    @property
+    def hits(self) -> int:
+        """Accesses that needed no disk read."""
+        return self.accesses - self.misses
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Hits per access; None when nothing was accessed."""
+        return self.hits / self.accesses if self.accesses else None
+
+    @property
+    def witness(self) -> float | None:
+        """Bytes the disks say they read, per byte of what was counted; None when nothing was."""
+        return self.disk_read_bytes / (self.witnessed * PAGE_BYTES) if self.witnessed else None
+
+    @property
+    def request_s(self) -> float | None:
+        """Mean time of a request to the data disk; None when there was none."""
+        return self.disk_read_s / self.disk_reads if self.disk_reads else None
+
+
+class GuestRun(Struct, frozen=True, kw_only=True):
+    """One guest in one run.
+
+    Attributes:
+        trials: Its rows.
+        phases: What came of each of its phases, in order.
+        counts: Sums over its rows.
+    """
+
+    trials: GuestTrials
+    phases: tuple[PhaseResult, ...]
+    counts: Counts
+
+
+class RunResult(Struct, frozen=True, kw_only=True):
+    """One run that was begun.
+
+    Attributes:
+        run: Which.
+        outcome: How it ended; None when it was interrupted, or goes on.
+        guests: By name.
+        result: For the statistics.
+        notes: What is missing in it, a sentence each.
+    """
+
+    run: ArmRun
+    outcome: Outcome | None
+    guests: dict[str, GuestRun]
+    result: ArmResult
+    notes: tuple[str, ...]
+
+    @property
+    def counted(self) -> bool:
+        """Whether it counts: it ended and did not fail."""
+        return not self.result.failed
+
+    @property
+    def counts(self) -> Counts:
+        """Sums over all its guests."""
+        return total(guest.counts for guest in self.guests.values())
+
+    @property
+    def metric_values(self) -> MetricValues:
+        """The metrics of which something was said."""
+        return {
+            (name, phase.name, result.metric.name): result.value
+            for name, guest in self.guests.items()
+            for phase in guest.phases
+            for result in phase.metrics
+            if result.value is not None
+        }
+
+    @property
+    def controller_cpu_share(self) -> float | None:
+        """CPU time of the controller per second while the loads ran; None if not known."""
+        if self.outcome is None or not self.outcome.controller_wall_s:
+            return None
+        return self.outcome.controller_cpu_s / self.outcome.controller_wall_s
+
+    @property
+    def disk_ratio(self) -> float | None:
+        """Service time of a miss over that of a hit, measured before the loads: geometric mean of the guests."""
+        services = self.outcome.service.values() if self.outcome is not None else ()
+        ratios = [service.ratio for service in services if service.hit_s > 0]
+        return math.exp(math.fsum(map(math.log, ratios)) / len(ratios)) if ratios and min(ratios) > 0 else None
+
+
+class Results(Struct, frozen=True, kw_only=True):
+    """What came out so far.
+
+    Attributes:
+        specification: Scaled, with the repeats asked for.
+        manifest: What is run where.
+        disk: The throttle; None before it was measured.
+        runs: Those begun, in the order planned.
+        missing: Those planned of which there is no outcome.
+    """
+
+    specification: Specification
+    manifest: Manifest
+    disk: DiskCalibration | None
+    runs: tuple[RunResult, ...]
+    missing: tuple[ArmRun, ...]
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms that are run, in the order of the file."""
+        return tuple(arm for arm in self.specification.arms if arm.name in (self.manifest.arms or {arm.name}))
+
+    @property
+    def arms_counted(self) -> tuple[Arm, ...]:
+        """Those of which a run counts."""
+        return tuple(arm for arm in self.arms if self.counted(arm.name))
+
+    @property
+    def adaptive_arms(self) -> tuple[Arm, ...]:
+        """All of them but the reference."""
+        return tuple(arm for arm in self.arms if arm.name != self.specification.reference)
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Every arm beside the reference."""
+        results = [run.result for run in self.runs]
+        reference = self.specification.reference
+        return tuple(compare(results, arm.name, reference=reference) for arm in self.adaptive_arms)
+
+    @property
+    def metrics(self) -> tuple[tuple[str, str, Metric], ...]:
+        """Guest, phase and metric of everything that arms are compared by, where they may do unequal work."""
+        if not self.specification.has_unequal_work:
+            return ()
+        guests = self.specification.guests
+        return tuple(
+            (guest.name, phase.name, metric) for guest in guests for phase in guest.phases for metric in phase.metrics
+        )
+
+    def metric_comparisons(self, arm: str) -> tuple[MetricComparison, ...]:
+        """Return an arm beside the reference by each metric."""
+        ours = {run.run.repeat: run.metric_values for run in self.counted(arm)}
+        theirs = {run.run.repeat: run.metric_values for run in self.counted(self.specification.reference)}
+        return compare_metrics(
+            self.metrics, [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
+        )
+
+    def counted(self, arm: str) -> list[RunResult]:
+        """Return the runs of an arm that count, by repeat."""
+        return sorted((run for run in self.runs if run.run.arm == arm and run.counted), key=lambda each: each.run)
+
+    @property
+    def failed(self) -> list[RunResult]:
+        """The runs that ended and do not count."""
+        return [run for run in self.runs if run.outcome is not None and not run.counted]
+
+    @property
+    def disk_ratio_asked(self) -> float | None:
+        """Service time of a miss over that of a hit that the disk was set for; None when it is not throttled."""
+        if self.disk is None or not self.disk.iops:
+            return None
+        return DISK_RATIOS.get(self.disk.model) or 1 / (self.disk.iops * self.disk.hit_s)
+
+
+def total(parts: Iterable[Counts]) -> Counts:
+    """Return the sum of counts; events lost and faults are known only where all are."""
+    known = list(parts)
+    lost = [part.events_lost for part in known if part.events_lost is not None]
+    faults = [part.faults for part in known if part.faults is not None]
+    return Counts(
+        accesses=sum(part.accesses for part in known),
+        misses=sum(part.misses for part in known),
+        disk_read_bytes=sum(part.disk_read_bytes for part in known),
+        disk_reads=sum(part.disk_reads for part in known),
+        disk_read_s=math.fsum(part.disk_read_s for part in known),
+        events_lost=sum(lost) if known and len(lost) == len(known) else None,
+        faults=sum(faults) if known and len(faults) == len(known) else None,
+        witnessed=sum(part.witnessed for part in known),
+    )
+
+
+def load_results(directory: ExperimentDirectory) -> Results:
+    """Return what came out so far, from the files of an experiment; it need not be complete.
+
+    A run of which a file cannot be read counts as failed.
+    """
+    specification, manifest = directory.specification, directory.manifest
+    plan = planned(specification, arms=manifest.arms)
+    runs = [found for run in plan if (found := _run(directory, run)) is not None]
+    ended = {result.run for result in runs if result.outcome is not None}
+    missing = tuple(run for run in plan if run not in ended)
+    return Results(
+        specification=specification,
+        manifest=manifest,
+        disk=directory.disk(),
+        runs=tuple(runs),
+        missing=missing,
+    )
+
+
+def with_notes(results: Results, notes: Mapping[ArmRun, str]) -> Results:
+    """Return results that tell of runs what was found out elsewhere."""
+    runs = (
+        structs.replace(run, notes=(*run.notes, notes[run.run])) if run.run in notes else run for run in results.runs
+    )
+    return structs.replace(results, runs=tuple(runs))
+
+
+def _run(directory: ExperimentDirectory, run: ArmRun) -> RunResult | None:
+    """Return what came of a run; None when it was not begun."""
+    place = directory.run(run)
+    if not place.path.is_dir():
+        return None
+    outcome = None
+    try:
+        outcome = place.outcome()
+        readings = place.readings()
+        _require_whole(outcome, readings, place.readings_file)
+        loads = {guest.name: place.load(guest.name) for guest in directory.specification.guests}
+    except ConfigError as error:
+        failed = f"its files cannot be used: {error.message}"
+        result = ArmResult(arm=run.arm, repeat=run.repeat, hits=(), finished={}, seconds=None, failed=failed)
+        lost = outcome or Outcome(arm=run.arm, repeat=run.repeat, started_wall=0, total_s=0, load_s=None, failed=failed)
+        return RunResult(run=run, outcome=lost, guests={}, result=result, notes=())
+    interval_s = directory.specification.interval
+    guests = {}
+    for guest in directory.specification.guests:
+        phases = phase_results(guest, readings, loads[guest.name], interval_s=interval_s)
+        guests[guest.name] = _guest_run(guest, readings, phases)
+    notes = [note for guest in guests.values() for note in guest.trials.notes]
+    notes += [note for name, guest in guests.items() for note in _unfinished(name, guest.phases)]
+    notes += [f"the load of {name} gave up: {load.error}" for name, load in loads.items() if load and load.error]
+    result = _arm_result(run, outcome, guests)
+    return RunResult(run=run, outcome=outcome, guests=guests, result=result, notes=tuple(notes))
+
+
+def _require_whole(outcome: Outcome | None, readings: list[Reading], file: Path) -> None:
+    """Check that the readings of a run that ended well go on to its end, for they may have been cut since.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if outcome is None or outcome.failed or outcome.load_s is None:
+        return
+    last_s = max((reading.t for reading in readings), default=0.0)
+    if last_s < outcome.load_s:
+        raise ConfigError(f"ends after {last_s:.0f} s of {outcome.load_s:.0f} s", file=str(file))
+
+
+def _guest_run(guest: Guest, readings: list[Reading], phases: tuple[PhaseResult, ...]) -> GuestRun:
+    rated = [phase.name for phase in guest.reads if phase.rate]
+    programs = [phase.name for phase in guest.programs]
+    trials = guest_trials(readings, guest.name, open_loop=rated, programs=programs)
+    counts = total(
+        Counts(
+            accesses=row.accesses,
+            misses=row.misses,
+            disk_read_bytes=row.disk_read_bytes,
+            disk_reads=row.disk_reads,
+            disk_read_s=row.disk_read_s,
+            events_lost=row.events_lost,
+            faults=row.faults,
+            witnessed=row.misses + (row.faults or 0 if programs else 0),
+        )
+        for row in trials.trials
+    )
+    return GuestRun(trials=trials, phases=phases, counts=counts)
+
+
+def _unfinished(guest: str, phases: tuple[PhaseResult, ...]) -> Iterator[str]:
+    for phase in phases:
+        if phase.seconds is None:
+            yield f"phase {phase.name} of {guest} did not begin"
+        elif phase.end_s is None:
+            yield f"phase {phase.name} of {guest} did not end"
+        if phase.errors:
+            yield f"{phase.errors:,} reads of phase {phase.name} of {guest} failed or were short"
+
+
+def _arm_result(run: ArmRun, outcome: Outcome | None, guests: dict[str, GuestRun]) -> ArmResult:
+    trials = [guest.trials for guest in guests.values()]
+    whole = all(each.whole for each in trials)
+    finished = {name: tuple(phase.trial for phase in guest.phases) for name, guest in guests.items()}
+    ended = all(trial is not None for ends in finished.values() for trial in ends)
+    return ArmResult(
+        arm=run.arm,
+        repeat=run.repeat,
+        hits=total_hits_by_trial(trials),
+        finished=finished,
+        seconds=outcome.load_s if outcome is not None and ended else None,
+        failed="it did not end" if outcome is None else outcome.failed,
+        total_hits=sum(guest.counts.hits for guest in guests.values()) if whole else None,
+        total_misses=sum(guest.counts.misses for guest in guests.values()) if whole else None,
+    )

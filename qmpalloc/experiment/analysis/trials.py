@@ -1,0 +1,251 @@
+"""From the readings of a run to its trials: what each guest did between two readings.
+
+Counts are differences of cumulative counters, so their sums over trials are exact whatever was missed in between. Where
+a guest gave no reading at the end of a trial, its next row covers both trials and says so; nothing is interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
+
+from msgspec import Struct
+
+from qmpalloc.experiment.analysis import latency
+from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Reading
+
+LAST_BUCKET = latency.bucket(2**63)
+
+
+class Trial(Struct, frozen=True, kw_only=True):
+    """What one guest did in one trial, or in the few that its reading covers.
+
+    Attributes:
+        trial: Number of the (last) trial, from 1.
+        covers: How many trials; 1 unless readings are missing.
+        guest: Its name.
+        start_s: Host seconds since the loads began, at the start.
+        end_s: The same at the end.
+        accesses: Pages touched by reads.
+        misses: Pages brought in for reads.
+        target_bytes: Size last asked of QEMU, at the end.
+        actual_bytes: Size QEMU reports, at the end.
+        refaults: Evicted pages that came back; None if not known.
+        evictions: Pages removed; None if not known.
+        events_lost: Events the collector did not count; None if not known.
+        disk_read_bytes: Read from the data disk.
+        disk_reads: Requests for that.
+        disk_read_s: Time they took, summed.
+        reads: Reads that the load finished.
+        read_mean_s: Mean latency of those; None when there is none. With a rate, from the histogram.
+        read_p50_s: Median latency; None when no read was timed.
+        read_p99_s: 99th percentile; the same.
+        phase: The phases that read or ran a program in it, joined by ``+``; empty when none did.
+        faults: Pages brought in for faults of mapped files; None if not known.
+    """
+
+    trial: int
+    covers: int = 1
+    guest: str
+    start_s: float
+    end_s: float
+    accesses: int
+    misses: int
+    target_bytes: int
+    actual_bytes: int
+    refaults: int | None
+    evictions: int | None
+    events_lost: int | None
+    disk_read_bytes: int
+    disk_reads: int
+    disk_read_s: float
+    reads: int
+    read_mean_s: float | None
+    read_p50_s: float | None
+    read_p99_s: float | None
+    phase: str
+    faults: int | None = None
+
+    @property
+    def hits(self) -> int:
+        """Accesses that needed no disk read; slightly negative when read-ahead came in before it was accessed."""
+        return self.accesses - self.misses
+
+    @property
+    def seconds(self) -> float:
+        """Host time covered."""
+        return self.end_s - self.start_s
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Hits per access; None when nothing was accessed."""
+        return self.hits / self.accesses if self.accesses else None
+
+
+class GuestTrials(Struct, frozen=True, kw_only=True):
+    """One guest's trials in a run.
+
+    Attributes:
+        guest: Its name.
+        trials: In order.
+        notes: What is missing, a sentence each; empty when nothing is.
+        whole: Whether the rows hold all that was counted from the start of the loads to the last reading.
+    """
+
+    guest: str
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...] = ()
+    whole: bool = True
+
+
+def guest_trials(
+    readings: Iterable[Reading], guest: str, *, open_loop: Collection[str] = (), programs: Collection[str] = ()
+) -> GuestTrials:
+    """Return the trials of `guest`.
+
+    Args:
+        readings: Of a run; those of other guests tell how far the run came.
+        guest: Name of the guest.
+        open_loop: Names of its phases with a rate, in which time per read is no latency.
+        programs: Names of its phases that run programs.
+    """
+    known = list(readings)
+    own = sorted({reading.trial: reading for reading in known if reading.guest == guest}.values(), key=_number)
+    last = max((reading.trial for reading in known), default=0)
+    if not own:
+        return GuestTrials(guest=guest, trials=(), notes=(f"{guest} gave no reading at all",), whole=False)
+    rows: list[Trial] = []
+    notes: list[str] = []
+    whole = own[0].trial == 0
+    if not whole:
+        notes.append(f"{guest} gave no reading before the end of trial {own[0].trial}: what came before is not counted")
+    for before, after in pairwise(own):
+        missed = _span(before.trial + 1, after.trial - 1)
+        if began_anew(before, after):
+            whole = False
+            lost = _span(before.trial + 1, after.trial)
+            notes.append(f"counters of {guest} began anew in {lost}, of which nothing is counted")
+            continue
+        if missed:
+            notes.append(f"{guest} gave no reading at the end of {missed}: its row {after.trial} covers it as well")
+        rows.append(_trial(before, after, open_loop, programs))
+    if own[-1].trial < last:
+        whole = False
+        notes.append(f"{guest} gave no reading after trial {own[-1].trial}; the run has {last}")
+    return GuestTrials(guest=guest, trials=tuple(rows), notes=tuple(notes), whole=whole)
+
+
+def began_anew(before: Reading, after: Reading) -> bool:
+    """Return whether a counter went back: something was started anew, and no difference means anything."""
+    names = ("monotonic_ns", "accesses", "misses", "disk_read_bytes", "disk_reads", "disk_read_ns")
+    return any(getattr(after, name) < getattr(before, name) for name in names)
+
+
+def total_hits_by_trial(guests: Sequence[GuestTrials]) -> tuple[int | None, ...]:
+    """Return the hits of all guests together by trial, from the first; None where a guest has no row of its own."""
+    rows = [{row.trial: row.hits for row in each.trials if row.covers == 1} for each in guests]
+    last = max((row.trial for each in guests for row in each.trials), default=0)
+    totals: list[int | None] = []
+    for number in range(1, last + 1):
+        hits = [row.get(number) for row in rows]
+        known = [value for value in hits if value is not None]
+        totals.append(sum(known) if len(known) == len(hits) else None)
+    return tuple(totals)
+
+
+def _number(reading: Reading) -> int:
+    return reading.trial
+
+
+def _span(first: int, last: int) -> str:
+    if last < first:
+        return ""
+    return f"trial {first}" if first == last else f"trials {first} to {last}"
+
+
+def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs: Collection[str]) -> Trial:
+    running = [part for part in _progress(before.load, after.load) if part.reads > 0 or part.name in programs]
+    parts = [part for part in running if part.reads > 0]
+    reads = sum(part.reads for part in parts)
+    counts: dict[int, int] = {}
+    for part in parts:
+        for number, count in sound(part.latency).items():
+            counts[number] = counts.get(number, 0) + count
+    mean_s: float | None = None
+    if any(part.name in open_loop for part in parts):
+        mean_s = latency_mean_s(counts)
+    elif reads:
+        mean_s = sum(part.seconds for part in parts) / reads
+    return Trial(
+        trial=after.trial,
+        covers=after.trial - before.trial,
+        guest=after.guest,
+        start_s=before.t,
+        end_s=after.t,
+        accesses=after.accesses - before.accesses,
+        misses=after.misses - before.misses,
+        target_bytes=after.target_bytes,
+        actual_bytes=after.actual_bytes,
+        refaults=_difference(before.refaults, after.refaults),
+        evictions=_difference(before.evictions, after.evictions),
+        events_lost=_difference(before.events_lost, after.events_lost),
+        disk_read_bytes=after.disk_read_bytes - before.disk_read_bytes,
+        disk_reads=after.disk_reads - before.disk_reads,
+        disk_read_s=(after.disk_read_ns - before.disk_read_ns) / 1e9,
+        reads=reads,
+        read_mean_s=mean_s,
+        read_p50_s=latency_s(counts, 0.5),
+        read_p99_s=latency_s(counts, 0.99),
+        phase="+".join(part.name for part in running),
+        faults=_difference(before.faults, after.faults),
+    )
+
+
+def sound(counts: Mapping[int, int]) -> dict[int, int]:
+    """Return those buckets of a histogram that a guest can have counted in; it comes from the guest."""
+    return {number: count for number, count in counts.items() if 0 <= number <= LAST_BUCKET and 0 < count < 2**63}
+
+
+def latency_s(counts: Mapping[int, int], share: float) -> float | None:
+    """Return a percentile of a histogram of latencies in seconds; None when it is empty."""
+    value_ns = latency.percentile_ns(counts, share)
+    return None if value_ns is None else value_ns / 1e9
+
+
+def latency_mean_s(counts: Mapping[int, int]) -> float | None:
+    """Return the mean of a histogram in seconds, from the middles of its buckets; None when it is empty."""
+    total = sum(counts.values())
+    if not total:
+        return None
+    middles = ((latency.lower_bound_ns(each) + latency.lower_bound_ns(each + 1)) / 2 * n for each, n in counts.items())
+    return sum(middles) / total / 1e9
+
+
+def _difference(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None or after < before else after - before
+
+
+def _progress(before: LoadProgress | None, after: LoadProgress | None) -> list[PhaseProgress]:
+    """Return what the load did between two of its reports, by phase."""
+    if after is None:
+        return []
+    earlier = {phase.name: phase for phase in before.phases} if before is not None else {}
+    parts = []
+    for phase in after.phases:
+        start = earlier.get(phase.name)
+        if start is not None and start.done:
+            continue
+        if start is None:
+            parts.append(phase)
+            continue
+        parts.append(
+            PhaseProgress(
+                name=phase.name,
+                reads=phase.reads - start.reads,
+                seconds=phase.seconds - start.seconds,
+                started_s=phase.started_s,
+                done=phase.done,
+                latency=latency.difference(phase.latency, start.latency),
+            )
+        )
+    return parts

@@ -1,0 +1,434 @@
+"""One run of one arm on real guests: boot, cold caches, loads, control, readings, the end.
+
+The guests are booted anew for every run: no arm sees anything of the one before. Their data disks are the same
+read-only files each time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import trio
+
+from qmpalloc.config import Config
+from qmpalloc.control.controller import Controller
+from qmpalloc.errors import HostError, QmpallocError
+from qmpalloc.events import AnyEvent, Faulted, Sink
+from qmpalloc.experiment.run import balloon
+from qmpalloc.experiment.run.configuration import arm_configuration
+from qmpalloc.experiment.run.disk import calibrate, set_throttle
+from qmpalloc.experiment.run.failures import cause
+from qmpalloc.experiment.run.load import open_load
+from qmpalloc.experiment.run.lru import choose_lru
+from qmpalloc.experiment.run.readings import DATA_DISK, ROOT_DISK, Link, load_seconds, read_guest, wait_for_new_counters
+from qmpalloc.experiment.run.standstill import Standstill
+from qmpalloc.experiment.run.traces import Traces
+from qmpalloc.experiment.run.trial_clock import TrialClock
+from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.spec.schema import Arm, Guest, Phase, Specification
+from qmpalloc.experiment.store.directory import RunDirectory
+from qmpalloc.experiment.store.records import DiskCalibration, LoadProgress, Outcome, Reading, Service
+from qmpalloc.files import write_whole
+from qmpalloc.host.memory import read_host_memory
+from qmpalloc.policy import load as load_policy
+from qmpalloc.qemu.launcher import Prepared, RunningGuest, open_guests, wait_for_end
+from qmpalloc.qemu.progress import Report
+from qmpalloc.qmp import open_agent, open_monitor
+from qmpalloc.record import RecordWriter
+from qmpalloc.units import format_size
+
+BEGIN_TIMEOUT_S = 120.0
+"""For the controller to reach all guests and to find them within the budget."""
+
+OVERDUE_S = 60.0
+"""A decision that comes so long after its time does not come."""
+
+LOADS_DONE = "the loads are done"
+
+OUTPUTS_TIMEOUT_S = 30.0
+
+LOG_BYTES = 1024**2
+"""Kept of the end of each log of a guest in a run that failed."""
+
+Show = Callable[[Controller], Awaitable[None]]
+"""Shows a run on the screen until cancelled."""
+
+
+class Live:
+    """What follows a run while it goes on, besides the record.
+
+    Attributes:
+        report: Takes lines: what began, what went wrong.
+        status: Takes the state of the moment, many times a minute: the share of the reads done, and a few words.
+        sinks: Of the controller's events.
+        show: Started with the controller, cancelled at its end; None: nothing is shown.
+    """
+
+    def __init__(
+        self, report: Report, status: Callable[[float, str], None], sinks: Sequence[Sink] = (), show: Show | None = None
+    ) -> None:
+        self.report = report
+        self.status = status
+        self.sinks = tuple(sinks)
+        self.show = show
+
+
+class ArmRunner:
+    """Runs one arm once.
+
+    Args:
+        specification: Of the experiment.
+        run: Which arm, which repeat.
+        directory: Where its files go.
+        prepared: Images, disks and accelerators.
+        traces: The references of all loads, made once.
+        disk: The throttle; None when this is the first run, which measures it.
+        live: Who follows.
+    """
+
+    def __init__(
+        self,
+        specification: Specification,
+        run: ArmRun,
+        directory: RunDirectory,
+        *,
+        prepared: Prepared,
+        traces: Traces,
+        disk: DiskCalibration | None,
+        live: Live,
+    ) -> None:
+        self.disk = disk
+        self.service: dict[str, Service] = {}
+        self._spec = specification
+        self._run = run
+        self._arm: Arm = next(arm for arm in specification.arms if arm.name == run.arm)
+        self._directory = directory
+        self._prepared = prepared
+        self._traces = traces
+        self._live = live
+        self._started_s = time.monotonic()
+        self._started_wall = time.time()
+        self._used = (0.0, 0.0)
+        self._load_s: float | None = None
+        self._spoilt = ""
+
+    async def run(self, run_dir: Path) -> Outcome:
+        """Run the arm and return what came out, also when it failed. The outcome is not written yet.
+
+        Args:
+            run_dir: For sockets; its path must be short.
+        """
+        failed = ""
+        try:
+            config = await self._configuration(run_dir)
+            async with (
+                open_guests(config, prepared=self._prepared, report=self._live.report) as guests,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(_fail_when_one_ends, guests)
+                await self._with_guests(config, guests)
+                nursery.cancel_scope.cancel()
+        except* QmpallocError as group:
+            failed = cause(group).message
+        except* Exception as group:  # a defect of ours, or of a user's policy, must not end the other runs
+            failed = self._keep_traceback(group)
+        if failed:
+            self._keep_logs(run_dir)
+        cpu_s, wall_s = self._used
+        return Outcome(
+            arm=self._run.arm,
+            repeat=self._run.repeat,
+            started_wall=round(self._started_wall, 3),
+            total_s=round(time.monotonic() - self._started_s, 1),
+            load_s=self._load_s,
+            failed=failed,
+            disk_iops=self.disk.iops if self.disk is not None else 0,
+            service=self.service,
+            controller_cpu_s=round(cpu_s, 2),
+            controller_wall_s=round(wall_s, 2),
+        )
+
+    async def _configuration(self, run_dir: Path) -> Config:
+        config = arm_configuration(self._spec, self._arm, run_dir=run_dir)
+        if not self._arm.is_computed_oracle:
+            return config
+        self._live.report(f"{self._arm.name}: computing the true curves of the loads")
+        curves = await trio.to_thread.run_sync(self._traces.true_curves)
+        return msgspec.structs.replace(config, policy_settings={**config.policy_settings, "curves": curves})
+
+    def _keep_traceback(self, group: BaseExceptionGroup[Exception]) -> str:
+        """Keep where a defect showed, and return it in one line."""
+        leaf: BaseException = group
+        while isinstance(leaf, BaseExceptionGroup):
+            leaf = leaf.exceptions[0]
+        file = self._directory.path / "traceback.txt"
+        with suppress(HostError):
+            write_whole(file, "".join(traceback.format_exception(group)).encode("utf-8", "backslashreplace"))
+        return f"qmpalloc itself failed, see {file.name}: {type(leaf).__name__}: {leaf}"
+
+    def _keep_logs(self, run_dir: Path) -> None:
+        """Keep what QEMU and the guests' consoles said last; their directory is temporary."""
+        for guest in self._spec.guests:
+            for name in ("qemu", "console"):
+                with suppress(OSError, HostError):  # the guest was never started, or there is no room
+                    said = _tail(run_dir / guest.name / f"{name}.log")
+                    if said:
+                        write_whole(self._directory.path / f"{name}-{guest.name}.log", said)
+
+    async def _with_guests(self, config: Config, guests: tuple[RunningGuest, ...]) -> None:
+        async with AsyncExitStack() as stack:
+            links = [await stack.enter_async_context(self._open_link(guest)) for guest in guests]
+            await self._prepare_guests(config, links)
+            await self._control(config, links)
+
+    @asynccontextmanager
+    async def _open_link(self, guest: RunningGuest) -> AsyncIterator[Link]:
+        """Connect to a guest beside the controller, and arm its load."""
+        assert guest.lab_socket is not None  # the profile is ours
+        described = next(found for found in self._spec.guests if found.name == guest.name)
+        async with (
+            open_monitor(str(guest.sockets.people)) as monitor,
+            open_agent(str(guest.lab_socket)) as agent,
+        ):
+            await choose_lru(agent, described)
+            async with open_load(agent, self._traces, described) as load:
+                disks = (DATA_DISK, ROOT_DISK) if described.programs else (DATA_DISK,)
+                yield Link(guest.name, monitor, agent, load, guest.config.counters_file, disks)
+
+    # --- before the loads -------------------------------------------------------------------------------------------
+
+    async def _prepare_guests(self, config: Config, links: list[Link]) -> None:
+        say = self._live.report
+        await _in_parallel([self._reach(link, config.guest(link.name).baseline) for link in links])
+        if any(guest.programs for guest in self._spec.guests):
+            say("setting the programs up")
+            await _in_parallel([link.load.prepare() for link in links])
+        if self.disk is None:
+            self.disk = await calibrate(self._spec.disk, links)
+            throttle = f"{self.disk.iops} reads per second" if self.disk.iops else "none"
+            say(f"disk: a cached read takes {self.disk.hit_s * 1e6:.1f} µs here; model {self.disk.model}: {throttle}")
+        await set_throttle(links, self.disk.iops)
+
+        async def measure(link: Link) -> None:
+            self.service[link.name] = await link.load.measure_service()
+
+        await _in_parallel([measure(link) for link in links])
+        for name, service in sorted(self.service.items()):
+            hit_us, miss_us = service.hit_s * 1e6, service.miss_s * 1e6
+            say(f"{name}: a hit takes {hit_us:.1f} µs, a miss {miss_us:.0f} µs: {service.ratio:.0f} times as long")
+        await _in_parallel([link.load.drop_caches() for link in links])
+        reads = self._spec.warm_up == "read"
+        if reads or any(guest.programs for guest in self._spec.guests):
+            say("warming the caches up: " + ("every guest reads its first file once" if reads else "programs only"))
+            await set_throttle(links, 0)
+            await _in_parallel([link.load.warm_up(reads=reads) for link in links])
+            await set_throttle(links, self.disk.iops)
+        # The file is up to a second old: what was read just now must not be counted in the first trial.
+        await _in_parallel([wait_for_new_counters(link) for link in links])
+
+    async def _reach(self, link: Link, target_bytes: int) -> None:
+        """Wait until a guest has the size it was asked to have."""
+        if await balloon.reaches(link.monitor, target_bytes):
+            return
+        actual_bytes = await link.monitor.query_balloon()
+        raise HostError(
+            f"guest {link.name}: its balloon stands at {format_size(actual_bytes)} after {balloon.TIMEOUT_S:.0f} s, "
+            f"not at its baseline of {format_size(target_bytes)}",
+            hint="the baseline may be less than the guest's system needs",
+        )
+
+    # --- while they run ---------------------------------------------------------------------------------------------
+
+    async def _control(self, config: Config, links: list[Link]) -> None:
+        """Run the controller for as long as the loads take."""
+        clock = TrialClock({guest.name: int(guest.baseline) for guest in config.guests})
+        policy = load_policy(config.policy, config.policy_settings, file=config.file)
+        with RecordWriter(self._directory.record) as writer:
+            controller = Controller(
+                config, policy, writer, clock, self._note_faults, *self._live.sinks, read_host=read_host_memory
+            )
+            async with trio.open_nursery() as screen:
+                if self._live.show is not None:
+                    screen.start_soon(self._live.show, controller)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_run_controller, controller)
+                    await self._follow_loads(links, clock, writer)
+                    controller.quit(LOADS_DONE)
+                screen.cancel_scope.cancel()
+            self._raise_if_spoilt(writer)
+
+    def _note_faults(self, event: AnyEvent) -> None:
+        """Pass the controller's faults on. Without a complete record or its policy, a run does not count.
+
+        Nor when the host ran short of memory, for then its rule overruled the policy.
+        """
+        if isinstance(event, Faulted):
+            self._live.report(f"{event.guest or 'controller'}: {event.message}")
+            if event.kind in {"output", "policy", "host"}:
+                self._spoilt = self._spoilt or event.message
+
+    def _raise_if_spoilt(self, writer: RecordWriter) -> None:
+        if writer.failure is not None:
+            raise HostError(f"{writer.path} cannot be written: {writer.failure.strerror}")
+        if self._spoilt:
+            raise HostError(self._spoilt)
+
+    async def _follow_loads(self, links: list[Link], clock: TrialClock, writer: RecordWriter) -> None:
+        """Start the loads with the first trial, and read every guest at the end of each until all are done."""
+        with _time_limit(BEGIN_TIMEOUT_S, "the controller has not begun to decide"):
+            await clock.begun.wait()
+        started_s, cpu_s = trio.current_time(), _cpu_s()
+        await self._read_all(links, clock, trial=0, t=0.0)
+        await _in_parallel([link.load.go() for link in links])
+        reading = {guest.name: {phase.name for phase in guest.reads} for guest in self._spec.guests}
+        standstill = Standstill(reading, interval_s=self._spec.interval, now_s=started_s)
+        trial = 0
+        try:
+            while True:
+                with _time_limit(self._spec.interval + OVERDUE_S, "the controller has decided nothing"):
+                    trial = await clock.next_trial(trial)
+                now_s = trio.current_time()
+                readings = await self._read_all(links, clock, trial=trial, t=now_s - started_s)
+                if self._all_done(readings, len(links)):
+                    break
+                self._raise_if_spoilt(writer)
+                standstill.note(readings, now_s=now_s)
+                self._live.status(*self._progress(readings, trial))
+        finally:
+            self._used = (_cpu_s() - cpu_s, trio.current_time() - started_s)
+            with trio.move_on_after(OUTPUTS_TIMEOUT_S, shield=True):
+                await self._keep_outputs(links)
+        self._keep_results(readings)
+
+    def _progress(self, readings: list[Reading], trial: int) -> tuple[float, str]:
+        """Return the share of its load done by the guest that is furthest behind, and words for people."""
+        shares, words = [], []
+        for reading in readings:
+            guest = next(found for found in self._spec.guests if found.name == reading.guest)
+            share = share_done(guest, reading.load)
+            shares.append(share)
+            words.append(f"{reading.guest} {share:.0%} at {format_size(reading.actual_bytes)}")
+        return min(shares, default=0.0), f"trial {trial}: {', '.join(words)}"
+
+    def _all_done(self, readings: list[Reading], guests: int) -> bool:
+        """Return whether every load is over; the first that gave up ends the run."""
+        for reading in readings:
+            if reading.load is not None and reading.load.error:
+                raise HostError(f"{self._spec.file}: guest {reading.guest}: its load gave up: {reading.load.error}")
+        finished = [reading for reading in readings if reading.load is not None and reading.load.finished]
+        return len(finished) == guests
+
+    async def _read_all(self, links: list[Link], clock: TrialClock, *, trial: int, t: float) -> list[Reading]:
+        readings: dict[str, Reading] = {}
+
+        async def read(link: Link) -> None:
+            target_bytes = clock.targets[link.name]
+            try:
+                await link.load.raise_if_dead()
+                readings[link.name] = await read_guest(link, trial=trial, t=t, target_bytes=target_bytes)
+            except HostError:
+                raise
+            except QmpallocError as error:  # a guest may be too busy to answer; the next reading covers both trials
+                self._live.report(f"{link.name}: no reading at the end of trial {trial}: {error.message}")
+
+        await _in_parallel([read(link) for link in links])
+        ordered = [readings[link.name] for link in links if link.name in readings]
+        try:
+            self._directory.append_readings(ordered)
+        except OSError as error:
+            raise HostError(f"{self._directory.readings_file} cannot be written: {error.strerror}") from error
+        return ordered
+
+    async def _keep_outputs(self, links: list[Link]) -> None:
+        """Keep what the programs printed, also of a run that fails; a guest that is gone has nothing to give."""
+        for link in links:
+            with suppress(QmpallocError):
+                for phase, data in (await link.load.outputs()).items():
+                    self._directory.write_output(link.name, phase, data)
+
+    def _keep_results(self, readings: list[Reading]) -> None:
+        """Keep what the loads say in the end, as it was in the readings that showed them finished."""
+        seconds = []
+        for reading in readings:
+            assert reading.load is not None  # all are done
+            self._directory.write_load(reading.guest, reading.load)
+            seconds.append(load_seconds(reading.load))
+        self._load_s = round(max(seconds, default=math.nan), 3)
+
+
+def share_done(guest: Guest, load: LoadProgress | None) -> float:
+    """Return the share of a guest's load that is done; where it is not reads alone, its phases count alike."""
+    if load is None:
+        return 0.0
+    if all(isinstance(phase, Phase) and not phase.is_timed for phase in guest.phases):
+        return sum(state.reads for state in load.phases) / sum(phase.total_reads for phase in guest.reads)
+    shares = 0.0
+    for state, phase in zip(load.phases, guest.phases, strict=False):
+        if state.done:
+            shares += 1.0
+        elif phase.is_timed:
+            shares += min(1.0, state.seconds / phase.duration)
+        elif isinstance(phase, Phase):
+            shares += state.reads / phase.total_reads
+    return shares / len(guest.phases)
+
+
+async def _fail_when_one_ends(guests: tuple[RunningGuest, ...]) -> None:
+    guest = await wait_for_end(guests)
+    raise HostError(f"guest {guest.name}: its QEMU (process {guest.pid}) {_how_it_ended(guest.pid)} during the run")
+
+
+def _how_it_ended(pid: int) -> str:
+    """Return how a child process ended, which is reaped elsewhere."""
+    with suppress(ChildProcessError):
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if end is not None and end.si_code == os.CLD_EXITED:
+            return f"ended with exit code {end.si_status}"
+        if end is not None:
+            return f"was killed by signal {end.si_status}"
+    return "ended"
+
+
+async def _run_controller(controller: Controller) -> None:
+    await controller.run()
+    if controller.reason != LOADS_DONE:
+        raise HostError(f"the controller ended by itself: {controller.reason or 'no reason is known'}")
+
+
+@contextmanager
+def _time_limit(limit_s: float, what: str) -> Iterator[None]:
+    with trio.move_on_after(limit_s) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise HostError(f"{what} for {limit_s:.0f} s")
+
+
+async def _in_parallel(jobs: Sequence[Awaitable[None]]) -> None:
+    """Run jobs at the same time until all are done."""
+
+    async def run(job: Awaitable[None]) -> None:
+        await job
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            nursery.start_soon(run, job)
+
+
+def _cpu_s() -> float:
+    """Return the CPU seconds this process has used."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _tail(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - LOG_BYTES))
+        return stream.read()

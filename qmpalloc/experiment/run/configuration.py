@@ -1,0 +1,57 @@
+"""The configuration of one arm of an experiment: what a user would have written to run it by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qmpalloc.config import Config, ControlConfig, DataDiskConfig, Duration, GuestConfig, HostConfig, Size, VmConfig
+from qmpalloc.experiment.spec.schema import Arm, Guest, Specification
+
+SAMPLE_INTERVAL_S = 1.0
+SAMPLES_PER_INTERVAL = 3
+"""A decision wants at least two samples in its interval; short intervals are sampled more often."""
+
+
+def arm_configuration(specification: Specification, arm: Arm, *, run_dir: Path) -> Config:
+    """Return what a controller and a launcher need for `arm`.
+
+    Guests are left where they are at the end of control, because they are stopped right after it.
+    """
+    interval_s = float(specification.interval)
+    return Config(
+        file=specification.file,
+        host=HostConfig(budget=specification.budget, run_dir=str(run_dir)),
+        control=ControlConfig(
+            interval=specification.interval,
+            sample_interval=Duration(min(SAMPLE_INTERVAL_S, interval_s / SAMPLES_PER_INTERVAL)),
+            on_exit="keep",
+        ),
+        policy=arm.policy,
+        policy_settings=arm.policy_settings,
+        guests=tuple(_guest(specification, arm, guest, run_dir) for guest in specification.guests),
+    )
+
+
+def _guest(specification: Specification, arm: Arm, guest: Guest, run_dir: Path) -> GuestConfig:
+    directory = run_dir / guest.name
+    return GuestConfig(
+        name=guest.name,
+        monitor=str(directory / "monitor.sock"),
+        agent=str(directory / "agent.sock"),
+        floor=guest.floor,
+        cap=guest.cap,
+        baseline=Size(arm.baseline(guest)),
+        vm=VmConfig(
+            memory=guest.memory,
+            suite=guest.suite,
+            packages=specification.image.packages,
+            data=DataDiskConfig(
+                size=Size(specification.disk.size or _whole_mib(guest.disk_bytes)),
+                files={name: Size(size) for name, size in guest.files.items()},
+            ),
+        ),
+    )
+
+
+def _whole_mib(size_bytes: int) -> int:
+    return -(-size_bytes // 1024**2) * 1024**2

@@ -1,0 +1,51 @@
+"""The disk model: what a cached read takes here, and the throttle by which a miss takes so many times that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from qmpalloc.experiment.run.readings import Link
+from qmpalloc.experiment.spec.schema import Disk
+from qmpalloc.experiment.store.records import DiskCalibration, Service
+from qmpalloc.qmp import deadline
+
+THROTTLE_TIMEOUT_S = 10.0
+
+
+async def calibrate(disk: Disk, links: Sequence[Link]) -> DiskCalibration:
+    """Measure cached reads in all guests at the same time, as they will be when the loads run, and derive the throttle.
+
+    The disks are left without a throttle.
+
+    Args:
+        disk: What is wanted.
+        links: To all guests, their loads armed but not started.
+
+    Raises:
+        QmpallocError: A guest does not answer, or its times make no sense.
+    """
+    await set_throttle(links, 0)
+    services: list[Service] = []
+
+    async def measure(link: Link) -> None:
+        services.append(await link.load.measure_service())
+
+    async with trio.open_nursery() as nursery:
+        for link in links:
+            nursery.start_soon(measure, link)
+    hit_s = sum(service.hit_s for service in services) / len(services)
+    return DiskCalibration(model="iops" if disk.iops else disk.model, hit_s=hit_s, iops=disk.throttle_iops(hit_s))
+
+
+async def set_throttle(links: Sequence[Link], iops: int) -> None:
+    """Limit each disk that the loads of the guests read to so many requests per second; 0 is no limit.
+
+    Raises:
+        QmpallocError: A monitor does not answer, or refuses.
+    """
+    for link in links:
+        with deadline(THROTTLE_TIMEOUT_S, link.monitor.address, "setting the disk's throttle"):
+            for disk in link.disks:
+                await link.monitor.set_io_throttle(disk, iops)

@@ -1,0 +1,420 @@
+"""The load of one guest, from the host: generator, references and programs are shipped, started, watched and ended.
+
+::
+
+    traces = Traces(specification)
+    async with open_load(lab_agent, traces, guest) as load:
+        await load.prepare()
+        await load.warm_up()
+        await load.go()
+        ...
+        progress = await load.progress()
+
+In the guest everything is in `DIRECTORY`, on tmpfs. The references are read and removed when the load is armed, so that
+they are in memory once. The guest is not trusted: what it says of its load is checked like any of its words.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import trio
+
+from qmpalloc.errors import HostError, NonsenseError, QmpallocError, RefusedError
+from qmpalloc.experiment.run.traces import Traces
+from qmpalloc.experiment.spec.program import ProgramPhase
+from qmpalloc.experiment.spec.schema import AnyPhase, Guest, Phase, Specification
+from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Service
+from qmpalloc.qmp import Agent, ExecResult, deadline
+from qmpalloc.text import printable
+
+__all__ = ["Load", "Traces", "open_load"]
+
+GENERATOR = Path(__file__).with_name("generator.py")
+DIRECTORY = "/run/qmpalloc-load"
+PROGRESS_FILE = f"{DIRECTORY}/progress.json"
+GO_FILE = f"{DIRECTORY}/go"
+LOG_FILE = f"{DIRECTORY}/log"
+PLAN_FILE = f"{DIRECTORY}/plan.json"
+PROGRAM_FILE = f"{DIRECTORY}/generator.py"
+DATA_DIRECTORY = "/data"
+PROGRAMS_DIRECTORY = "/var/tmp/qmpalloc"
+"""On the guest's own disk: what programs bring and write there costs no memory but cache."""
+
+COMMAND_TIMEOUT_S = 30.0
+SHIP_TIMEOUT_S = 60.0
+SHIP_BYTES_PER_S = 100_000
+"""A load is shipped in `SHIP_TIMEOUT_S` and a second for so many bytes, or the guest hangs."""
+
+ARM_TIMEOUT_S = 60.0
+ARM_POLL_S = 0.1
+SERVICE_TIMEOUT_S = 120.0
+READ_THROUGH_TIMEOUT_S = 1800.0
+PREPARE_TIMEOUT_S = 1800.0
+"""A little more than the generator itself allows a step of a program."""
+
+STOP_TIMEOUT_S = 5.0
+
+PROGRESS_BYTES = 4096
+PROGRESS_PHASE_BYTES = 16384
+"""The longest progress: so much, and so much for each phase. A histogram has at most some 500 numbers."""
+
+LOG_MAX_BYTES = 64 * 1024
+OUTPUT_MAX_BYTES = 160 * 1024
+"""Of what is kept of a program's output; the generator keeps less."""
+LONGEST_S = 1e7
+COUNT_MAX = 2**53
+
+
+class Load:
+    """The load of a guest. Open one with `open_load`.
+
+    Attributes:
+        guest: Whose load it is.
+        laps: How often each phase reads its references, one time after the other.
+        pid: Of the generator, in the guest; None before it was started.
+    """
+
+    def __init__(self, agent: Agent, specification: Specification, guest: Guest, *, laps: int = 1) -> None:
+        self.guest = guest
+        self.laps = laps
+        self._spec = specification
+        self._agent = agent
+        self.pid: int | None = None
+        self._end: ExecResult | None = None
+
+    async def go(self) -> None:
+        """Start reading. Returns when the guest has been told; it looks every 20 ms.
+
+        Raises:
+            QmpallocError: The agent does not answer or refuses.
+        """
+        with deadline(COMMAND_TIMEOUT_S, self._agent.address, "the start of the load"):
+            await self._agent.write_file(GO_FILE, b"")
+
+    async def progress(self) -> LoadProgress | None:
+        """Return what the generator last wrote, at most half a second old while it runs; None: nothing yet.
+
+        Raises:
+            NonsenseError: It is not what a generator with this plan writes.
+            QmpallocError: The agent does not answer.
+        """
+        limit = PROGRESS_BYTES + PROGRESS_PHASE_BYTES * len(self.guest.phases)
+        try:
+            with deadline(COMMAND_TIMEOUT_S, self._agent.address, "the progress of the load"):
+                data = await self._agent.read_file(PROGRESS_FILE, limit)
+        except RefusedError:
+            return None
+        if len(data) > limit:
+            raise self._nonsense(f"it is longer than {limit} bytes")
+        try:
+            progress = msgspec.json.decode(data, type=LoadProgress)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self._nonsense(printable(str(error))) from error
+        for wrong in self._contradictions(progress):
+            raise self._nonsense(wrong)
+        return msgspec.structs.replace(progress, error=printable(progress.error))
+
+    async def raise_if_dead(self) -> None:
+        """Return while the generator runs, and when it has finished all its reads.
+
+        Raises:
+            HostError: It ended before: with its own reason, or the last lines of its log.
+            QmpallocError: The agent does not answer.
+        """
+        if self.pid is None:
+            raise HostError(f"guest {self.guest.name}: its load was never started")
+        if self._end is None:
+            with deadline(COMMAND_TIMEOUT_S, self._agent.address, "the state of the load"):
+                self._end = await self._agent.poll(self.pid)
+        if self._end is None:
+            return
+        progress = await self.progress()
+        if progress is not None and progress.finished and not progress.error:
+            return
+        reason = (progress.error if progress is not None else "") or await self._log_tail()
+        out_of_memory = self._end.signal == signal.SIGKILL or "MemoryError" in reason
+        place = f"{self._spec.file}: " if self.guest.programs else ""  # whose reasons name keys of it
+        raise HostError(
+            f"{place}guest {self.guest.name}: its load {_how(self._end)}: {reason}",
+            hint="the guest had no memory left: raise its floor" if out_of_memory else "",
+        )
+
+    async def read_through(self, file_names: Iterable[str] = ()) -> None:
+        """Read files of the data disk once, in order and in large requests.
+
+        Args:
+            file_names: By default the first phase's file.
+
+        Raises:
+            HostError: That failed in the guest.
+            QmpallocError: The agent does not answer.
+        """
+        paths = [_path(name) for name in file_names or [next(iter(self.guest.files))]]
+        await self._generate("read-through", *paths, timeout_s=READ_THROUGH_TIMEOUT_S)
+
+    async def prepare(self) -> None:
+        """Set the programs of the load up, and wait until they are ready.
+
+        Raises:
+            HostError: One of them failed.
+            QmpallocError: The agent does not answer.
+        """
+        if self.guest.programs:
+            for step in ("setup", "ready"):
+                await self._prepare(step)
+
+    async def warm_up(self, *, reads: bool) -> None:
+        """Run the warm-up of the first phase: of a program its own, of reads, if so wanted, its file once.
+
+        Raises:
+            HostError: That failed in the guest.
+            QmpallocError: The agent does not answer.
+        """
+        if isinstance(self.guest.phases[0], ProgramPhase):
+            await self._prepare("warm_up")
+        elif reads:
+            await self.read_through()
+
+    async def _prepare(self, step: str) -> None:
+        with deadline(PREPARE_TIMEOUT_S, self._agent.address, f"{step} of the programs of guest {self.guest.name}"):
+            result = await self._agent.run(["python3", PROGRAM_FILE, "prepare", step, PLAN_FILE])
+        if result.exit_code != 0:
+            raise HostError(f"{self._spec.file}: guest {self.guest.name}: {_last_lines(result.err)}")
+
+    async def outputs(self) -> dict[str, bytes]:
+        """Return what is kept of the output of each program that was begun, by phase.
+
+        Raises:
+            QmpallocError: The agent does not answer.
+        """
+        found = {}
+        for number, phase in enumerate(self.guest.phases):
+            if isinstance(phase, ProgramPhase):
+                with (
+                    deadline(COMMAND_TIMEOUT_S, self._agent.address, f"the output of {phase.name}"),
+                    suppress(RefusedError),  # it was not begun
+                ):
+                    data = await self._agent.read_file(_output(number), OUTPUT_MAX_BYTES)
+                    found[phase.name] = data[:OUTPUT_MAX_BYTES]
+        return found
+
+    async def measure_service(self) -> Service:
+        """Measure what cached and uncached reads take, with the disk's throttle as it is; 5 to 10 seconds.
+
+        Afterwards nothing of the file of the first phase is cached.
+
+        Raises:
+            HostError: That failed in the guest.
+            NonsenseError: The times make no sense.
+            QmpallocError: The agent does not answer.
+        """
+        path = _path(next(iter(self.guest.files)))
+        out = await self._generate("service", path, timeout_s=SERVICE_TIMEOUT_S)
+        try:
+            service = msgspec.json.decode(out, type=Service)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self._nonsense(printable(str(error)), "service times") from error
+        if service.hits < 1 or service.misses < 1:
+            raise HostError(
+                f"guest {self.guest.name}: its first file is too small to measure service times",
+                hint="a few MiB are enough",
+            )
+        if not (0 < service.hit_s < LONGEST_S and 0 < service.miss_s < LONGEST_S):
+            raise self._nonsense(f"a hit of {service.hit_s} s and a miss of {service.miss_s} s", "service times")
+        return service
+
+    async def drop_caches(self) -> None:
+        """Have the guest's kernel drop all that it can of its page cache and its caches of inodes.
+
+        Raises:
+            QmpallocError: The guest refuses, or does not answer.
+        """
+        await self._run(["/bin/sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches"], COMMAND_TIMEOUT_S)
+
+    async def stop(self) -> None:
+        """End the generator, if it runs.
+
+        Raises:
+            QmpallocError: The agent does not answer.
+        """
+        if self.pid is not None and self._end is None:
+            await self._run(["/bin/sh", "-c", f"kill {self.pid} 2>/dev/null || true"], COMMAND_TIMEOUT_S)
+
+    async def arm(self, traces: Traces) -> None:
+        """Ship everything and start the generator, which then waits for `go`.
+
+        Raises:
+            HostError: It ended at once, or was not ready in time.
+            QmpallocError: The agent does not answer, or there is no room on tmpfs.
+        """
+        await self._run(["/bin/sh", "-c", f"rm -rf {DIRECTORY} && mkdir -m 700 {DIRECTORY}"], COMMAND_TIMEOUT_S)
+        await self._ship(PROGRAM_FILE, GENERATOR.read_bytes())
+        for number, phase in enumerate(self.guest.phases):
+            if isinstance(phase, Phase):
+                await self._ship(_trace(number), await trio.to_thread.run_sync(traces.trace, self.guest, phase))
+            else:
+                await self._bring(phase, _directory(number))
+        await self._ship(PLAN_FILE, json.dumps(plan(self._spec, self.guest, laps=self.laps)).encode())
+        command = f"exec python3 {PROGRAM_FILE} run {PLAN_FILE} > {LOG_FILE} 2>&1"
+        with deadline(COMMAND_TIMEOUT_S, self._agent.address, "starting the load"):
+            self.pid = await self._agent.start(["/bin/sh", "-c", command])
+        with trio.move_on_after(ARM_TIMEOUT_S):
+            while await self.progress() is None:
+                await self.raise_if_dead()
+                await trio.sleep(ARM_POLL_S)
+            return
+        raise HostError(f"guest {self.guest.name}: its load is not ready after {ARM_TIMEOUT_S:.0f} s")
+
+    async def _bring(self, phase: ProgramPhase, directory: str) -> None:
+        """Make the directory of a program, and copy its files into it."""
+        await self._run(["mkdir", "-p", directory], COMMAND_TIMEOUT_S)
+        for name in phase.copy:
+            file = Path(self._spec.file).parent / name
+            try:
+                data = await trio.Path(file).read_bytes()
+            except OSError as error:
+                raise HostError(f"{file} cannot be read: {error.strerror}") from error
+            await self._ship(f"{directory}/{file.name}", data)
+
+    async def _ship(self, path: str, data: bytes) -> None:
+        with deadline(SHIP_TIMEOUT_S + len(data) / SHIP_BYTES_PER_S, self._agent.address, f"writing {path}"):
+            await self._agent.write_file(path, data)
+
+    async def _generate(self, *words: str, timeout_s: float) -> bytes:
+        return await self._run(["python3", PROGRAM_FILE, *words], timeout_s)
+
+    async def _run(self, argv: list[str], timeout_s: float) -> bytes:
+        with deadline(timeout_s, self._agent.address, f"{argv[0]} in guest {self.guest.name}"):
+            result = await self._agent.run(argv)
+        if result.exit_code != 0:
+            words = printable(" ".join(argv), 80)
+            raise HostError(f"guest {self.guest.name}: {words} {_how(result)}: {_last_lines(result.err)}")
+        return result.out
+
+    async def _log_tail(self) -> str:
+        with suppress(QmpallocError), deadline(COMMAND_TIMEOUT_S, self._agent.address, "the log of the load"):
+            return _last_lines(await self._agent.read_file(LOG_FILE, LOG_MAX_BYTES))
+        return "its log cannot be read"
+
+    def _contradictions(self, progress: LoadProgress) -> Iterable[str]:
+        """Yield what no generator with this plan could have written."""
+        if len(progress.phases) > len(self.guest.phases):
+            yield f"{len(progress.phases)} phases of {len(self.guest.phases)}"
+        if not (0 <= progress.sequence < 2**53 and 0 <= progress.monotonic_s < math.inf):
+            yield "a sequence or time out of range"
+        for state, phase in zip(progress.phases, self.guest.phases, strict=False):
+            if state.name != phase.name:
+                yield f"phase {printable(state.name, 64)} in place of {phase.name}"
+            elif not _possible(state, phase, self.laps):
+                yield f"impossible numbers in phase {phase.name}"
+        if progress.finished and sum(state.done for state in progress.phases) != len(self.guest.phases):
+            yield f"it is finished after {sum(state.reads for state in progress.phases)} reads"
+
+    def _nonsense(self, why: str, what: str = "progress of its load") -> NonsenseError:
+        hint = "something in the guest writes there besides the generator"
+        return NonsenseError(f"guest {self.guest.name}: the {what} makes no sense: {why}", hint=hint)
+
+
+@asynccontextmanager
+async def open_load(agent: Agent, traces: Traces, guest: Guest, *, laps: int = 1) -> AsyncIterator[Load]:
+    """Bring a guest's load into it, ready to start, and end it at the end of the block.
+
+    Args:
+        agent: The guest's lab agent, which may execute programs.
+        traces: The references.
+        guest: As the specification of `traces` describes it.
+        laps: How often each phase reads its references. More than once only in a load without a rate: for one that is
+            to last longer than its references have room.
+
+    Raises:
+        QmpallocError: As `Load.arm`.
+    """
+    assert laps == 1 or not any(phase.rate for phase in guest.reads), "an open loop has one lap"
+    load = Load(agent, traces.specification, guest, laps=laps)
+    try:
+        await load.arm(traces)
+        yield load
+    finally:
+        with trio.move_on_after(STOP_TIMEOUT_S, shield=True), suppress(QmpallocError):  # its guest may be gone
+            await load.stop()
+
+
+def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[str, object]:
+    """Return the plan of a guest's load, as the generator reads it; `laps` as for `open_load`."""
+    phases: list[dict[str, object]] = []
+    for number, phase in enumerate(guest.phases):
+        if isinstance(phase, Phase):
+            described: dict[str, object] = {
+                "file": _path(phase.file_name),
+                "trace": _trace(number),
+                "readahead": phase.reads_ahead,
+                "rate": phase.rate,
+                "laps": laps,
+            }
+        else:
+            described = {
+                **phase.with_texts(lambda text: specification.fill(text, guest)),
+                "key": f"guest[{specification.guests.index(guest)}].phase[{number}]",
+                "directory": _directory(number),
+                "output": _output(number),
+                "timeout": phase.timeout,
+                "metrics": msgspec.to_builtins(phase.metrics),
+            }
+        phases.append({"name": phase.name, "duration": phase.duration, **described})
+    return {"progress": PROGRESS_FILE, "go": GO_FILE, "phases": phases}
+
+
+def _possible(state: PhaseProgress, phase: AnyPhase, laps: int) -> bool:
+    most, timed = _most_reads(phase, laps), state.latency.values()
+    return (
+        0 <= state.errors <= state.reads <= most
+        and 0 <= state.seconds < LONGEST_S
+        and 0 <= state.started_s < math.inf
+        and all(0 <= number < 1024 for number in state.latency)
+        and all(count >= 0 for count in timed)
+        and sum(timed) <= most
+        and (not state.done or phase.is_timed or state.reads == most)
+        and state.metrics.keys() <= {metric.name for metric in phase.metrics}
+        and all(
+            0 < each.count < COUNT_MAX and math.isfinite(each.total) and math.isfinite(each.last)
+            for each in state.metrics.values()
+        )
+    )
+
+
+def _most_reads(phase: AnyPhase, laps: int) -> int:
+    if isinstance(phase, ProgramPhase):
+        return 0
+    return COUNT_MAX if phase.is_timed else phase.total_reads * laps
+
+
+def _path(file_name: str) -> str:
+    return f"{DATA_DIRECTORY}/{file_name}"
+
+
+def _trace(number: int) -> str:
+    return f"{DIRECTORY}/trace{number}"
+
+
+def _output(number: int) -> str:
+    return f"{DIRECTORY}/output{number}"
+
+
+def _directory(number: int) -> str:
+    return f"{PROGRAMS_DIRECTORY}/phase{number + 1}"
+
+
+def _how(result: ExecResult) -> str:
+    return f"was killed by signal {result.signal}" if result.signal is not None else f"ended with {result.exit_code}"
+
+
+def _last_lines(data: bytes) -> str:
+    lines = data.decode(errors="replace").strip().splitlines()[-3:]
+    return printable(" | ".join(lines), 500) or "no output"

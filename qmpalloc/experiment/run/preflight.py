@@ -1,0 +1,63 @@
+"""What this host cannot do is refused before anything is built or booted."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from qmpalloc.config import DISK_OVERHEAD_BYTES, Config
+from qmpalloc.config.checks import MAX_SOCKET_PATH_BYTES
+from qmpalloc.errors import HostError
+from qmpalloc.experiment.run.configuration import arm_configuration
+from qmpalloc.experiment.spec.checks import check_memory
+from qmpalloc.experiment.spec.schema import Specification
+from qmpalloc.host.memory import read_host_memory
+from qmpalloc.qemu.cache import cache_dir
+from qmpalloc.qemu.data_disk import data_disk_dir
+from qmpalloc.qemu.host import require_space
+from qmpalloc.qemu.image import NEEDED_BYTES, image_dir
+from qmpalloc.qemu.recipe import Variant
+
+RUN_DIR_PREFIX = "qmpalloc-"
+"""Of the directory with a run's sockets, in the directory for temporary files: their paths must be short."""
+
+EXAMPLE_RUN_DIR = f"{RUN_DIR_PREFIX}12345678"
+
+
+def preflight(specification: Specification) -> None:
+    """Check memory, room on disk and the length of paths.
+
+    Raises:
+        ConfigError: The guests need more memory than this host has available.
+        HostError: There is no room for images and data disks, or the directory for temporary files has a long name.
+    """
+    left_bytes = read_host_memory().left_bytes
+    if left_bytes is not None:
+        check_memory(specification, left_bytes)
+    config = arm_configuration(
+        specification, specification.arms[0], run_dir=Path(tempfile.gettempdir(), EXAMPLE_RUN_DIR)
+    )
+    check_room(config)
+    for guest in config.guests:
+        if len(os.fsencode(guest.monitor)) > MAX_SOCKET_PATH_BYTES:
+            message = f"{guest.monitor} is longer than the path of a Unix socket may be ({MAX_SOCKET_PATH_BYTES} bytes)"
+            raise HostError(message, hint="set TMPDIR to a directory with a shorter path")
+
+
+def check_room(config: Config) -> None:
+    """Check that images and data disks that are not in the cache yet have room in it.
+
+    Raises:
+        HostError: They have not.
+    """
+    machines = [guest.vm for guest in config.guests if guest.vm is not None]
+    images = {image_dir(Variant.of(vm)) for vm in machines}
+    disks = {data_disk_dir(vm.data): sum(vm.data.files.values()) for vm in machines if vm.data is not None}
+    missing = [size_bytes for directory, size_bytes in disks.items() if not directory.is_dir()]
+    needed_bytes = NEEDED_BYTES if any(not directory.is_dir() for directory in images) else 0
+    if missing:  # the files of a disk are written twice: to a tree, which goes, and into the disk
+        needed_bytes += sum(missing) + len(missing) * DISK_OVERHEAD_BYTES + max(missing)
+    if needed_bytes:
+        place = cache_dir()
+        require_space(next(each for each in (place, *place.parents) if each.exists()), needed_bytes)

@@ -1,0 +1,119 @@
+"""One guest at the end of a trial, read around the controller: its sockets are its own, so these are the others.
+
+The balloon's size and the disk's statistics come from the monitor for people, the counters file and the progress of
+the load from the lab agent. So the numbers of a report depend on nothing the controller believes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+from msgspec import Struct
+
+from qmpalloc.errors import NonsenseError
+from qmpalloc.experiment.run.load import Load
+from qmpalloc.experiment.store.records import LoadProgress, Reading
+from qmpalloc.qmp import Agent, Monitor, deadline
+from qmpalloc.sample import FILE_MAX_BYTES, parse
+
+DATA_DISK, ROOT_DISK = "data", "root"
+"""The ``-drive`` ids of a guest's disks, see `qmpalloc.qemu.argv`."""
+
+NEW_COUNTERS_POLL_S = 0.1
+
+READING_TIMEOUT_S = 10.0
+
+STALE_S = 10.0
+"""Counters so much older than the progress of the load mean that the collector does not write them any more."""
+
+
+class Link(Struct, frozen=True):
+    """The connections to one guest that an experiment uses beside the controller's.
+
+    Attributes:
+        name: Of the guest.
+        monitor: QMP, the socket for people.
+        agent: The agent that may execute programs.
+        load: Its load.
+        counters_file: Path of the counters file in the guest.
+        disks: That its load reads: built-in reads the data disk alone, programs also the guest's own.
+    """
+
+    name: str
+    monitor: Monitor
+    agent: Agent
+    load: Load
+    counters_file: str
+    disks: tuple[str, ...] = (DATA_DISK,)
+
+
+async def wait_for_new_counters(link: Link) -> None:
+    """Return when the collector has written since now, so that what was read before this is in no later difference.
+
+    Raises:
+        QmpallocError: The guest or its collector does not answer in time, or answers nonsense.
+    """
+    with deadline(READING_TIMEOUT_S, link.agent.address, f"new counters of {link.name}"):
+        before = parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES)).sequence
+        while True:
+            await trio.sleep(NEW_COUNTERS_POLL_S)
+            if parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES)).sequence > before:
+                return
+
+
+async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> Reading:
+    """Return a guest's reading.
+
+    Raises:
+        QmpallocError: The guest, its collector or its QEMU does not answer in time, or answers nonsense.
+    """
+    with deadline(READING_TIMEOUT_S, link.agent.address, f"the reading of {link.name}"):
+        sample = parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES))
+        progress: LoadProgress | None = await link.load.progress()
+        # After its end no later reading would count the reads since the collector last wrote.
+        while progress is not None and progress.finished and sample.monotonic_ns < progress.monotonic_s * 1e9:
+            await trio.sleep(NEW_COUNTERS_POLL_S)
+            sample = parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES))
+        actual_bytes = await link.monitor.query_balloon()
+        disks = {disk.name: disk for disk in await link.monitor.block_stats()}
+    accesses, misses = sample.counters.accesses, sample.counters.inserts_read
+    if accesses is None or misses is None:
+        raise NonsenseError(f"{link.name}: its collector counts no {'accesses' if accesses is None else 'misses'}")
+    age_s = progress.monotonic_s - sample.monotonic_ns / 1e9 if progress is not None else 0.0
+    if age_s > STALE_S:
+        raise NonsenseError(f"{link.name}: its collector has written nothing for {age_s:.0f} s")
+    if missing := set(link.disks) - disks.keys():
+        raise NonsenseError(f"{link.name}: its QEMU has no drive with the id {min(missing)}")
+    read = [disks[name] for name in link.disks]
+    return Reading(
+        trial=trial,
+        t=round(t, 3),
+        guest=link.name,
+        monotonic_ns=sample.monotonic_ns,
+        accesses=accesses,
+        misses=misses,
+        refaults=sample.counters.refaults,
+        evictions=sample.counters.evictions,
+        events_lost=sample.counters.events_lost,
+        target_bytes=target_bytes,
+        actual_bytes=actual_bytes,
+        disk_read_bytes=sum(disk.rd_bytes for disk in read),
+        disk_reads=sum(disk.rd_operations for disk in read),
+        disk_read_ns=sum(disk.rd_total_time_ns for disk in read),
+        load=progress,
+        faults=sample.counters.inserts_fault,
+    )
+
+
+def reads_done(progress: LoadProgress | None) -> int:
+    """Return how many reads of all phases are done."""
+    return sum(phase.reads for phase in progress.phases) if progress is not None else 0
+
+
+def load_seconds(progress: LoadProgress) -> float:
+    """Return guest seconds from the first read of the first phase to the last of the last; NaN when none began."""
+    if not progress.phases:
+        return math.nan
+    last = progress.phases[-1]
+    return last.started_s + last.seconds - progress.phases[0].started_s

@@ -1,0 +1,55 @@
+"""In which order the arms are run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from msgspec import Struct
+
+from qmpalloc.errors import ConfigError
+from qmpalloc.experiment.spec.references import seeded
+from qmpalloc.experiment.spec.schema import Specification
+
+
+class ArmRun(Struct, frozen=True, order=True):
+    """One run of one arm. `repeat` counts from 1."""
+
+    repeat: int
+    arm: str
+
+    @property
+    def name(self) -> str:
+        """A name for its directory: ``repeat2-static``."""
+        return f"repeat{self.repeat}-{self.arm}"
+
+
+def planned(specification: Specification, *, arms: Collection[str] = ()) -> tuple[ArmRun, ...]:
+    """Return every run in order: repeat by repeat, all arms in each, shuffled anew by the seed.
+
+    A slow drift of the host then meets no arm more than another, and each repeat is complete before the next. The
+    order of a repeat depends on the seed, its number and the names of the specification's arms only: more repeats, or
+    fewer arms, leave the rest as it was.
+
+    Args:
+        specification: What to run.
+        arms: Names of those to run; all when empty.
+
+    Raises:
+        ConfigError: There is no arm of a name in `arms`.
+    """
+    names = sorted(arm.name for arm in specification.arms)
+    for name in arms:
+        if name not in names:
+            hint = f"known are {', '.join(names)}"
+            raise ConfigError(f"no arm is called {name!r}", file=specification.file, key="arm", hint=hint)
+    runs = []
+    for repeat in range(1, specification.repeats + 1):
+        random = seeded(specification.seed, "order", str(repeat))
+        shuffled = sorted((random.random(), name) for name in names)
+        runs += [ArmRun(repeat, name) for _, name in shuffled if not arms or name in arms]
+    return tuple(runs)
+
+
+def remaining(plan: Iterable[ArmRun], finished: Collection[ArmRun]) -> tuple[ArmRun, ...]:
+    """Return the runs of `plan` that are not `finished`, in the order planned."""
+    return tuple(run for run in plan if run not in finished)

@@ -1,0 +1,282 @@
+"""An experiment: guests, loads, arms and disk. Sizes in bytes, durations in seconds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from qmpalloc.config import DISK_OVERHEAD_BYTES, Duration, Size
+from qmpalloc.config.schema import DISK_OVERHEAD_FACTOR
+from qmpalloc.experiment.spec.access import Access, Loop, Sequential
+from qmpalloc.experiment.spec.program import READ_RATE, Metric, ProgramPhase
+from qmpalloc.units import GIB, KIB, MIB, PAGE_BYTES
+
+DISK_RATIOS = {"ssd": 50.0, "hdd": 5000.0}
+"""Service time of a miss over that of a hit: about 80 µs (SATA SSD) or 8 ms (7200 rpm) over about 1.6 µs."""
+
+
+def default_file_name(size_bytes: int) -> str:
+    """Return ``file-512M.dat``: guests that read files of the same sizes have the same data disk, in whatever order."""
+    for unit, unit_bytes in (("G", GIB), ("M", MIB), ("K", KIB)):
+        if size_bytes % unit_bytes == 0:
+            return f"file-{size_bytes // unit_bytes}{unit}.dat"
+    return f"file-{size_bytes}.dat"
+
+
+class Disk(Struct, frozen=True, kw_only=True):
+    """``[disk]``: the service of every guest's data disk, so that a miss costs what it would on hardware.
+
+    Attributes:
+        model: ``raw``: not throttled. ``ssd``, ``hdd``: throttled so that a miss takes `DISK_RATIOS` times a hit.
+        iops: Explicit operations per second instead of a model; 0 is none given.
+        size: Of each guest's data disk; 0 is as large as its files need.
+    """
+
+    model: Literal["raw", "ssd", "hdd"] = "ssd"
+    iops: int = 0
+    size: Size = Size(0)
+
+    def throttle_iops(self, hit_s: float) -> int:
+        """Return the limit in operations per second on a machine where a cached read takes `hit_s`; 0 is no limit."""
+        if self.iops or self.model == "raw":
+            return self.iops
+        return max(1, round(1 / (DISK_RATIOS[self.model] * hit_s)))
+
+
+class ImageKeys(Struct, frozen=True, kw_only=True):
+    """``[image]``: what the guests are booted from.
+
+    Attributes:
+        packages: Debian packages that their images have besides the recipe's.
+    """
+
+    packages: tuple[str, ...] = ()
+
+
+class PhaseKeys(Struct, frozen=True, kw_only=True):
+    """What a phase has besides its access distribution.
+
+    Attributes:
+        name: Unique in its guest; by default ``phase1``, ``phase2``, …
+        file: Size of the file it reads.
+        file_name: Phases of a guest with one name read one file; by default one for each size.
+        reads: Reads of one page per round.
+        rounds: How many rounds.
+        duration: How long the first round is read over and over, instead of a number of rounds; 0: not by time.
+        rate: Reads per second started whether or not earlier ones are done (open loop); 0 is as fast as it goes.
+        readahead: Whether the guest's kernel may read ahead; None: see `Phase.reads_ahead`.
+    """
+
+    name: str = ""
+    file: Size
+    file_name: str = ""
+    reads: int
+    rounds: int = 0
+    duration: Duration = Duration(0.0)
+    rate: float = 0.0
+    readahead: bool | None = None
+
+
+class Phase(PhaseKeys, frozen=True, kw_only=True):
+    """``[[guest.phase]]``: a guest's load for a number of rounds.
+
+    Attributes:
+        access: Which pages are read.
+    """
+
+    access: Access
+
+    @property
+    def pages(self) -> int:
+        """Pages of the file."""
+        return self.file // PAGE_BYTES
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether the guest's kernel may read ahead: as written, otherwise for scans only.
+
+        A program that reads at random and does not say so gets pages it did not ask for, as many as there happen to be
+        neighbours in the cache, so that the same reads cost another number of misses in each arm.
+        """
+        return self.readahead if self.readahead is not None else isinstance(self.access, Sequential | Loop)
+
+    @property
+    def total_reads(self) -> int:
+        """Reads of the whole phase; of one with a duration, those that it repeats."""
+        return self.reads * (1 if self.is_timed else self.rounds)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it takes the same time in every arm, instead of the same reads."""
+        return self.duration > 0
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What it is judged by."""
+        return (READ_RATE,)
+
+
+AnyPhase = Phase | ProgramPhase
+"""A part of a guest's load."""
+
+UNNAMED_FILE, UNNAMED_BYTES = "file-16M.dat", 16 * MIB
+"""On the data disk of a guest whose programs name no file, for measuring what a read takes."""
+
+Lru = Literal["two-list", "multi-gen"]
+"""Page replacements, as an experiment names them."""
+
+LRU_FLAVOURS: dict[Lru, Literal["two_list", "lru_gen"]] = {"two-list": "two_list", "multi-gen": "lru_gen"}
+"""The same to their names in counters files, which are also those of the simulations."""
+
+SUITE_LRU: dict[str, Lru] = {"trixie": "multi-gen", "bookworm": "two-list"}
+"""What the kernels of the reference guests choose themselves."""
+
+
+class GuestKeys(Struct, frozen=True, kw_only=True):
+    """What a guest has besides its load.
+
+    Attributes:
+        name: Letters, digits, ``-``, ``_`` and ``.``.
+        memory: RAM of the guest; the cap cannot exceed it.
+        floor: The least it may be set to.
+        cap: The most.
+        baseline: Its size at the start of an arm, and all through one with the policy ``static``.
+        suite: Debian suite of the reference image.
+        lru: The page replacement it is switched to; None: its kernel's own choice.
+    """
+
+    name: str
+    memory: Size
+    floor: Size
+    cap: Size
+    baseline: Size
+    suite: Literal["trixie", "bookworm"] = "trixie"
+    lru: Lru | None = None
+
+
+class Guest(GuestKeys, frozen=True, kw_only=True):
+    """``[[guest]]``: one guest with its load.
+
+    Attributes:
+        phases: Run one after the other.
+    """
+
+    phases: tuple[AnyPhase, ...]
+
+    @property
+    def reads(self) -> tuple[Phase, ...]:
+        """Its phases of built-in reads."""
+        return tuple(phase for phase in self.phases if isinstance(phase, Phase))
+
+    @property
+    def programs(self) -> tuple[ProgramPhase, ...]:
+        """Its phases that run programs."""
+        return tuple(phase for phase in self.phases if isinstance(phase, ProgramPhase))
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Name to bytes of every file on its data disk; there is one at least."""
+        files: dict[str, int] = {}
+        for phase in self.phases:
+            files |= {phase.file_name: phase.file} if isinstance(phase, Phase) else phase.files
+        return files or {UNNAMED_FILE: UNNAMED_BYTES}
+
+    @property
+    def lru_flavour(self) -> Literal["two_list", "lru_gen"]:
+        """The page replacement that it runs, by its name in counters files."""
+        return LRU_FLAVOURS[self.lru or SUITE_LRU[self.suite]]
+
+    @property
+    def disk_bytes(self) -> int:
+        """What its files need on the data disk, with the file system's own."""
+        return round(sum(self.files.values()) * DISK_OVERHEAD_FACTOR) + DISK_OVERHEAD_BYTES
+
+
+class Arm(Struct, frozen=True, kw_only=True):
+    """``[[arm]]``: one of the things compared.
+
+    Attributes:
+        name: Letters, digits, ``-``, ``_`` and ``.``.
+        policy: Name of a policy, or ``module:attribute``.
+        settings: Of the policy, as written.
+        baselines: Guest to size, where this arm's differ from the guests' own: another split.
+    """
+
+    name: str
+    policy: str
+    settings: dict[str, Any] = {}
+    baselines: dict[str, Size] = {}
+
+    @property
+    def is_oracle(self) -> bool:
+        """Whether it is the policy ``oracle``, with curves that are known from the first second."""
+        return self.policy == "oracle" and not self.settings.get("known_after")
+
+    @property
+    def is_computed_oracle(self) -> bool:
+        """Whether it is the policy ``oracle`` without curves: these are computed from the references."""
+        return self.policy == "oracle" and not self.settings.keys() & {"curves", "file"}
+
+    @property
+    def policy_settings(self) -> dict[str, Any]:
+        """The settings for the policy; those of a computed oracle have no curves yet."""
+        return {**self.settings, "curves": {}} if self.is_computed_oracle else self.settings
+
+    def baseline(self, guest: GuestKeys) -> int:
+        """Return the baseline of `guest` in this arm, bytes."""
+        return self.baselines.get(guest.name, guest.baseline)
+
+
+class Frame(Struct, frozen=True, kw_only=True):
+    """``[experiment]``.
+
+    Attributes:
+        name: Letters, digits, ``-``, ``_`` and ``.``.
+        budget: Bytes all guests share.
+        interval: Time between decisions; one trial.
+        warm_up: Before the first trial: ``read`` each guest's first file once, in order and in large requests, or
+            ``none``: begin with a cold cache.
+        repeats: How often every arm is run.
+        seed: Of the references and of the order of arms.
+        reference: The arm all others are compared with.
+    """
+
+    name: str
+    budget: Size
+    interval: Duration = Duration(15.0)
+    warm_up: Literal["read", "none"] = "read"
+    repeats: int = 3
+    seed: int = 1
+    reference: str = "static"
+
+
+class Specification(Frame, frozen=True, kw_only=True):
+    """A whole experiment, validated.
+
+    Attributes:
+        file: Where it came from, absolute.
+        disk: ``[disk]``.
+        guests: At least one.
+        arms: At least one.
+        scale: What sizes were multiplied by since they were read, as ``"1"`` or ``"1/4"``.
+        image: ``[image]``.
+    """
+
+    file: str
+    disk: Disk
+    guests: tuple[Guest, ...]
+    arms: tuple[Arm, ...]
+    scale: str = "1"
+    image: ImageKeys = ImageKeys()
+
+    @property
+    def has_unequal_work(self) -> bool:
+        """Whether arms may do unequal work in equal time, so that they are compared by metrics."""
+        return any(guest.programs or any(phase.is_timed for phase in guest.phases) for guest in self.guests)
+
+    def fill(self, text: str, guest: Guest) -> str:
+        """Return `text` of a program's command with ``{seed}``, ``{guest}`` and ``{scale}`` filled in, and no more."""
+        for name, value in (("seed", self.seed), ("guest", guest.name), ("scale", self.scale)):
+            text = text.replace(f"{{{name}}}", str(value))
+        return text

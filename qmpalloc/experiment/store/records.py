@@ -1,0 +1,230 @@
+"""What an experiment leaves on disk: one struct per kind of line or file. Sizes in bytes, times in seconds.
+
+The layout of the directory is in `qmpalloc.experiment.store.directory`; a user's description in
+``docs/experiments.md``. Everything in reports and figures is computed from these and from the controller's records.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+FORMAT = "qmpalloc-experiment"
+VERSION = 1
+
+
+class MetricProgress(Struct, frozen=True, kw_only=True):
+    """What a program has said of a metric since it began.
+
+    Attributes:
+        count: Values, one at least.
+        total: Their sum.
+        last: The last.
+    """
+
+    count: int
+    total: float
+    last: float
+
+
+class PhaseProgress(Struct, frozen=True, kw_only=True):
+    """How far a phase has come, as the generator in the guest says. Cumulative since the phase began.
+
+    Attributes:
+        name: Of the phase.
+        reads: Done so far.
+        seconds: Since its first read; until its end once `done`.
+        started_s: Guest monotonic time of its first read.
+        done: Whether all its reads are done.
+        errors: Reads that failed or were short.
+        latency: Bucket (see `qmpalloc.experiment.analysis.latency`) to reads: of every eighth read of a load that waits
+            for its reads, of every read of one with a rate, where waiting for its turn counts.
+        metrics: Name to what a program has said of it; only those of which it has.
+    """
+
+    name: str
+    reads: int
+    seconds: float
+    started_s: float
+    done: bool
+    errors: int = 0
+    latency: dict[int, int] = {}
+    metrics: dict[str, MetricProgress] = {}
+
+
+class LoadProgress(Struct, frozen=True, kw_only=True):
+    """What the generator of a guest writes, replaced by rename; its last state is kept as ``load-<guest>.json``.
+
+    Attributes:
+        sequence: Grows with every writing.
+        monotonic_s: Guest time of the writing.
+        phases: Those that have begun, in order.
+        finished: Whether all phases are over.
+        error: Why the generator gave up; empty while it has not.
+    """
+
+    sequence: int
+    monotonic_s: float
+    phases: tuple[PhaseProgress, ...] = ()
+    finished: bool = False
+    error: str = ""
+
+
+class Service(Struct, frozen=True, kw_only=True):
+    """Service times of reads of one page, measured in a guest with its disk as it is in the experiment.
+
+    Attributes:
+        hit_s: Of reads from the cache: the median of rounds of 64.
+        miss_s: Mean of reads from the disk, one after the other.
+        hits: How many of the first were measured.
+        misses: How many of the second.
+    """
+
+    hit_s: float
+    miss_s: float
+    hits: int
+    misses: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long a miss takes."""
+        return self.miss_s / self.hit_s
+
+
+class Reading(Struct, frozen=True, kw_only=True):
+    """A line of ``readings.jsonl``: one guest at the end of one trial. Counts are cumulative.
+
+    Attributes:
+        trial: 0 is the moment the loads began; n the end of trial n.
+        t: Host seconds since the loads began.
+        guest: Its name.
+        monotonic_ns: Guest time of the counters.
+        accesses: Pages touched by reads, since the collector started.
+        misses: Pages brought in for reads.
+        refaults: Evicted pages that came back; None if not known.
+        evictions: Pages removed; None if not known.
+        events_lost: Events the collector did not count; None if not known.
+        target_bytes: Size last asked of QEMU.
+        actual_bytes: Size QEMU reports.
+        disk_read_bytes: Read from its data disk, as QEMU counts (QMP ``query-blockstats``).
+        disk_reads: Requests for that.
+        disk_read_ns: Time they took, summed.
+        load: What the generator had written last; None when nothing yet.
+        faults: Pages brought in for faults of mapped files, since the collector started; None if not known.
+    """
+
+    trial: int
+    t: float
+    guest: str
+    monotonic_ns: int
+    accesses: int
+    misses: int
+    refaults: int | None
+    evictions: int | None
+    events_lost: int | None
+    target_bytes: int
+    actual_bytes: int
+    disk_read_bytes: int
+    disk_reads: int
+    disk_read_ns: int
+    load: LoadProgress | None
+    faults: int | None = None
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """``outcome.json`` of a run of an arm; written last, so that a run without one was interrupted.
+
+    Attributes:
+        arm: Its name.
+        repeat: From 1.
+        started_wall: Unix time at which its guests were started.
+        total_s: From then to the end, booting included.
+        load_s: From the first read to the end of the last phase of all guests; None when one did not end.
+        failed: Why the run does not count; empty when it does.
+        disk_iops: Throttle in force on each data disk; 0 is none.
+        service: Guest to service times measured in this run before the loads began; empty when it came not so far.
+        controller_cpu_s: CPU time of this process (controller, recorder, readings) while the loads ran.
+        controller_wall_s: That time.
+    """
+
+    arm: str
+    repeat: int
+    started_wall: float
+    total_s: float
+    load_s: float | None
+    failed: str = ""
+    disk_iops: int = 0
+    service: dict[str, Service] = {}
+    controller_cpu_s: float = 0.0
+    controller_wall_s: float = 0.0
+
+
+class PhaseFootprint(Struct, frozen=True, kw_only=True):
+    """What the references of a phase touch: the same in every arm and repeat.
+
+    Attributes:
+        reads: References in all.
+        file_pages: Pages of the file.
+        distinct_pages: How many of them are read at least once.
+        busiest_tenth: Share of the reads that go to the most-read tenth of the file's pages.
+    """
+
+    reads: int
+    file_pages: int
+    distinct_pages: int
+    busiest_tenth: float
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """``manifest.json``: what was run where. Written before anything boots; only `changes` are added to later.
+
+    Attributes:
+        format: ``qmpalloc-experiment``.
+        version: Of the format.
+        name: Of the experiment.
+        file: Where its file was, for policies beside it; the text itself is kept as ``experiment.toml``.
+        scale: As a fraction, ``"1/4"``.
+        arms: Names of those that are run, in the order of the file.
+        repeats: How often each is run.
+        command: As typed.
+        created_wall: Unix time.
+        accelerator: Guest to ``kvm`` or ``tcg``.
+        images: Guest to kernel release and digest of the image.
+        versions: Package or program to version.
+        host: Processors, memory, kernel.
+        footprints: Guest to phase to what it touches.
+        policies: Names of the users' own policies that are kept beside ``experiment.toml``.
+        changes: What was other when the experiment was resumed, a sentence each.
+    """
+
+    format: Literal["qmpalloc-experiment"] = "qmpalloc-experiment"
+    version: Literal[1] = 1
+    name: str
+    file: str
+    scale: str
+    arms: tuple[str, ...]
+    repeats: int
+    command: str
+    created_wall: float
+    accelerator: dict[str, str]
+    images: dict[str, str]
+    versions: dict[str, str]
+    host: dict[str, Any]
+    footprints: dict[str, dict[str, PhaseFootprint]]
+    policies: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+
+
+class DiskCalibration(Struct, frozen=True, kw_only=True):
+    """``disk.json``: measured once per experiment, so that every arm has the same disk.
+
+    Attributes:
+        model: ``raw``, ``ssd``, ``hdd`` or ``iops`` (given explicitly).
+        hit_s: Service time of a cached read on this machine, over all guests at once.
+        iops: The throttle that follows; 0 is none.
+    """
+
+    model: str
+    hit_s: float
+    iops: int

@@ -1,0 +1,234 @@
+"""Programs as phases, run here as they are in the guests: what they come to, and every way in which they can fail."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from qmpalloc.experiment.run import generator
+from qmpalloc.experiment.spec.program import Metric
+from qmpalloc.experiment.store.records import LoadProgress
+
+PROGRAM = Path(generator.__file__)
+ROOT = generator.pwd.getpwuid(os.getuid()).pw_name
+RATE = Metric(name="rate", unit="1/s", better="higher", pattern=r"rate ([-+0-9.,a-z]+)")
+
+
+class Guest:
+    """A plan with one program or several, and what the generator makes of it."""
+
+    def __init__(self, path):
+        self.path = path
+        self.phases = []
+        (path / "go").touch()
+
+    def program(self, script, *metrics, **changed):
+        number = len(self.phases)
+        directory = self.path / f"directory{number}"
+        directory.mkdir()
+        phase = {
+            "name": f"p{number}", "key": f"guest[0].phase[{number}]", "directory": str(directory), "duration": 0.0,
+            "output": str(self.path / f"output{number}"), "timeout": 20.0, "user": ROOT, "environment": {},
+            "setup": [], "ready": [], "warm_up": [], "command": ["sh", "-c", script],
+            "metrics": msgspec.to_builtins(metrics),
+        }  # fmt: skip
+        self.phases.append(phase | changed)
+        return self
+
+    def _generate(self, *words):
+        plan = {"progress": str(self.path / "progress"), "go": str(self.path / "go"), "phases": self.phases}
+        (self.path / "plan").write_text(json.dumps(plan))
+        return subprocess.run(
+            [sys.executable, PROGRAM, *words, self.path / "plan"], check=False, capture_output=True, timeout=50
+        )
+
+    def run(self):
+        """Return the progress in the end."""
+        self._generate("run")
+        return msgspec.json.decode((self.path / "progress").read_bytes(), type=LoadProgress)
+
+    def prepare(self, step):
+        """Return the exit code, and what is said of a failure."""
+        done = self._generate("prepare", step)
+        return done.returncode, done.stderr.decode()
+
+    def output(self, number=0):
+        return (self.path / f"output{number}").read_bytes()
+
+
+@pytest.fixture
+def guest(tmp_path):
+    return Guest(tmp_path)
+
+
+def test_the_last_match_counts_or_the_mean_of_all(guest):
+    every = msgspec.structs.replace(RATE, name="every", series=True)
+    found = guest.program("echo rate 10; echo rate 20 >&2; echo no; printf 'rate 1,500'", RATE, every).run()
+    (phase,) = found.phases
+    assert (found.finished, found.error, phase.done, phase.reads) == (True, "", True, 0)
+    assert phase.metrics["rate"].last == 1500
+    assert (phase.metrics["every"].count, phase.metrics["every"].total) == (3, 1530)
+    assert guest.output() == b"rate 10\nrate 20\nno\nrate 1,500"
+
+
+def test_groups_have_names_where_there_are_several(guest):
+    metric = Metric(name="bw", unit="KiB/s", better="higher", pattern=r"(read|write): bw=(?P<value>\d+)(?P<unit>\S+)")
+    found = guest.program("echo 'read: bw=712KiB/s'", metric).run()
+    assert found.phases[0].metrics["bw"].last == 712
+
+
+def test_a_value_may_come_from_a_file_that_it_writes(guest):
+    metric = Metric(name="iops", unit="1/s", better="higher", json={"file": "out.json", "path": "jobs.0.read.iops"})
+    found = guest.program("""echo '{"jobs": [{"read": {"iops": 512.5}}]}' > out.json""", metric).run()
+    assert found.phases[0].metrics["iops"].last == 512.5
+
+
+def test_programs_run_one_after_the_other_each_with_its_warm_up(guest):
+    guest.program("echo first").program("cat warm", warm_up=["sh", "-c", "echo warm > warm"])
+    found = guest.run()
+    assert [phase.name for phase in found.phases] == ["p0", "p1"]
+    assert found.finished
+    assert (guest.output(0), guest.output(1)) == (b"first\n", b"warm\n")
+
+
+def test_the_first_phase_is_warmed_up_by_the_host_alone(guest):
+    guest.program("test ! -e warm", warm_up=["touch", "warm"]).program("true", warm_up=["touch", "warm"])
+    assert guest.run().finished
+    assert guest.prepare("warm_up") == (0, "")
+    assert (guest.path / "directory0" / "warm").exists()
+
+
+def test_after_its_duration_it_is_told_to_end_and_what_it_then_says_counts(guest):
+    script = "trap 'echo rate 7; exit 3' TERM; while :; do sleep 0.05; done"
+    began_s = time.monotonic()
+    found = guest.program(script, RATE, duration=0.5).run()
+    assert found.finished
+    assert found.phases[0].metrics["rate"].last == 7
+    assert 0.5 <= found.phases[0].seconds <= time.monotonic() - began_s
+
+
+def test_it_ends_with_all_that_it_has_started(guest):
+    found = guest.program("sleep 1000 & echo $!; sleep 1000", duration=0.3).run()
+    assert found.finished
+    until = time.monotonic() + 10
+    child = Path(f"/proc/{int(guest.output())}/stat")
+    while child.exists() and child.read_text().rsplit(") ", 1)[1][0] not in "ZX":
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_child_that_keeps_its_output_open_does_not_hold_it_up(guest):
+    found = guest.program("setsid sleep 5 & echo rate 1", RATE).run()
+    assert found.finished
+    assert found.phases[0].seconds < 4
+
+
+def test_one_that_does_not_heed_sigterm_is_killed(guest, monkeypatch):
+    monkeypatch.setattr(generator, "STOP_S", 0.2)
+    phase = guest.program("trap '' TERM; while :; do sleep 0.05; done", duration=0.2).phases[0]
+    progress = generator.Progress(str(guest.path / "progress"))
+    generator.Program(phase).run(progress)
+    assert progress.phases[0].done
+    assert progress.phases[0].values()["seconds"] < 5
+
+
+def test_of_much_output_beginning_and_end_are_kept_and_all_is_looked_at(guest):
+    script = (
+        "echo rate 1; head -c 3000000 /dev/zero | tr '\\0' x; echo; echo rate 2; head -c 3000000 /dev/zero; echo end"
+    )
+    every = msgspec.structs.replace(RATE, series=True)
+    found = guest.program(script, every).run()
+    assert (found.finished, found.phases[0].metrics["rate"].count) == (True, 2)
+    kept = guest.output()
+    assert kept.startswith(b"rate 1\nxxx")
+    assert kept.endswith(b"\0\0end\n")
+    assert b"bytes are left out here" in kept
+    assert len(kept) < 2 * generator.KEPT_BYTES + 100
+
+
+def test_one_that_never_stops_printing_ends_all_the_same(guest):
+    found = guest.program("yes", RATE, duration=0.5).run()
+    assert "metric[0].pattern: matches nothing" in found.error
+    assert found.phases[0].seconds < 15
+
+
+def test_environment_and_directory(guest):
+    found = guest.program("echo rate $NUMBER; pwd; id -un", RATE, environment={"NUMBER": "4"}).run()
+    assert found.phases[0].metrics["rate"].last == 4
+    assert guest.output().split()[2:] == [str(guest.path / "directory0").encode(), ROOT.encode()]
+
+
+@pytest.mark.parametrize(
+    ("script", "changed", "says"),
+    [
+        ("", {"command": ["no-such-program"]}, "phase[0].command: no-such-program is not in this guest"),
+        ("", {"command": ["/etc/passwd"]}, "phase[0].command: /etc/passwd cannot be run"),
+        ("echo rate 1; echo broken >&2; exit 3", {}, "phase[0].command: sh ended with 3; it said: rate 1 | broken"),
+        ("kill -9 $$", {}, "phase[0].command: sh was killed by signal 9 (the guest may have had no memory left)"),
+        ("exit 1", {"duration": 5.0}, "phase[0].command: sh ended with 1; it said: nothing"),
+        ("sleep 60", {"timeout": 0.3}, "phase[0].command: sh has not ended after 0.3 s"),
+        ("echo nothing of it", {}, "metric[0].pattern: matches nothing in 14 bytes of output, which end with: nothing"),
+        ("echo rate nan", {}, "metric[0].pattern: the value is nan"),
+        ("echo rate inf", {}, "metric[0].pattern: the value is inf"),
+        ("echo rate fast", {}, "metric[0].pattern: 'fast' is no number"),
+        ("true", {"user": "no-such-user"}, "phase[0].user: nobody is called 'no-such-user'"),
+    ],
+)
+def test_what_fails_is_told_with_its_key(guest, script, changed, says):
+    found = guest.program(script, RATE, **changed).run()
+    assert says in found.error
+    assert not found.finished
+
+
+def test_a_unit_that_changes_is_no_value(guest):
+    metric = Metric(name="bw", unit="KiB/s", better="higher", pattern=r"bw=(?P<value>\d+)(?P<unit>\S+)")
+    found = guest.program("echo bw=900KiB/s; echo bw=1MiB/s", metric).run()
+    assert "metric[0].unit: the output is in 'MiB/s', not 'KiB/s'" in found.error
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "json.file: No such file or directory: out.json"),
+        ("{", "json.path: there is no a.1 in out.json"),
+        ("{}", "json.path: there is no a.1 in out.json"),
+        ('{"a": [1]}', "json.path: there is no a.1 in out.json"),
+        ('{"a": [1, "x"]}', "json.path: 'x' is no number"),
+        ('{"a": [1, NaN]}', "json.path: the value is nan"),
+        ('{"a": [1, true]}', "json.path: '' is no number"),
+    ],
+)
+def test_a_file_without_the_value_is_told(guest, content, says):
+    metric = Metric(name="a", unit="1", better="higher", json={"file": "out.json", "path": "a.1"})
+    guest.program("true", metric)
+    if content is not None:
+        (guest.path / "directory0" / "out.json").write_text(content)
+    assert f"guest[0].phase[0].metric[0].{says}" in guest.run().error
+
+
+def test_setup_runs_once_and_what_fails_in_it_is_told(guest):
+    guest.program("true", setup=["sh", "-c", "echo made >> made"]).program(
+        "true", setup=["sh", "-c", "echo oh; exit 4"]
+    )
+    code, said = guest.prepare("setup")
+    assert (code, said) == (1, "guest[0].phase[1].setup: sh ended with 4; it said: oh\n")
+    assert (guest.path / "directory0" / "made").read_text() == "made\n"
+
+
+def test_ready_is_tried_until_it_is(guest):
+    script = "echo x >> tries; test $(wc -l < tries) = 3"
+    assert guest.program("true", ready=["sh", "-c", script]).prepare("ready") == (0, "")
+
+
+def test_what_never_gets_ready_is_told(guest, monkeypatch):
+    monkeypatch.setattr(generator, "READY_S", 0.2)
+    phase = guest.program("true", ready=["sh", "-c", "echo no; exit 2"]).phases[0]
+    with pytest.raises(
+        generator.GaveUpError, match=r"never ready in 0 s: guest\[0\].phase\[0\].ready: sh ended with 2"
+    ):
+        generator.Program(phase).prepare("ready")
