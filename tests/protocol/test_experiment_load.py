@@ -10,10 +10,10 @@ import trio
 from trio.testing import memory_stream_pair
 
 from qmpalloc.errors import DeadlineError, HostError, NonsenseError
-from qmpalloc.experiment.run import generator
 from qmpalloc.experiment.run.disk import calibrate, set_throttle
 from qmpalloc.experiment.run.load import DIRECTORY, GO_FILE, LOG_FILE, PLAN_FILE, PROGRAM_FILE, PROGRESS_FILE, open_load
 from qmpalloc.experiment.run.readings import Link, read_guest
+from qmpalloc.experiment.run.shipping import packed_generator
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec import parsing
 from qmpalloc.experiment.spec.schema import Disk
@@ -49,7 +49,7 @@ policy = "static"
 """
 SPECIFICATION = parsing.parse(TEXT, file=Path("/try.toml"))
 GUEST = SPECIFICATION.guests[0]
-PROGRAM = Path(generator.__file__).read_bytes()
+PROGRAM = packed_generator()
 TRACES = Traces(SPECIFICATION)
 SERVICE = Service(hit_s=40e-6, miss_s=400e-6, hits=1000, misses=100)
 ARMED = LoadProgress(sequence=0, monotonic_s=100.0)

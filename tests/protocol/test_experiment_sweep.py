@@ -313,7 +313,7 @@ async def test_a_whole_case_from_boot_to_result(autojump_clock, booted, tmp_path
     assert result.kernel == "6.12.0-simulated"
     assert kept[-1].t > result.learnt_t
     # The guest was switched before its load was shipped, which began with an empty cache and a file read through.
-    order = ("echo y > /sys", "mkdir -m 700", "generator.py run", "drop_caches", "read-through")
+    order = ("echo y > /sys", "mkdir -m 700", "generator.pyz run", "drop_caches", "read-through")
     found = [next(number for number, line in enumerate(booted.scripts) if words in line) for words in order]
     assert found == sorted(found)
     assert GO_FILE in booted.lab.files

@@ -19,27 +19,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpalloc.experiment.analysis import latency
-from qmpalloc.experiment.run import generator
+from qmpalloc.experiment.run.generator import loops, service
+from qmpalloc.experiment.run.generator.progress import GaveUpError
+from qmpalloc.experiment.run.generator.tally import BUCKETS, Tally, bucket
+from qmpalloc.experiment.run.shipping import GENERATOR, packed_generator
 from qmpalloc.experiment.run.traces import footprint
 from qmpalloc.experiment.spec import parsing, references
 from qmpalloc.experiment.store.records import LoadProgress, Service
 from qmpalloc.units import PAGE_BYTES
 
-PROGRAM = Path(generator.__file__)
 PAGES = 2048
 
 
 @given(st.integers(min_value=0, max_value=2**64 - 1))
-def test_latencies_are_counted_as_the_host_understands_them(latency_ns):
-    assert generator.bucket(latency_ns) == latency.bucket(latency_ns) < generator.BUCKETS
+def test_the_host_knows_what_a_bucket_counts(latency_ns):
+    number = bucket(latency_ns)
+    assert number < BUCKETS
+    assert latency.lower_bound_ns(number) <= latency_ns < latency.lower_bound_ns(number + 1)
 
 
-def test_it_stands_alone():
-    """It is shipped as one text: nothing but the standard library."""
-    for node in ast.walk(ast.parse(PROGRAM.read_text())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
-            assert all(name.split(".")[0] in sys.stdlib_module_names for name in names)
+def test_it_stands_alone(program, tmp_path):
+    """It is shipped as one file: nothing but the standard library, and no other file is needed."""
+    modules = [ast.parse(path.read_text()) for path in GENERATOR.glob("*.py")]
+    for node in (node for tree in modules for node in ast.walk(tree)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert all(name.split(".")[0] in sys.stdlib_module_names for name in names)
+    done = subprocess.run([sys.executable, "-I", program, "--help"], cwd=tmp_path, capture_output=True, check=True)
+    assert b"read-through" in done.stdout
+
+
+def test_it_is_the_same_at_any_time():
+    assert packed_generator() == packed_generator()
 
 
 # --- the loop that waits for its reads ----------------------------------------------------------------------
@@ -75,30 +86,30 @@ class Disk:
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 511, 512, 513, 5000])
 def test_every_reference_is_read_once_in_order_and_every_eighth_timed(count):
     pages = array("I", [random.Random(count).randrange(PAGES) for _ in range(count)])
-    disk, tally = Disk(takes_ns=20_000), generator.Tally()
-    generator.closed_loop(disk.read, pages, tally, clock=disk.clock)
+    disk, tally = Disk(takes_ns=20_000), Tally()
+    loops.closed_loop(disk.read, pages, tally, clock=disk.clock)
     assert disk.read_pages == list(pages)
     assert (tally.reads, tally.errors) == (count, 0)
-    assert sum(tally.buckets) == tally.buckets[generator.bucket(20_000)] == -(-count // 8)
+    assert sum(tally.buckets) == tally.buckets[bucket(20_000)] == -(-count // 8)
 
 
 def test_reads_that_fail_are_counted_and_the_others_go_on():
-    disk, tally = Disk(bad={3, 8}), generator.Tally()
-    generator.closed_loop(disk.read, array("I", range(20)), tally, clock=disk.clock)
+    disk, tally = Disk(bad={3, 8}), Tally()
+    loops.closed_loop(disk.read, array("I", range(20)), tally, clock=disk.clock)
     assert (tally.reads, tally.errors) == (20, 2)
     assert disk.read_pages == list(range(20))
 
 
 def test_short_reads_are_errors():
-    tally = generator.Tally()
-    generator.closed_loop(lambda offset: 4096 if offset < 16 * 4096 else 0, array("I", range(20)), tally)
+    tally = Tally()
+    loops.closed_loop(lambda offset: 4096 if offset < 16 * 4096 else 0, array("I", range(20)), tally)
     assert (tally.reads, tally.errors) == (20, 4)
 
 
 def test_when_nothing_works_it_gives_up_early():
-    disk, tally = Disk(bad=range(PAGES)), generator.Tally()
-    with pytest.raises(generator.GaveUpError, match="Input/output error"):
-        generator.closed_loop(disk.read, array("I", [1]) * 100_000, tally, clock=disk.clock)
+    disk, tally = Disk(bad=range(PAGES)), Tally()
+    with pytest.raises(GaveUpError, match="Input/output error"):
+        loops.closed_loop(disk.read, array("I", [1]) * 100_000, tally, clock=disk.clock)
     assert tally.reads < 1000
 
 
@@ -107,16 +118,16 @@ def test_when_nothing_works_it_gives_up_early():
 
 @given(st.floats(min_value=0.1, max_value=1e6))
 def test_bursts_keep_the_rate_and_are_no_further_apart_than_they_need_be(rate):
-    bursts = generator.Bursts(rate, 5)
+    bursts = loops.Bursts(rate, 5)
     assert bursts.due_ns(0) == 5
     number = 1000
     assert (bursts.due_ns(number) - 5) / 1e9 == pytest.approx(number * bursts.reads / rate, rel=1e-6)
     apart_s = bursts.reads / rate
-    assert apart_s <= generator.BURST_S * 1.5 or bursts.reads == 1
+    assert apart_s <= loops.BURST_S * 1.5 or bursts.reads == 1
 
 
 def open_loop(disk, **others):
-    return generator.OpenLoop(disk.read, disk.read, clock=disk.clock, sleep=disk.sleep, **others)
+    return loops.OpenLoop(disk.read, disk.read, clock=disk.clock, sleep=disk.sleep, **others)
 
 
 def total(loop):
@@ -135,7 +146,7 @@ def test_reads_are_due_at_the_rate_whatever_they_take():
     assert len(disk.sleeps) == 9
     reads, counts = total(loop)
     assert reads == sum(counts.values()) == 400
-    assert max(counts) == generator.bucket(400_000)  # who is last in a burst has waited for the others
+    assert max(counts) == bucket(400_000)  # who is last in a burst has waited for the others
 
 
 def test_what_falls_behind_queues_and_its_waiting_counts():
@@ -147,12 +158,12 @@ def test_what_falls_behind_queues_and_its_waiting_counts():
     reads, counts = total(loop)
     assert reads == 400
     # The last read ends at 400 ms and was due at 90 ms.
-    assert max(counts) == generator.bucket(310_000_000)
+    assert max(counts) == bucket(310_000_000)
 
 
 def test_a_slow_read_holds_no_other_up():
     """All reads of one page wait for the disk; the others, and each other, they do not keep."""
-    together = threading.Barrier(generator.WORKERS)
+    together = threading.Barrier(loops.WORKERS)
 
     def read(_offset):
         together.wait(timeout=30)  # returns when all workers are in a read at the same time
@@ -166,11 +177,11 @@ def test_a_slow_read_holds_no_other_up():
         cached.append(offset)
         return PAGE_BYTES
 
-    loop = generator.OpenLoop(read, read_now)
-    loop.run(array("I", ([0] * generator.WORKERS + [1] * 100) * 2), 1e6)
+    loop = loops.OpenLoop(read, read_now)
+    loop.run(array("I", ([0] * loops.WORKERS + [1] * 100) * 2), 1e6)
     assert len(cached) == 200
     assert loop.tallies[0].reads == 200
-    assert total(loop)[0] == 2 * (generator.WORKERS + 100)
+    assert total(loop)[0] == 2 * (loops.WORKERS + 100)
 
 
 def test_an_open_loop_counts_errors_and_gives_up_when_nothing_works():
@@ -179,7 +190,7 @@ def test_an_open_loop_counts_errors_and_gives_up_when_nothing_works():
     loop.run(array("I", [3, 4, 5]), 1000.0)
     assert (sum(tally.reads for tally in loop.tallies), loop.tallies[0].errors) == (3, 1)
     disk = Disk(bad=range(PAGES))
-    with pytest.raises(generator.GaveUpError, match="Input/output error"):
+    with pytest.raises(GaveUpError, match="Input/output error"):
         open_loop(disk).run(array("I", [1]) * 10_000, 1000.0)
     assert len(disk.read_pages) < 2000
 
@@ -195,7 +206,7 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def start(tmp_path, file):
+def start(tmp_path, file, program):
     """Return a function that starts the program on phases, given as dicts with references under ``pages``."""
     processes = []
 
@@ -211,7 +222,7 @@ def start(tmp_path, file):
         (tmp_path / "plan").write_text(json.dumps(plan))
         if go:
             (tmp_path / "go").touch()
-        process = subprocess.Popen([sys.executable, PROGRAM, "run", tmp_path / "plan"], stderr=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, program, "run", tmp_path / "plan"], stderr=subprocess.PIPE)
         processes.append(process)
         return process
 
@@ -295,20 +306,20 @@ def test_a_file_that_is_too_short_is_counted(start, progress):
     assert (progress().phases[0].reads, progress().phases[0].errors) == (4, 2)
 
 
-def test_read_through_and_service(tmp_path, file):
-    assert subprocess.run([sys.executable, PROGRAM, "read-through", file], check=False).returncode == 0
+def test_read_through_and_service(tmp_path, file, program):
+    assert subprocess.run([sys.executable, program, "read-through", file], check=False).returncode == 0
     missing = subprocess.run(
-        [sys.executable, PROGRAM, "read-through", tmp_path / "none"], capture_output=True, check=False
+        [sys.executable, program, "read-through", tmp_path / "none"], capture_output=True, check=False
     )
     assert missing.returncode == 1
     assert b"No such file" in missing.stderr
 
 
 def test_service_measures_both_kinds_of_reads(monkeypatch, file):
-    monkeypatch.setattr(generator, "HIT_S", 0.01)
-    found = msgspec.convert(generator.measure_service(str(file)), Service)
+    monkeypatch.setattr(service, "HIT_S", 0.01)
+    found = msgspec.convert(service.measure_service(str(file)), Service)
     assert found.hits >= 64
-    assert 1 <= found.misses <= generator.MISS_MAX  # though the file is read before the disk can have settled
+    assert 1 <= found.misses <= service.MISS_MAX  # though the file is read before the disk can have settled
     assert found.hit_s > 0
     assert found.miss_s > 0
 
@@ -327,8 +338,8 @@ def test_misses_that_ride_on_a_burst_are_not_counted():
         disk.now_ns += round((wait_s + 400e-6) * 1e9)
         return PAGE_BYTES
 
-    misses, miss_s = generator._time_misses(read, range(0, 2_000 * 4096, 4096), lambda: disk.now_ns / 1e9)
-    assert misses == generator.MISS_MAX
+    misses, miss_s = service._time_misses(read, range(0, 2_000 * 4096, 4096), lambda: disk.now_ns / 1e9)
+    assert misses == service.MISS_MAX
     assert miss_s == pytest.approx(1 / limit, rel=0.02)
 
 
@@ -358,7 +369,7 @@ def recorded(phase, guest="g1"):
     described = specification.guests[0]
     pages = array("I", references.phase_pages(specification, described, described.phases[0]))
     disk = Disk()
-    generator.closed_loop(disk.read, pages, generator.Tally(), clock=disk.clock)
+    loops.closed_loop(disk.read, pages, Tally(), clock=disk.clock)
     return disk.read_pages, described.phases[0]
 
 
@@ -441,8 +452,8 @@ def test_reads_with_a_rate_by_time_are_as_many_as_there_is_time_for(start, progr
 
 
 def test_time_ends_within_the_references_and_what_was_read_is_counted():
-    disk, tally = Disk(takes_ns=1_000), generator.Tally()
-    generator.closed_loop(disk.read, array("I", range(2000)), tally, until_ns=800_000, clock=disk.clock)
+    disk, tally = Disk(takes_ns=1_000), Tally()
+    loops.closed_loop(disk.read, array("I", range(2000)), tally, until_ns=800_000, clock=disk.clock)
     assert tally.reads == len(disk.read_pages) == 800
 
 
@@ -461,7 +472,7 @@ def test_reads_that_wait_when_the_time_is_over_are_not_begun():
         began.wait(30)
         disk.sleep(seconds)
 
-    loop = generator.OpenLoop(read, read_now, clock=disk.clock, sleep=sleep)
+    loop = loops.OpenLoop(read, read_now, clock=disk.clock, sleep=sleep)
     threading.Timer(0.2, over.set).start()
     loop.run(array("I", range(1000)), 1e5, until_ns=20_000_000)
-    assert 1 <= sum(tally.reads for tally in loop.tallies) <= generator.WORKERS
+    assert 1 <= sum(tally.reads for tally in loop.tallies) <= loops.WORKERS

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 import time
@@ -10,20 +11,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from qmpalloc.experiment.run import generator
+from qmpalloc.experiment.run.generator import program
+from qmpalloc.experiment.run.generator.output import KEPT_BYTES
+from qmpalloc.experiment.run.generator.progress import GaveUpError, Progress
 from qmpalloc.experiment.spec.program import Metric
 from qmpalloc.experiment.store.records import LoadProgress
 
-PROGRAM = Path(generator.__file__)
-ROOT = generator.pwd.getpwuid(os.getuid()).pw_name
+ROOT = pwd.getpwuid(os.getuid()).pw_name
 RATE = Metric(name="rate", unit="1/s", better="higher", pattern=r"rate ([-+0-9.,a-z]+)")
 
 
 class Guest:
     """A plan with one program or several, and what the generator makes of it."""
 
-    def __init__(self, path):
+    def __init__(self, path, program):
         self.path = path
+        self._program = program
         self.phases = []
         (path / "go").touch()
 
@@ -44,7 +47,7 @@ class Guest:
         plan = {"progress": str(self.path / "progress"), "go": str(self.path / "go"), "phases": self.phases}
         (self.path / "plan").write_text(json.dumps(plan))
         return subprocess.run(
-            [sys.executable, PROGRAM, *words, self.path / "plan"], check=False, capture_output=True, timeout=50
+            [sys.executable, self._program, *words, self.path / "plan"], check=False, capture_output=True, timeout=50
         )
 
     def run(self):
@@ -62,8 +65,8 @@ class Guest:
 
 
 @pytest.fixture
-def guest(tmp_path):
-    return Guest(tmp_path)
+def guest(tmp_path, program):
+    return Guest(tmp_path, program)
 
 
 def test_the_last_match_counts_or_the_mean_of_all(guest):
@@ -129,10 +132,10 @@ def test_a_child_that_keeps_its_output_open_does_not_hold_it_up(guest):
 
 
 def test_one_that_does_not_heed_sigterm_is_killed(guest, monkeypatch):
-    monkeypatch.setattr(generator, "STOP_S", 0.2)
+    monkeypatch.setattr(program, "STOP_S", 0.2)
     phase = guest.program("trap '' TERM; while :; do sleep 0.05; done", duration=0.2).phases[0]
-    progress = generator.Progress(str(guest.path / "progress"))
-    generator.Program(phase).run(progress)
+    progress = Progress(str(guest.path / "progress"))
+    program.Program(phase).run(progress)
     assert progress.phases[0].done
     assert progress.phases[0].values()["seconds"] < 5
 
@@ -148,7 +151,7 @@ def test_of_much_output_beginning_and_end_are_kept_and_all_is_looked_at(guest):
     assert kept.startswith(b"rate 1\nxxx")
     assert kept.endswith(b"\0\0end\n")
     assert b"bytes are left out here" in kept
-    assert len(kept) < 2 * generator.KEPT_BYTES + 100
+    assert len(kept) < 2 * KEPT_BYTES + 100
 
 
 def test_one_that_never_stops_printing_ends_all_the_same(guest):
@@ -226,9 +229,7 @@ def test_ready_is_tried_until_it_is(guest):
 
 
 def test_what_never_gets_ready_is_told(guest, monkeypatch):
-    monkeypatch.setattr(generator, "READY_S", 0.2)
+    monkeypatch.setattr(program, "READY_S", 0.2)
     phase = guest.program("true", ready=["sh", "-c", "echo no; exit 2"]).phases[0]
-    with pytest.raises(
-        generator.GaveUpError, match=r"never ready in 0 s: guest\[0\].phase\[0\].ready: sh ended with 2"
-    ):
-        generator.Program(phase).prepare("ready")
+    with pytest.raises(GaveUpError, match=r"never ready in 0 s: guest\[0\].phase\[0\].ready: sh ended with 2"):
+        program.Program(phase).prepare("ready")

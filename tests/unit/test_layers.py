@@ -63,7 +63,8 @@ PURE = [
         "record.py",
     ),
     *("curves", "rules", "policy", "sim"),
-    *("experiment/spec", "experiment/store", "experiment/analysis", "experiment/report", "experiment/run/traces.py"),
+    *("experiment/spec", "experiment/store", "experiment/analysis", "experiment/report"),
+    *("experiment/run/generator", "experiment/run/traces.py"),
     *("experiment/sweep/measurement.py", "experiment/sweep/predictions.py", "experiment/sweep/figure.py"),
     *(f"control/{name}.py" for name in ("memory", "size", "danger", "samples", "guest", "snapshot", "roster")),
 ]
@@ -86,7 +87,8 @@ def imports(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            beside = f"{module_of(path.parent)}." if node.level else ""  # what runs in guests has no name of its own
+            yield from (f"{beside}{node.module}.{alias.name}" for alias in node.names)
 
 
 def own_imports(path):

@@ -1,21 +1,15 @@
-"""Read latencies, counted in buckets an eighth of an octave wide: few numbers, and no percentile off by over 12 %.
+"""Read latencies: the generator in the guest counts in buckets, the host subtracts and asks for percentiles.
 
-The generator in the guest counts (it cannot import this: see ``run/generator.py``, which a test holds against it), the
-host subtracts two cumulative histograms and asks for percentiles.
+What is in which bucket: `qmpalloc.experiment.run.generator.tally`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-SUB_BITS = 3
-"""Buckets per octave, as a power of two."""
+from qmpalloc.experiment.run.generator.tally import SUB_BITS, bucket
 
-
-def bucket(latency_ns: int) -> int:
-    """Return the number of the bucket that counts a latency of this many nanoseconds."""
-    octave = latency_ns.bit_length() - SUB_BITS - 1
-    return latency_ns if octave <= 0 else (octave << SUB_BITS) + (latency_ns >> octave)
+LAST_BUCKET = bucket(2**63)
 
 
 def lower_bound_ns(number: int) -> int:
@@ -26,7 +20,18 @@ def lower_bound_ns(number: int) -> int:
     return (number - (octave << SUB_BITS)) << octave
 
 
-def percentile_ns(counts: Mapping[int, int], share: float) -> float | None:
+def sound(counts: Mapping[int, int]) -> dict[int, int]:
+    """Return those buckets of a histogram that a guest can have counted in; it comes from the guest."""
+    return {number: count for number, count in counts.items() if 0 <= number <= LAST_BUCKET and 0 < count < 2**63}
+
+
+def mean_s(counts: Mapping[int, int]) -> float | None:
+    """Return the mean of a histogram in seconds, from the middles of its buckets; None when it is empty."""
+    total = sum(counts.values())
+    return sum(_middle_ns(number) * count for number, count in counts.items()) / total / 1e9 if total else None
+
+
+def percentile_s(counts: Mapping[int, int], share: float) -> float | None:
     """Return the latency that `share` (0 to 1) of the reads did not exceed: the middle of its bucket; None: no reads.
 
     Args:
@@ -40,10 +45,14 @@ def percentile_ns(counts: Mapping[int, int], share: float) -> float | None:
     for number in sorted(counts):
         seen += counts[number]
         if seen >= wanted:
-            return (lower_bound_ns(number) + lower_bound_ns(number + 1)) / 2
+            return _middle_ns(number) / 1e9
     raise AssertionError("unreachable: the last bucket holds all reads")
 
 
 def difference(later: Mapping[int, int], earlier: Mapping[int, int]) -> dict[int, int]:
     """Return the reads counted between two cumulative histograms."""
     return {number: more for number, count in later.items() if (more := count - earlier.get(number, 0)) > 0}
+
+
+def _middle_ns(number: int) -> float:
+    return (lower_bound_ns(number) + lower_bound_ns(number + 1)) / 2

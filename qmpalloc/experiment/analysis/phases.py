@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
+from qmpalloc.experiment.analysis import latency
 from qmpalloc.experiment.analysis.metrics import MetricResult, metric_results
-from qmpalloc.experiment.analysis.trials import latency_mean_s, latency_s, sound
 from qmpalloc.experiment.spec.schema import AnyPhase, Guest, Phase
 from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Reading
 
@@ -69,7 +69,7 @@ def phase_results(
         if progress is None:
             results.append(PhaseResult(name=phase.name))
             continue
-        counts = sound(progress.latency)
+        counts = latency.sound(progress.latency)
         start_s = None if ahead_s is None else max(0.0, progress.started_s - ahead_s)
         end_s = start_s + progress.seconds if start_s is not None and progress.done else None
         results.append(
@@ -81,9 +81,9 @@ def phase_results(
                 reads=progress.reads,
                 seconds=progress.seconds,
                 errors=progress.errors,
-                mean_s=_closed_loop_mean_s(progress) if _is_closed(phase) else latency_mean_s(counts),
-                p50_s=latency_s(counts, 0.5),
-                p99_s=latency_s(counts, 0.99),
+                mean_s=_closed_loop_mean_s(progress) if _is_closed(phase) else latency.mean_s(counts),
+                p50_s=latency.percentile_s(counts, 0.5),
+                p99_s=latency.percentile_s(counts, 0.99),
                 metrics=metric_results(phase, by_trial, final),
             )
         )

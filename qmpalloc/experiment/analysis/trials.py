@@ -6,15 +6,13 @@ a guest gave no reading at the end of a trial, its next row covers both trials a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 
 from msgspec import Struct
 
 from qmpalloc.experiment.analysis import latency
 from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Reading
-
-LAST_BUCKET = latency.bucket(2**63)
 
 
 class Trial(Struct, frozen=True, kw_only=True):
@@ -169,11 +167,11 @@ def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs
     reads = sum(part.reads for part in parts)
     counts: dict[int, int] = {}
     for part in parts:
-        for number, count in sound(part.latency).items():
+        for number, count in latency.sound(part.latency).items():
             counts[number] = counts.get(number, 0) + count
     mean_s: float | None = None
     if any(part.name in open_loop for part in parts):
-        mean_s = latency_mean_s(counts)
+        mean_s = latency.mean_s(counts)
     elif reads:
         mean_s = sum(part.seconds for part in parts) / reads
     return Trial(
@@ -194,31 +192,11 @@ def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs
         disk_read_s=(after.disk_read_ns - before.disk_read_ns) / 1e9,
         reads=reads,
         read_mean_s=mean_s,
-        read_p50_s=latency_s(counts, 0.5),
-        read_p99_s=latency_s(counts, 0.99),
+        read_p50_s=latency.percentile_s(counts, 0.5),
+        read_p99_s=latency.percentile_s(counts, 0.99),
         phase="+".join(part.name for part in running),
         faults=_difference(before.faults, after.faults),
     )
-
-
-def sound(counts: Mapping[int, int]) -> dict[int, int]:
-    """Return those buckets of a histogram that a guest can have counted in; it comes from the guest."""
-    return {number: count for number, count in counts.items() if 0 <= number <= LAST_BUCKET and 0 < count < 2**63}
-
-
-def latency_s(counts: Mapping[int, int], share: float) -> float | None:
-    """Return a percentile of a histogram of latencies in seconds; None when it is empty."""
-    value_ns = latency.percentile_ns(counts, share)
-    return None if value_ns is None else value_ns / 1e9
-
-
-def latency_mean_s(counts: Mapping[int, int]) -> float | None:
-    """Return the mean of a histogram in seconds, from the middles of its buckets; None when it is empty."""
-    total = sum(counts.values())
-    if not total:
-        return None
-    middles = ((latency.lower_bound_ns(each) + latency.lower_bound_ns(each + 1)) / 2 * n for each, n in counts.items())
-    return sum(middles) / total / 1e9
 
 
 def _difference(before: int | None, after: int | None) -> int | None:

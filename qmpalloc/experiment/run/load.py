@@ -27,6 +27,7 @@ import msgspec
 import trio
 
 from qmpalloc.errors import HostError, NonsenseError, QmpallocError, RefusedError
+from qmpalloc.experiment.run.shipping import packed_generator
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.program import ProgramPhase
 from qmpalloc.experiment.spec.schema import AnyPhase, Guest, Phase, Specification
@@ -36,13 +37,12 @@ from qmpalloc.text import printable
 
 __all__ = ["Load", "Traces", "open_load"]
 
-GENERATOR = Path(__file__).with_name("generator.py")
 DIRECTORY = "/run/qmpalloc-load"
 PROGRESS_FILE = f"{DIRECTORY}/progress.json"
 GO_FILE = f"{DIRECTORY}/go"
 LOG_FILE = f"{DIRECTORY}/log"
 PLAN_FILE = f"{DIRECTORY}/plan.json"
-PROGRAM_FILE = f"{DIRECTORY}/generator.py"
+PROGRAM_FILE = f"{DIRECTORY}/generator.pyz"
 DATA_DIRECTORY = "/data"
 PROGRAMS_DIRECTORY = "/var/tmp/qmpalloc"
 """On the guest's own disk: what programs bring and write there costs no memory but cache."""
@@ -255,7 +255,7 @@ class Load:
             QmpallocError: The agent does not answer, or there is no room on tmpfs.
         """
         await self._run(["/bin/sh", "-c", f"rm -rf {DIRECTORY} && mkdir -m 700 {DIRECTORY}"], COMMAND_TIMEOUT_S)
-        await self._ship(PROGRAM_FILE, GENERATOR.read_bytes())
+        await self._ship(PROGRAM_FILE, packed_generator())
         for number, phase in enumerate(self.guest.phases):
             if isinstance(phase, Phase):
                 await self._ship(_trace(number), await trio.to_thread.run_sync(traces.trace, self.guest, phase))

@@ -1,0 +1,99 @@
+"""The command line.
+
+::
+
+    python3 generator.pyz read-through FILE...   read files once, in order, in large requests
+    python3 generator.pyz service FILE           measure what a cached and an uncached read take, print JSON
+    python3 generator.pyz prepare STEP PLAN.json run a step that the plan's programs need: setup, ready or warm_up
+    python3 generator.pyz run PLAN.json          wait for the go file, then do what the plan says
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from .files import read_through
+from .program import Program
+from .progress import GaveUpError, Progress
+from .reads import Phase
+from .service import measure_service
+
+GO_POLL_S = 0.02
+OOM_SCORE_ADJ = 500
+"""Above all else in the guest: if the kernel has to kill, then the load, which the agent, still alive, reports."""
+
+
+def prepare(plan: dict[str, Any], step: str) -> None:
+    """Run a step of all programs of a plan; the warm-up only of one that is the first phase.
+
+    Raises:
+        GaveUpError: One failed.
+    """
+    for number, described in enumerate(plan["phases"]):
+        if "command" in described and (step != "warm_up" or number == 0):
+            Program(described).prepare(step)
+
+
+def run(plan: dict[str, Any]) -> int:
+    """Run the load of a plan and return the exit code."""
+    progress = Progress(plan["progress"])
+
+    def on_term(number: int, _frame: FrameType | None) -> NoReturn:
+        raise GaveUpError(f"stopped by signal {number}")
+
+    signal.signal(signal.SIGTERM, on_term)
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+        phases = [Program(each) if "command" in each else Phase(each) for each in plan["phases"]]
+        gc.freeze()
+        gc.disable()  # nothing here makes cycles
+        progress.write()
+        while not Path(plan["go"]).exists():
+            time.sleep(GO_POLL_S)
+        progress.start_timer()
+        for phase in phases:
+            phase.run(progress)
+            progress.write()
+    except (GaveUpError, OSError, MemoryError, ValueError) as error:
+        progress.stop_timer()
+        reason = str(error) or type(error).__name__
+        progress.write(error=reason)
+        sys.stderr.write(f"{reason}\n")
+        return 1
+    progress.stop_timer()
+    progress.write(finished=True)
+    return 0
+
+
+def main() -> int:
+    """Do what the command line says and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("read-through").add_argument("files", nargs="+")
+    commands.add_parser("service").add_argument("file")
+    preparing = commands.add_parser("prepare")
+    preparing.add_argument("step", choices=["setup", "ready", "warm_up"])
+    preparing.add_argument("plan")
+    commands.add_parser("run").add_argument("plan")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        return run(json.loads(Path(arguments.plan).read_text()))
+    try:
+        if arguments.command == "service":
+            sys.stdout.write(json.dumps(measure_service(arguments.file)))
+        elif arguments.command == "prepare":
+            prepare(json.loads(Path(arguments.plan).read_text()), arguments.step)
+        else:
+            read_through(arguments.files)
+    except (OSError, GaveUpError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0

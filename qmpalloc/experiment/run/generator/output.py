@@ -1,0 +1,167 @@
+"""What a program prints: what is kept of it, and the values of metrics in it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .progress import GaveUpError
+
+KEPT_BYTES = 64 * 1024
+"""Of a program's output: so much of its beginning, and so much of its end."""
+SAID_BYTES = 1024
+"""Of the end of its output, to say why it failed."""
+LINE_BYTES = 64 * 1024
+"""Of a line that is looked at for metrics; what is beyond is not."""
+JSON_BYTES = 16 * 1024 * 1024
+
+
+class Gauge:
+    """What a program says of one metric.
+
+    Attributes:
+        name: Of the metric.
+        count: Values so far; only the last counts unless it is a series.
+    """
+
+    def __init__(self, plan: dict[str, Any], key: str) -> None:
+        self.name: str = plan["name"]
+        self.count = 0
+        self._key = key
+        self._unit: str = plan["unit"]
+        self._pattern = re.compile(plan["pattern"]) if plan["pattern"] else None
+        self._json: dict[str, str] | None = plan["json"]
+        self._total = self._last = 0.0
+
+    def values(self) -> dict[str, float]:
+        """Return what the host reads as ``MetricProgress``."""
+        return {"count": self.count, "total": self._total, "last": self._last}
+
+    def look(self, line: str) -> None:
+        """Look for values in a line of output.
+
+        Raises:
+            GaveUpError: What matches is no number, or of another unit.
+        """
+        if self._pattern is None:
+            return
+        for match in self._pattern.finditer(line):
+            named = match.groupdict()
+            unit = named.get("unit")
+            if unit is not None and unit != self._unit:
+                raise GaveUpError(f"{self._key}.unit: the output is in {unit!r}, not {self._unit!r}: {line.strip()!r}")
+            self._take(named["value"] if "value" in named else match.group(1), "pattern")
+
+    def look_into_file(self, directory: str) -> None:
+        """Read a value from the JSON file.
+
+        Raises:
+            GaveUpError: There is none.
+        """
+        if self._json is None:
+            return
+        try:
+            with Path(directory, self._json["file"]).open("rb") as stream:
+                value = json.loads(stream.read(JSON_BYTES))
+            for word in self._json["path"].split("."):
+                value = value[int(word)] if isinstance(value, list) else value[word]
+        except OSError as error:
+            raise GaveUpError(f"{self._key}.json.file: {error.strerror}: {self._json['file']}") from error
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            place, why = f"{self._json['path']} in {self._json['file']}", str(error) or type(error).__name__
+            raise GaveUpError(f"{self._key}.json.path: there is no {place}: {why}") from error
+        self._take(str(value) if not isinstance(value, bool) else "", "json.path")
+
+    def require(self, output: Output) -> None:
+        """Check that there was a value.
+
+        Raises:
+            GaveUpError: There was none.
+        """
+        if self.count:
+            return
+        why = f"matches nothing in {output.total_bytes} bytes of output, which end with: {output.said()}"
+        hint = "the output is kept with the run; a program that buffers it needs for example stdbuf -oL"
+        raise GaveUpError(f"{self._key}.pattern: {why} ({hint})")
+
+    def _take(self, text: str | None, key: str) -> None:
+        try:
+            value = float((text or "").replace(",", ""))
+        except ValueError:
+            raise GaveUpError(f"{self._key}.{key}: {text!r} is no number") from None
+        if not math.isfinite(value):
+            raise GaveUpError(f"{self._key}.{key}: the value is {value}, which cannot be compared")
+        self.count += 1
+        self._last = value
+        self._total += value
+
+
+class Output:
+    """What a program prints, of which the beginning and the end are kept.
+
+    Args:
+        path: Where to keep it; None: only what `said` tells is kept.
+        gauges: Look at each line.
+
+    Attributes:
+        total_bytes: Printed so far.
+    """
+
+    def __init__(self, path: str | None, gauges: Sequence[Gauge] = ()) -> None:
+        self.total_bytes = 0
+        self._file = Path(path).open("wb", buffering=0) if path is not None else None  # noqa: SIM115 - closed by close()
+        self._gauges = gauges
+        self._end = bytearray()
+        self._line = bytearray()
+
+    def add(self, data: bytes) -> None:
+        """Take what was printed.
+
+        Raises:
+            GaveUpError: A metric's value makes no sense.
+        """
+        room = max(0, KEPT_BYTES - self.total_bytes)
+        self.total_bytes += len(data)
+        if self._file is not None and room:
+            self._file.write(data[:room])
+        self._end += data
+        if len(self._end) > 2 * KEPT_BYTES:
+            del self._end[:-KEPT_BYTES]
+        if self._gauges:
+            *lines, rest = data.split(b"\n")
+            for line in lines:
+                self._look(line)
+            self._line += rest[: LINE_BYTES - len(self._line)]
+
+    def _look(self, rest: bytes) -> None:
+        self._line += rest[: LINE_BYTES - len(self._line)]
+        line = self._line.decode(errors="replace")
+        self._line.clear()
+        for gauge in self._gauges:
+            gauge.look(line)
+
+    def close(self) -> None:
+        """Look at the last line, and keep the end of what was printed.
+
+        Raises:
+            GaveUpError: A metric's value makes no sense.
+        """
+        if self._file is not None:
+            left = self.total_bytes - KEPT_BYTES
+            if left > KEPT_BYTES:
+                self._file.write(f"\n[{left - KEPT_BYTES} bytes are left out here]\n".encode())
+            if left > 0:
+                self._file.write(self._end[-min(left, KEPT_BYTES) :])
+            self._file.close()
+            self._file = None
+        if self._line:
+            self._look(b"")
+
+    def said(self) -> str:
+        """Return the last lines."""
+        lines = self._end[-SAID_BYTES:].decode(errors="replace").strip().splitlines()[-3:]
+        return " | ".join(lines) or "nothing"

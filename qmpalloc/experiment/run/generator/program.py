@@ -1,0 +1,197 @@
+"""A phase that runs a program, and the steps before it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import select
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .output import Gauge, Output
+from .progress import GaveUpError, PhaseState, Progress
+
+READ_BYTES = 64 * 1024
+PROGRAM_POLL_S = 0.1
+STOP_S = 5.0
+"""For a program to end when it is told to; then it is killed."""
+STEP_S = 1500.0
+READY_S = 120.0
+READY_TRY_S = 10.0
+READY_POLL_S = 0.5
+LAST_CHUNKS = 256
+"""Read at most from a pipe whose program has ended, for another program may hold it open and go on writing."""
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class FailedError(GaveUpError):
+    """A program did not do what it was run for."""
+
+
+class Program:
+    """A phase that runs a program, with the steps before it."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.name: str = plan["name"]
+        self._plan = plan
+        self._key: str = plan["key"]
+
+    def prepare(self, step: str) -> None:
+        """Run ``setup``, ``ready`` or ``warm_up`` to its end.
+
+        Raises:
+            GaveUpError: It failed, or took too long.
+        """
+        argv, user = self._plan[step], "root" if step == "setup" else self._plan["user"]
+        if argv and step == "ready":
+            self._wait_until_ready(argv, user)
+        elif argv:
+            self._execute(argv, user, f"{self._key}.{step}", Output(None), limit_s=STEP_S)
+        if step == "setup":  # which may have made the user
+            directory, entry = Path(self._plan["directory"]), self._entry(self._plan["user"])
+            for path in (directory, *directory.iterdir()):
+                os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+
+    def _wait_until_ready(self, argv: list[str], user: str) -> None:
+        key, end_s = f"{self._key}.ready", time.monotonic() + READY_S
+        failure: FailedError | None = None
+        while time.monotonic() < end_s:
+            try:
+                self._execute(argv, user, key, Output(None), limit_s=READY_TRY_S)
+            except FailedError as error:
+                failure = error
+                time.sleep(READY_POLL_S)
+            else:
+                return
+        raise GaveUpError(f"never ready in {READY_S:.0f} s: {failure}")
+
+    def run(self, progress: Progress) -> None:
+        """Run it, and see what it says of its metrics.
+
+        Raises:
+            GaveUpError: It failed, did not end in time, or a metric is missing or makes no sense.
+        """
+        if progress.phases:  # else the host has warmed up, with a disk that is not throttled
+            self.prepare("warm_up")
+        metrics = self._plan["metrics"]
+        gauges = [Gauge(metric, f"{self._key}.metric[{number}]") for number, metric in enumerate(metrics)]
+        output = Output(self._plan["output"], gauges)
+
+        def said() -> dict[str, Any]:
+            return {"metrics": {gauge.name: gauge.values() for gauge in gauges if gauge.count}}
+
+        progress.phases.append(state := PhaseState(self.name, said))
+        timed_s, key = self._plan["duration"], f"{self._key}.command"
+        self._execute(
+            self._plan["command"],
+            self._plan["user"],
+            key,
+            output,
+            limit_s=timed_s or self._plan["timeout"],
+            ends_by_itself=not timed_s,
+        )
+        for gauge in gauges:
+            gauge.look_into_file(self._plan["directory"])
+            gauge.require(output)
+        state.finish()
+
+    def _execute(
+        self,
+        argv: list[str],
+        user: str,
+        key: str,
+        output: Output,
+        *,
+        limit_s: float,
+        ends_by_itself: bool = True,
+    ) -> None:
+        """Run a program until it ends, or until its time is over.
+
+        Raises:
+            FailedError: It ended with something other than 0, or not in time although it should.
+            GaveUpError: It cannot be run, or a metric makes no sense.
+        """
+        process = self._start(argv, user, key)
+        try:
+            in_time = _follow(process, output, time.monotonic() + limit_s)
+            if not in_time:
+                os.killpg(process.pid, signal.SIGTERM)
+                _follow(process, output, time.monotonic() + STOP_S)
+        finally:
+            with suppress(ProcessLookupError):  # whatever it has started ends with it
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+            output.close()
+        if not in_time and ends_by_itself:
+            raise FailedError(f"{key}: {argv[0]} has not ended after {limit_s:g} s; it said: {output.said()}")
+        if in_time and process.returncode < 0:
+            hint = " (the guest may have had no memory left)" if process.returncode == -signal.SIGKILL else ""
+            number = -process.returncode
+            raise FailedError(f"{key}: {argv[0]} was killed by signal {number}{hint}; it said: {output.said()}")
+        if in_time and process.returncode:
+            raise FailedError(f"{key}: {argv[0]} ended with {process.returncode}; it said: {output.said()}")
+
+    def _entry(self, user: str) -> pwd.struct_passwd:
+        try:
+            return pwd.getpwnam(user)
+        except KeyError:
+            raise GaveUpError(f"{self._key}.user: nobody is called {user!r} in this guest") from None
+
+    def _start(self, argv: list[str], user: str, key: str) -> subprocess.Popen[bytes]:
+        entry = self._entry(user)
+        environment = {**ENVIRONMENT, "HOME": entry.pw_dir, "USER": user, **self._plan["environment"]}
+        other: dict[str, Any] = {}
+        if entry.pw_uid != os.getuid():
+            groups = os.getgrouplist(user, entry.pw_gid)
+            other = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": groups}
+        try:
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=self._plan["directory"],
+                env=environment,
+                start_new_session=True,
+                **other,
+            )
+        except FileNotFoundError as error:
+            raise GaveUpError(f"{key}: {argv[0]} is not in this guest: install it in setup, or copy it") from error
+        except OSError as error:
+            raise GaveUpError(f"{key}: {argv[0]} cannot be run: {error.strerror}") from error
+
+
+def _follow(process: subprocess.Popen[bytes], output: Output, end_s: float) -> bool:
+    """Take what a program prints until it ends; return False when it has not at `end_s`.
+
+    Raises:
+        GaveUpError: A metric makes no sense.
+    """
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    last_chunks, closed = 0, False
+    while (left_s := end_s - time.monotonic()) > 0:
+        ended = process.poll() is not None
+        if closed:
+            if ended:
+                return True
+            time.sleep(min(PROGRAM_POLL_S, left_s))
+            continue
+        readable, _, _ = select.select([pipe], [], [], 0.0 if ended else min(PROGRAM_POLL_S, left_s))
+        data = os.read(pipe, READ_BYTES) if readable else b""
+        output.add(data)
+        closed = bool(readable) and not data
+        last_chunks += ended
+        if ended and (not data or last_chunks > LAST_CHUNKS):
+            return True
+    return process.poll() is not None
