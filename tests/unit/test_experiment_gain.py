@@ -3,9 +3,9 @@
 from made_up_experiment import MadeUp
 
 from qmpalloc.experiment.analysis.gain import late_misses, oracle_arm, oracle_share
-from qmpalloc.experiment.analysis.results import Counts, GuestRun, RunResult, load_results
+from qmpalloc.experiment.analysis.results import GuestRun, RunResult, load_results
 from qmpalloc.experiment.analysis.statistics import ArmResult
-from qmpalloc.experiment.analysis.trials import GuestTrials, Trial
+from qmpalloc.experiment.analysis.trials import Counts, GuestTrials, Trial
 from qmpalloc.experiment.spec.plan import ArmRun
 
 

@@ -7,9 +7,9 @@ from msgspec import structs
 from qmpalloc.experiment.analysis.learnt import curve_error, learnt_curves, measured_points
 from qmpalloc.experiment.analysis.movement import movement
 from qmpalloc.experiment.analysis.phases import PhaseResult
-from qmpalloc.experiment.analysis.results import Counts, GuestRun, RunResult, load_results
+from qmpalloc.experiment.analysis.results import GuestRun, RunResult, load_results
 from qmpalloc.experiment.analysis.statistics import ArmResult
-from qmpalloc.experiment.analysis.trials import GuestTrials, Trial
+from qmpalloc.experiment.analysis.trials import Counts, GuestTrials, Trial
 from qmpalloc.experiment.report import write_report
 from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.store.records import PhaseFootprint

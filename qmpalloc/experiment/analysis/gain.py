@@ -8,6 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from qmpalloc.experiment.analysis.results import Results, RunResult
+from qmpalloc.experiment.analysis.statistics import all_known
 from qmpalloc.experiment.analysis.trials import GuestTrials
 
 LEAST_GAIN = 0.02
@@ -75,11 +76,10 @@ def _finished(run: RunResult) -> bool:
 def _share(runs: list[list[RunResult]], value: Callable[[RunResult], float | None]) -> float | None:
     sums = []
     for each in runs:
-        values = [value(run) for run in each]
-        known = [float(one) for one in values if one is not None]
-        if not known or len(known) < len(values):
+        known = all_known(value(run) for run in each)
+        if not known:
             return None
-        sums.append(sum(known))
+        sums.append(sum(map(float, known)))
     reference, ours, best = sums
     if reference <= 0 or reference - best < LEAST_GAIN * reference:
         return None

@@ -3,67 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct, structs
 
 from qmpalloc.errors import ConfigError
-from qmpalloc.experiment.analysis.metrics import MetricComparison, MetricValues, compare_metrics
+from qmpalloc.experiment.analysis.metrics import MetricComparison, MetricResult, MetricValues, compare_metrics
 from qmpalloc.experiment.analysis.phases import PhaseResult, phase_results
 from qmpalloc.experiment.analysis.statistics import ArmResult, Comparison, compare
-from qmpalloc.experiment.analysis.trials import GuestTrials, guest_trials, total_hits_by_trial
+from qmpalloc.experiment.analysis.trials import Counts, GuestTrials, guest_trials, total, total_hits_by_trial
 from qmpalloc.experiment.spec.plan import ArmRun, planned
 from qmpalloc.experiment.spec.program import Metric
 from qmpalloc.experiment.spec.schema import DISK_RATIOS, Arm, Guest, Specification
 from qmpalloc.experiment.store.directory import ExperimentDirectory
 from qmpalloc.experiment.store.records import DiskCalibration, Manifest, Outcome, Reading
-from qmpalloc.units import PAGE_BYTES
-
-
-class Counts(Struct, frozen=True, kw_only=True):
-    """Sums over the rows of a guest, or of several.
-
-    Attributes:
-        accesses: Pages touched by reads.
-        misses: Pages brought in for reads.
-        disk_read_bytes: Read from the data disks.
-        disk_reads: Requests for that.
-        disk_read_s: Time they took, summed.
-        events_lost: Events the collectors did not count; None if not known.
-        faults: Pages brought in for faults of mapped files; None if not known.
-        witnessed: Pages that the disks must have read for what is counted: misses, and where programs run, whose disks
-            are all looked at, those of faults.
-    """
-
-    accesses: int = 0
-    misses: int = 0
-    disk_read_bytes: int = 0
-    disk_reads: int = 0
-    disk_read_s: float = 0.0
-    events_lost: int | None = None
-    faults: int | None = None
-    witnessed: int = 0
-
-    @property
-    def hits(self) -> int:
-        """Accesses that needed no disk read."""
-        return self.accesses - self.misses
-
-    @property
-    def hit_ratio(self) -> float | None:
-        """Hits per access; None when nothing was accessed."""
-        return self.hits / self.accesses if self.accesses else None
-
-    @property
-    def witness(self) -> float | None:
-        """Bytes the disks say they read, per byte of what was counted; None when nothing was."""
-        return self.disk_read_bytes / (self.witnessed * PAGE_BYTES) if self.witnessed else None
-
-    @property
-    def request_s(self) -> float | None:
-        """Mean time of a request to the data disk; None when there was none."""
-        return self.disk_read_s / self.disk_reads if self.disk_reads else None
 
 
 class GuestRun(Struct, frozen=True, kw_only=True):
@@ -108,15 +62,19 @@ class RunResult(Struct, frozen=True, kw_only=True):
         return total(guest.counts for guest in self.guests.values())
 
     @property
-    def metric_values(self) -> MetricValues:
-        """The metrics of which something was said."""
+    def metrics(self) -> dict[tuple[str, str, str], MetricResult]:
+        """Guest, phase and name of a metric to what it came to."""
         return {
-            (name, phase.name, result.metric.name): result.value
+            (name, phase.name, result.metric.name): result
             for name, guest in self.guests.items()
             for phase in guest.phases
             for result in phase.metrics
-            if result.value is not None
         }
+
+    @property
+    def metric_values(self) -> MetricValues:
+        """The metrics of which something was said."""
+        return {key: result.value for key, result in self.metrics.items() if result.value is not None}
 
     @property
     def controller_cpu_share(self) -> float | None:
@@ -207,23 +165,6 @@ class Results(Struct, frozen=True, kw_only=True):
         return DISK_RATIOS.get(self.disk.model) or 1 / (self.disk.iops * self.disk.hit_s)
 
 
-def total(parts: Iterable[Counts]) -> Counts:
-    """Return the sum of counts; events lost and faults are known only where all are."""
-    known = list(parts)
-    lost = [part.events_lost for part in known if part.events_lost is not None]
-    faults = [part.faults for part in known if part.faults is not None]
-    return Counts(
-        accesses=sum(part.accesses for part in known),
-        misses=sum(part.misses for part in known),
-        disk_read_bytes=sum(part.disk_read_bytes for part in known),
-        disk_reads=sum(part.disk_reads for part in known),
-        disk_read_s=math.fsum(part.disk_read_s for part in known),
-        events_lost=sum(lost) if known and len(lost) == len(known) else None,
-        faults=sum(faults) if known and len(faults) == len(known) else None,
-        witnessed=sum(part.witnessed for part in known),
-    )
-
-
 def load_results(directory: ExperimentDirectory) -> Results:
     """Return what came out so far, from the files of an experiment; it need not be complete.
 
@@ -296,20 +237,7 @@ def _guest_run(guest: Guest, readings: list[Reading], phases: tuple[PhaseResult,
     rated = [phase.name for phase in guest.reads if phase.rate]
     programs = [phase.name for phase in guest.programs]
     trials = guest_trials(readings, guest.name, open_loop=rated, programs=programs)
-    counts = total(
-        Counts(
-            accesses=row.accesses,
-            misses=row.misses,
-            disk_read_bytes=row.disk_read_bytes,
-            disk_reads=row.disk_reads,
-            disk_read_s=row.disk_read_s,
-            events_lost=row.events_lost,
-            faults=row.faults,
-            witnessed=row.misses + (row.faults or 0 if programs else 0),
-        )
-        for row in trials.trials
-    )
-    return GuestRun(trials=trials, phases=phases, counts=counts)
+    return GuestRun(trials=trials, phases=phases, counts=total(trials.trials))
 
 
 def _unfinished(guest: str, phases: tuple[PhaseResult, ...]) -> Iterator[str]:

@@ -11,9 +11,18 @@ Statistician 69(4), 2015). The t interval assumes that log ratios are about norm
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar, cast
 
 from msgspec import Struct
+
+T = TypeVar("T")
+
+
+def all_known(values: Iterable[T | None]) -> list[T] | None:
+    """Return values when all of them are known; None when one is not."""
+    found = list(values)
+    return None if None in found else cast("list[T]", found)
 
 
 class ArmResult(Struct, frozen=True, kw_only=True):
@@ -42,15 +51,14 @@ class ArmResult(Struct, frozen=True, kw_only=True):
     @property
     def hits_in_all(self) -> int | None:
         """Hits of the whole run; None when they are not known."""
-        known = [value for value in self.hits if value is not None]
-        return sum(known) if len(known) == len(self.hits) else self.total_hits
+        known = all_known(self.hits)
+        return self.total_hits if known is None else sum(known)
 
     @property
     def trials_to_finish(self) -> int | None:
         """The trial in which the last phase of all guests ended; None when one did not."""
-        ends = [trial for phases in self.finished.values() for trial in phases]
-        known = [trial for trial in ends if trial is not None]
-        return max(known) if known and len(known) == len(ends) else None
+        known = all_known(trial for phases in self.finished.values() for trial in phases)
+        return max(known) if known else None
 
 
 class Ratio(Struct, frozen=True, kw_only=True):
@@ -138,30 +146,27 @@ def compare(
     by_run = {(result.arm, result.repeat): result for result in results if not result.failed}
     repeats = sorted(repeat for name, repeat in by_run if name == arm and (reference, repeat) in by_run)
     pairs = [(by_run[arm, repeat], by_run[reference, repeat]) for repeat in repeats]
-    seconds = [
-        (ours.seconds, theirs.seconds)
-        for ours, theirs in pairs
-        if ours.seconds is not None and theirs.seconds is not None
-    ]
     done = [(ours, theirs) for ours, theirs in pairs if ours.trials_to_finish and theirs.trials_to_finish]
-    trials = [(float(ours.trials_to_finish or 0), float(theirs.trials_to_finish or 0)) for ours, theirs in done]
-    hits = [(float(ours.hits_in_all or 0), float(theirs.hits_in_all or 0)) for ours, theirs in done]
-    misses = [(float(ours.total_misses or 0), float(theirs.total_misses or 0)) for ours, theirs in done]
+    seconds = [both for pair in pairs if (both := all_known(result.seconds for result in pair))]
+
+    def ratio_of(values: Iterable[Sequence[float]]) -> Ratio | None:
+        both = [(ours, theirs) for ours, theirs in values]
+        return ratio(both, confidence=confidence) if both and all(min(pair) > 0 for pair in both) else None
+
+    def each(value: Callable[[ArmResult], int | None]) -> list[list[float]]:
+        return [[float(value(result) or 0) for result in pair] for pair in done]
+
     return Comparison(
         arm=arm,
         reference=reference,
-        time=ratio(seconds, confidence=confidence) if seconds else None,
-        trials=ratio(trials, confidence=confidence) if trials else None,
-        hits=_ratio_if_counted(hits, confidence),
-        misses=_ratio_if_counted(misses, confidence),
+        time=ratio_of(seconds),
+        trials=ratio_of(each(lambda result: result.trials_to_finish)),
+        hits=ratio_of(each(lambda result: result.hits_in_all)),
+        misses=ratio_of(each(lambda result: result.total_misses)),
         more_hits=tuple(more_hits(ours, theirs) for ours, theirs in pairs),
         repeats=len(pairs),
         finished=len(seconds),
     )
-
-
-def _ratio_if_counted(pairs: Sequence[tuple[float, float]], confidence: float) -> Ratio | None:
-    return ratio(pairs, confidence=confidence) if pairs and all(min(pair) > 0 for pair in pairs) else None
 
 
 def verdict(comparison: Comparison) -> str:

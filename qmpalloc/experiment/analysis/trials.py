@@ -6,16 +6,77 @@ a guest gave no reading at the end of a trial, its next row covers both trials a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from msgspec import Struct
 
 from qmpalloc.experiment.analysis import latency
+from qmpalloc.experiment.analysis.statistics import all_known
 from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Reading
+from qmpalloc.units import PAGE_BYTES
 
 
-class Trial(Struct, frozen=True, kw_only=True):
+class Counts(Struct, frozen=True, kw_only=True):
+    """What was counted of a guest in one trial, or summed over several trials or guests.
+
+    Attributes:
+        accesses: Pages touched by reads.
+        misses: Pages brought in for reads.
+        disk_read_bytes: Read from the data disks.
+        disk_reads: Requests for that.
+        disk_read_s: Time they took, summed.
+        events_lost: Events the collectors did not count; None if not known.
+        faults: Pages brought in for faults of mapped files; None if not known.
+        witnessed: Pages that the disks must have read for what is counted: misses, and where programs run, whose disks
+            are all looked at, those of faults.
+    """
+
+    accesses: int = 0
+    misses: int = 0
+    disk_read_bytes: int = 0
+    disk_reads: int = 0
+    disk_read_s: float = 0.0
+    events_lost: int | None = None
+    faults: int | None = None
+    witnessed: int = 0
+
+    @property
+    def hits(self) -> int:
+        """Accesses that needed no disk read; slightly negative when read-ahead came in before it was accessed."""
+        return self.accesses - self.misses
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Hits per access; None when nothing was accessed."""
+        return self.hits / self.accesses if self.accesses else None
+
+    @property
+    def witness(self) -> float | None:
+        """Bytes the disks say they read, per byte of what was counted; None when nothing was."""
+        return self.disk_read_bytes / (self.witnessed * PAGE_BYTES) if self.witnessed else None
+
+    @property
+    def request_s(self) -> float | None:
+        """Mean time of a request to the data disks; None when there was none."""
+        return self.disk_read_s / self.disk_reads if self.disk_reads else None
+
+
+def total(parts: Iterable[Counts]) -> Counts:
+    """Return the sum of counts; events lost and faults are known only where all are."""
+    known = list(parts)
+    if not known:
+        return Counts()
+    sums: dict[str, Any] = {}
+    for name in Counts.__struct_fields__:
+        values = all_known(getattr(part, name) for part in known)
+        sums[name] = None if values is None else sum(values)
+    return Counts(**sums | {"disk_read_s": math.fsum(part.disk_read_s for part in known)})
+
+
+class Trial(Counts, frozen=True, kw_only=True):
     """What one guest did in one trial, or in the few that its reading covers.
 
     Attributes:
@@ -24,22 +85,15 @@ class Trial(Struct, frozen=True, kw_only=True):
         guest: Its name.
         start_s: Host seconds since the loads began, at the start.
         end_s: The same at the end.
-        accesses: Pages touched by reads.
-        misses: Pages brought in for reads.
         target_bytes: Size last asked of QEMU, at the end.
         actual_bytes: Size QEMU reports, at the end.
         refaults: Evicted pages that came back; None if not known.
         evictions: Pages removed; None if not known.
-        events_lost: Events the collector did not count; None if not known.
-        disk_read_bytes: Read from the data disk.
-        disk_reads: Requests for that.
-        disk_read_s: Time they took, summed.
         reads: Reads that the load finished.
         read_mean_s: Mean latency of those; None when there is none. With a rate, from the histogram.
         read_p50_s: Median latency; None when no read was timed.
         read_p99_s: 99th percentile; the same.
         phase: The phases that read or ran a program in it, joined by ``+``; empty when none did.
-        faults: Pages brought in for faults of mapped files; None if not known.
     """
 
     trial: int
@@ -47,37 +101,20 @@ class Trial(Struct, frozen=True, kw_only=True):
     guest: str
     start_s: float
     end_s: float
-    accesses: int
-    misses: int
     target_bytes: int
     actual_bytes: int
     refaults: int | None
     evictions: int | None
-    events_lost: int | None
-    disk_read_bytes: int
-    disk_reads: int
-    disk_read_s: float
     reads: int
     read_mean_s: float | None
     read_p50_s: float | None
     read_p99_s: float | None
     phase: str
-    faults: int | None = None
-
-    @property
-    def hits(self) -> int:
-        """Accesses that needed no disk read; slightly negative when read-ahead came in before it was accessed."""
-        return self.accesses - self.misses
 
     @property
     def seconds(self) -> float:
         """Host time covered."""
         return self.end_s - self.start_s
-
-    @property
-    def hit_ratio(self) -> float | None:
-        """Hits per access; None when nothing was accessed."""
-        return self.hits / self.accesses if self.accesses else None
 
 
 class GuestTrials(Struct, frozen=True, kw_only=True):
@@ -145,9 +182,8 @@ def total_hits_by_trial(guests: Sequence[GuestTrials]) -> tuple[int | None, ...]
     last = max((row.trial for each in guests for row in each.trials), default=0)
     totals: list[int | None] = []
     for number in range(1, last + 1):
-        hits = [row.get(number) for row in rows]
-        known = [value for value in hits if value is not None]
-        totals.append(sum(known) if len(known) == len(hits) else None)
+        known = all_known(row.get(number) for row in rows)
+        totals.append(None if known is None else sum(known))
     return tuple(totals)
 
 
@@ -174,6 +210,7 @@ def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs
         mean_s = latency.mean_s(counts)
     elif reads:
         mean_s = sum(part.seconds for part in parts) / reads
+    misses, faults = after.misses - before.misses, _difference(before.faults, after.faults)
     return Trial(
         trial=after.trial,
         covers=after.trial - before.trial,
@@ -181,7 +218,7 @@ def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs
         start_s=before.t,
         end_s=after.t,
         accesses=after.accesses - before.accesses,
-        misses=after.misses - before.misses,
+        misses=misses,
         target_bytes=after.target_bytes,
         actual_bytes=after.actual_bytes,
         refaults=_difference(before.refaults, after.refaults),
@@ -195,7 +232,8 @@ def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs
         read_p50_s=latency.percentile_s(counts, 0.5),
         read_p99_s=latency.percentile_s(counts, 0.99),
         phase="+".join(part.name for part in running),
-        faults=_difference(before.faults, after.faults),
+        faults=faults,
+        witnessed=misses + (faults or 0 if programs else 0),
     )
 
 

@@ -10,7 +10,7 @@ from qmpalloc.experiment.analysis.statistics import Comparison, Ratio, verdict
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
-from qmpalloc.experiment.spec.schema import Arm, Phase, Specification
+from qmpalloc.experiment.spec.schema import Arm, Phase
 from qmpalloc.units import format_size
 
 Value = Callable[[RunResult], float | None]
@@ -45,11 +45,19 @@ def verdicts(results: Results) -> Iterator[Block]:
 def explanation(results: Results) -> Iterator[Block]:
     """Yield what a newcomer has to know to read the rest."""
     spec = results.specification
+    if spec.has_unequal_work:
+        they_do, loads = "Each reads files, or runs programs that do,", "loads"
+        on_work = "Arms may do unequal work in equal time: they are compared by the metrics of their phases."
+    else:
+        they_do, loads = "Each reads files at random", "reads"
+        on_work = (
+            "All arms do the same reads: over whole runs they differ in misses and time, in hits only as misses do."
+        )
     yield Heading("How to read this")
     yield Paragraph(
         f"The guests {', '.join(guest.name for guest in spec.guests)} share {format_size(spec.budget)} of memory. "
-        f"{_what_guests_do(spec)} through its page cache; what does not fit into its memory is read from its disk. "
-        f"An arm is one way to divide the memory. All arms meet the same {_loads(spec)}, on guests booted anew. "
+        f"{they_do} through its page cache; what does not fit into its memory is read from its disk. "
+        f"An arm is one way to divide the memory. All arms meet the same {loads}, on guests booted anew. "
         f"The reference is {spec.reference}; a ratio below 1 means that an arm has less than it, of the same repeat."
     )
     yield Bullets(
@@ -57,25 +65,11 @@ def explanation(results: Results) -> Iterator[Block]:
             f"Trial: an interval of {spec.interval:g} s, after which an arm may move memory.",
             "Access: a page of 4 KiB touched by a read. Miss: one that had to come from the disk. Hit: any other.",
             "Phase: a part of a guest's load, with its own file. An arm finishes with the last phase of all guests.",
-            _on_work(spec),
+            on_work,
             "Where repeats differ, tables show the median and the range. In 2 of 3: so many repeats have a value.",
             "n: repeats that count. CI: confidence interval of a ratio; it is undecided when 1 lies within.",
         )
     )
-
-
-def _what_guests_do(spec: Specification) -> str:
-    return "Each reads files, or runs programs that do," if spec.has_unequal_work else "Each reads files at random"
-
-
-def _loads(spec: Specification) -> str:
-    return "loads" if spec.has_unequal_work else "reads"
-
-
-def _on_work(spec: Specification) -> str:
-    if spec.has_unequal_work:
-        return "Arms may do unequal work in equal time: they are compared by the metrics of their phases."
-    return "All arms do the same reads: over whole runs they differ in misses and time, in hits only as misses do."
 
 
 def arms_table(results: Results) -> Iterator[Block]:
@@ -90,8 +84,8 @@ def arms_table(results: Results) -> Iterator[Block]:
         _row("Misses in all", results, lambda run: _finished(run, run.counts.misses), words.whole),
         _row("Hit ratio", results, lambda run: _finished(run, run.counts.hit_ratio), words.percent),
     ]
-    for label, pick in (("time", _time), ("trials to finish", _trials), ("hits", _hits), ("misses", _misses)):
-        row = (_ratio(pick(comparisons[arm.name])) if arm.name in comparisons else "1" for arm in arms)
+    for label, field in (("time", "time"), ("trials to finish", "trials"), ("hits", "hits"), ("misses", "misses")):
+        row = (_ratio(getattr(comparisons[arm.name], field)) if arm.name in comparisons else "1" for arm in arms)
         rows.append((f"Ratio of {label} to {reference}", *row))
     rows.append((f"Trials with more hits than {reference}", *(_more(comparisons.get(arm.name)) for arm in arms)))
     rows.append(("Repeats that count", *(_counted(results, arm) for arm in arms)))
@@ -170,22 +164,6 @@ def _more(comparison: Comparison | None) -> str:
     if comparison is None or not comparison.more_hits:
         return words.NOTHING
     return ", ".join(f"{more} of {compared}" for more, compared in comparison.more_hits)
-
-
-def _time(comparison: Comparison) -> Ratio | None:
-    return comparison.time
-
-
-def _trials(comparison: Comparison) -> Ratio | None:
-    return comparison.trials
-
-
-def _hits(comparison: Comparison) -> Ratio | None:
-    return comparison.hits
-
-
-def _misses(comparison: Comparison) -> Ratio | None:
-    return comparison.misses
 
 
 def _ratio(ratio: Ratio | None) -> str:

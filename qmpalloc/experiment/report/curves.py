@@ -30,26 +30,18 @@ def movement_table(results: Results) -> Iterator[Block]:
         return
     moved = {arm.name: movements(results, arm) for arm in arms}
     settlings = {name: [each for one in found for each in one.settlings] for name, found in moved.items()}
-    rows = []
     oracle = oracle_arm(results)
-    if oracle is not None:
-        shares = {arm.name: oracle_share(results, arm.name) for arm in arms}
-        for label, field in (("time", "time"), ("misses", "misses"), ("misses, second half", "late_misses")):
-            values = (getattr(shares[arm.name], field, None) for arm in arms)
-            cells = (words.NOTHING if value is None else words.percent(value) for value in values)
-            rows.append((f"Share of the gain of {oracle} in {label}", *cells))
+    rows = [*_gains(results, oracle)] if oracle is not None else []
+
+    def settled(label: str, value: Callable[[Settling], float | None], show: Callable[[float], str]) -> tuple[str, ...]:
+        return label, *(spread([value(one) for one in settlings[arm.name]], show) for arm in arms)
+
     rows += [
-        (
-            "Time to come to rest",
-            *(_settled(settlings[arm.name], lambda one: one.seconds, words.seconds) for arm in arms),
-        ),
-        ("The same in trials", *(_settled(settlings[arm.name], lambda one: one.trials, words.whole) for arm in arms)),
+        settled("Time to come to rest", lambda one: one.seconds, words.seconds),
+        settled("The same in trials", lambda one: one.trials, words.whole),
         *(
-            (
-                f"The same in working sets of {guest.name}",
-                *(_settled(settlings[arm.name], partial(_working_sets, guest.name), words.times) for arm in arms),
-            )
-            for guest in results.specification.guests
+            settled(f"The same in working sets of {name}", partial(_working_sets, name), words.times)
+            for name in (guest.name for guest in results.specification.guests)
         ),
         ("Memory moved", *(spread([one.moved_bytes for one in moved[arm.name]], words.mebibytes) for arm in arms)),
         ("Trials with a move at rest", *(_at_rest(moved[arm.name]) for arm in arms)),
@@ -70,6 +62,15 @@ def movement_table(results: Results) -> Iterator[Block]:
             "have learnt."
         )
     yield Paragraph(said)
+
+
+def _gains(results: Results, oracle: str) -> Iterator[tuple[str, ...]]:
+    """Yield the rows that tell which share of the oracle's gain each arm reached."""
+    shares = [oracle_share(results, arm.name) for arm in results.arms_counted]
+    for label, field in (("time", "time"), ("misses", "misses"), ("misses, second half", "late_misses")):
+        values = (getattr(share, field, None) for share in shares)
+        cells = (words.NOTHING if value is None else words.percent(value) for value in values)
+        yield f"Share of the gain of {oracle} in {label}", *cells
 
 
 def curves_table(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[Block]:
@@ -104,10 +105,6 @@ def curves_table(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[
 
 def _policy(results: Results, curve: LearntCurve) -> str:
     return next(arm.policy for arm in results.arms if arm.name == curve.arm)
-
-
-def _settled(settlings: list[Settling], value: Callable[[Settling], float | None], show: Callable[[float], str]) -> str:
-    return spread([value(settling) for settling in settlings], show)
 
 
 def _working_sets(guest: str, settling: Settling) -> float | None:

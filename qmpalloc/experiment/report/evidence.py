@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-from qmpalloc.experiment.analysis.results import Counts, Results, RunResult, total
+from qmpalloc.experiment.analysis.results import Results, RunResult
+from qmpalloc.experiment.analysis.trials import Counts, total
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread

@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-from qmpalloc.experiment.analysis.metrics import MetricResult, metric_verdicts
-from qmpalloc.experiment.analysis.results import Results, RunResult, total
+from qmpalloc.experiment.analysis.metrics import metric_verdicts
+from qmpalloc.experiment.analysis.results import Results
+from qmpalloc.experiment.analysis.trials import total
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
@@ -78,7 +79,8 @@ def _course(results: Results, guest: str, phase: str, metric: Metric) -> Iterato
     for arm in results.arms_counted:
         by_trial: dict[int, list[float]] = {}
         for run in results.counted(arm.name):
-            for trial, value in _series(run, guest, phase, metric).items():
+            found = run.metrics.get((guest, phase, metric.name))
+            for trial, value in found.series.items() if found is not None else ():
                 by_trial.setdefault(trial, []).append(value)
         columns.append(by_trial)
     if max((len(column) for column in columns), default=0) < 2:
@@ -86,10 +88,7 @@ def _course(results: Results, guest: str, phase: str, metric: Metric) -> Iterato
     trials = sorted(set().union(*columns))
     interval_s = results.specification.interval
     rows = tuple(
-        (
-            f"{trial} ({trial * interval_s:,.0f} s)",
-            *(_median(column.get(trial)) for column in columns),
-        )
+        (f"{trial} ({trial * interval_s:,.0f} s)", *(_median(column.get(trial)) for column in columns))
         for trial in trials
     )
     names = ("Trial (its end)", *(arm.name for arm in results.arms_counted))
@@ -100,17 +99,3 @@ def _course(results: Results, guest: str, phase: str, metric: Metric) -> Iterato
 
 def _median(values: list[float] | None) -> str:
     return words.NOTHING if values is None else words.figure(statistics.median(values))
-
-
-def _series(run: RunResult, guest: str, phase: str, metric: Metric) -> dict[int, float]:
-    found: MetricResult | None = next(
-        (
-            result
-            for each in run.guests[guest].phases
-            if each.name == phase
-            for result in each.metrics
-            if result.metric.name == metric.name
-        ),
-        None,
-    )
-    return found.series if found is not None else {}
