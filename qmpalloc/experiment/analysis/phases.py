@@ -9,7 +9,7 @@ from msgspec import Struct
 from qmpalloc.experiment.analysis import latency
 from qmpalloc.experiment.analysis.metrics import MetricResult, metric_results
 from qmpalloc.experiment.spec.schema import AnyPhase, Guest, Phase
-from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Reading
+from qmpalloc.experiment.store.records import LoadProgress, Reading
 
 
 class PhaseResult(Struct, frozen=True, kw_only=True):
@@ -63,39 +63,32 @@ def phase_results(
     reports = [reading.load for reading in own if reading.load is not None] + ([final] if final is not None else [])
     by_trial = [(reading.trial, reading.load) for reading in own if reading.load is not None]
     latest = {phase.name: phase for report in reports for phase in report.phases}
-    results = []
-    for phase in guest.phases:
+
+    def result(phase: AnyPhase) -> PhaseResult:
         progress = latest.get(phase.name)
         if progress is None:
-            results.append(PhaseResult(name=phase.name))
-            continue
+            return PhaseResult(name=phase.name)
         counts = latency.sound(progress.latency)
         start_s = None if ahead_s is None else max(0.0, progress.started_s - ahead_s)
         end_s = start_s + progress.seconds if start_s is not None and progress.done else None
-        results.append(
-            PhaseResult(
-                name=phase.name,
-                trial=_trial(phase.name, own, end_s, ends_s, interval_s) if end_s is not None else None,
-                start_s=start_s,
-                end_s=end_s,
-                reads=progress.reads,
-                seconds=progress.seconds,
-                errors=progress.errors,
-                mean_s=_closed_loop_mean_s(progress) if _is_closed(phase) else latency.mean_s(counts),
-                p50_s=latency.percentile_s(counts, 0.5),
-                p99_s=latency.percentile_s(counts, 0.99),
-                metrics=metric_results(phase, by_trial, final),
-            )
+        mean_s = latency.mean_s(counts)
+        if isinstance(phase, Phase) and not phase.rate:  # not every read of such a load is timed
+            mean_s = progress.seconds / progress.reads if progress.reads else None
+        return PhaseResult(
+            name=phase.name,
+            trial=_trial(phase.name, own, end_s, ends_s, interval_s) if end_s is not None else None,
+            start_s=start_s,
+            end_s=end_s,
+            reads=progress.reads,
+            seconds=progress.seconds,
+            errors=progress.errors,
+            mean_s=mean_s,
+            p50_s=latency.percentile_s(counts, 0.5),
+            p99_s=latency.percentile_s(counts, 0.99),
+            metrics=metric_results(phase, by_trial, final),
         )
-    return tuple(results)
 
-
-def _is_closed(phase: AnyPhase) -> bool:
-    return isinstance(phase, Phase) and not phase.rate
-
-
-def _closed_loop_mean_s(progress: PhaseProgress) -> float | None:
-    return progress.seconds / progress.reads if progress.reads else None
+    return tuple(result(phase) for phase in guest.phases)
 
 
 def _clock_ahead_s(own: Iterable[Reading]) -> float | None:

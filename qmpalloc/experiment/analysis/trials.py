@@ -7,16 +7,21 @@ a guest gave no reading at the end of a trial, its next row covers both trials a
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from qmpalloc.experiment.analysis import latency
 from qmpalloc.experiment.analysis.statistics import all_known
 from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Reading
 from qmpalloc.units import PAGE_BYTES
+
+COUNTED = ("accesses", "misses", "disk_read_bytes", "disk_reads")
+PERHAPS_COUNTED = ("refaults", "evictions", "events_lost", "faults")
+"""Counters of a reading; the latter are None where they are not known."""
 
 
 class Counts(Struct, frozen=True, kw_only=True):
@@ -144,8 +149,8 @@ def guest_trials(
         open_loop: Names of its phases with a rate, in which time per read is no latency.
         programs: Names of its phases that run programs.
     """
-    known = list(readings)
-    own = sorted({reading.trial: reading for reading in known if reading.guest == guest}.values(), key=_number)
+    known = sorted(readings, key=lambda reading: reading.trial)
+    own = list({reading.trial: reading for reading in known if reading.guest == guest}.values())
     last = max((reading.trial for reading in known), default=0)
     if not own:
         return GuestTrials(guest=guest, trials=(), notes=(f"{guest} gave no reading at all",), whole=False)
@@ -172,8 +177,7 @@ def guest_trials(
 
 def began_anew(before: Reading, after: Reading) -> bool:
     """Return whether a counter went back: something was started anew, and no difference means anything."""
-    names = ("monotonic_ns", "accesses", "misses", "disk_read_bytes", "disk_reads", "disk_read_ns")
-    return any(getattr(after, name) < getattr(before, name) for name in names)
+    return any(getattr(after, name) < getattr(before, name) for name in ("monotonic_ns", "disk_read_ns", *COUNTED))
 
 
 def total_hits_by_trial(guests: Sequence[GuestTrials]) -> tuple[int | None, ...]:
@@ -187,10 +191,6 @@ def total_hits_by_trial(guests: Sequence[GuestTrials]) -> tuple[int | None, ...]
     return tuple(totals)
 
 
-def _number(reading: Reading) -> int:
-    return reading.trial
-
-
 def _span(first: int, last: int) -> str:
     if last < first:
         return ""
@@ -199,42 +199,35 @@ def _span(first: int, last: int) -> str:
 
 def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs: Collection[str]) -> Trial:
     running = [part for part in _progress(before.load, after.load) if part.reads > 0 or part.name in programs]
-    parts = [part for part in running if part.reads > 0]
-    reads = sum(part.reads for part in parts)
-    counts: dict[int, int] = {}
-    for part in parts:
-        for number, count in latency.sound(part.latency).items():
-            counts[number] = counts.get(number, 0) + count
-    mean_s: float | None = None
-    if any(part.name in open_loop for part in parts):
-        mean_s = latency.mean_s(counts)
-    elif reads:
-        mean_s = sum(part.seconds for part in parts) / reads
-    misses, faults = after.misses - before.misses, _difference(before.faults, after.faults)
+    counts = {name: getattr(after, name) - getattr(before, name) for name in COUNTED}
+    known: dict[str, Any] = {name: _difference(getattr(before, name), getattr(after, name)) for name in PERHAPS_COUNTED}
     return Trial(
         trial=after.trial,
         covers=after.trial - before.trial,
         guest=after.guest,
         start_s=before.t,
         end_s=after.t,
-        accesses=after.accesses - before.accesses,
-        misses=misses,
         target_bytes=after.target_bytes,
         actual_bytes=after.actual_bytes,
-        refaults=_difference(before.refaults, after.refaults),
-        evictions=_difference(before.evictions, after.evictions),
-        events_lost=_difference(before.events_lost, after.events_lost),
-        disk_read_bytes=after.disk_read_bytes - before.disk_read_bytes,
-        disk_reads=after.disk_reads - before.disk_reads,
+        **counts,
+        **known,
         disk_read_s=(after.disk_read_ns - before.disk_read_ns) / 1e9,
-        reads=reads,
-        read_mean_s=mean_s,
-        read_p50_s=latency.percentile_s(counts, 0.5),
-        read_p99_s=latency.percentile_s(counts, 0.99),
+        witnessed=counts["misses"] + (known["faults"] or 0 if programs else 0),
         phase="+".join(part.name for part in running),
-        faults=faults,
-        witnessed=misses + (faults or 0 if programs else 0),
+        **_reads([part for part in running if part.reads > 0], open_loop),
     )
+
+
+def _reads(parts: Sequence[PhaseProgress], open_loop: Collection[str]) -> dict[str, Any]:
+    """Return what a trial has of the reads of its load."""
+    timed: Counter[int] = Counter()
+    for part in parts:
+        timed.update(latency.sound(part.latency))
+    reads, mean_s = sum(part.reads for part in parts), latency.mean_s(timed)
+    if reads and not any(part.name in open_loop for part in parts):
+        mean_s = sum(part.seconds for part in parts) / reads
+    p50_s, p99_s = latency.percentile_s(timed, 0.5), latency.percentile_s(timed, 0.99)
+    return {"reads": reads, "read_mean_s": mean_s, "read_p50_s": p50_s, "read_p99_s": p99_s}
 
 
 def _difference(before: int | None, after: int | None) -> int | None:
@@ -243,25 +236,14 @@ def _difference(before: int | None, after: int | None) -> int | None:
 
 def _progress(before: LoadProgress | None, after: LoadProgress | None) -> list[PhaseProgress]:
     """Return what the load did between two of its reports, by phase."""
-    if after is None:
-        return []
     earlier = {phase.name: phase for phase in before.phases} if before is not None else {}
     parts = []
-    for phase in after.phases:
+    for phase in after.phases if after is not None else ():
         start = earlier.get(phase.name)
-        if start is not None and start.done:
-            continue
         if start is None:
             parts.append(phase)
-            continue
-        parts.append(
-            PhaseProgress(
-                name=phase.name,
-                reads=phase.reads - start.reads,
-                seconds=phase.seconds - start.seconds,
-                started_s=phase.started_s,
-                done=phase.done,
-                latency=latency.difference(phase.latency, start.latency),
-            )
-        )
+        elif not start.done:
+            new = latency.difference(phase.latency, start.latency)
+            reads, seconds = phase.reads - start.reads, phase.seconds - start.seconds
+            parts.append(structs.replace(phase, reads=reads, seconds=seconds, latency=new))
     return parts

@@ -47,12 +47,10 @@ def explanation(results: Results) -> Iterator[Block]:
     spec = results.specification
     if spec.has_unequal_work:
         they_do, loads = "Each reads files, or runs programs that do,", "loads"
-        on_work = "Arms may do unequal work in equal time: they are compared by the metrics of their phases."
+        work = "Arms may do unequal work in equal time: they are compared by the metrics of their phases."
     else:
         they_do, loads = "Each reads files at random", "reads"
-        on_work = (
-            "All arms do the same reads: over whole runs they differ in misses and time, in hits only as misses do."
-        )
+        work = "All arms do the same reads: over whole runs they differ in misses and time, in hits only as misses do."
     yield Heading("How to read this")
     yield Paragraph(
         f"The guests {', '.join(guest.name for guest in spec.guests)} share {format_size(spec.budget)} of memory. "
@@ -65,7 +63,7 @@ def explanation(results: Results) -> Iterator[Block]:
             f"Trial: an interval of {spec.interval:g} s, after which an arm may move memory.",
             "Access: a page of 4 KiB touched by a read. Miss: one that had to come from the disk. Hit: any other.",
             "Phase: a part of a guest's load, with its own file. An arm finishes with the last phase of all guests.",
-            on_work,
+            work,
             "Where repeats differ, tables show the median and the range. In 2 of 3: so many repeats have a value.",
             "n: repeats that count. CI: confidence interval of a ratio; it is undecided when 1 lies within.",
         )

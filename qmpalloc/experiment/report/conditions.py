@@ -14,7 +14,7 @@ from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
 from qmpalloc.experiment.spec.access import Access
-from qmpalloc.experiment.spec.schema import AnyPhase, Phase
+from qmpalloc.experiment.spec.schema import AnyPhase, Phase, Specification
 from qmpalloc.text import printable
 from qmpalloc.units import format_size
 
@@ -73,6 +73,22 @@ def conditions(results: Results) -> Iterator[Block]:
         f"CPU of the controller while the loads ran: {spread(shares, words.percent)} of one core.",
     ]
     yield Bullets(tuple(printable(fact, TEXT_LIMIT) for fact in facts))
+    yield from _loads(spec, words.conditions(results))
+    sizes = []
+    for guest in spec.guests:
+        bytes_each = (guest.memory, guest.floor, guest.cap, guest.baseline)
+        sizes.append((guest.name, *map(format_size, bytes_each), guest.suite, guest.lru or "the kernel's own"))
+    headings = ("Guest", "RAM", "Floor", "Cap", "Baseline", "Suite", "LRU")
+    yield Table(f"The guests ({words.conditions(results)})", headings, tuple(sizes))
+    arms = []
+    for arm in results.arms:
+        split = ", ".join(f"{guest.name} {format_size(arm.baseline(guest))}" for guest in spec.guests)
+        arms.append((arm.name, arm.policy, _pairs(arm.settings) or words.NOTHING, split))
+    labels = ("Arm", "Policy", "Settings", "Baselines")
+    yield Table(f"The arms ({words.conditions(results)})", labels, tuple(arms), numbers=False)
+
+
+def _loads(spec: Specification, measured_under: str) -> Iterator[Block]:
     rows = []
     for guest in spec.guests:
         for phase in guest.reads:
@@ -86,7 +102,7 @@ def conditions(results: Results) -> Iterator[Block]:
             )
     columns = ("Guest: phase", "Access", "File", "Rounds of reads", "Rate", "Read-ahead")
     if rows:
-        yield Table(f"The loads ({words.conditions(results)})", columns, tuple(rows), numbers=False)
+        yield Table(f"The loads ({measured_under})", columns, tuple(rows), numbers=False)
     programs = tuple(
         (f"{guest.name}: {phase.name}", printable(describe_phase(phase), TEXT_LIMIT))
         for guest in spec.guests
@@ -94,19 +110,7 @@ def conditions(results: Results) -> Iterator[Block]:
     )
     if programs:
         two = ("Guest: phase", "Command")
-        yield Table(f"The programs ({words.conditions(results)})", two, programs, numbers=False)
-    sizes = []
-    for guest in spec.guests:
-        bytes_each = (guest.memory, guest.floor, guest.cap, guest.baseline)
-        sizes.append((guest.name, *map(format_size, bytes_each), guest.suite, guest.lru or "the kernel's own"))
-    headings = ("Guest", "RAM", "Floor", "Cap", "Baseline", "Suite", "LRU")
-    yield Table(f"The guests ({words.conditions(results)})", headings, tuple(sizes))
-    arms = []
-    for arm in results.arms:
-        split = ", ".join(f"{guest.name} {format_size(arm.baseline(guest))}" for guest in spec.guests)
-        arms.append((arm.name, arm.policy, _pairs(arm.settings) or words.NOTHING, split))
-    labels = ("Arm", "Policy", "Settings", "Baselines")
-    yield Table(f"The arms ({words.conditions(results)})", labels, tuple(arms), numbers=False)
+        yield Table(f"The programs ({measured_under})", two, programs, numbers=False)
 
 
 def describe_phase(phase: AnyPhase) -> str:

@@ -28,7 +28,15 @@ from qmpalloc.experiment.run.disk import calibrate, set_throttle
 from qmpalloc.experiment.run.failures import cause
 from qmpalloc.experiment.run.load import open_load
 from qmpalloc.experiment.run.lru import choose_lru
-from qmpalloc.experiment.run.readings import DATA_DISK, ROOT_DISK, Link, load_seconds, read_guest, wait_for_new_counters
+from qmpalloc.experiment.run.readings import (
+    DATA_DISK,
+    ROOT_DISK,
+    Link,
+    in_parallel,
+    load_seconds,
+    read_guest,
+    wait_for_new_counters,
+)
 from qmpalloc.experiment.run.standstill import Standstill
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.run.trial_clock import TrialClock
@@ -206,33 +214,36 @@ class ArmRunner:
     # --- before the loads -------------------------------------------------------------------------------------------
 
     async def _prepare_guests(self, config: Config, links: list[Link]) -> None:
-        say = self._live.report
-        await _in_parallel([self._reach(link, config.guest(link.name).baseline) for link in links])
+        await in_parallel([self._reach(link, config.guest(link.name).baseline) for link in links])
         if any(guest.programs for guest in self._spec.guests):
-            say("setting the programs up")
-            await _in_parallel([link.load.prepare() for link in links])
+            self._live.report("setting the programs up")
+            await in_parallel([link.load.prepare() for link in links])
         if self.disk is None:
             self.disk = await calibrate(self._spec.disk, links)
             throttle = f"{self.disk.iops} reads per second" if self.disk.iops else "none"
-            say(f"disk: a cached read takes {self.disk.hit_s * 1e6:.1f} µs here; model {self.disk.model}: {throttle}")
+            hit_us = self.disk.hit_s * 1e6
+            self._live.report(f"disk: a cached read takes {hit_us:.1f} µs here; model {self.disk.model}: {throttle}")
         await set_throttle(links, self.disk.iops)
-
-        async def measure(link: Link) -> None:
-            self.service[link.name] = await link.load.measure_service()
-
-        await _in_parallel([measure(link) for link in links])
+        await in_parallel([self._measure(link) for link in links])
         for name, service in sorted(self.service.items()):
-            hit_us, miss_us = service.hit_s * 1e6, service.miss_s * 1e6
-            say(f"{name}: a hit takes {hit_us:.1f} µs, a miss {miss_us:.0f} µs: {service.ratio:.0f} times as long")
-        await _in_parallel([link.load.drop_caches() for link in links])
+            times = f"a hit takes {service.hit_s * 1e6:.1f} µs, a miss {service.miss_s * 1e6:.0f} µs"
+            self._live.report(f"{name}: {times}: {service.ratio:.0f} times as long")
+        await in_parallel([link.load.drop_caches() for link in links])
+        await self._warm_up(links, self.disk.iops)
+        # The file is up to a second old: what was read just now must not be counted in the first trial.
+        await in_parallel([wait_for_new_counters(link) for link in links])
+
+    async def _measure(self, link: Link) -> None:
+        self.service[link.name] = await link.load.measure_service()
+
+    async def _warm_up(self, links: list[Link], iops: int) -> None:
         reads = self._spec.warm_up == "read"
         if reads or any(guest.programs for guest in self._spec.guests):
-            say("warming the caches up: " + ("every guest reads its first file once" if reads else "programs only"))
+            what = "every guest reads its first file once" if reads else "programs only"
+            self._live.report(f"warming the caches up: {what}")
             await set_throttle(links, 0)
-            await _in_parallel([link.load.warm_up(reads=reads) for link in links])
-            await set_throttle(links, self.disk.iops)
-        # The file is up to a second old: what was read just now must not be counted in the first trial.
-        await _in_parallel([wait_for_new_counters(link) for link in links])
+            await in_parallel([link.load.warm_up(reads=reads) for link in links])
+            await set_throttle(links, iops)
 
     async def _reach(self, link: Link, target_bytes: int) -> None:
         """Wait until a guest has the size it was asked to have."""
@@ -287,7 +298,7 @@ class ArmRunner:
             await clock.begun.wait()
         started_s, cpu_s = trio.current_time(), _cpu_s()
         await self._read_all(links, clock, trial=0, t=0.0)
-        await _in_parallel([link.load.go() for link in links])
+        await in_parallel([link.load.go() for link in links])
         reading = {guest.name: {phase.name for phase in guest.reads} for guest in self._spec.guests}
         standstill = Standstill(reading, interval_s=self._spec.interval, now_s=started_s)
         trial = 0
@@ -339,7 +350,7 @@ class ArmRunner:
             except QmpallocError as error:  # a guest may be too busy to answer; the next reading covers both trials
                 self._live.report(f"{link.name}: no reading at the end of trial {trial}: {error.message}")
 
-        await _in_parallel([read(link) for link in links])
+        await in_parallel([read(link) for link in links])
         ordered = [readings[link.name] for link in links if link.name in readings]
         try:
             self._directory.append_readings(ordered)
@@ -409,17 +420,6 @@ def _time_limit(limit_s: float, what: str) -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise HostError(f"{what} for {limit_s:.0f} s")
-
-
-async def _in_parallel(jobs: Sequence[Awaitable[None]]) -> None:
-    """Run jobs at the same time until all are done."""
-
-    async def run(job: Awaitable[None]) -> None:
-        await job
-
-    async with trio.open_nursery() as nursery:
-        for job in jobs:
-            nursery.start_soon(run, job)
 
 
 def _cpu_s() -> float:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import trio
-
-from qmpalloc.experiment.run.readings import Link
+from qmpalloc.experiment.run.readings import Link, in_parallel
 from qmpalloc.experiment.spec.schema import Disk
 from qmpalloc.experiment.store.records import DiskCalibration, Service
 from qmpalloc.qmp import deadline
@@ -32,9 +30,7 @@ async def calibrate(disk: Disk, links: Sequence[Link]) -> DiskCalibration:
     async def measure(link: Link) -> None:
         services.append(await link.load.measure_service())
 
-    async with trio.open_nursery() as nursery:
-        for link in links:
-            nursery.start_soon(measure, link)
+    await in_parallel([measure(link) for link in links])
     hit_s = sum(service.hit_s for service in services) / len(services)
     return DiskCalibration(model="iops" if disk.iops else disk.model, hit_s=hit_s, iops=disk.throttle_iops(hit_s))
 

@@ -372,27 +372,28 @@ def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[s
 
 
 def _possible(state: PhaseProgress, phase: AnyPhase, laps: int) -> bool:
-    most, timed = _most_reads(phase, laps), state.latency.values()
+    """Return whether a generator can have written this of a phase."""
+    times = 0 <= state.seconds < LONGEST_S and 0 <= state.started_s < math.inf
+    return times and _possible_reads(state, phase, laps) and _possible_metrics(state, phase)
+
+
+def _possible_reads(state: PhaseProgress, phase: AnyPhase, laps: int) -> bool:
+    most = 0
+    if isinstance(phase, Phase):
+        most = COUNT_MAX if phase.is_timed else phase.total_reads * laps
     return (
         0 <= state.errors <= state.reads <= most
-        and 0 <= state.seconds < LONGEST_S
-        and 0 <= state.started_s < math.inf
-        and all(0 <= number < 1024 for number in state.latency)
-        and all(count >= 0 for count in timed)
-        and sum(timed) <= most
+        and all(0 <= number < 1024 and count >= 0 for number, count in state.latency.items())
+        and sum(state.latency.values()) <= most
         and (not state.done or phase.is_timed or state.reads == most)
-        and state.metrics.keys() <= {metric.name for metric in phase.metrics}
-        and all(
-            0 < each.count < COUNT_MAX and math.isfinite(each.total) and math.isfinite(each.last)
-            for each in state.metrics.values()
-        )
     )
 
 
-def _most_reads(phase: AnyPhase, laps: int) -> int:
-    if isinstance(phase, ProgramPhase):
-        return 0
-    return COUNT_MAX if phase.is_timed else phase.total_reads * laps
+def _possible_metrics(state: PhaseProgress, phase: AnyPhase) -> bool:
+    return state.metrics.keys() <= {metric.name for metric in phase.metrics} and all(
+        0 < each.count < COUNT_MAX and math.isfinite(each.total) and math.isfinite(each.last)
+        for each in state.metrics.values()
+    )
 
 
 def _path(file_name: str) -> str:

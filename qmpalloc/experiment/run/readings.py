@@ -7,6 +7,7 @@ the load from the lab agent. So the numbers of a report depend on nothing the co
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Sequence
 
 import trio
 from msgspec import Struct
@@ -46,6 +47,17 @@ class Link(Struct, frozen=True):
     load: Load
     counters_file: str
     disks: tuple[str, ...] = (DATA_DISK,)
+
+
+async def in_parallel(jobs: Sequence[Awaitable[None]]) -> None:
+    """Do something with several guests at the same time, until all is done."""
+
+    async def run(job: Awaitable[None]) -> None:
+        await job
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            nursery.start_soon(run, job)
 
 
 async def wait_for_new_counters(link: Link) -> None:

@@ -73,6 +73,22 @@ def check_memory(specification: Specification, available_bytes: int) -> None:
 
 
 def _all(spec: Specification) -> Found:
+    yield from _frame(spec)
+    yield from (("image.packages", message, hint) for message, hint in package_mistakes(spec.image.packages))
+    yield from _unique("guest", (guest.name for guest in spec.guests))
+    yield from _unique("arm", (arm.name for arm in spec.arms))
+    if spec.reference not in {arm.name for arm in spec.arms}:
+        yield "experiment.reference", f"no arm is called {spec.reference!r}", "all arms are compared with this one"
+    for index, guest in enumerate(spec.guests):
+        yield from _guest(f"guest[{index}]", guest, spec)
+    floors_bytes = sum(guest.floor for guest in spec.guests)
+    if floors_bytes > spec.budget:
+        yield "experiment.budget", _above("floors", floors_bytes, spec.budget), "lower the floors or raise the budget"
+    for index, arm in enumerate(spec.arms):
+        yield from _arm(f"arm[{index}]", arm, spec)
+
+
+def _frame(spec: Specification) -> Found:
     yield from _name("experiment.name", spec.name)
     if spec.interval < LEAST_INTERVAL_S:
         yield "experiment.interval", f"must be at least {LEAST_INTERVAL_S:g} s", 'for example "15s"'
@@ -82,21 +98,6 @@ def _all(spec: Specification) -> Found:
         yield "experiment.seed", "must not be negative", ""
     if spec.disk.iops < 0:
         yield "disk.iops", "must not be negative", 'for no limit write model = "raw"'
-    yield from (("image.packages", message, hint) for message, hint in package_mistakes(spec.image.packages))
-    yield from _unique("guest", (guest.name for guest in spec.guests))
-    yield from _unique("arm", (arm.name for arm in spec.arms))
-    if spec.reference not in {arm.name for arm in spec.arms}:
-        yield "experiment.reference", f"no arm is called {spec.reference!r}", "all arms are compared with this one"
-    for index, guest in enumerate(spec.guests):
-        yield from _guest(f"guest[{index}]", guest, spec.disk.size)
-        for number, phase in enumerate(guest.phases):
-            if isinstance(phase, ProgramPhase):
-                yield from _copied(f"guest[{index}].phase[{number}].copy", phase, Path(spec.file).parent)
-    floors_bytes = sum(guest.floor for guest in spec.guests)
-    if floors_bytes > spec.budget:
-        yield "experiment.budget", _above("floors", floors_bytes, spec.budget), "lower the floors or raise the budget"
-    for index, arm in enumerate(spec.arms):
-        yield from _arm(f"arm[{index}]", arm, spec)
 
 
 def _name(key: str, name: str) -> Found:
@@ -116,7 +117,25 @@ def _unique(key: str, names: Iterable[str]) -> Found:
         seen.setdefault(name, where)
 
 
-def _guest(key: str, guest: Guest, disk_bytes: int) -> Found:
+def _guest(key: str, guest: Guest, spec: Specification) -> Found:
+    yield from _sizes(key, guest)
+    yield from _unique(f"{key}.phase", (phase.name for phase in guest.phases))
+    sizes: dict[str, int] = {}
+    for index, phase in enumerate(guest.phases):
+        where = f"{key}.phase[{index}]"
+        yield from _phase(where, phase)
+        for file_key, name, size_bytes in _files(phase):
+            yield from _file_name(f"{where}.{file_key}", name)
+            if sizes.setdefault(name, size_bytes) != size_bytes:
+                message = f"{name} has two sizes, {format_size(sizes[name])} and {format_size(size_bytes)}"
+                yield f"{where}.{_size_key(phase)}", message, "give one of the files another name"
+    yield from _room(key, guest, spec.disk.size)
+    for index, phase in enumerate(guest.phases):
+        if isinstance(phase, ProgramPhase):
+            yield from _copied(f"{key}.phase[{index}].copy", phase, Path(spec.file).parent)
+
+
+def _sizes(key: str, guest: Guest) -> Found:
     if guest.floor <= 0:
         yield f"{key}.floor", "must be above 0", "a guest without memory dies"
     elif guest.floor < SMALLEST_BYTES:
@@ -133,16 +152,10 @@ def _guest(key: str, guest: Guest, disk_bytes: int) -> Found:
     if guest.cap > guest.memory:
         message = f"{format_size(guest.cap)} is above the guest's memory of {format_size(guest.memory)}"
         yield f"{key}.cap", message, "raise memory"
-    yield from _unique(f"{key}.phase", (phase.name for phase in guest.phases))
-    sizes: dict[str, int] = {}
-    for index, phase in enumerate(guest.phases):
-        where = f"{key}.phase[{index}]"
-        yield from _phase(where, phase)
-        for file_key, name, size_bytes in _files(phase):
-            yield from _file_name(f"{where}.{file_key}", name)
-            if sizes.setdefault(name, size_bytes) != size_bytes:
-                message = f"{name} has two sizes, {format_size(sizes[name])} and {format_size(size_bytes)}"
-                yield f"{where}.{_size_key(phase)}", message, "give one of the files another name"
+
+
+def _room(key: str, guest: Guest, disk_bytes: int) -> Found:
+    """Look at what its references take of its memory, and its files of its disk; 0 is as large as they need."""
     most = max(guest.reads, key=lambda phase: phase.total_reads, default=None)
     references_bytes = REFERENCE_BYTES * sum(phase.total_reads for phase in guest.reads)
     if most is not None and references_bytes > guest.floor / REFERENCES_SHARE > 0:

@@ -13,6 +13,10 @@ from qmpalloc.config import Duration, Size
 METRICS_MAX = 16
 """Of a phase."""
 
+COMMANDS = ("command", "setup", "ready", "warm_up")
+"""Keys of a phase that are commands."""
+
+COMMAND = 'for example ["sleep", "60"]'
 METRIC_FILE = "a file that the program writes, and the way to the number in it"
 
 Mistake = tuple[str, str, str]
@@ -121,36 +125,41 @@ class ProgramPhase(ProgramPhaseKeys, frozen=True, kw_only=True):
 
     def with_texts(self, change: Callable[[str], str]) -> dict[str, object]:
         """Return commands, user and environment with every text changed, as the guest is told them."""
-        argv = {
-            name: [change(word) for word in getattr(self, name)] for name in ("command", "setup", "ready", "warm_up")
-        }
+        argv = {name: [change(word) for word in getattr(self, name)] for name in COMMANDS}
         environment = {name: change(value) for name, value in self.environment.items()}
         return {**argv, "user": self.user, "environment": environment}
 
     def mistakes(self) -> Iterator[Mistake]:
         """Yield what cannot be run; names are checked elsewhere."""
-        for key in ("command", "setup", "ready", "warm_up"):
-            argv = getattr(self, key)
-            if key == "command" and not argv:
-                yield key, "is empty", 'for example ["sleep", "60"]'
-            elif argv and not argv[0]:
-                yield key, "the program has no name", 'for example ["sleep", "60"]'
-            if any("\0" in word for word in argv):
-                yield key, "holds a NUL", "no program can be given one"
+        if not self.command:
+            yield "command", "is empty", COMMAND
+        for key in COMMANDS:
+            yield from _argv(key, getattr(self, key))
         for name, value in self.environment.items():
             if not name or "=" in name or "\0" in name + value:
                 yield "environment", f"{name!r} is no name of a variable, or its value holds a NUL", ""
-        for key in ("duration", "timeout"):
-            if getattr(self, key) < 0 or (key == "timeout" and not self.timeout):
+        for key, wrong in (("duration", self.duration < 0), ("timeout", self.timeout <= 0)):
+            if wrong:
                 yield key, "must be above 0", 'for example "60s"'
         for name in self.copy:
-            if name.startswith("/") or ".." in name.split("/") or not name.isprintable() or not name:
+            if not _is_beside(name):
                 yield "copy", f"{name!r} is not beside the experiment's file", "give a path relative to it"
         if len(self.metrics) > METRICS_MAX:
             yield "metric", f"more than {METRICS_MAX}", "leave some out: the output is kept"
         for index, metric in enumerate(self.metrics):
             for key, message, hint in metric.mistakes():
                 yield f"metric[{index}].{key}", message, hint
+
+
+def _argv(key: str, argv: tuple[str, ...]) -> Iterator[Mistake]:
+    if argv and not argv[0]:
+        yield key, "the program has no name", COMMAND
+    if any("\0" in word for word in argv):
+        yield key, "holds a NUL", "no program can be given one"
+
+
+def _is_beside(name: str) -> bool:
+    return bool(name) and name.isprintable() and not name.startswith("/") and ".." not in name.split("/")
 
 
 READ_RATE = Metric(name="reads", unit="1/s", better="higher")

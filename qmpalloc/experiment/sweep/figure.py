@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -48,44 +47,41 @@ def predictions_figure(sweeps: Sequence[tuple[SweepResult, Sequence[Prediction]]
                 axes.set_ylabel("misses by accesses (%)")
             if row == len(rows) - 1:
                 axes.set_xlabel("memory of the guest (MiB)")
-    handles: dict[str, Artist] = {}
-    for axes in panels.flat:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    labels = sorted(handles, key=[*LINES, "measured", "not steady", "learnt here"].index)
-    drawn = [handles[label] for label in labels]
-    figure.legend(drawn, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    shown = style.one_legend(panels.flat)
+    labels = sorted(shown, key=[*LINES, "measured", "not steady", "learnt here"].index)
+    figure.legend([shown[label] for label in labels], labels, loc="outside lower center", ncols=min(4, len(labels)))
     return figure
 
 
 def _panel(axes: Axes, result: SweepResult, made: Sequence[Prediction]) -> None:
     case = result.case
     for prediction in made:
-        if prediction.estimator == MIDPOINT:
-            continue
-        colour, dash = LINES[prediction.estimator]
-        own = prediction.estimator == case.lru
-        axes.plot(
-            [size / MIB for size in prediction.sizes_bytes],
-            [ratio * 100 for ratio in prediction.miss_ratio],
-            color=colour,
-            linestyle=dash,
-            linewidth=2.0 if own else 1.0,
-            zorder=3 if own else 2,
-            label=prediction.estimator,
-        )
+        if prediction.estimator != MIDPOINT:
+            colour, dash = LINES[prediction.estimator]
+            width, order = (2.0, 3) if prediction.estimator == case.lru else (1.0, 2)
+            style.plot_curve(
+                axes,
+                prediction.sizes_bytes,
+                prediction.miss_ratio,
+                color=colour,
+                linestyle=dash,
+                linewidth=width,
+                zorder=order,
+                label=prediction.estimator,
+            )
     axes.axvline(case.learn / MIB, color=style.REFERENCE, linewidth=1, linestyle=(0, (1, 2)), label="learnt here")
-    for steady, label in ((True, "measured"), (False, "not steady")):
+    for steady, label, face in ((True, "measured", "#000000"), (False, "not steady", "white")):
         points = [point for point in result.points if point.steady is steady]
         if points:
-            axes.plot(
-                [point.actual_bytes / MIB for point in points],
-                [point.miss_ratio * 100 for point in points],
+            style.plot_curve(
+                axes,
+                [point.actual_bytes for point in points],
+                [point.miss_ratio for point in points],
                 linestyle="",
                 marker="o",
                 markersize=5,
                 color="#000000",
-                markerfacecolor="#000000" if steady else "white",
+                markerfacecolor=face,
                 zorder=4,
                 label=label,
             )

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.report import words
 from qmpalloc.files import make_directory, write_whole
+from qmpalloc.units import MIB
 
 REFERENCE = "#555555"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -104,6 +106,20 @@ def legend_below(axes: Axes, columns: int = 4) -> None:
     """Put the legend under the axes, where it hides nothing."""
     if axes.get_legend_handles_labels()[1]:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns)
+
+
+def one_legend(panels: Iterable[Axes]) -> dict[str, Artist]:
+    """Return what a legend of all panels together shows: each label once, with who is first to have it."""
+    shown: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            shown.setdefault(label, handle)
+    return shown
+
+
+def plot_curve(axes: Axes, sizes_bytes: Sequence[int], miss_ratio: Sequence[float], **style: Any) -> None:
+    """Draw miss ratios in per cent over sizes in MiB."""
+    axes.plot([size / MIB for size in sizes_bytes], [ratio * 100 for ratio in miss_ratio], **style)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
