@@ -193,7 +193,7 @@ def _seen_by_other_experiments(directory: ExperimentDirectory) -> Iterator[None]
 def _note_changes(directory: ExperimentDirectory, prepared: Prepared, *, anyway: bool) -> None:
     """Say and keep what is other than when the experiment began; refuse what would make its arms incomparable."""
     from qmpalloc.experiment.run.runner import describe
-    from qmpalloc.experiment.store.resumption import changes, dated
+    from qmpalloc.experiment.store.resumption import at_time, changes
 
     then = directory.manifest
     now = describe(directory.specification, prepared, then.footprints, arms=then.arms, command=then.command)
@@ -206,7 +206,7 @@ def _note_changes(directory: ExperimentDirectory, prepared: Prepared, *, anyway:
         hint = "run the experiment anew in another directory, or resume it with --anyway"
         raise ConfigError(message, file=str(directory.path), hint=hint)
     if found:
-        directory.note_changes([dated(change, now.created_wall) for change in found])
+        directory.note_changes([at_time(f"resumed: {change.text}", now.created_wall) for change in found])
 
 
 def _show_plan(specification: Specification, runs: list[str]) -> None:

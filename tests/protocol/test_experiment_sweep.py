@@ -13,12 +13,14 @@ import trio
 from qmpalloc.config import GuestConfig
 from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.errors import HostError
+from qmpalloc.experiment.run.failures import bare_errors
 from qmpalloc.experiment.run.load import GO_FILE, PLAN_FILE, PROGRAM_FILE, PROGRESS_FILE
+from qmpalloc.experiment.run.readings import Link
 from qmpalloc.experiment.spec.access import Loop, Normal, Uniform
 from qmpalloc.experiment.store.records import LoadProgress
 from qmpalloc.experiment.sweep import predictions, running
 from qmpalloc.experiment.sweep.measurement import Case, Shipped
-from qmpalloc.experiment.sweep.running import Wires, _bare_errors, run_case, sweep
+from qmpalloc.experiment.sweep.running import Wires, run_case, sweep
 from qmpalloc.policy import load as load_policy
 from qmpalloc.qemu.accelerator import Accelerator
 from qmpalloc.qemu.argv import Sockets
@@ -75,7 +77,7 @@ class Bench:
         reader = ReplayGuest(
             "g", self.case.access, file_bytes=self.case.file, size_bytes=self.case.learn, observed=False, **self.replay
         )
-        with _bare_errors():
+        with bare_errors():
             async with open_simulated_guest("g", load=reader, memory_bytes=self.case.memory, balloon=balloon) as guest:
                 await trio.sleep(5.0)
                 async with (
@@ -85,8 +87,8 @@ class Bench:
                 ):
                     if trouble is not None:
                         nursery.start_soon(trouble, guest)
-                    files = "/run/qmpalloc/counters.json", "/run/qmpalloc/samples.bin"
-                    wires = Wires(monitor, agent, self.load, *files)
+                    link = Link("g", monitor, agent, self.load, "/run/qmpalloc/counters.json")
+                    wires = Wires(link, agent, "/run/qmpalloc/samples.bin")
                     result = await sweep(self.case, wires, keep=self.kept.append, report=self.said.append)
                     nursery.cancel_scope.cancel()
         return result

@@ -36,8 +36,8 @@ class Process(Struct):
 class FakeLoad:
     """A load that does a fifth of its reads in each trial."""
 
-    def __init__(self, lab, name):
-        self.lab, self.name = lab, name
+    def __init__(self, bench, name):
+        self.bench, self.name = bench, name
         self.went = False
 
     async def measure_service(self):
@@ -52,19 +52,19 @@ class FakeLoad:
 
     async def outputs(self):
         await trio.lowlevel.checkpoint()
-        return self.lab.outputs
+        return self.bench.outputs
 
     async def go(self):
         self.went = True
 
     async def raise_if_dead(self):
-        if self.lab.clock.trials in self.lab.busy.get(self.name, ()):
+        if self.bench.clock.trials in self.bench.busy.get(self.name, ()):
             raise DeadlineError("no answer", address="agent")
-        if self.lab.clock.trials == self.lab.dies_in:
+        if self.bench.clock.trials == self.bench.dies_in:
             raise HostError(f"guest {self.name}: its load was killed by signal 9")
 
     def progress(self):
-        trials = 0 if self.name in self.lab.hung else self.lab.clock.trials * self.went
+        trials = 0 if self.name in self.bench.hung else self.bench.clock.trials * self.went
         reads = min(TOTAL[self.name], TOTAL[self.name] * trials // TRIALS)
         done = reads == TOTAL[self.name]
         phase = PhaseProgress(name="phase1", reads=reads, seconds=float(trials), started_s=100.0, done=done)
@@ -76,7 +76,7 @@ class FakeMonitor:
         return SMOKE.guests[0].baseline
 
 
-class Lab:
+class Bench:
     """Everything around an `ArmRunner`, and what goes wrong in it."""
 
     def __init__(self, monkeypatch, directory, run_dir):
@@ -86,7 +86,7 @@ class Lab:
         self.said, self.states, self.outputs = [], [], {}
         self.directory, self.run_dir = RunDirectory(directory), run_dir
         self.directory.begin()
-        lab = self
+        bench = self
 
         @asynccontextmanager
         async def open_guests(config, **_):
@@ -96,8 +96,8 @@ class Lab:
             yield tuple(Process(guest.name, os.getpid()) for guest in config.guests)
 
         @asynccontextmanager
-        async def open_link(self, guest):
-            yield Link(guest.name, FakeMonitor(), None, FakeLoad(lab, guest.name), "/counters")
+        async def open_link(guest, traces):
+            yield Link(guest.name, FakeMonitor(), None, FakeLoad(bench, guest.name), "/counters")
 
         async def read_guest(link, *, trial, t, target_bytes):
             return Reading(
@@ -113,7 +113,7 @@ class Lab:
             """Ends a trial every interval until told to quit."""
 
             def __init__(self, config, policy, writer, clock, note, *sinks, read_host):
-                lab.clock, lab.controller = clock, self
+                bench.clock, bench.controller = clock, self
                 self.writer, self.clock, self.note = writer, clock, note
                 self.reason = ""
                 self.stopped = trio.Event()
@@ -131,11 +131,11 @@ class Lab:
                     self.clock.trials += 1
                     self.clock._over.set()
                     self.clock._over = trio.Event()
-                    await lab.after_trial(self, self.clock.trials)
+                    await bench.after_trial(self, self.clock.trials)
 
         monkeypatch.setattr(arm, "open_guests", open_guests)
         monkeypatch.setattr(arm, "wait_for_end", self.wait_for_end)
-        monkeypatch.setattr(ArmRunner, "_open_link", open_link)
+        monkeypatch.setattr(arm, "open_link", open_link)
         monkeypatch.setattr(arm, "read_guest", read_guest)
         monkeypatch.setattr(arm, "set_throttle", nothing)
         monkeypatch.setattr(arm, "wait_for_new_counters", nothing)
@@ -158,63 +158,63 @@ class Lab:
 
 
 @pytest.fixture
-def lab(monkeypatch, tmp_path):
+def bench(monkeypatch, tmp_path):
     (tmp_path / "sockets").mkdir()
-    return Lab(monkeypatch, tmp_path / "repeat1-rule", tmp_path / "sockets")
+    return Bench(monkeypatch, tmp_path / "repeat1-rule", tmp_path / "sockets")
 
 
-async def test_a_run_ends_with_the_trial_in_which_the_last_load_does(lab, autojump_clock):
-    outcome = await lab.run()
+async def test_a_run_ends_with_the_trial_in_which_the_last_load_does(bench, autojump_clock):
+    outcome = await bench.run()
     assert outcome.failed == ""
     assert outcome.load_s == TRIALS
-    assert {reading.trial for reading in lab.directory.readings()} == set(range(TRIALS + 1))
-    assert {name: lab.directory.load(name).finished for name in TOTAL} == {"g1": True, "g2": True}
-    assert lab.states == [pytest.approx(trial / TRIALS) for trial in range(1, TRIALS)]
-    assert lab.controller.reason == "the loads are done"
-    assert not (lab.directory.path / "console-g1.log").exists()
+    assert {reading.trial for reading in bench.directory.readings()} == set(range(TRIALS + 1))
+    assert {name: bench.directory.load(name).finished for name in TOTAL} == {"g1": True, "g2": True}
+    assert bench.states == [pytest.approx(trial / TRIALS) for trial in range(1, TRIALS)]
+    assert bench.controller.reason == "the loads are done"
+    assert not (bench.directory.path / "console-g1.log").exists()
 
 
-async def test_a_guest_too_busy_to_answer_has_no_reading_and_the_run_goes_on(lab, autojump_clock):
-    lab.busy["g2"] = {2, 3}
-    outcome = await lab.run()
+async def test_a_guest_too_busy_to_answer_has_no_reading_and_the_run_goes_on(bench, autojump_clock):
+    bench.busy["g2"] = {2, 3}
+    outcome = await bench.run()
     assert outcome.failed == ""
-    trials = {name: [r.trial for r in lab.directory.readings() if r.guest == name] for name in TOTAL}
+    trials = {name: [r.trial for r in bench.directory.readings() if r.guest == name] for name in TOTAL}
     assert trials == {"g1": [0, 1, 2, 3, 4, 5], "g2": [0, 1, 4, 5]}
-    assert "g2: no reading at the end of trial 2: no answer" in lab.said
+    assert "g2: no reading at the end of trial 2: no answer" in bench.said
 
 
 @pytest.mark.parametrize("why", ["busy", "hung"])
-async def test_one_load_that_hangs_ends_the_run_also_when_the_others_go_on(lab, autojump_clock, why):
-    lab.busy["g2"] = range(1, 10_000) if why == "busy" else ()
-    lab.hung = {"g2"} if why == "hung" else set()
-    outcome = await lab.run()
+async def test_one_load_that_hangs_ends_the_run_also_when_the_others_go_on(bench, autojump_clock, why):
+    bench.busy["g2"] = range(1, 10_000) if why == "busy" else ()
+    bench.hung = {"g2"} if why == "hung" else set()
+    outcome = await bench.run()
     assert "guest g2: its load has read nothing" in outcome.failed
     assert outcome.load_s is None
-    assert lab.clock.trials * SMOKE.interval == pytest.approx(120, abs=10)
+    assert bench.clock.trials * SMOKE.interval == pytest.approx(120, abs=10)
 
 
-async def test_a_load_that_dies_ends_the_run_and_the_consoles_are_kept(lab, autojump_clock):
-    lab.dies_in = 3
-    outcome = await lab.run()
+async def test_a_load_that_dies_ends_the_run_and_the_consoles_are_kept(bench, autojump_clock):
+    bench.dies_in = 3
+    outcome = await bench.run()
     assert outcome.failed.endswith("its load was killed by signal 9")
-    assert (lab.directory.path / "console-g1.log").read_bytes() == b"Kernel panic"
+    assert (bench.directory.path / "console-g1.log").read_bytes() == b"Kernel panic"
 
 
-async def test_a_controller_that_ends_by_itself_ends_the_run(lab, autojump_clock):
+async def test_a_controller_that_ends_by_itself_ends_the_run(bench, autojump_clock):
     async def after_trial(controller, trial):
         if trial == 2:
             controller.quit("no output is left")
 
-    lab.after_trial = after_trial
-    assert (await lab.run()).failed == "the controller ended by itself: no output is left"
+    bench.after_trial = after_trial
+    assert (await bench.run()).failed == "the controller ended by itself: no output is left"
 
 
-async def test_a_controller_that_stands_still_ends_the_run(lab, autojump_clock):
+async def test_a_controller_that_stands_still_ends_the_run(bench, autojump_clock):
     async def after_trial(controller, trial):
         await trio.sleep_forever()
 
-    lab.after_trial = after_trial
-    assert (await lab.run()).failed == "the controller has decided nothing for 63 s"
+    bench.after_trial = after_trial
+    assert (await bench.run()).failed == "the controller has decided nothing for 63 s"
 
 
 @pytest.mark.parametrize(
@@ -224,33 +224,33 @@ async def test_a_controller_that_stands_still_ends_the_run(lab, autojump_clock):
         ("host", "the host has 100M left, below 491M"),
     ],
 )
-async def test_a_run_whose_policy_failed_or_was_overruled_does_not_count(lab, autojump_clock, kind, message):
+async def test_a_run_whose_policy_failed_or_was_overruled_does_not_count(bench, autojump_clock, kind, message):
     async def after_trial(controller, trial):
         controller.note(Faulted(t=0.0, wall=0.0, guest=None, kind=kind, message=message, hint=""))
 
-    lab.after_trial = after_trial
-    outcome = await lab.run()
+    bench.after_trial = after_trial
+    outcome = await bench.run()
     assert outcome.failed == message
-    assert lab.clock.trials < TRIALS
+    assert bench.clock.trials < TRIALS
 
 
-async def test_a_full_disk_ends_the_run_at_once(lab, autojump_clock):
+async def test_a_full_disk_ends_the_run_at_once(bench, autojump_clock):
     async def after_trial(controller, trial):
         controller.writer.failure = OSError(28, "No space left on device")
 
-    lab.after_trial = after_trial
-    outcome = await lab.run()
+    bench.after_trial = after_trial
+    outcome = await bench.run()
     assert outcome.failed.endswith("record.jsonl cannot be written: No space left on device")
-    assert lab.clock.trials < TRIALS
+    assert bench.clock.trials < TRIALS
 
 
-async def test_a_defect_of_ours_fails_this_run_only_and_is_kept(lab, autojump_clock):
+async def test_a_defect_of_ours_fails_this_run_only_and_is_kept(bench, autojump_clock):
     async def after_trial(controller, trial):
         raise LookupError("a defect")
 
-    lab.after_trial = after_trial
-    assert (await lab.run()).failed == "qmpalloc itself failed, see traceback.txt: LookupError: a defect"
-    assert "in after_trial" in (lab.directory.path / "traceback.txt").read_text()
+    bench.after_trial = after_trial
+    assert (await bench.run()).failed == "qmpalloc itself failed, see traceback.txt: LookupError: a defect"
+    assert "in after_trial" in (bench.directory.path / "traceback.txt").read_text()
 
 
 @pytest.fixture
@@ -261,24 +261,24 @@ def killed():
         yield process.pid
 
 
-async def test_who_kills_a_guest_is_told(lab, autojump_clock, monkeypatch, killed):
+async def test_who_kills_a_guest_is_told(bench, autojump_clock, monkeypatch, killed):
     async def wait_for_end(guests):
         await trio.sleep(SMOKE.interval * 2)
         return Process("g1", killed)
 
     monkeypatch.setattr(arm, "wait_for_end", wait_for_end)
-    assert (await lab.run()).failed == f"guest g1: its QEMU (process {killed}) was killed by signal 9 during the run"
+    assert (await bench.run()).failed == f"guest g1: its QEMU (process {killed}) was killed by signal 9 during the run"
 
 
-async def test_cancelling_leaves_no_outcome(lab, autojump_clock):
+async def test_cancelling_leaves_no_outcome(bench, autojump_clock):
     async def after_trial(controller, trial):
         scope.cancel()
         await trio.lowlevel.checkpoint()
 
-    lab.after_trial = after_trial
+    bench.after_trial = after_trial
     outcome = math.nan
     with trio.CancelScope() as scope:
-        outcome = await lab.run()
+        outcome = await bench.run()
     assert scope.cancelled_caught
     assert outcome is math.nan
 

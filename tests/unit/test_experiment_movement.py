@@ -60,14 +60,14 @@ def test_a_split_that_never_moves_is_at_rest_from_the_start():
     assert found.moved_bytes == 0
     assert (only(found).trials, only(found).seconds) == (0, 0.0)
     assert only(found).working_sets == {"a": 0.0, "b": 0.0}
-    assert (found.rested_s, found.moves_at_rest) == (60.0, 0)
+    assert (only(found).rested_s, only(found).moves) == (60.0, 0)
 
 
 def test_the_time_to_come_to_rest_is_told_in_trials_and_seconds():
     found = movement(run([550, 600, 650, 700, 700, 705, 700, 700]), BASELINES, FOOTPRINTS)
     assert (only(found).trials, only(found).seconds) == (4, 40.0)
     assert only(found).working_sets == {"a": 2.0, "b": 8.0}  # 1,000 accesses in each trial
-    assert found.rested_s == 40.0
+    assert only(found).rested_s == 40.0
     assert found.moved_bytes == 210 * MIB  # 5 MiB forth and back
 
 
@@ -75,7 +75,7 @@ def test_moves_at_rest_are_counted_by_what_was_asked():
     sizes = [700, 700, 700, 700, 700, 700]
     found = movement(run(sizes, targets=[700, 700, 704, 700, 700, 700]), BASELINES, FOOTPRINTS)
     assert only(found).trials == 1
-    assert found.moves_at_rest == 2
+    assert only(found).moves == 2
 
 
 def test_sizes_that_go_on_changing_have_not_come_to_rest():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.spec import parsing
-from qmpalloc.experiment.spec.plan import ArmRun, planned, remaining
+from qmpalloc.experiment.spec.plan import ArmRun, planned
 
 SPEC = parsing.load(Path(__file__).parents[2] / "examples" / "paper-x1.toml")
 
@@ -41,19 +41,10 @@ def test_more_repeats_or_fewer_arms_leave_the_rest_as_it_was():
     assert planned(SPEC, arms=["static", "literal"]) == tuple(run for run in plan if run.arm != "dead-band")
 
 
-@given(st.sets(st.sampled_from(planned(SPEC))))
-def test_what_remains_is_the_rest_in_the_order_planned(finished):
-    plan = planned(SPEC)
-    rest = remaining(plan, finished)
-    assert set(rest) | finished == set(plan)
-    assert not set(rest) & finished
-    assert list(rest) == sorted(rest, key=plan.index)
-
-
 def test_finished_runs_can_be_kept_as_json():
     plan = planned(SPEC)
     kept = msgspec.json.decode(msgspec.json.encode(plan[:2]), type=tuple[ArmRun, ...])
-    assert remaining(plan, kept) == plan[2:]
+    assert kept == plan[:2]
     assert plan[0].name == f"repeat1-{plan[0].arm}"
 
 

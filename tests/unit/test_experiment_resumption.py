@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from qmpalloc.experiment.store.records import Manifest
-from qmpalloc.experiment.store.resumption import Change, changes, dated
+from qmpalloc.experiment.store.resumption import Change, at_time, changes
 
 THEN = Manifest(
     name="x", file="/x.toml", scale="1", arms=("static",), repeats=1, command="", created_wall=0.0,
@@ -35,4 +35,4 @@ def test_what_is_other_is_told(field, now, text, decisive):
 
 
 def test_a_change_is_kept_with_its_time():
-    assert dated(Change("trio is 2 (was 1)", False), 0.0) == "1970-01-01 00:00 UTC: resumed: trio is 2 (was 1)"
+    assert at_time("resumed: trio is 2", 0.0) == "1970-01-01 00:00 UTC: resumed: trio is 2"

@@ -64,16 +64,6 @@ class Movement(Struct, frozen=True, kw_only=True):
     moved_bytes: int
     settlings: tuple[Settling, ...]
 
-    @property
-    def moves_at_rest(self) -> int:
-        """Trials at rest in which a target changed."""
-        return sum(settling.moves for settling in self.settlings)
-
-    @property
-    def rested_s(self) -> float:
-        """Time at rest."""
-        return sum(settling.rested_s for settling in self.settlings)
-
 
 class _Sizes(Struct, frozen=True):
     """All guests at the end of a trial, and what they read in it, in working sets."""

@@ -252,7 +252,7 @@ def _unfinished(guest: str, phases: tuple[PhaseResult, ...]) -> Iterator[str]:
 
 def _arm_result(run: ArmRun, outcome: Outcome | None, guests: dict[str, GuestRun]) -> ArmResult:
     trials = [guest.trials for guest in guests.values()]
-    whole = all(each.whole for each in trials)
+    counts = total(guest.counts for guest in guests.values()) if all(each.whole for each in trials) else None
     finished = {name: tuple(phase.trial for phase in guest.phases) for name, guest in guests.items()}
     ended = all(trial is not None for ends in finished.values() for trial in ends)
     return ArmResult(
@@ -262,6 +262,6 @@ def _arm_result(run: ArmRun, outcome: Outcome | None, guests: dict[str, GuestRun
         finished=finished,
         seconds=outcome.load_s if outcome is not None and ended else None,
         failed="it did not end" if outcome is None else outcome.failed,
-        total_hits=sum(guest.counts.hits for guest in guests.values()) if whole else None,
-        total_misses=sum(guest.counts.misses for guest in guests.values()) if whole else None,
+        total_hits=counts.hits if counts is not None else None,
+        total_misses=counts.misses if counts is not None else None,
     )

@@ -44,7 +44,7 @@ def movement_table(results: Results) -> Iterator[Block]:
             for name in (guest.name for guest in results.specification.guests)
         ),
         ("Memory moved", *(spread([one.moved_bytes for one in moved[arm.name]], words.mebibytes) for arm in arms)),
-        ("Trials with a move at rest", *(_at_rest(moved[arm.name]) for arm in arms)),
+        ("Trials with a move at rest", *(_at_rest(settlings[arm.name]) for arm in arms)),
     ]
     yield Heading("How memory moved")
     caption = f"What was gained, and what moved for it ({words.conditions(results)})"
@@ -111,9 +111,9 @@ def _working_sets(guest: str, settling: Settling) -> float | None:
     return settling.working_sets.get(guest)
 
 
-def _at_rest(found: list[Movement]) -> str:
-    rested_s = sum(one.rested_s for one in found)
+def _at_rest(settlings: list[Settling]) -> str:
+    rested_s = sum(one.rested_s for one in settlings)
     if not rested_s:
         return words.NOTHING
-    moves = sum(one.moves_at_rest for one in found)
+    moves = sum(one.moves for one in settlings)
     return f"{moves} in {rested_s / 60:.0f} min" if rested_s >= 60 else f"{moves} in {rested_s:.0f} s"

@@ -11,12 +11,13 @@ import os
 import resource
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 import trio
+from msgspec import Struct
 
 from qmpalloc.config import Config
 from qmpalloc.control.controller import Controller
@@ -25,15 +26,11 @@ from qmpalloc.events import AnyEvent, Faulted, Sink
 from qmpalloc.experiment.run import balloon
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.disk import calibrate, set_throttle
-from qmpalloc.experiment.run.failures import cause
-from qmpalloc.experiment.run.load import open_load
-from qmpalloc.experiment.run.lru import choose_lru
+from qmpalloc.experiment.run.failures import cause, leaves
 from qmpalloc.experiment.run.readings import (
-    DATA_DISK,
-    ROOT_DISK,
     Link,
     in_parallel,
-    load_seconds,
+    open_link,
     read_guest,
     wait_for_new_counters,
 )
@@ -49,7 +46,6 @@ from qmpalloc.host.memory import read_host_memory
 from qmpalloc.policy import load as load_policy
 from qmpalloc.qemu.launcher import Prepared, RunningGuest, open_guests, wait_for_end
 from qmpalloc.qemu.progress import Report
-from qmpalloc.qmp import open_agent, open_monitor
 from qmpalloc.record import RecordWriter
 from qmpalloc.units import format_size
 
@@ -70,7 +66,7 @@ Show = Callable[[Controller], Awaitable[None]]
 """Shows a run on the screen until cancelled."""
 
 
-class Live:
+class Live(Struct, frozen=True):
     """What follows a run while it goes on, besides the record.
 
     Attributes:
@@ -80,13 +76,10 @@ class Live:
         show: Started with the controller, cancelled at its end; None: nothing is shown.
     """
 
-    def __init__(
-        self, report: Report, status: Callable[[float, str], None], sinks: Sequence[Sink] = (), show: Show | None = None
-    ) -> None:
-        self.report = report
-        self.status = status
-        self.sinks = tuple(sinks)
-        self.show = show
+    report: Report
+    status: Callable[[float, str], None]
+    sinks: Sequence[Sink] = ()
+    show: Show | None = None
 
 
 class ArmRunner:
@@ -174,9 +167,7 @@ class ArmRunner:
 
     def _keep_traceback(self, group: BaseExceptionGroup[Exception]) -> str:
         """Keep where a defect showed, and return it in one line."""
-        leaf: BaseException = group
-        while isinstance(leaf, BaseExceptionGroup):
-            leaf = leaf.exceptions[0]
+        leaf = next(leaves(group))
         file = self._directory.path / "traceback.txt"
         with suppress(HostError):
             write_whole(file, "".join(traceback.format_exception(group)).encode("utf-8", "backslashreplace"))
@@ -193,23 +184,9 @@ class ArmRunner:
 
     async def _with_guests(self, config: Config, guests: tuple[RunningGuest, ...]) -> None:
         async with AsyncExitStack() as stack:
-            links = [await stack.enter_async_context(self._open_link(guest)) for guest in guests]
+            links = [await stack.enter_async_context(open_link(guest, self._traces)) for guest in guests]
             await self._prepare_guests(config, links)
             await self._control(config, links)
-
-    @asynccontextmanager
-    async def _open_link(self, guest: RunningGuest) -> AsyncIterator[Link]:
-        """Connect to a guest beside the controller, and arm its load."""
-        assert guest.lab_socket is not None  # the profile is ours
-        described = next(found for found in self._spec.guests if found.name == guest.name)
-        async with (
-            open_monitor(str(guest.sockets.people)) as monitor,
-            open_agent(str(guest.lab_socket)) as agent,
-        ):
-            await choose_lru(agent, described)
-            async with open_load(agent, self._traces, described) as load:
-                disks = (DATA_DISK, ROOT_DISK) if described.programs else (DATA_DISK,)
-                yield Link(guest.name, monitor, agent, load, guest.config.counters_file, disks)
 
     # --- before the loads -------------------------------------------------------------------------------------------
 
@@ -371,7 +348,7 @@ class ArmRunner:
         for reading in readings:
             assert reading.load is not None  # all are done
             self._directory.write_load(reading.guest, reading.load)
-            seconds.append(load_seconds(reading.load))
+            seconds.append(reading.load.seconds)
         self._load_s = round(max(seconds, default=math.nan), 3)
 
 
@@ -380,7 +357,7 @@ def share_done(guest: Guest, load: LoadProgress | None) -> float:
     if load is None:
         return 0.0
     if all(isinstance(phase, Phase) and not phase.is_timed for phase in guest.phases):
-        return sum(state.reads for state in load.phases) / sum(phase.total_reads for phase in guest.reads)
+        return load.reads / sum(phase.total_reads for phase in guest.reads)
     shares = 0.0
     for state, phase in zip(load.phases, guest.phases, strict=False):
         if state.done:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qmpalloc.config import Config, ControlConfig, DataDiskConfig, Duration, GuestConfig, HostConfig, Size, VmConfig
 from qmpalloc.experiment.spec.schema import Arm, Guest, Specification
+from qmpalloc.units import MIB, align_up
 
 SAMPLE_INTERVAL_S = 1.0
 SAMPLES_PER_INTERVAL = 3
@@ -46,12 +47,8 @@ def _guest(specification: Specification, arm: Arm, guest: Guest, run_dir: Path) 
             suite=guest.suite,
             packages=specification.image.packages,
             data=DataDiskConfig(
-                size=Size(specification.disk.size or _whole_mib(guest.disk_bytes)),
+                size=Size(specification.disk.size or align_up(guest.disk_bytes, MIB)),
                 files={name: Size(size) for name, size in guest.files.items()},
             ),
         ),
     )
-
-
-def _whole_mib(size_bytes: int) -> int:
-    return -(-size_bytes // 1024**2) * 1024**2

@@ -22,6 +22,7 @@ import signal
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -35,7 +36,7 @@ from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Servi
 from qmpalloc.qmp import Agent, ExecResult, deadline
 from qmpalloc.text import printable
 
-__all__ = ["Load", "Traces", "open_load"]
+T = TypeVar("T")
 
 DIRECTORY = "/run/qmpalloc-load"
 PROGRESS_FILE = f"{DIRECTORY}/progress.json"
@@ -69,6 +70,7 @@ LOG_MAX_BYTES = 64 * 1024
 OUTPUT_MAX_BYTES = 160 * 1024
 """Of what is kept of a program's output; the generator keeps less."""
 LONGEST_S = 1e7
+PROGRESS, SERVICE_TIMES = "progress of its load", "service times"
 COUNT_MAX = 2**53
 
 
@@ -113,10 +115,7 @@ class Load:
             return None
         if len(data) > limit:
             raise self._nonsense(f"it is longer than {limit} bytes")
-        try:
-            progress = msgspec.json.decode(data, type=LoadProgress)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise self._nonsense(printable(str(error))) from error
+        progress = self._decoded(data, LoadProgress)
         for wrong in self._contradictions(progress):
             raise self._nonsense(wrong)
         return msgspec.structs.replace(progress, error=printable(progress.error))
@@ -217,17 +216,14 @@ class Load:
         """
         path = _path(next(iter(self.guest.files)))
         out = await self._generate("service", path, timeout_s=SERVICE_TIMEOUT_S)
-        try:
-            service = msgspec.json.decode(out, type=Service)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise self._nonsense(printable(str(error)), "service times") from error
+        service = self._decoded(out, Service, SERVICE_TIMES)
         if service.hits < 1 or service.misses < 1:
             raise HostError(
                 f"guest {self.guest.name}: its first file is too small to measure service times",
                 hint="a few MiB are enough",
             )
         if not (0 < service.hit_s < LONGEST_S and 0 < service.miss_s < LONGEST_S):
-            raise self._nonsense(f"a hit of {service.hit_s} s and a miss of {service.miss_s} s", "service times")
+            raise self._nonsense(f"a hit of {service.hit_s} s and a miss of {service.miss_s} s", SERVICE_TIMES)
         return service
 
     async def drop_caches(self) -> None:
@@ -317,7 +313,13 @@ class Load:
         if progress.finished and sum(state.done for state in progress.phases) != len(self.guest.phases):
             yield f"it is finished after {sum(state.reads for state in progress.phases)} reads"
 
-    def _nonsense(self, why: str, what: str = "progress of its load") -> NonsenseError:
+    def _decoded(self, data: bytes, kind: type[T], what: str = PROGRESS) -> T:
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self._nonsense(printable(str(error)), what) from error
+
+    def _nonsense(self, why: str, what: str = PROGRESS) -> NonsenseError:
         hint = "something in the guest writes there besides the generator"
         return NonsenseError(f"guest {self.guest.name}: the {what} makes no sense: {why}", hint=hint)
 

@@ -6,16 +6,19 @@ the load from the lab agent. So the numbers of a report depend on nothing the co
 
 from __future__ import annotations
 
-import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 from msgspec import Struct
 
 from qmpalloc.errors import NonsenseError
-from qmpalloc.experiment.run.load import Load
+from qmpalloc.experiment.run.load import Load, open_load
+from qmpalloc.experiment.run.lru import choose_lru
+from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.store.records import LoadProgress, Reading
-from qmpalloc.qmp import Agent, Monitor, deadline
+from qmpalloc.qemu.launcher import RunningGuest
+from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, parse
 
 DATA_DISK, ROOT_DISK = "data", "root"
@@ -47,6 +50,28 @@ class Link(Struct, frozen=True):
     load: Load
     counters_file: str
     disks: tuple[str, ...] = (DATA_DISK,)
+
+
+@asynccontextmanager
+async def open_link(guest: RunningGuest, traces: Traces, *, laps: int = 1) -> AsyncIterator[Link]:
+    """Connect to a guest beside the controller, switch it to its page replacement, and arm its load.
+
+    Args:
+        guest: That was booted, with an agent that may execute programs.
+        traces: With the specification that describes it.
+        laps: As for `qmpalloc.experiment.run.load.open_load`.
+
+    Raises:
+        HostError: Its kernel cannot switch, or its load cannot be armed.
+        QmpallocError: It does not answer.
+    """
+    assert guest.lab_socket is not None  # the profile is ours
+    described = next(found for found in traces.specification.guests if found.name == guest.name)
+    async with open_monitor(str(guest.sockets.people)) as monitor, open_agent(str(guest.lab_socket)) as agent:
+        await choose_lru(agent, described)
+        async with open_load(agent, traces, described, laps=laps) as load:
+            disks = (DATA_DISK, ROOT_DISK) if described.programs else (DATA_DISK,)
+            yield Link(guest.name, monitor, agent, load, guest.config.counters_file, disks)
 
 
 async def in_parallel(jobs: Sequence[Awaitable[None]]) -> None:
@@ -116,16 +141,3 @@ async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> 
         load=progress,
         faults=sample.counters.inserts_fault,
     )
-
-
-def reads_done(progress: LoadProgress | None) -> int:
-    """Return how many reads of all phases are done."""
-    return sum(phase.reads for phase in progress.phases) if progress is not None else 0
-
-
-def load_seconds(progress: LoadProgress) -> float:
-    """Return guest seconds from the first read of the first phase to the last of the last; NaN when none began."""
-    if not progress.phases:
-        return math.nan
-    last = progress.phases[-1]
-    return last.started_s + last.seconds - progress.phases[0].started_s

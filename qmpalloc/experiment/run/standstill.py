@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from qmpalloc.errors import HostError
-from qmpalloc.experiment.run.readings import reads_done
 from qmpalloc.experiment.store.records import LoadProgress, Reading
 
 STANDSTILL_S = 120.0
@@ -37,7 +36,8 @@ class Standstill:
             HostError: A load that is not finished has read nothing for too long.
         """
         for reading in readings:
-            seen = (reads_done(reading.load), self._sign_of_life(reading.guest, reading.load))
+            reads = reading.load.reads if reading.load is not None else 0
+            seen = (reads, self._sign_of_life(reading.guest, reading.load))
             finished = reading.load is not None and reading.load.finished
             if finished or seen != self._seen.get(reading.guest):
                 self._seen[reading.guest] = seen
@@ -50,10 +50,7 @@ class Standstill:
 
     def _sign_of_life(self, guest: str, load: LoadProgress | None) -> int:
         """Return what grows while a program runs or a next phase warms up; 0 while reads are to be done."""
-        if (
-            load is None
-            or not load.phases
-            or (not load.phases[-1].done and load.phases[-1].name in self._reading[guest])
-        ):
+        if load is None or not load.phases:
             return 0
-        return load.sequence
+        last = load.phases[-1]
+        return 0 if not last.done and last.name in self._reading[guest] else load.sequence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from msgspec import Struct
 
@@ -23,6 +23,19 @@ class ArmRun(Struct, frozen=True, order=True):
         return f"repeat{self.repeat}-{self.arm}"
 
 
+def require_arms(specification: Specification, names: Collection[str]) -> None:
+    """Check that there are arms of these names.
+
+    Raises:
+        ConfigError: There is none of one of them.
+    """
+    known = [arm.name for arm in specification.arms]
+    for name in names:
+        if name not in known:
+            hint = f"known are {', '.join(known)}"
+            raise ConfigError(f"no arm is called {name!r}", file=specification.file, key="arm", hint=hint)
+
+
 def planned(specification: Specification, *, arms: Collection[str] = ()) -> tuple[ArmRun, ...]:
     """Return every run in order: repeat by repeat, all arms in each, shuffled anew by the seed.
 
@@ -37,19 +50,11 @@ def planned(specification: Specification, *, arms: Collection[str] = ()) -> tupl
     Raises:
         ConfigError: There is no arm of a name in `arms`.
     """
+    require_arms(specification, arms)
     names = sorted(arm.name for arm in specification.arms)
-    for name in arms:
-        if name not in names:
-            hint = f"known are {', '.join(names)}"
-            raise ConfigError(f"no arm is called {name!r}", file=specification.file, key="arm", hint=hint)
     runs = []
     for repeat in range(1, specification.repeats + 1):
         random = seeded(specification.seed, "order", str(repeat))
         shuffled = sorted((random.random(), name) for name in names)
         runs += [ArmRun(repeat, name) for _, name in shuffled if not arms or name in arms]
     return tuple(runs)
-
-
-def remaining(plan: Iterable[ArmRun], finished: Collection[ArmRun]) -> tuple[ArmRun, ...]:
-    """Return the runs of `plan` that are not `finished`, in the order planned."""
-    return tuple(run for run in plan if run not in finished)

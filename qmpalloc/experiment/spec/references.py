@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate, islice
 from random import Random
 
@@ -31,14 +31,6 @@ def page_numbers(access: Access, pages: int, *, seed: int, guest: str, phase: st
     if pages < 1:
         raise ValueError(f"a file of {pages} pages cannot be read")
     return _stream(access, pages, seeded(seed, "references", guest, phase))
-
-
-def distinct_pages(numbers: Iterable[int], pages: int) -> int:
-    """Return how many of a file's `pages` are touched by `numbers`: the footprint."""
-    touched = bytearray(pages)
-    for number in numbers:
-        touched[number] = 1
-    return touched.count(1)
 
 
 def seeded(seed: int, *purpose: str) -> Random:

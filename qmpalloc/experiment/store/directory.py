@@ -30,7 +30,7 @@ import msgspec
 from qmpalloc.config.toml import read_text
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment.spec.parsing import parse
-from qmpalloc.experiment.spec.plan import ArmRun, planned, remaining
+from qmpalloc.experiment.spec.plan import ArmRun, planned, require_arms
 from qmpalloc.experiment.spec.scaling import scale
 from qmpalloc.experiment.spec.schema import Arm, Specification
 from qmpalloc.experiment.store.records import FORMAT, DiskCalibration, LoadProgress, Manifest, Outcome, Reading
@@ -202,7 +202,7 @@ class ExperimentDirectory:
     def left(self) -> tuple[ArmRun, ...]:
         """Return the runs that are not finished, in the order planned: not begun, interrupted, or failed."""
         finished = [run for run, outcome in self.outcomes().items() if not outcome.failed]
-        return remaining(planned(self.specification, arms=self.manifest.arms), finished)
+        return tuple(run for run in planned(self.specification, arms=self.manifest.arms) if run not in finished)
 
     def note_changes(self, changes: Collection[str]) -> None:
         """Keep in the manifest what is other now than when the experiment began.
@@ -282,10 +282,7 @@ def chosen(specification: Specification, *, repeats: int, arms: Collection[str] 
         ConfigError: No arm has such a name, the reference arm is missing, or `repeats` is below 1.
     """
     file = specification.file
-    known = [arm.name for arm in specification.arms]
-    for name in arms:
-        if name not in known:
-            raise ConfigError(f"no arm is called {name!r}", file=file, key="arm", hint=f"known are {', '.join(known)}")
+    require_arms(specification, arms)
     if repeats < 1:
         raise ConfigError("must be at least 1", file=file, key="experiment.repeats", hint="3 give an interval")
     if arms and specification.reference not in arms:

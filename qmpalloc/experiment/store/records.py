@@ -6,12 +6,12 @@ The layout of the directory is in `qmpalloc.experiment.store.directory`; a user'
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from msgspec import Struct
 
 FORMAT = "qmpalloc-experiment"
-VERSION = 1
 
 
 class MetricProgress(Struct, frozen=True, kw_only=True):
@@ -69,6 +69,18 @@ class LoadProgress(Struct, frozen=True, kw_only=True):
     phases: tuple[PhaseProgress, ...] = ()
     finished: bool = False
     error: str = ""
+
+    @property
+    def reads(self) -> int:
+        """Reads of all phases that are done."""
+        return sum(phase.reads for phase in self.phases)
+
+    @property
+    def seconds(self) -> float:
+        """Guest seconds from the first read of the first phase to the last of the last; NaN when none began."""
+        if not self.phases:
+            return math.nan
+        return self.phases[-1].started_s + self.phases[-1].seconds - self.phases[0].started_s
 
 
 class Service(Struct, frozen=True, kw_only=True):

@@ -41,11 +41,6 @@ def changes(then: Manifest, now: Manifest) -> tuple[Change, ...]:
     return tuple(found)
 
 
-def dated(change: Change, wall_s: float) -> str:
-    """Return a change as a line for the manifest."""
-    return at_time(f"resumed: {change.text}", wall_s)
-
-
 def at_time(text: str, wall_s: float) -> str:
     """Return what changed or happened as a line for the manifest."""
     return f"{datetime.fromtimestamp(wall_s, UTC):%Y-%m-%d %H:%M} UTC: {text}"

@@ -9,10 +9,9 @@ import numpy as np
 from msgspec import Struct, structs
 from numpy.typing import NDArray
 
-from qmpalloc.curves.observer import CurveObserver, Reads
+from qmpalloc.curves.observer import CurveFacts, CurveObserver, Reads
 from qmpalloc.errors import SampleError
 from qmpalloc.experiment.sweep.measurement import CACHE_ALIKE, Case, Shipped, SweepResult
-from qmpalloc.model import Curve
 from qmpalloc.sample import Memory, SampleTracker
 from qmpalloc.units import PAGE_BYTES
 
@@ -67,14 +66,9 @@ class Learner:
             self.refused = error.message
 
     @property
-    def curve(self) -> Curve | None:
-        """The curve now, anchored; None when there is none."""
-        return self.observer.facts(*self._range, None).curve
-
-    @property
-    def no_curve(self) -> str:
-        """Why there is none."""
-        return self.observer.facts(*self._range, None).no_curve
+    def facts(self) -> CurveFacts:
+        """The curve now, anchored, or why there is none."""
+        return self.observer.facts(*self._range, None)
 
 
 class Prediction(Struct, frozen=True, kw_only=True):
@@ -118,7 +112,7 @@ def predict(
         learner = Learner(result.case, estimator)
         for line in lines:
             learner.take(line)
-        curve, tracker = learner.curve, learner.observer.tracker
+        curve, tracker = learner.facts.curve, learner.observer.tracker
         if curve is None or tracker is None:
             continue
         mapping = learner.observer.mapping

@@ -7,27 +7,24 @@ them, and every reading is handed on to be kept.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
 from msgspec import Struct, structs
 
 from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
-from qmpalloc.errors import DeadlineError, HostError, NonsenseError, QmpallocError, RefusedError
+from qmpalloc.errors import DeadlineError, HostError, NonsenseError, RefusedError
 from qmpalloc.experiment.run import balloon
 from qmpalloc.experiment.run.configuration import arm_configuration
-from qmpalloc.experiment.run.failures import cause
-from qmpalloc.experiment.run.load import Load, open_load
-from qmpalloc.experiment.run.lru import choose_lru
-from qmpalloc.experiment.run.readings import DATA_DISK
+from qmpalloc.experiment.run.failures import bare_errors
+from qmpalloc.experiment.run.readings import DATA_DISK, Link, open_link
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.sweep.measurement import Case, Point, Shipped, Steadiness, SweepResult, measured
 from qmpalloc.experiment.sweep.predictions import Learner
 from qmpalloc.qemu.launcher import Prepared, open_guests, wait_for_end
 from qmpalloc.qemu.progress import Report
-from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
+from qmpalloc.qmp import Agent, deadline, open_agent
 from qmpalloc.sample import FILE_MAX_BYTES, parse
 from qmpalloc.units import format_size
 
@@ -57,17 +54,13 @@ class Wires(Struct, frozen=True):
     """What a sweep uses of its guest.
 
     Attributes:
-        monitor: QMP.
+        link: With a load that is armed and not started.
         agent: The agent through which a controller would read.
-        load: Armed, not started.
-        counters_file: Path in the guest.
         samples_file: Path in the guest.
     """
 
-    monitor: Monitor
+    link: Link
     agent: Agent
-    load: Load
-    counters_file: str
     samples_file: str
 
 
@@ -92,7 +85,7 @@ async def run_case(
     config = arm_configuration(specification, specification.arms[0], run_dir=run_dir)
     traces = Traces(specification)
     result: SweepResult | None = None
-    with _bare_errors(), trio.move_on_after(CASE_MOST_S):
+    with bare_errors(), trio.move_on_after(CASE_MOST_S):
         async with open_guests(config, prepared=prepared, report=report) as guests, trio.open_nursery() as nursery:
 
             async def fail_when_it_ends() -> None:
@@ -101,18 +94,12 @@ async def run_case(
 
             nursery.start_soon(fail_when_it_ends)
             guest = guests[0]
-            assert guest.lab_socket is not None  # the profile is ours
             async with (
-                open_monitor(str(guest.sockets.people)) as monitor,
+                open_link(guest, traces, laps=LAPS) as link,
                 open_agent(str(guest.sockets.agent)) as agent,
-                open_agent(str(guest.lab_socket)) as lab,
             ):
-                described = specification.guests[0]
-                await choose_lru(lab, described)
-                async with open_load(lab, traces, described, laps=LAPS) as load:
-                    await load.drop_caches()
-                    wires = Wires(monitor, agent, load, guest.config.counters_file, guest.config.samples_path)
-                    result = await sweep(case, wires, keep=keep, report=report)
+                await link.load.drop_caches()
+                result = await sweep(case, Wires(link, agent, guest.config.samples_path), keep=keep, report=report)
             nursery.cancel_scope.cancel()
     if result is None:
         raise HostError(f"{case.name}: not finished after {CASE_MOST_S:.0f} s")
@@ -127,16 +114,32 @@ async def sweep(case: Case, wires: Wires, *, keep: Callable[[Shipped], None], re
         HostError: As `run_case`.
         QmpallocError: As `run_case`.
     """
-    await wires.load.read_through()
-    async with _open_recording(case, wires, keep, report) as recording:
-        await wires.load.go()
-        return await _Sweep(case, wires, recording, report).run()
+    await wires.link.load.read_through()
+    recording = _Recording(case, wires, keep, report)
+    with bare_errors():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(recording.run)
+            await wires.link.load.go()
+            learnt, accesses, weak = await _learn(recording)
+            points = [await _point(recording, size_bytes) for size_bytes in case.sizes]
+            nursery.cancel_scope.cancel()
+    return SweepResult(
+        case=case,
+        kernel=learnt.counters.kernel,
+        learnt_t=learnt.t,
+        learnt_accesses=accesses,
+        weak=weak,
+        points=tuple(points),
+    )
 
 
 class _Recording:
     """Reads the guest about once a second, for as long as the block lasts.
 
     Attributes:
+        case: What is measured.
+        wires: What it uses of its guest.
+        report: Takes lines for people.
         learner: Has taken every line.
         latest: The newest line; None before the first.
     """
@@ -144,10 +147,10 @@ class _Recording:
     def __init__(self, case: Case, wires: Wires, keep: Callable[[Shipped], None], report: Report) -> None:
         self.learner = Learner(case)
         self.latest: Shipped | None = None
-        self._case = case
-        self._wires = wires
+        self.case = case
+        self.wires = wires
         self._keep = keep
-        self._report = report
+        self.report = report
         self._started_s = trio.current_time()
         self._sequence = -1
         self._news = trio.Event()
@@ -161,9 +164,9 @@ class _Recording:
         with trio.move_on_after(SILENCE_S):
             await self._news.wait()
         if not self._news.is_set():
-            raise HostError(f"{self._case.name}: nothing new was read of the guest for {SILENCE_S:.0f} s")
+            raise HostError(f"{self.case.name}: nothing new was read of the guest for {SILENCE_S:.0f} s")
         self._news = trio.Event()
-        await self._wires.load.raise_if_dead()
+        await self.wires.link.load.raise_if_dead()
         assert self.latest is not None
         return self.latest
 
@@ -178,7 +181,7 @@ class _Recording:
                 failures += 1
                 if failures >= FAILURES_MOST:
                     raise
-                self._report(f"{self._case.name}: not read: {error.message}")
+                self.report(f"{self.case.name}: not read: {error.message}")
                 line = None
             if line is not None:
                 self._take(line)
@@ -189,23 +192,23 @@ class _Recording:
         self._keep(line)
         self.learner.take(line)
         if self.learner.refused:
-            self._report(f"{self._case.name}: not used: {self.learner.refused}")
+            self.report(f"{self.case.name}: not used: {self.learner.refused}")
         self._news.set()
 
     async def _read(self) -> Shipped | None:
-        wires = self._wires
+        wires = self.wires
         with deadline(READ_TIMEOUT_S, wires.agent.address, "a reading"):
-            counters = parse(await wires.agent.read_file(wires.counters_file, FILE_MAX_BYTES))
+            counters = parse(await wires.agent.read_file(wires.link.counters_file, FILE_MAX_BYTES))
             if counters.sequence == self._sequence:
                 return None
-            actual_bytes = await wires.monitor.query_balloon()
-            disks = await wires.monitor.block_stats()
+            actual_bytes = await wires.link.monitor.query_balloon()
+            disks = await wires.link.monitor.block_stats()
             try:
                 batch = await wires.agent.read_file(wires.samples_file, SAMPLES_MAX_BYTES)
             except RefusedError:
                 batch = b""
-        if counters.lru != self._case.lru and self._sequence >= 0:
-            raise HostError(f"{self._case.name}: the guest's page replacement is {counters.lru}")
+        if counters.lru != self.case.lru and self._sequence >= 0:
+            raise HostError(f"{self.case.name}: the guest's page replacement is {counters.lru}")
         self._sequence = counters.sequence
         return Shipped(
             t=round(trio.current_time() - self._started_s, 3),
@@ -218,104 +221,64 @@ class _Recording:
         )
 
 
-@asynccontextmanager
-async def _open_recording(
-    case: Case, wires: Wires, keep: Callable[[Shipped], None], report: Report
-) -> AsyncIterator[_Recording]:
-    """Record for the time of the block; what goes wrong meanwhile is raised bare."""
-    recording = _Recording(case, wires, keep, report)
-    with _bare_errors():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(recording.run)
-            yield recording
-            nursery.cancel_scope.cancel()
+async def _learn(recording: _Recording) -> tuple[Shipped, int, tuple[str, ...]]:
+    """Wait until the curve is good and the guest steady; return the last line that predictions may know."""
+    case, first = recording.case, await recording.next()
+    watch = Steadiness(case.window, alike=case.alike)
+    needed = case.learn_files * case.pages
+    while True:
+        line = await recording.next()
+        watch.note(line)
+        facts = recording.learner.facts
+        weak = facts.curve.weak if facts.curve is not None else (facts.no_curve,)
+        if not weak and watch.accesses >= needed and watch.steady:
+            break
+        if line.t - first.t > LEARN_MOST_S:
+            break
+    accesses = line.accesses - first.accesses
+    said = f"curve learnt from {accesses:,} accesses in {line.t - first.t:.0f} s"
+    recording.report(f"{case.name}: {said}{f', weak: {weak}' if weak else ''}")
+    return line, accesses, weak
 
 
-@contextmanager
-def _bare_errors() -> Iterator[None]:
-    """Raise an error out of its group."""
-    failure: QmpallocError | None = None
-    try:
-        yield
-    except* QmpallocError as group:
-        failure = cause(group)
-    if failure is not None:
-        raise failure
+async def _point(recording: _Recording, target_bytes: int) -> Point:
+    """Bring the guest to a size, wait until it is steady, and measure."""
+    case = recording.case
+    await _resize(recording, target_bytes)
+    first = await recording.next()
+    watch = Steadiness(case.window, alike=case.alike)
+    watch.note(first)
+    line = first
+    while not watch.steady and line.t - first.t <= SETTLE_MOST_S:
+        line = await recording.next()
+        watch.note(line)
+    lines = [line]
+    needed = max(case.measure_files * case.pages, case.window)
+    while True:
+        lines.append(await recording.next())
+        seconds = lines[-1].t - lines[0].t
+        enough = lines[-1].accesses - lines[0].accesses >= needed and seconds >= MEASURE_LEAST_S
+        if enough or seconds > MEASURE_MOST_S:
+            break
+    point = measured(lines, lap=case.lap, target_bytes=target_bytes, watch=watch, warm_s=line.t - first.t)
+    warm = "after" if point.steady else "NOT STEADY after"
+    recording.report(
+        f"{case.name}: {format_size(point.actual_bytes)} misses {point.miss_ratio:.4f} of "
+        f"{point.accesses:,.0f} accesses in {point.seconds:.0f} s, {warm} {point.warm_accesses:,} "
+        f"in {point.warm_s:.0f} s"
+    )
+    return point
 
 
-class _Sweep:
-    def __init__(self, case: Case, wires: Wires, recording: _Recording, report: Report) -> None:
-        self._case = case
-        self._wires = wires
-        self._recording = recording
-        self._report = report
-
-    async def run(self) -> SweepResult:
-        learnt, accesses, weak = await self._learn()
-        points = [await self._point(size_bytes) for size_bytes in self._case.sizes]
-        return SweepResult(
-            case=self._case,
-            kernel=learnt.counters.kernel,
-            learnt_t=learnt.t,
-            learnt_accesses=accesses,
-            weak=weak,
-            points=tuple(points),
-        )
-
-    async def _learn(self) -> tuple[Shipped, int, tuple[str, ...]]:
-        """Wait until the curve is good and the guest steady; return the last line that predictions may know."""
-        first = await self._recording.next()
-        watch = Steadiness(self._case.window, alike=self._case.alike)
-        needed = self._case.learn_files * self._case.pages
-        while True:
-            line = await self._recording.next()
-            watch.note(line)
-            curve = self._recording.learner.curve
-            weak = curve.weak if curve is not None else (self._recording.learner.no_curve,)
-            if not weak and watch.accesses >= needed and watch.steady:
-                break
-            if line.t - first.t > LEARN_MOST_S:
-                break
-        accesses = line.accesses - first.accesses
-        said = f"curve learnt from {accesses:,} accesses in {line.t - first.t:.0f} s"
-        self._report(f"{self._case.name}: {said}{f', weak: {weak}' if weak else ''}")
-        return line, accesses, weak
-
-    async def _point(self, target_bytes: int) -> Point:
-        """Bring the guest to a size, wait until it is steady, and measure."""
-        await self._resize(target_bytes)
-        first = await self._recording.next()
-        watch = Steadiness(self._case.window, alike=self._case.alike)
-        watch.note(first)
-        line = first
-        while not watch.steady and line.t - first.t <= SETTLE_MOST_S:
-            line = await self._recording.next()
-            watch.note(line)
-        lines = [line]
-        needed = max(self._case.measure_files * self._case.pages, self._case.window)
-        while True:
-            lines.append(await self._recording.next())
-            seconds = lines[-1].t - lines[0].t
-            enough = lines[-1].accesses - lines[0].accesses >= needed and seconds >= MEASURE_LEAST_S
-            if enough or seconds > MEASURE_MOST_S:
-                break
-        point = measured(lines, lap=self._case.lap, target_bytes=target_bytes, watch=watch, warm_s=line.t - first.t)
-        warm = "after" if point.steady else "NOT STEADY after"
-        self._report(
-            f"{self._case.name}: {format_size(point.actual_bytes)} misses {point.miss_ratio:.4f} of "
-            f"{point.accesses:,.0f} accesses in {point.seconds:.0f} s, {warm} {point.warm_accesses:,} "
-            f"in {point.warm_s:.0f} s"
-        )
-        return point
-
-    async def _resize(self, target_bytes: int) -> None:
-        monitor = self._wires.monitor
-        with deadline(READ_TIMEOUT_S, monitor.address, "balloon"):
-            grows = target_bytes > await monitor.query_balloon() + balloon.SLACK_BYTES
-            await monitor.balloon(target_bytes)
-        if not await balloon.reaches(monitor, target_bytes):
-            raise HostError(f"{self._case.name}: the balloon does not reach {format_size(target_bytes)}")
-        if self._case.fresh:
-            await self._wires.load.drop_caches()
-        if grows or self._case.fresh:  # what the load's misses alone would take long for
-            await self._wires.load.read_through()
+async def _resize(recording: _Recording, target_bytes: int) -> None:
+    case, load = recording.case, recording.wires.link.load
+    monitor = recording.wires.link.monitor
+    with deadline(READ_TIMEOUT_S, monitor.address, "balloon"):
+        grows = target_bytes > await monitor.query_balloon() + balloon.SLACK_BYTES
+        await monitor.balloon(target_bytes)
+    if not await balloon.reaches(monitor, target_bytes):
+        raise HostError(f"{case.name}: the balloon does not reach {format_size(target_bytes)}")
+    if case.fresh:
+        await load.drop_caches()
+    if grows or case.fresh:  # what the load's misses alone would take long for
+        await load.read_through()
