@@ -19,7 +19,7 @@ from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.store.records import LoadProgress, Reading
 from qmpalloc.qemu.launcher import RunningGuest
 from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
-from qmpalloc.sample import FILE_MAX_BYTES, parse
+from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
 
 DATA_DISK, ROOT_DISK = "data", "root"
 """The ``-drive`` ids of a guest's disks, see `qmpalloc.qemu.argv`."""
@@ -50,6 +50,14 @@ class Link(Struct, frozen=True):
     load: Load
     counters_file: str
     disks: tuple[str, ...] = (DATA_DISK,)
+
+    async def sample(self) -> Sample:
+        """Return what the collector in the guest has written last.
+
+        Raises:
+            QmpallocError: The guest does not answer, or what is there makes no sense.
+        """
+        return parse(await self.agent.read_file(self.counters_file, FILE_MAX_BYTES))
 
 
 @asynccontextmanager
@@ -92,10 +100,10 @@ async def wait_for_new_counters(link: Link) -> None:
         QmpallocError: The guest or its collector does not answer in time, or answers nonsense.
     """
     with deadline(READING_TIMEOUT_S, link.agent.address, f"new counters of {link.name}"):
-        before = parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES)).sequence
+        before = (await link.sample()).sequence
         while True:
             await trio.sleep(NEW_COUNTERS_POLL_S)
-            if parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES)).sequence > before:
+            if (await link.sample()).sequence > before:
                 return
 
 
@@ -106,12 +114,12 @@ async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> 
         QmpallocError: The guest, its collector or its QEMU does not answer in time, or answers nonsense.
     """
     with deadline(READING_TIMEOUT_S, link.agent.address, f"the reading of {link.name}"):
-        sample = parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES))
+        sample = await link.sample()
         progress: LoadProgress | None = await link.load.progress()
         # After its end no later reading would count the reads since the collector last wrote.
         while progress is not None and progress.finished and sample.monotonic_ns < progress.monotonic_s * 1e9:
             await trio.sleep(NEW_COUNTERS_POLL_S)
-            sample = parse(await link.agent.read_file(link.counters_file, FILE_MAX_BYTES))
+            sample = await link.sample()
         actual_bytes = await link.monitor.query_balloon()
         disks = {disk.name: disk for disk in await link.monitor.block_stats()}
     accesses, misses = sample.counters.accesses, sample.counters.inserts_read

@@ -10,10 +10,6 @@ from msgspec import Struct
 class _Distribution(Struct, frozen=True, kw_only=True, tag_field="distribution"):
     """Base of all distributions; the tag is the name in TOML."""
 
-    def mistakes(self) -> Iterator[tuple[str, str, str]]:
-        """Yield key, message and hint of every parameter out of range."""
-        yield from ()
-
 
 class Normal(_Distribution, frozen=True, kw_only=True, tag="normal"):
     """Normal around the middle of the file; what falls outside the file is drawn again, so every page can come.
@@ -25,11 +21,6 @@ class Normal(_Distribution, frozen=True, kw_only=True, tag="normal"):
 
     deviation: float = 0.3
 
-    def mistakes(self) -> Iterator[tuple[str, str, str]]:
-        """Yield what is out of range."""
-        if not 0 < self.deviation <= 1:
-            yield "deviation", f"{self.deviation:g} is not above 0 and at most 1", "it is a share of the file, e.g. 0.3"
-
 
 class Zipf(_Distribution, frozen=True, kw_only=True, tag="zipf"):
     """Zipf: the page of rank k is read in proportion to k ** -exponent. Page 0 has rank 1, page 1 rank 2, and so on.
@@ -39,15 +30,6 @@ class Zipf(_Distribution, frozen=True, kw_only=True, tag="zipf"):
     """
 
     exponent: float = 1.0
-
-    def mistakes(self) -> Iterator[tuple[str, str, str]]:
-        """Yield what is out of range."""
-        if not 0 < self.exponent <= 5:
-            yield (
-                "exponent",
-                f"{self.exponent:g} is not above 0 and at most 5",
-                "web and file loads have about 0.7 to 1",
-            )
 
 
 class HotCold(_Distribution, frozen=True, kw_only=True, tag="hotcold"):
@@ -60,13 +42,6 @@ class HotCold(_Distribution, frozen=True, kw_only=True, tag="hotcold"):
 
     hot: float = 0.2
     hot_reads: float = 0.8
-
-    def mistakes(self) -> Iterator[tuple[str, str, str]]:
-        """Yield what is out of range."""
-        if not 0 < self.hot < 1:
-            yield "hot", f"{self.hot:g} is not between 0 and 1", "the share of the file that is hot, e.g. 0.2"
-        if not 0 <= self.hot_reads <= 1:
-            yield "hot_reads", f"{self.hot_reads:g} is not from 0 to 1", "the share of reads that are hot, e.g. 0.8"
 
 
 class Uniform(_Distribution, frozen=True, kw_only=True, tag="uniform"):
@@ -87,17 +62,6 @@ class Loop(_Distribution, frozen=True, kw_only=True, tag="loop"):
 
     share: float
     start: float = 0.0
-
-    def mistakes(self) -> Iterator[tuple[str, str, str]]:
-        """Yield what is out of range."""
-        if not 0 < self.share <= 1:
-            yield "share", f"{self.share:g} is not above 0 and at most 1", "the share of the file that is scanned"
-        elif not 0 <= self.start <= 1 - self.share + 1e-9:
-            yield (
-                "start",
-                f"from {self.start:g}, a share of {self.share:g} ends outside the file",
-                "lower start or share",
-            )
 
 
 SimpleAccess = Normal | Zipf | HotCold | Uniform | Sequential | Loop
@@ -127,3 +91,23 @@ SIMPLE: dict[str, type[SimpleAccess]] = {
     "loop": Loop,
 }
 NAMES = (*SIMPLE, "mixture")
+
+
+def mistakes(access: SimpleAccess) -> Iterator[tuple[str, str, str]]:
+    """Yield key, message and hint of every parameter out of range."""
+    match access:
+        case Normal(deviation=share) if not 0 < share <= 1:
+            yield "deviation", f"{share:g} is not above 0 and at most 1", "it is a share of the file, e.g. 0.3"
+        case Zipf(exponent=exponent) if not 0 < exponent <= 5:
+            yield "exponent", f"{exponent:g} is not above 0 and at most 5", "web and file loads have about 0.7 to 1"
+        case HotCold(hot=hot, hot_reads=reads):
+            if not 0 < hot < 1:
+                yield "hot", f"{hot:g} is not between 0 and 1", "the share of the file that is hot, e.g. 0.2"
+            if not 0 <= reads <= 1:
+                yield "hot_reads", f"{reads:g} is not from 0 to 1", "the share of reads that are hot, e.g. 0.8"
+        case Loop(share=share) if not 0 < share <= 1:
+            yield "share", f"{share:g} is not above 0 and at most 1", "the share of the file that is scanned"
+        case Loop(share=share, start=start) if not 0 <= start <= 1 - share + 1e-9:
+            yield "start", f"from {start:g}, a share of {share:g} ends outside the file", "lower start or share"
+        case _:
+            pass

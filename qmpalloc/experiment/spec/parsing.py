@@ -174,7 +174,7 @@ def _access(table: Any, key: str, mistakes: Mistakes, known: tuple[str, ...] = a
     if name == "mixture":
         return _mixture(rest, key, mistakes)
     found = mistakes.convert(rest, access.SIMPLE[name], key, missing=DOCS)
-    wrong = list(found.mistakes()) if found is not None else []
+    wrong = list(access.mistakes(found)) if found is not None else []
     for parameter, message, hint in wrong:
         mistakes.add(f"{key}.{parameter}", message, hint=hint)
     return None if wrong else found
