@@ -171,3 +171,5 @@ def test_what_is_pure_knows_only_what_is_pure():
 def test_the_guest_side_knows_nothing_of_the_host_side():
     for path in (ROOT.parent / "guest_agent").rglob("*.py"):
         assert not any(module.split(".")[0] == "qmpalloc" for module in imports(path)), path
+    for path in (ROOT / "experiment/run/generator").rglob("*.py"):
+        assert all(module.startswith("qmpalloc.experiment.run.generator.") for module in own_imports(path)), path
