@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from qmpalloc.curves.simulation import POLICIES
 from qmpalloc.curves.split import best_split
-from qmpalloc.experiment.access import Access, HotCold, Normal, Uniform, Zipf
+from qmpalloc.experiment.spec.access import Access, HotCold, Normal, Uniform, Zipf
 from qmpalloc.policy import load
 from qmpalloc.sim.replay import ReplayGuest, ReplayHost
 from qmpalloc.units import GIB, MIB, PAGE_BYTES
