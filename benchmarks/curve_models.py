@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from qmpalloc.curves.multigen import MultiGenerational
-from qmpalloc.curves.plain import Fifo, Lru
+from qmpalloc.curves.replacement import Fifo, Lru
 from qmpalloc.curves.two_list import TwoList
 from qmpalloc.experiment.spec.access import Normal, Sequential, Zipf
 from qmpalloc.experiment.spec.references import page_numbers, seeded

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from qmpalloc.curves.keys import Ids
-from qmpalloc.curves.simulation import POLICIES, Replacement
+from qmpalloc.curves.simulation import POLICIES
 
 _LEAST = 0.05
 _DEVIATIONS = 3.0
@@ -35,7 +35,7 @@ class Afresh:
             cached: Size of the cache, in pages of the sample.
             scale: Real pages for each page of the sample.
         """
-        self._cache: Replacement = POLICIES[policy](max(1, round(cached)), 0, scale=scale)
+        self._cache = POLICIES[policy](max(1, round(cached)), 0, scale=scale)
         self._read: set[int] = set()
         self._sampled = self._again = self._missed = 0.0
         self._accesses = self._misses = 0.0
@@ -77,7 +77,7 @@ class Afresh:
     def renumber(self, new: Ids) -> None:
         """Give pages new numbers; -1 for those to be dropped."""
         numbers = new.tolist()
-        self._cache.renumber(numbers, int((new >= 0).sum()))
+        self._cache.renumber(numbers)
         self._read = {numbers[page] for page in self._read if numbers[page] >= 0}
 
     @property

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from qmpalloc.curves.replacement import Replacement
+
 _PROTECTED_READS = 5
 """Reads after which a page is always spared once: PG_referenced, PG_workingset and three steps in LRU_REFS_WIDTH."""
 
@@ -16,8 +18,8 @@ _UNREAD = _PROTECTED_READS + 1
 _LEAST_GENERATIONS = 2  # MIN_NR_GENS
 
 
-class MultiGenerational:
-    """A page cache of a fixed number of pages under the multi-generational LRU.
+class MultiGenerational(Replacement):
+    """A page cache under the multi-generational LRU.
 
     A new page enters the young end of the oldest generation (of the second oldest, when there are four). Eviction goes
     through the oldest generation from its old end. A page with five reads since it came goes on to the next generation
@@ -30,40 +32,22 @@ class MultiGenerational:
     The kernel also protects pages with two or more reads while their refault rate is over twice that of pages with one
     read. That feedback is left out: it depends on history from before the simulation, and without it the model is
     nearer to real guests (``docs/results/curve-model.md``).
-
-    Attributes:
-        capacity: Pages it may hold; lower it with `resize`.
     """
 
     name = "multi-generational"
 
-    def __init__(self, capacity: int, ids: int, *, scale: float = 1.0) -> None:
-        """Make an empty cache.
-
-        Args:
-            capacity: Pages it may hold.
-            ids: Pages are numbered from 0 to `ids` - 1; more with `grow`.
-            scale: Real pages for each page here; of no consequence for this policy.
-        """
-        del scale
-        self._reads = bytearray(ids)  # 0: absent, n: n reads, _UNREAD: spared and not read since
+    def __init__(self, capacity: int, ids: int = 0, *, scale: float = 1.0) -> None:
+        self._reads = bytearray()  # 0: absent, n: n reads, _UNREAD: spared and not read since
         self._restorable: set[int] = set()  # evicted from the oldest generation when one read short of being spared
         self._generations: deque[deque[int]] = deque(deque() for _ in range(_LEAST_GENERATIONS + 1))
-        self.resident = 0
-        self.capacity = max(1, capacity)
-
-    def resize(self, capacity: int) -> None:
-        """Set the capacity; what does not fit is evicted."""
-        self.capacity = max(1, capacity)
-        while self.resident > self.capacity:
-            self._evict()
+        super().__init__(capacity, ids, scale=scale)
 
     def grow(self, ids: int) -> None:
         """Make room for more page numbers."""
         self._reads.extend(bytes(max(0, ids - len(self._reads))))
 
     def read(self, pages: Sequence[int]) -> int:
-        """Read pages in order and return how many missed."""
+        """Read pages, as `Replacement.read`."""
         reads, misses = self._reads, 0
         for page in pages:
             count = reads[page]
@@ -111,14 +95,9 @@ class MultiGenerational:
                     self.resident -= 1
                     return
 
-    def renumber(self, new: Sequence[int], ids: int) -> None:
-        """Give pages new numbers.
-
-        Args:
-            new: The new number of each old one; negative for pages to be forgotten.
-            ids: Count of new numbers.
-        """
-        reads = bytearray(ids)
+    def renumber(self, new: Sequence[int]) -> None:
+        """Give pages new numbers, as `Replacement.renumber`."""
+        reads = bytearray(max(new, default=-1) + 1)
         for old, number in enumerate(new):
             if number >= 0:
                 reads[number] = self._reads[old]

@@ -17,7 +17,7 @@ _CHUNK = 512
 
 
 class ReuseStack:
-    """Reuse distances and times of a stream of numbered pages.
+    """Reuse distances of a stream of numbered pages.
 
     The times of the last access to every page are kept sorted. The distance of an access is the number of those later
     than the page's own, which is found for a whole chunk of accesses at a time by binary search.
@@ -41,17 +41,12 @@ class ReuseStack:
         """Return how many pages were accessed at or after a time, in accesses."""
         return len(self._stack) - int(np.searchsorted(self._stack, clock))
 
-    def access(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return distance and reuse time of every access, -1 for the first of a page.
-
-        The distance is the number of other pages accessed since; the time is the number of accesses since.
-        """
+    def access(self, ids: Ids) -> NDArray[np.int64]:
+        """Return the distance of every access, the number of other pages accessed since; -1 for the first of a page."""
         parts = [self._access(ids[start : start + _CHUNK]) for start in range(0, len(ids), _CHUNK)]
-        if not parts:
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
-    def _access(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _access(self, ids: Ids) -> NDArray[np.int64]:
         if len(ids) and (top := int(ids.max())) >= len(self.last):
             more = np.full(max(top + 1, 2 * len(self.last)) - len(self.last), -1, dtype=np.int64)
             self.last = np.concatenate([self.last, more])
@@ -72,8 +67,7 @@ class ReuseStack:
         self._stack[-len(np.unique(ids)) :].sort()
         self.last[ids] = times  # the last assignment of a repeated index wins
         self.clock += len(ids)
-        first = previous < 0
-        return np.where(first, -1, distances), np.where(first, -1, times - previous)
+        return np.where(previous < 0, -1, distances)
 
     def renumber(self, new: Ids) -> None:
         """Give pages new numbers; -1 for those to be dropped."""
@@ -89,7 +83,6 @@ class ReuseDistances:
 
     Attributes:
         stack: The stream's reuse distances.
-        cold: Weight of accesses to pages not seen before.
         sampled: Weight of all accesses.
     """
 
@@ -105,23 +98,20 @@ class ReuseDistances:
         self._hits = np.zeros(reach + 1)  # by distance
         self.sampled = 0.0
         self.expected = 0.0
-        self.cold = 0.0
 
     def observe(self, ids: Ids, expected: float) -> None:
         """Learn from accesses, as `Estimator.observe`."""
-        distances, _ = self.stack.access(ids)
+        distances = self.stack.access(ids)
         near = distances[(distances >= 0) & (distances < len(self._hits))]
         self._hits += np.bincount(near, minlength=len(self._hits))
         self.sampled += len(ids)
         self.expected += expected
-        self.cold += int((distances < 0).sum())
 
     def forget(self, factor: float) -> None:
         """Multiply the weight of all that was learnt by `factor`."""
         self._hits *= factor
         self.sampled *= factor
         self.expected *= factor
-        self.cold *= factor
 
     def renumber(self, new: Ids) -> None:
         """Give pages new numbers; -1 for those to be dropped."""

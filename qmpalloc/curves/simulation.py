@@ -6,48 +6,16 @@ the size, fed with the accesses to a spatial sample of rate R, misses as the who
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import numpy as np
 
 from qmpalloc.curves.estimator import Ratios, Sizes, falling
 from qmpalloc.curves.keys import Ids
 from qmpalloc.curves.multigen import MultiGenerational
-from qmpalloc.curves.plain import Fifo, Lru
+from qmpalloc.curves.replacement import Fifo, Lru, Replacement
 from qmpalloc.curves.reuse import ReuseDistances
 from qmpalloc.curves.two_list import TwoList
 
-
-class Replacement(Protocol):
-    """A simulated page cache."""
-
-    name: str
-    capacity: int
-
-    @property
-    def resident(self) -> int:
-        """Pages it holds now."""
-        ...
-
-    def read(self, pages: Sequence[int]) -> int:
-        """Read pages in order and return how many missed."""
-        ...
-
-    def resize(self, capacity: int) -> None:
-        """Set the capacity; what does not fit is evicted."""
-        ...
-
-    def grow(self, ids: int) -> None:
-        """Make room for more page numbers."""
-        ...
-
-    def renumber(self, new: Sequence[int], ids: int) -> None:
-        """Give pages new numbers; negative for pages to be forgotten."""
-        ...
-
-
-POLICIES: dict[str, type[TwoList | MultiGenerational | Lru]] = {
+POLICIES: dict[str, type[Replacement]] = {
     "two_list": TwoList,
     "lru_gen": MultiGenerational,
     "lru": Lru,
@@ -104,9 +72,9 @@ class Simulations:
 
     def renumber(self, new: Ids) -> None:
         """Give pages new numbers; -1 for those to be dropped."""
-        numbers, ids = new.tolist(), int((new >= 0).sum())
+        numbers = new.tolist()
         for cache in self._caches:
-            cache.renumber(numbers, ids)
+            cache.renumber(numbers)
 
     def coarsen(self, halvings: int) -> None:
         """Go on at a lower rate, as `Estimator.coarsen`. The caches keep what belongs to the smaller sample."""

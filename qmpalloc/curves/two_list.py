@@ -11,54 +11,35 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
+from qmpalloc.curves.replacement import Replacement
 from qmpalloc.units import GIB, PAGE_BYTES
 
 _ABSENT, _INACTIVE, _INACTIVE_READ, _ACTIVE, _ACTIVE_READ = range(5)
 
 
-class TwoList:
-    """A page cache of a fixed number of pages under the two lists.
+class TwoList(Replacement):
+    """A page cache under the two lists.
 
     A new page enters the inactive list. Its second read since moves it to the active one. When the inactive list is
     too short, the oldest active pages go back to it; pages are evicted from its end. An evicted page leaves its age
     behind: if it comes back before as many evictions and activations as there are active pages, it is active at once.
-
-    Attributes:
-        capacity: Pages it may hold; lower it with `resize`.
     """
 
     name = "two-list"
 
-    def __init__(self, capacity: int, ids: int, *, scale: float = 1.0) -> None:
-        """Make an empty cache.
-
-        Args:
-            capacity: Pages it may hold.
-            ids: Pages are numbered from 0 to `ids` - 1; more with `grow`.
-            scale: Real pages for each page here, when only a sample is simulated: the kernel's ratio of the two lists
-                depends on the real size.
-        """
-        self._scale = scale
-        self._state = bytearray(ids)
-        self._evicted_at = array("q", [-1]) * ids
+    def __init__(self, capacity: int, ids: int = 0, *, scale: float = 1.0) -> None:
+        self._state = bytearray()
+        self._evicted_at = array("q")
         self._inactive: OrderedDict[int, None] = OrderedDict()
         self._active: deque[int] = deque()
         self._age = 0
-        self.capacity = 0
-        self.resize(capacity)
-
-    @property
-    def resident(self) -> int:
-        """Pages it holds now."""
-        return len(self._inactive) + len(self._active)
+        super().__init__(capacity, ids, scale=scale)
 
     def resize(self, capacity: int) -> None:
-        """Set the capacity; what does not fit is evicted."""
-        self.capacity = max(1, capacity)
-        gib = int(self.capacity * self._scale * PAGE_BYTES) // GIB
+        """Set the capacity, and with it the ratio of the two lists, which the kernel has depend on the real size."""
+        gib = int(max(1, capacity) * self._scale * PAGE_BYTES) // GIB
         self._ratio = math.isqrt(10 * gib) if gib else 1
-        while self.resident > self.capacity:
-            self._evict()
+        super().resize(capacity)
 
     def grow(self, ids: int) -> None:
         """Make room for more page numbers."""
@@ -68,7 +49,7 @@ class TwoList:
             self._evicted_at.extend(array("q", [-1]) * more)
 
     def read(self, pages: Sequence[int]) -> int:
-        """Read pages in order and return how many missed."""
+        """Read pages, as `Replacement.read`."""
         state, evicted_at, inactive, active = self._state, self._evicted_at, self._inactive, self._active
         capacity, misses = self.capacity, 0
         for page in pages:
@@ -84,8 +65,9 @@ class TwoList:
                 self._age += 1
             elif now == _ABSENT:
                 misses += 1
-                if len(inactive) + len(active) >= capacity:
+                if self.resident >= capacity:
                     self._evict()
+                self.resident += 1
                 then = evicted_at[page]
                 if then >= 0 and self._age - then <= len(active):
                     active.append(page)
@@ -108,14 +90,11 @@ class TwoList:
         state[page] = _ABSENT
         self._evicted_at[page] = self._age
         self._age += 1
+        self.resident -= 1
 
-    def renumber(self, new: Sequence[int], ids: int) -> None:
-        """Give pages new numbers.
-
-        Args:
-            new: The new number of each old one; negative for pages to be forgotten.
-            ids: Count of new numbers.
-        """
+    def renumber(self, new: Sequence[int]) -> None:
+        """Give pages new numbers, as `Replacement.renumber`."""
+        ids = max(new, default=-1) + 1
         state, evicted_at = bytearray(ids), array("q", [-1]) * ids
         for old, number in enumerate(new):
             if number >= 0:
@@ -123,3 +102,4 @@ class TwoList:
         self._inactive = OrderedDict((new[page], None) for page in self._inactive if new[page] >= 0)
         self._active = deque(new[page] for page in self._active if new[page] >= 0)
         self._state, self._evicted_at = state, evicted_at
+        self.resident = len(self._inactive) + len(self._active)

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmpalloc.curves.mapping import SizeMapping
+from qmpalloc.curves.replacement import Replacement
 from qmpalloc.curves.samples import BLOCK_SHIFT, Window
 from qmpalloc.curves.service import ServiceTimes
-from qmpalloc.curves.simulation import POLICIES, Replacement
+from qmpalloc.curves.simulation import POLICIES
 from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.experiment.spec.access import Access
 from qmpalloc.experiment.spec.references import page_numbers

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from qmpalloc.curves.anchor import anchored
 from qmpalloc.curves.keys import KeyTable, in_sample
 from qmpalloc.curves.multigen import MultiGenerational
-from qmpalloc.curves.plain import Fifo, Lru
+from qmpalloc.curves.replacement import Fifo, Lru
 from qmpalloc.curves.reuse import ReuseDistances, ReuseStack, ReuseTimes
 from qmpalloc.curves.simulation import POLICIES, Simulations
 from qmpalloc.curves.split import best_split
@@ -39,13 +39,13 @@ def test_reuse_distances_are_those_of_a_stack_however_the_accesses_are_cut_into_
     stack = ReuseStack()
     found = []
     for start in range(0, len(numbers), size):
-        found += stack.access(np.array(numbers[start : start + size]))[0].tolist()
+        found += stack.access(np.array(numbers[start : start + size])).tolist()
     assert found == brute_distances(numbers)
 
 
 def test_reuse_distances_beyond_a_chunk():
     numbers = np.random.default_rng(1).integers(0, 200, 3000)
-    assert ReuseStack().access(numbers)[0].tolist() == brute_distances(numbers.tolist())
+    assert ReuseStack().access(numbers).tolist() == brute_distances(numbers.tolist())
 
 
 @settings(deadline=None)
@@ -97,7 +97,7 @@ def test_renumbering_all_pages_changes_nothing(kind, numbers, more, capacity):
     one, other = kind(capacity, 31), kind(capacity, 31)
     one.read(numbers)
     other.read(numbers)
-    other.renumber([30 - number for number in range(31)], 31)
+    other.renumber([30 - number for number in range(31)])
     assert one.read(more) == other.read([30 - number for number in more])
 
 
