@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from qmpalloc.curves.effort import Effort
+from qmpalloc.curves.cpu_budget import CpuBudget
 from qmpalloc.curves.mapping import SizeMapping
 from qmpalloc.curves.observer import CurveObserver
 from qmpalloc.curves.samples import Batch, Keys, Window, pack
@@ -70,9 +70,9 @@ def main(guests: int, events_per_s: int) -> None:
 
 
 def bounded(lru: Lru, guests: int, batches: list[Keys]) -> str:
-    """Return what the same samples cost when all guests share `qmpalloc.curves.effort.SHARE` of a core."""
-    effort = Effort()
-    observers = [CurveObserver(effort) for _ in range(guests)]
+    """Return what the same samples cost when all guests share the tuned share of a core."""
+    cpu_budget = CpuBudget()
+    observers = [CurveObserver(cpu_budget) for _ in range(guests)]
     spent, half = [], len(batches) // 2
     for second, keys in enumerate(batches, 1):
         accesses = 64 * len(keys)

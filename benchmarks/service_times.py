@@ -14,7 +14,8 @@ from collections import deque
 
 import numpy as np
 
-from qmpalloc.curves.service import INTERVALS, ServiceTimes
+from qmpalloc.curves.service import ServiceTimes
+from qmpalloc.curves.tuning import TUNING
 from qmpalloc.events import Sampled
 from qmpalloc.record import read_record
 
@@ -34,9 +35,9 @@ def main(path: str) -> None:
             continue
         fit = times.setdefault(name, ServiceTimes())
         fit.observe(delta.accesses, delta.misses, delta.interval_s)
-        last = samples.setdefault(name, deque(maxlen=INTERVALS))
+        last = samples.setdefault(name, deque(maxlen=TUNING.service.intervals))
         last.append((delta.misses / delta.accesses, delta.interval_s / delta.accesses))
-        if event.t < told.get(name, 0.0) or len(last) < INTERVALS // 2:
+        if event.t < told.get(name, 0.0) or len(last) < TUNING.service.intervals // 2:
             continue
         told[name] = event.t + EVERY_S
         m, access_s = last[-1]

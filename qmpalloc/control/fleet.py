@@ -13,7 +13,7 @@ from qmpalloc.control.journal import Journal
 from qmpalloc.control.restore import is_restored, missing_bytes, want_baselines
 from qmpalloc.control.roster import Changes, compare, sockets
 from qmpalloc.control.session import Session
-from qmpalloc.curves.effort import Effort
+from qmpalloc.curves.cpu_budget import CpuBudget
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import Reloaded
 from qmpalloc.host.facts import guest_headers
@@ -32,7 +32,7 @@ class Fleet:
 
     def __init__(self, config: Config) -> None:
         self._control = config.control
-        self._effort = Effort()
+        self._effort = CpuBudget()
         self.guests = [Guest(guest, config.control, self._effort) for guest in config.guests]
         self.sessions: dict[str, Session] = {}
         self._scopes: dict[str, trio.CancelScope] = {}

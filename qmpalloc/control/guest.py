@@ -14,7 +14,7 @@ from qmpalloc.control.danger import Danger
 from qmpalloc.control.memory import Facts, GuestMemory
 from qmpalloc.control.samples import Samples
 from qmpalloc.control.size import GuestSize
-from qmpalloc.curves.effort import Effort
+from qmpalloc.curves.cpu_budget import CpuBudget
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.model import GuestState
 from qmpalloc.rules.balloon_progress import BalloonProgress
@@ -47,7 +47,7 @@ class Guest:
         samples: What its collector tells, and its curve.
     """
 
-    def __init__(self, config: GuestConfig, control: ControlConfig, effort: Effort | None = None) -> None:
+    def __init__(self, config: GuestConfig, control: ControlConfig, effort: CpuBudget | None = None) -> None:
         self.config = config
         self.link = Link.CONNECTING
         self.detail = ""

@@ -17,7 +17,7 @@ from qmpalloc.control.inspection import MIGRATION_ENDED, ask_facts, ask_migratin
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.run_state import ARRIVING, ASLEEP, STATE_EVENTS, Activity, activity
 from qmpalloc.control.sampling import run_sampling
-from qmpalloc.curves.observer import Reads
+from qmpalloc.curves.disk_check import Reads
 from qmpalloc.errors import (
     DeadlineError,
     DisconnectedError,

@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qmpalloc.curves.tuning import TUNING
 from qmpalloc.sample import Memory
 from qmpalloc.units import MIB, PAGE_BYTES
 
 SYSTEM_PAGES = 2_500
 """File pages of a small Linux system itself (programs, libraries) that stay in the cache while a load needs it: no room
 for the load. Chosen by what was measured in the reference guest (docs/results/guest-curves.md), where some 3,700 are
-cached without such need; a guest with more of them is corrected by anchoring (`qmpalloc.curves.anchor`)."""
+cached without such need; a guest with more of them is corrected by anchoring (`qmpalloc.curves.measurement`)."""
 
 FREE_BYTES = 32 * MIB
 """Memory that a guest keeps free when nothing of it was seen yet: near the kernel's high watermark."""
-
-_KEEP = 0.9
 
 
 class SizeMapping:
@@ -54,15 +53,16 @@ class SizeMapping:
         file_bytes, free = memory.file_bytes, memory.free
         if file_bytes is None or free is None:
             return
+        keep = TUNING.tracking.mapping_keep
         if evicting:
-            self._free_bytes = _KEEP * self._free_bytes + (1 - _KEEP) * free if self._free_seen else free
+            self._free_bytes = keep * self._free_bytes + (1 - keep) * free if self._free_seen else free
             self._free_seen = True
         spare = max(0, free - int(self._free_bytes))
         seen = max(0, actual_bytes - file_bytes - spare)
         if self.overhead_bytes is None:
             self.overhead_bytes = seen
         else:
-            self.overhead_bytes = round(_KEEP * self.overhead_bytes + (1 - _KEEP) * seen)
+            self.overhead_bytes = round(keep * self.overhead_bytes + (1 - keep) * seen)
 
     def cache_pages(self, size_bytes: float) -> float:
         """Return the pages of cache for the load that a guest of `size_bytes` has; 0 before anything was seen."""

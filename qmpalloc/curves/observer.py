@@ -8,46 +8,19 @@ import numpy as np
 from msgspec import Struct, structs
 
 from qmpalloc.allowance import Allowance
-from qmpalloc.curves.effort import Effort
+from qmpalloc.curves.cpu_budget import CpuBudget
+from qmpalloc.curves.disk_check import DiskCrossCheck, Reads
 from qmpalloc.curves.keys import in_sample
 from qmpalloc.curves.mapping import SizeMapping
-from qmpalloc.curves.samples import SHIFT_MAX, SampleIntake, Window, unpack
+from qmpalloc.curves.samples import SHIFT_MAX, Batch, SampleIntake, Window, unpack
 from qmpalloc.curves.service import ServiceTimes
 from qmpalloc.curves.tracker import CurveTracker
-from qmpalloc.curves.witness import Witness
+from qmpalloc.curves.tuning import TUNING
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.model import Curve
 from qmpalloc.sample import Delta, Sample
 
 NOT_SAMPLED = "accesses are not sampled"
-
-SAMPLES_AT_ONCE = 6_000
-SAMPLES_PER_S = 2_500
-"""Sampled accesses of a guest that are simulated at once, and in each second after, or fewer if all guests together
-would cost too much (`qmpalloc.curves.effort`). One costs 4 to 12 us whatever its page, so a guest takes at most 30 ms
-of a second, and holds up the others for at most 70 ms. The collector ships 2,000 a second at most, and those of its
-last three intervals at once."""
-
-OVER = f"more than {SAMPLES_AT_ONCE} sampled accesses at once, or {SAMPLES_PER_S} a second: they count as lost"
-
-_SILENT_SAMPLES = 10
-_SUSPECT_SAMPLES = 3
-"""Intervals with accesses and no batch after which something is wrong, if not enough to distrust a good curve."""
-
-_REFUSED_SAMPLES = 10
-"""Intervals for which a refused batch is remembered."""
-
-_DISK_PAGES_LEAST = 100
-
-_OUTGROWN, _OUTGROWN_SAMPLES = 1.1, 30
-"""By how much more cache its cap must be seen to hold, and for how many intervals, until a curve is begun anew."""
-
-
-class Reads(Struct, frozen=True):
-    """Disk reads of a guest since its QEMU started: pages, and the time they took, summed, in seconds."""
-
-    pages: float
-    time_s: float
 
 
 class CurveFacts(Struct, frozen=True, kw_only=True):
@@ -77,26 +50,28 @@ class CurveObserver:
         disk_read_pages: What QEMU read from the guest's disks between its last two samples; None if not known.
     """
 
-    def __init__(self, effort: Effort | None = None) -> None:
+    def __init__(self, cpu_budget: CpuBudget | None = None) -> None:
         """Begin with nothing known.
 
         Args:
-            effort: What simulating may cost all guests; None: this is the only one.
+            cpu_budget: What simulating may cost all guests; None: this is the only one.
         """
-        self._effort = effort or Effort()
-        self._effort.join(self)
+        self._cpu = cpu_budget or CpuBudget()
+        self._cpu.join(self)
         self._absent = NOT_SAMPLED
-        self._allowance = Allowance(SAMPLES_PER_S, SAMPLES_AT_ONCE)
-        self._intake = SampleIntake()
-        self._reads: Reads | None = None
-        self._reads_at_sample: Reads | None = None
-        self._reads_at_window: Reads | None = None
-        self.disk_read_pages: int | None = None
-        self._witness = Witness()
-        self._restart()
+        self._allowance = Allowance(TUNING.sampling.per_s, TUNING.sampling.at_once)
+        self.was_reset()
+        self.forget_series()
 
-    def _restart(self) -> None:
-        """Forget the guest: another system, or another collector, runs in it."""
+    def forget_series(self) -> None:
+        """Note that the connection ended: what comes next does not continue what came before, but the guest may."""
+        self._intake = SampleIntake()
+        self._disks: DiskCrossCheck | None = None
+        self.disk_read_pages: int | None = None
+
+    def was_reset(self) -> None:
+        """Note that the guest was reset, or another system or collector runs in it: nothing that was learnt holds."""
+        self._intake = SampleIntake()
         self.tracker: CurveTracker | None = None
         self.mapping, self.service = SizeMapping(), ServiceTimes()
         self._source: tuple[bytes, bytes] | None = None
@@ -104,35 +79,13 @@ class CurveObserver:
         self._largest_pages, self._outgrown = 0.0, 0
         self._sample: Sample | None = None
         self._range = 0, 0
-        self._silent = 0
-        self._since_refused = _REFUSED_SAMPLES
+        self._silent, self._since_refused = 0, TUNING.trust.refused_intervals
 
     # --- input ------------------------------------------------------------------------------------------------------
-
-    @property
-    def sampled(self) -> bool:
-        """True when the guest's accesses are sampled, as far as is known."""
-        return not self._absent
-
-    @property
-    def dropped(self) -> dict[SampleFault, int]:
-        """Batches refused so far, by fault."""
-        return self._intake.dropped
 
     def absent(self, why: str) -> None:
         """Note that there are no samples to read."""
         self._absent = why
-
-    def forget_series(self) -> None:
-        """Note that the connection ended: what comes next does not continue what came before, but the guest may."""
-        self._intake.forget()
-        self._reads = self._reads_at_sample = self._reads_at_window = self.disk_read_pages = None
-        self._witness = Witness()
-
-    def was_reset(self) -> None:
-        """Note that the guest was reset: nothing that was learnt holds."""
-        self._intake.forget()
-        self._restart()
 
     def take_batch(self, data: bytes, now_s: float | None = None) -> int:
         """Take the content of the samples file; return how many events between it and the last one were lost.
@@ -148,21 +101,12 @@ class CurveObserver:
             SampleError: It cannot be used (`qmpalloc.curves.samples`); HUGE also when it would take too long.
         """
         try:
-            batch = unpack(data)
-        except SampleError as error:
-            self._count(error.fault)
-            self._since_refused = 0
-            raise
-        source = batch.boot_id, batch.start_id
-        if self._source is not None and source != self._source:
-            self._restart()
-        try:
-            window = self._intake.accept(batch)
+            window = self._accept(unpack(data))
         except SampleError as error:
             if error.fault is not SampleFault.REPEATED:
                 self._since_refused = 0
             raise
-        self._source, self._absent, self._silent = source, "", 0
+        self._absent, self._silent = "", 0
         self._make_tracker()
         if window is None or self.tracker is None:
             return 0
@@ -170,25 +114,35 @@ class CurveObserver:
             # As if they had been lost, and thereby a reason to distrust the curve.
             none = np.empty(0, dtype=np.uint64)
             self.tracker.observe(structs.replace(window, keys=none, events=0, lost=window.lost + window.events))
-            self._count(SampleFault.HUGE)
-            raise SampleError(SampleFault.HUGE, OVER)
+            tuning = TUNING.sampling
+            limits = f"{tuning.at_once} sampled accesses at once, or {tuning.per_s:.0f} a second"
+            raise SampleError(SampleFault.HUGE, f"more than {limits}: they count as lost")
         known, began_s = self.tracker.lru.stack.clock, time.thread_time()
         self.tracker.observe(window)
-        self._effort.spent(self.tracker.lru.stack.clock - known, time.thread_time() - began_s)
+        self._cpu.spent(self.tracker.lru.stack.clock - known, time.thread_time() - began_s)
         return window.lost
+
+    def _accept(self, batch: Batch) -> Window | None:
+        """Return what a batch adds, if it is of the guest as it was known; all else is forgotten first."""
+        source = batch.boot_id, batch.start_id
+        if self._source is not None and source != self._source:
+            self.was_reset()
+        window = self._intake.accept(batch)
+        self._source = source
+        return window
 
     def _pay(self, window: Window, tracker: CurveTracker, now_s: float) -> bool:
         """Take what simulating a window costs out of the guest's allowance, at a lower rate if need be."""
         left = self._allowance.left(now_s)
-        self._allowance.per_s = min(SAMPLES_PER_S, self._effort.per_s)
-        shift = max(tracker.shift, window.shift)
+        self._allowance.per_s = min(TUNING.sampling.per_s, self._cpu.per_s)
+        shift = coarsest = max(tracker.shift, window.shift)
         simulated = window.keys[in_sample(window.keys, shift)]
         while len(simulated) > left and shift < SHIFT_MAX:
             shift += 1
             simulated = simulated[in_sample(simulated, shift)]
         if not self._allowance.take(len(simulated), now_s):
             return False
-        if shift > max(tracker.shift, window.shift):
+        if shift > coarsest:
             tracker.lower_rate(shift)
         return True
 
@@ -204,16 +158,18 @@ class CurveObserver:
             floor_bytes: The least it may be set to.
             cap_bytes: The most.
         """
-        memory = sample.memory_bytes
-        self.mapping.observe(actual_bytes, memory, evicting=delta is not None and bool(delta.evictions))
+        memory, evicting = sample.memory_bytes, delta is not None and bool(delta.evictions)
+        self.mapping.observe(actual_bytes, memory, evicting=evicting)
         self._sample, self._range = sample, (floor_bytes, cap_bytes)
-        disk_miss_s = self._disk_miss_s()
-        if self._reads is not None and delta is not None and delta.misses is not None:
-            self._witness.report(delta.misses, delta.interval_s)
+        disk_miss_s = None
+        if self._disks is not None:
+            self.disk_read_pages, disk_miss_s = self._disks.since_sample()
+            if delta is not None and delta.misses is not None:
+                self._disks.take_misses(delta.misses, delta.interval_s)
         if self.tracker is None:
             return
         # A program that held memory has ended: the tracker tells no sizes apart beyond what it was made for.
-        outgrown = self.mapping.cache_pages(cap_bytes) > _OUTGROWN * self._largest_pages
+        outgrown = self.mapping.cache_pages(cap_bytes) > TUNING.tracking.outgrown * self._largest_pages
         self._outgrown = self._outgrown + 1 if outgrown else 0
         self._make_tracker()
         if delta is None or delta.accesses is None or delta.misses is None:
@@ -222,24 +178,31 @@ class CurveObserver:
         self._since_refused += 1
         cached = self.mapping.cached_pages(memory)
         if cached is not None:
-            evicting = bool(delta.evictions)
             self.tracker.measure(delta.accesses, delta.misses, cached, delta.interval_s, evicting=evicting)
         self.service.observe(delta.accesses, delta.misses, delta.interval_s, disk_miss_s=disk_miss_s)
 
+    def _make_tracker(self) -> None:
+        """Make the tracker once it can be, and another one when what it was made for has changed."""
+        if self._sample is None or self.mapping.overhead_bytes is None:
+            return
+        floor_bytes, cap_bytes = self._range
+        made_for = self._sample.lru, cap_bytes
+        outgrown = self._outgrown >= TUNING.tracking.outgrown_intervals
+        if self.tracker is None or made_for != self._made_for or outgrown:
+            self._made_for, self._outgrown = made_for, 0
+            cache_pages = self.mapping.cache_pages
+            self._largest_pages = cache_pages(cap_bytes)
+            self.tracker = CurveTracker(self._sample.lru, cache_pages(floor_bytes), self._largest_pages)
+
     def take_reads(self, reads: Reads) -> None:
         """Take what QEMU says it has read from the guest's disks. Counts that went back begin a new series."""
-        if self._reads is not None and reads.pages < self._reads.pages:
-            self._reads_at_sample = self._reads_at_window = None
-            self._witness = Witness()
-        elif self._reads is not None:
-            self._witness.see(reads.pages - self._reads.pages)
-        self._reads = reads
-        if self._reads_at_window is None:
-            self._reads_at_window = reads
+        if self._disks is None or not self._disks.take_reads(reads):
+            self._disks = DiskCrossCheck(reads)
 
     def close_window(self) -> None:
         """Begin a new interval of counting: a decision was made."""
-        self._reads_at_window = self._reads
+        if self._disks is not None:
+            self._disks.close_window()
 
     # --- output -----------------------------------------------------------------------------------------------------
 
@@ -251,21 +214,24 @@ class CurveObserver:
             cap_bytes: The most.
             accesses_per_s: Rate of accesses now; None if not known.
         """
-        # Misses are held against the disks whether accesses are sampled or not.
-        reads = CurveFacts(
-            no_curve=self._absent or ("the size of its cache is not known" if self.tracker is None else ""),
-            disk_read_pages=self._disk_read_pages(),
-            misses_lately=None if self._reads is None else round(self._witness.misses),
-            disk_read_pages_lately=None if self._reads is None else round(self._witness.pages),
+        facts = CurveFacts(
+            no_curve=self._absent or ("the size of its cache is not known" if self.tracker is None else "")
         )
-        if reads.no_curve or self.tracker is None:
-            return reads
+        if self._disks is not None:  # misses are held against the disks whether accesses are sampled or not
+            facts = structs.replace(
+                facts,
+                disk_read_pages=self._disks.window_pages,
+                misses_lately=round(self._disks.misses_lately),
+                disk_read_pages_lately=round(self._disks.pages_lately),
+            )
+        if facts.no_curve or self.tracker is None:
+            return facts
         gain = loss = None
         ghosts = self.tracker.ghosts()
         if accesses_per_s is not None and ghosts is not None and not self._is_silent:
             gain, loss = (round(each * accesses_per_s, 4) for each in ghosts)
         return structs.replace(
-            reads,
+            facts,
             curve=self._curve(self.tracker, floor_bytes, cap_bytes),
             ghost_gain=gain,
             ghost_loss=loss,
@@ -275,47 +241,15 @@ class CurveObserver:
         )
 
     def _curve(self, tracker: CurveTracker, floor_bytes: int, cap_bytes: int) -> Curve:
-        curve = tracker.curve(self.mapping, floor_bytes, cap_bytes)
+        curve, tuning = tracker.curve(self.mapping, floor_bytes, cap_bytes), TUNING.trust
         silent = (f"no samples for {self._silent} intervals",) if self._is_silent else ()
         ratios = tuple(round(ratio, 4) for ratio in curve.miss_ratio)
-        wrong = self._silent >= _SUSPECT_SAMPLES or self._since_refused < _REFUSED_SAMPLES
+        wrong = self._silent >= tuning.suspect_intervals or self._since_refused < tuning.refused_intervals
         return structs.replace(curve, miss_ratio=ratios, weak=silent + curve.weak, suspect=curve.suspect or wrong)
 
     @property
     def _is_silent(self) -> bool:
-        return self._silent >= _SILENT_SAMPLES
-
-    def _disk_read_pages(self) -> int | None:
-        if self._reads is None or self._reads_at_window is None or self._reads is self._reads_at_window:
-            return None
-        return round(self._reads.pages - self._reads_at_window.pages)
-
-    # --- upkeep -----------------------------------------------------------------------------------------------------
-
-    def _make_tracker(self) -> None:
-        """Make the tracker once it can be, and another one when what it was made for has changed."""
-        if self._sample is None or self.mapping.overhead_bytes is None:
-            return
-        floor_bytes, cap_bytes = self._range
-        made_for = self._sample.lru, cap_bytes
-        if self.tracker is None or made_for != self._made_for or self._outgrown >= _OUTGROWN_SAMPLES:
-            self._made_for, self._outgrown = made_for, 0
-            cache_pages = self.mapping.cache_pages
-            self._largest_pages = cache_pages(cap_bytes)
-            self.tracker = CurveTracker(self._sample.lru, cache_pages(floor_bytes), self._largest_pages)
-
-    def _disk_miss_s(self) -> float | None:
-        """Take what the disks have read since the last sample; return the time of a page, None if those were few."""
-        before, self._reads_at_sample = self._reads_at_sample, self._reads
-        self.disk_read_pages = None
-        if before is None or self._reads is None:
-            return None
-        self.disk_read_pages = round(self._reads.pages - before.pages)
-        pages, time_s = self._reads.pages - before.pages, self._reads.time_s - before.time_s
-        return time_s / pages if pages >= _DISK_PAGES_LEAST and time_s >= 0 else None
-
-    def _count(self, fault: SampleFault) -> None:
-        self._intake.dropped[fault] = self._intake.dropped.get(fault, 0) + 1
+        return self._silent >= TUNING.trust.silent_intervals
 
 
 def _short(value: float | None) -> float | None:

@@ -146,7 +146,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
         events: Events in the batch, of all kinds.
         lost: Events that did not arrive in that time: the ring was full, or a batch was never read.
         shift: The sampling rate was 2 ** -shift.
-        restarted: The guest or its collector has restarted since: what was known before is void.
+        restarted: The machine was set back to a snapshot: what was known before is void.
     """
 
     keys: Keys
@@ -164,16 +164,11 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SampleIntake:
-    """Checks the order and the plausibility of one guest's batches.
-
-    Attributes:
-        dropped: Batches refused so far, by fault, to be shown.
-    """
+    """Checks the order and the plausibility of the batches of one collector."""
 
     def __init__(self) -> None:
         self._last: Batch | None = None
         self._older: Batch | None = None
-        self.dropped: dict[SampleFault, int] = {}
 
     def accept(self, batch: Batch) -> Window | None:
         """Return what `batch` adds, or None for the first of a series, whose exact count has no beginning.
@@ -183,57 +178,30 @@ class SampleIntake:
                 that goes on from it begins a new series), ABSURD (more sampled accesses than accesses, a key that the
                 rate excludes, or another past than before).
         """
-        try:
-            window = self._accept(batch)
-        except SampleError as error:
-            self.dropped[error.fault] = self.dropped.get(error.fault, 0) + 1
-            raise
-        self._older = None
-        return window
-
-    def _accept(self, batch: Batch) -> Window | None:
         last = self._last
-        accessed = batch.accessed()
         excluded = np.uint64((1 << (batch.shift - BLOCK_SHIFT)) - 1)
-        if (accessed & excluded).any():
+        if (batch.accessed() & excluded).any():
             raise SampleError(SampleFault.ABSURD, "the samples file has pages that its rate leaves out")
         if last is None:
-            self._last = batch
-            return None
-        if (last.boot_id, last.start_id) != (batch.boot_id, batch.start_id):
-            # Its accesses since the start are those of this batch: it is the first of its series if `first` is 0.
-            self._last = batch
-            exact = batch.accesses if batch.first == 0 else 0
-            keys = accessed if 0 < len(accessed) <= exact else accessed[:0]
-            return Window(
-                keys=keys, accesses=exact, events=len(batch.events), lost=0, shift=batch.shift, restarted=True
-            )
-        if (batch.accesses, batch.next) == (last.accesses, last.next):
+            window = None
+        elif (batch.accesses, batch.next) == (last.accesses, last.next):
             raise SampleError(SampleFault.REPEATED, "the collector has not written new samples")
-        if not _goes_on(last, batch):
-            older, self._older = self._older, batch
-            if older is not None and _goes_on(older, batch) and batch.next > older.next:
-                # Not one that came late: the machine was set back (loadvm), and goes on from there.
-                self._last = batch
-                return Window(keys=accessed[:0], accesses=0, events=0, lost=0, shift=batch.shift, restarted=True)
-            if batch.first < last.first or batch.next < last.next:
-                raise SampleError(SampleFault.BACKWARDS, "the samples are older than those before")
-            raise SampleError(SampleFault.BACKWARDS, "a counter of the samples went back")
-        seen = max(0, last.next - batch.first)
-        if seen and batch.shift != last.shift:
-            raise SampleError(SampleFault.ABSURD, "samples that were read before have another rate now")
-        if (batch.events[:seen] != last.events[len(last.events) - seen :]).any():
-            raise SampleError(SampleFault.ABSURD, "samples that were read before are others now")
-        new = structs.replace(batch, first=batch.first + seen, events=batch.events[seen:])
-        keys, exact = new.accessed(), batch.accesses - last.accesses
-        if len(keys) > exact:
-            raise SampleError(SampleFault.ABSURD, "more sampled accesses than accesses")
-        self._last = batch
-        return Window(keys=keys, accesses=exact, events=len(new.events), lost=new.first - last.next, shift=batch.shift)
+        elif _goes_on(last, batch):
+            window = _added(last, batch)
+        else:
+            window = self._set_back(last, batch)
+        self._last, self._older = batch, None
+        return window
 
-    def forget(self) -> None:
-        """Start a new series, because the guest was reset or the connection lost."""
-        self._last = self._older = None
+    def _set_back(self, last: Batch, batch: Batch) -> Window:
+        """Return what begins a new series: not one that came late, but a machine that was set back (loadvm)."""
+        older, self._older = self._older, batch
+        if older is not None and _goes_on(older, batch) and batch.next > older.next:
+            none = batch.events[:0]
+            return Window(keys=none, accesses=0, events=0, lost=0, shift=batch.shift, restarted=True)
+        if batch.first < last.first or batch.next < last.next:
+            raise SampleError(SampleFault.BACKWARDS, "the samples are older than those before")
+        raise SampleError(SampleFault.BACKWARDS, "a counter of the samples went back")
 
 
 def _goes_on(before: Batch, after: Batch) -> bool:
@@ -243,3 +211,17 @@ def _goes_on(before: Batch, after: Batch) -> bool:
         and before.accesses <= after.accesses
         and before.lost <= after.lost
     )
+
+
+def _added(last: Batch, batch: Batch) -> Window:
+    """Return what a batch adds to the one before."""
+    seen = max(0, last.next - batch.first)
+    if seen and batch.shift != last.shift:
+        raise SampleError(SampleFault.ABSURD, "samples that were read before have another rate now")
+    if (batch.events[:seen] != last.events[len(last.events) - seen :]).any():
+        raise SampleError(SampleFault.ABSURD, "samples that were read before are others now")
+    new = structs.replace(batch, first=batch.first + seen, events=batch.events[seen:])
+    keys, exact = new.accessed(), batch.accesses - last.accesses
+    if len(keys) > exact:
+        raise SampleError(SampleFault.ABSURD, "more sampled accesses than accesses")
+    return Window(keys=keys, accesses=exact, events=len(new.events), lost=new.first - last.next, shift=batch.shift)

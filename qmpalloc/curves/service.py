@@ -10,42 +10,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-INTERVALS = 40
-"""Samples of a second or so that are fitted: a load that has caught up must be known for what it is in a minute."""
-
-_TELLING = 8
-
-_KEEP = 0.96
-"""Of what the disk was seen to take before, with each sample."""
-
-_ERROR_MOST = 0.25
-"""Standard error up to which a cost is believed, as a share of what a miss would cost if all of the load's time went to
-misses; errors and slopes are compared by that share here."""
-
-_SIGNIFICANT = 6.0
-"""And a cost must be so many times its standard error: samples that follow each other are not independent."""
-
-_ALL_BUT_NONE = 0.3
-"""That a load does not wait is believed if its slope, with two standard errors, is at most this share."""
-
-_STEADY = 0.1
-"""A load that keeps to a rate of its own takes the same time for each access; only if that varies by no more than this
-share is one taken for such a load, as much else makes a load faster and slower."""
-
-_ERROR_LEAST = 0.01
-"""No fit is more certain than this."""
-
-_AGEING = 1.01
-"""What was learnt counts as so much less certain with each sample."""
-
-_STUBBORN = 6.0
-"""What was learnt before is never taken for so many times as certain as a new fit: the load may be another."""
-
-_CAUGHT_UP = 0.1
-"""That a load does not wait counts for so much with each sample: one that has caught up keeps to its rate at once."""
-
-_MISSES_LEAST = 0.05
-_BUSY = 0.8
+from qmpalloc.curves.tuning import TUNING
 
 
 class Fit(Struct, frozen=True, kw_only=True):
@@ -68,19 +33,21 @@ class Fit(Struct, frozen=True, kw_only=True):
     @property
     def most_s(self) -> float:
         """What a miss would cost if all of the load's time went to misses."""
-        return self.access_s / max(self.miss_ratio, _MISSES_LEAST)
+        return self.access_s / max(self.miss_ratio, TUNING.service.misses_least)
 
     @property
     def some(self) -> bool:
         """Whether it is known what a miss costs."""
         share = self.slope_s / self.most_s
-        return self.error <= _ERROR_MOST and share > 0 and share >= _SIGNIFICANT * self.error
+        return (
+            self.error <= TUNING.service.error_most and share > 0 and share >= TUNING.service.significant * self.error
+        )
 
     @property
     def none(self) -> bool:
         """Whether it is known that the load does not wait, or hardly; never so where `some` is."""
-        little = abs(self.slope_s) / self.most_s + 2.0 * self.error <= _ALL_BUT_NONE
-        return little and self.spread <= _STEADY and not self.some
+        little = abs(self.slope_s) / self.most_s + 2.0 * self.error <= TUNING.service.all_but_none
+        return little and self.spread <= TUNING.service.steady and not self.some
 
 
 class ServiceTimes:
@@ -109,7 +76,7 @@ class ServiceTimes:
         self.hit_s: float | None = None
         self.miss_s: float | None = None
         self.waits: float | None = None
-        self._samples: deque[tuple[float, float]] = deque(maxlen=INTERVALS)
+        self._samples: deque[tuple[float, float]] = deque(maxlen=TUNING.service.intervals)
         self._slope_s, self._error_s = 0.0, math.inf
         self._disk_misses = self._disk_s = 0.0
 
@@ -122,14 +89,14 @@ class ServiceTimes:
             interval_s: Its length, seconds of guest time.
             disk_miss_s: Time the disk took for a read of a page, as QEMU measured it; None if not known.
         """
-        if accesses < 100 or interval_s <= 0:
+        if accesses < TUNING.service.accesses_least or interval_s <= 0:
             return
         m, t = min(1.0, max(0.0, misses / accesses)), interval_s / accesses
         self._samples.append((m, t))
         if disk_miss_s is not None:
-            self._disk_misses = _KEEP * self._disk_misses + max(0, misses)
-            self._disk_s = _KEEP * self._disk_s + max(0, misses) * disk_miss_s
-        self._error_s *= _AGEING
+            self._disk_misses = TUNING.service.disk_keep * self._disk_misses + max(0, misses)
+            self._disk_s = TUNING.service.disk_keep * self._disk_s + max(0, misses) * disk_miss_s
+        self._error_s *= TUNING.service.ageing
         fit = _fit(self._samples)
         if fit is not None and (fit.some or fit.none):
             self._learn(fit)
@@ -138,13 +105,13 @@ class ServiceTimes:
         elif self.waits is None and disk_miss_s is not None:
             self.miss_s = disk_miss_s
             self.hit_s = max(0.0, t - m * disk_miss_s)
-            self.waits = min(1.0, t / (m * disk_miss_s)) if m * disk_miss_s > _BUSY * t else None
+            self.waits = min(1.0, t / (m * disk_miss_s)) if m * disk_miss_s > TUNING.service.busy * t else None
 
     def _learn(self, fit: Fit) -> None:
         error_s = fit.error * fit.most_s
-        self._error_s = max(self._error_s, error_s / _STUBBORN)
+        self._error_s = max(self._error_s, error_s / TUNING.service.stubborn)
         certainty = 1.0 / (1.0 + (error_s / self._error_s) ** 2)
-        weight = max(certainty, _CAUGHT_UP) if fit.none else certainty
+        weight = max(certainty, TUNING.service.caught_up) if fit.none else certainty
         self._slope_s += weight * ((0.0 if fit.none else fit.slope_s) - self._slope_s)
         self._error_s = error_s * certainty**0.5
 
@@ -155,15 +122,15 @@ class ServiceTimes:
         disk_miss_s = self._disk_s / self._disk_misses if self._disk_misses else None
         expected = disk_miss_s if disk_miss_s is not None else fit.most_s
         self.waits = min(1.0, slope_s / expected) if expected > 0 else 0.0
-        if disk_miss_s is None and self.waits > 0.25:
+        if disk_miss_s is None and self.waits > TUNING.service.waits_all:
             self.waits = 1.0
-        self.miss_s = slope_s / self.waits if self.waits > 0.05 else expected
+        self.miss_s = slope_s / self.waits if self.waits > TUNING.service.waits_least else expected
         self.hit_s = max(0.0, fit.access_s - fit.miss_ratio * slope_s)
 
 
 def _fit(samples: deque[tuple[float, float]]) -> Fit | None:
     """Return the line through miss ratios and times per access; None with few samples or without any difference."""
-    if len(samples) < _TELLING:
+    if len(samples) < TUNING.service.telling:
         return None
     m, t = np.array(samples).T
     ranked = np.sort(m)
@@ -180,8 +147,8 @@ def _fit(samples: deque[tuple[float, float]]) -> Fit | None:
     rest = t - slope * m
     miss_ratio, access_s = float(np.median(m)), float(np.median(t))
     standard = (high - low) / 2.563
-    error = _deviation(rest) / standard / len(m) ** 0.5 / (access_s / max(miss_ratio, _MISSES_LEAST))
-    error = max(error, _ERROR_LEAST)
+    error = _deviation(rest) / standard / len(m) ** 0.5 / (access_s / max(miss_ratio, TUNING.service.misses_least))
+    error = max(error, TUNING.service.error_least)
     return Fit(slope_s=slope, miss_ratio=miss_ratio, access_s=access_s, error=error, spread=_deviation(t) / access_s)
 
 

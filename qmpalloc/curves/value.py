@@ -22,19 +22,16 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from qmpalloc.curves.tuning import TUNING
+
 Objective = Literal["hits", "misses", "fair"]
 
 Values = NDArray[np.float64]
 
 _IDLE_PER_S = 0.001
-_HITS_LEAST = 0.01
-"""Below this share of hits ``fair`` sees no difference: the logarithm of nothing would outweigh all else."""
 
 OUTSTANDING_SURE = 8.0
 """Reads outstanding up to which a load is taken for one that waits for each of them, as that many threads do."""
-
-_FASTER_MOST = 20.0
-"""No prediction makes a load more than this many times as fast as it was seen to be."""
 
 
 class Load(Struct, frozen=True, kw_only=True):
@@ -65,7 +62,7 @@ class Load(Struct, frozen=True, kw_only=True):
             waited_s = now_s / self.miss_ratio
         slower_s = waited_s * (miss_ratios - self.miss_ratio)
         slower_s = np.where(slower_s < 0, min(1.0, self.waits * OUTSTANDING_SURE) * slower_s, slower_s)
-        return np.asarray(1.0 / np.maximum(now_s + slower_s, now_s / _FASTER_MOST))
+        return np.asarray(1.0 / np.maximum(now_s + slower_s, now_s / TUNING.value.faster_most))
 
     def values(self, miss_ratios: Values, objective: Objective) -> Values:
         """Return the objective, to be maximised, at each miss ratio.
@@ -83,5 +80,5 @@ class Load(Struct, frozen=True, kw_only=True):
             case "fair":
                 if self.accesses_per_s < _IDLE_PER_S:
                     return np.zeros(len(miss_ratios))
-                share = np.maximum(1.0 - miss_ratios, _HITS_LEAST)
+                share = np.maximum(1.0 - miss_ratios, TUNING.value.hits_least)
                 return np.asarray(self.weight * np.log(rates / self.accesses_per_s * share))

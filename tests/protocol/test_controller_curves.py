@@ -8,9 +8,10 @@ import trio
 from msgspec import structs
 
 from qmpalloc.control.sampling import SAMPLES_BYTES_PER_S, SAMPLES_CHUNK_BYTES
-from qmpalloc.curves.observer import NOT_SAMPLED, OVER, SAMPLES_AT_ONCE
+from qmpalloc.curves.observer import NOT_SAMPLED
 from qmpalloc.curves.samples import Batch, pack
 from qmpalloc.curves.tracker import CurveTracker
+from qmpalloc.curves.tuning import TUNING
 from qmpalloc.events import CurveSeen, Decided, Faulted, Sampled, SampleRejected, SamplesDropped, decoder, encoder
 from qmpalloc.experiment.spec.access import Uniform
 from qmpalloc.sim.replay import ReplayGuest, mixed
@@ -355,8 +356,9 @@ async def test_a_guest_that_forges_samples_is_asked_for_them_less_and_less_and_t
     await lab.run(200.0, "curve")
     waits_s = [after - before for before, after in pairwise(opened_s[1:])]
     assert waits_s == pytest.approx([10, 20, 40, 80], abs=2.1)
-    assert max(simulated) <= SAMPLES_AT_ONCE
-    assert [event.message for event in lab.of(SamplesDropped, "large")] == [f"huge: {OVER}"]
+    assert max(simulated) <= TUNING.sampling.at_once
+    (dropped,) = lab.of(SamplesDropped, "large")
+    assert dropped.message == ("huge: more than 6000 sampled accesses at once, or 2500 a second: they count as lost")
     seen, _ = last(lab)["large"]
     assert seen.curve.weak[0].startswith("no samples") or "lost" in seen.curve.weak[0]
     assert len(lab.of(Sampled, "large")) >= 190

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from qmpalloc.curves.effort import LEAST_PER_S, Effort
+from qmpalloc.curves.cpu_budget import CpuBudget
+from qmpalloc.curves.disk_check import Reads
 from qmpalloc.curves.mapping import SYSTEM_PAGES
-from qmpalloc.curves.observer import NOT_SAMPLED, SAMPLES_AT_ONCE, SAMPLES_PER_S, CurveObserver, Reads
+from qmpalloc.curves.observer import NOT_SAMPLED, CurveObserver
 from qmpalloc.curves.samples import Batch, pack
 from qmpalloc.curves.tracker import CurveTracker
+from qmpalloc.curves.tuning import TUNING, tuned
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.sample import Counters, Delta, Memory, Sample
 from qmpalloc.sim.replay import mixed
@@ -24,8 +26,8 @@ ACCESSES = 128_000
 class Feed:
     """A guest that reads PAGES * 64 pages at random, half of which are cached."""
 
-    def __init__(self, effort=None):
-        self.observer = CurveObserver(effort)
+    def __init__(self, cpu_budget=None):
+        self.observer = CurveObserver(cpu_budget)
         self.random = np.random.default_rng(1)
         self.events = self.accesses = self.sequence = 0
         self.boot, self.start, self.lru = b"b" * 16, b"s" * 8, "lru_gen"
@@ -152,37 +154,37 @@ def test_samples_that_stop_while_the_guest_goes_on_weaken_the_curve():
 
 def test_a_burst_is_thinned_out_until_it_is_worth_its_time():
     feed = Feed().run()
-    feed.observer.take_batch(feed.batch(3 * SAMPLES_AT_ONCE, 10**7), 0.0)
+    feed.observer.take_batch(feed.batch(3 * TUNING.sampling.at_once, 10**7), 0.0)
     assert feed.observer.tracker.shift == 8
     assert not any("lost" in why for why in feed.facts.curve.weak)
     for second in range(1, 20):  # at the limit of the collector, which the allowance is above
         feed.counters()
         assert feed.observer.take_batch(feed.batch(2_000), float(second)) == 0
     assert feed.observer.tracker.shift == 8
-    assert feed.observer.dropped == {}
 
 
 def test_where_simulating_costs_too_much_less_is_sampled():
-    feed = Feed(Effort(share=1e-9)).run(2)
-    for second in range(120):
-        feed.counters()
-        feed.observer.take_batch(feed.batch(2_000), float(second))
+    feed = Feed().run(2)
+    with tuned("sampling", cpu_share=1e-9):
+        for second in range(120):
+            feed.counters()
+            feed.observer.take_batch(feed.batch(2_000), float(second))
     assert feed.observer.tracker.shift >= 9  # of 2,000 a second 250
     assert not any("lost" in why for why in feed.facts.curve.weak)
 
 
 def test_the_share_is_divided_among_the_guests_by_what_a_sample_costs():
-    effort = Effort(share=0.2)
-    guests = [CurveObserver(effort) for _ in range(16)]
+    budget, share = CpuBudget(), TUNING.sampling.cpu_share
+    guests = [CurveObserver(budget) for _ in range(16)]
     for _ in range(200):
-        effort.spent(1_000, 0.01)
-        effort.spent(10, 1.0)  # few tell nothing
-    assert effort.per_s == pytest.approx(0.2 / 10e-6 / 16, rel=0.01)
+        budget.spent(1_000, 0.01)
+        budget.spent(10, 1.0)  # few tell nothing
+    assert budget.per_s == pytest.approx(share / 10e-6 / 16, rel=0.01)
     del guests[1:]
-    assert effort.per_s == pytest.approx(0.2 / 10e-6, rel=0.01)
+    assert budget.per_s == pytest.approx(share / 10e-6, rel=0.01)
     for _ in range(200):
-        effort.spent(1_000, 100.0)
-    assert effort.per_s == LEAST_PER_S
+        budget.spent(1_000, 100.0)
+    assert budget.per_s == TUNING.sampling.cpu_least_per_s
 
 
 def test_forged_samples_are_simulated_up_to_an_allowance(monkeypatch):
@@ -194,7 +196,7 @@ def test_forged_samples_are_simulated_up_to_an_allowance(monkeypatch):
     )
     seconds = 60
     for second in range(seconds):
-        for count in (SAMPLES_PER_S, SAMPLES_AT_ONCE // 2, 65_536):
+        for count in (round(TUNING.sampling.per_s), TUNING.sampling.at_once // 2, 65_536):
             with suppress(SampleError):
                 feed.observer.take_batch(feed.forge(count), float(second))
         # Another collector, or another kernel, does not give the guest another allowance.
@@ -203,15 +205,18 @@ def test_forged_samples_are_simulated_up_to_an_allowance(monkeypatch):
             feed.counters()
             feed.observer.take_batch(feed.batch(10), float(second))
             feed.counters()
-    assert 0.3 * seconds * SAMPLES_PER_S < sum(simulated) <= SAMPLES_AT_ONCE + seconds * SAMPLES_PER_S
+    assert (
+        0.3 * seconds * TUNING.sampling.per_s
+        < sum(simulated)
+        <= TUNING.sampling.at_once + seconds * TUNING.sampling.per_s
+    )
 
 
 def test_a_batch_that_would_take_too_long_is_refused_and_counts_as_lost():
     feed = Feed().run()
     with pytest.raises(SampleError, match="at once") as refused:
-        feed.observer.take_batch(feed.forge(SAMPLES_AT_ONCE + 1), 0.0)
+        feed.observer.take_batch(feed.forge(TUNING.sampling.at_once + 1), 0.0)
     assert refused.value.fault is SampleFault.HUGE
-    assert feed.observer.dropped == {SampleFault.HUGE: 1}
     assert "lost" in feed.facts.curve.weak[0]
 
 
@@ -221,7 +226,6 @@ def test_what_cannot_be_used_is_counted_and_changes_nothing_but_that_the_guest_i
     for data in (b"", b"x" * 100, feed.batch()[:-1]):
         with pytest.raises(SampleError):
             feed.observer.take_batch(data)
-    assert sum(feed.observer.dropped.values()) == 3
     assert not before.curve.suspect
     assert feed.facts == structs.replace(before, curve=structs.replace(before.curve, suspect=True))
     assert not feed.run(10).facts.curve.suspect

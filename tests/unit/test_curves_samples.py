@@ -108,12 +108,11 @@ def test_a_gap_in_the_numbers_is_a_loss_and_lowers_what_is_expected():
         (batch(11, [2, 4], 600, shift=7), SampleFault.ABSURD),  # event 11 had another rate
     ],
 )
-def test_repeated_reordered_and_forged_batches_are_refused_and_counted(second, fault):
+def test_repeated_reordered_and_forged_batches_are_refused(second, fault):
     intake, _ = fed(batch(10, [1, 2], 500))
     with pytest.raises(SampleError) as caught:
         intake.accept(second)
     assert caught.value.fault is fault
-    assert intake.dropped == {fault: 1}
     assert intake.accept(batch(12, [4], 700)).keys.tolist() == [4]
 
 
@@ -134,22 +133,6 @@ def test_a_machine_that_was_set_back_to_a_snapshot_begins_anew_with_its_second_b
         with pytest.raises(SampleError):
             intake.accept(late)
         assert not intake.accept(next_one).restarted
-
-
-@pytest.mark.parametrize("change", [{"boot": b"B" * 16}, {"start": b"S" * 8}])
-def test_a_restart_is_told_and_carries_nothing_over(change):
-    _, windows = fed(batch(50, [1], 9_000), batch(0, [2], 70, **change))
-    assert windows[1].restarted
-    assert windows[1].accesses == 70
-    _, windows = fed(batch(50, [1], 9_000), batch(7, [2], 70, **change))
-    assert windows[1].accesses == 0
-    assert windows[1].keys.tolist() == []
-
-
-def test_after_forget_a_series_begins_anew():
-    intake, _ = fed(batch(50, [1], 9_000))
-    intake.forget()
-    assert intake.accept(batch(3, [2], 20)) is None
 
 
 def test_a_guest_that_reads_nothing_for_a_while_goes_on():

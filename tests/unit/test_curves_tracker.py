@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from qmpalloc.curves.change import ChangeDetector
 from qmpalloc.curves.mapping import SYSTEM_PAGES, SizeMapping
 from qmpalloc.curves.samples import Window
 from qmpalloc.curves.service import ServiceTimes
-from qmpalloc.curves.tracker import POINTS, CurveTracker
-from qmpalloc.curves.usual import Usual
+from qmpalloc.curves.tracker import CurveTracker
+from qmpalloc.curves.tuning import TUNING, tuned
 from qmpalloc.sample import Memory
 from qmpalloc.sim.replay import mixed
 from qmpalloc.units import GIB, MIB, PAGE_BYTES
@@ -50,7 +51,7 @@ def curve(tracker):
 def test_a_uniform_load_has_a_straight_curve(policy):
     found = curve(fed(CurveTracker(policy, 10_000, 200_000)))
     assert found.weak == ()
-    assert len(found.sizes_bytes) <= 2 * POINTS + 2
+    assert len(found.sizes_bytes) <= 2 * TUNING.tracking.points + 2
     sizes = np.array([200, 250, 300, 350]) * MIB
     expected = 1 - (sizes - 100 * MIB) / PAGE_BYTES / FIT
     assert np.interp(sizes, found.sizes_bytes, found.miss_ratio) == pytest.approx(expected, abs=0.03)
@@ -138,12 +139,12 @@ def test_a_model_that_is_a_little_wrong_is_corrected_where_the_guest_is():
 
 def test_another_file_is_noticed_by_its_new_pages_and_the_curve_is_weak_until_they_are_known():
     tracker = fed(CurveTracker("two_list", 10_000, 200_000), 12)
-    assert tracker.changes == 0
+    assert tracker.load == 1
     weak = []
     for index in range(10):
         fed(tracker, 1, first=50_000, seed=100 + index)
         weak.append(bool(curve(tracker).weak))
-    assert tracker.changes == 1
+    assert tracker.load == 2
     assert weak[1]
     assert not weak[-1]
 
@@ -151,24 +152,24 @@ def test_another_file_is_noticed_by_its_new_pages_and_the_curve_is_weak_until_th
 def test_the_pages_of_the_load_before_are_not_waited_for():
     """Another file, as large: with the pages of both, two working sets would be twice as many accesses."""
     tracker, sampled = fed(CurveTracker("two_list", 10_000, 200_000), 12), 0
-    while tracker.changes == 0 or any("working sets" in why or "only" in why for why in curve(tracker).weak):
+    while tracker.load == 1 or any("working sets" in why or "only" in why for why in curve(tracker).weak):
         tracker.observe(window(uniform(250, 100 + sampled, 50_000)))
         tracker.measure(16_000, 8_000, FIT // 2)
-        sampled += 250 * tracker.changes
+        sampled += 250 * (tracker.load - 1)
     assert sampled <= 2.5 * PAGES
 
 
 def test_a_load_that_misses_more_with_the_same_pages_is_noticed():
     tracker = fed(CurveTracker("lru_gen", 10_000, 200_000), 12)
     fed(tracker, 4, misses=0.8)
-    assert tracker.changes == 1
+    assert tracker.load == 2
 
 
 def test_a_steady_load_is_never_taken_for_a_changed_one():
     tracker = CurveTracker("lru_gen", 10_000, 200_000)
     for index in range(60):
         fed(tracker, 1, seed=index)
-    assert tracker.changes == 0
+    assert tracker.load == 1
 
 
 def test_a_lower_rate_in_mid_run_keeps_what_was_learnt():
@@ -358,7 +359,14 @@ def test_each_of_many_outstanding_reads_holds_a_load_up_for_its_part():
     assert times.waits * times.miss_s == pytest.approx(1 / 1_400, rel=0.02)
 
 
-def test_usual_needs_two_in_a_row():
-    usual = Usual(0.05)
-    assert not any(usual.unusual(value) for value in [0.1, 0.1, 0.1, 0.1, 0.3, 0.1, 0.3])
-    assert usual.unusual(0.3)
+def test_a_change_takes_two_windows_in_a_row():
+    detector = ChangeDetector(0.05, 2)
+    assert not any(detector.unusual(value) for value in [0.1, 0.1, 0.1, 0.1, 0.3, 0.1, 0.3])
+    assert detector.unusual(0.3)
+
+
+def test_an_ablation_changes_one_number_for_a_while():
+    with tuned("change", new=0.9):
+        tracker = fed(fed(CurveTracker("two_list", 10_000, 200_000), 12), 2, first=50_000)
+    assert TUNING.change.new == 0.15
+    assert tracker.load < fed(fed(CurveTracker("two_list", 10_000, 200_000), 12), 2, first=50_000).load

@@ -9,7 +9,8 @@ import numpy as np
 from msgspec import Struct, structs
 from numpy.typing import NDArray
 
-from qmpalloc.curves.observer import CurveFacts, CurveObserver, Reads
+from qmpalloc.curves.disk_check import Reads
+from qmpalloc.curves.observer import CurveFacts, CurveObserver
 from qmpalloc.errors import SampleError
 from qmpalloc.experiment.sweep.measurement import CACHE_ALIKE, Case, Shipped, SweepResult
 from qmpalloc.sample import Memory, SampleTracker

@@ -8,13 +8,10 @@ import numpy as np
 
 from qmpalloc.curves.keys import Ids
 from qmpalloc.curves.simulation import POLICIES
-
-_LEAST = 0.05
-_DEVIATIONS = 3.0
-_FEW = 500
+from qmpalloc.curves.tuning import TUNING
 
 
-class Afresh:
+class StalePageDetector:
     """What a guest misses since its load changed, beside what it would have, had its cache been emptied then.
 
     Linux's multi-generational LRU can keep pages that were read often long after they were read last: as long as new
@@ -35,18 +32,16 @@ class Afresh:
             cached: Size of the cache, in pages of the sample.
             scale: Real pages for each page of the sample.
         """
-        self._cache = POLICIES[policy](max(1, round(cached)), 0, scale=scale)
-        self._read: set[int] = set()
-        self._sampled = self._again = self._missed = 0.0
-        self._accesses = self._misses = 0.0
+        pages = ids.tolist()
+        self._cache = POLICIES[policy](max(1, round(cached)), max(pages, default=-1) + 1, scale=scale)
+        self._cache.read(pages)
+        self._read = set(pages)
         self.was_stale = False
-        self.observe(ids)
         self.restart()
 
     def restart(self) -> None:
         """Forget what was counted, but not what is cached: something has happened to the guest's cache."""
-        self._sampled = self._again = self._missed = 0.0
-        self._accesses = self._misses = 0.0
+        self._sampled = self._again = self._missed = self._accesses = self._misses = 0.0
 
     def observe(self, ids: Ids) -> None:
         """Take accesses to pages of the sample."""
@@ -60,19 +55,19 @@ class Afresh:
         self._read.update(pages)
         self._again += len(pages) - (len(self._read) - known)
 
-    def measure(self, accesses: int, misses: int, cached: float) -> None:
-        """Take what was counted in the guest in the same time; `cached` in pages of the sample."""
-        self._cache.resize(max(1, round(cached)))
-        self._accesses += accesses
-        self._misses += misses
-        self.was_stale |= self.stale > 0
+    def measure(self, accesses: int, misses: int, cached: float, kept: float = 1.0) -> None:
+        """Take what was counted in the guest in the same time.
 
-    def forget(self, factor: float) -> None:
-        """Multiply the weight of all that was seen by `factor`."""
-        self._sampled, self._again, self._missed = (
-            factor * value for value in (self._sampled, self._again, self._missed)
-        )
-        self._accesses, self._misses = factor * self._accesses, factor * self._misses
+        Args:
+            accesses: Pages accessed.
+            misses: Pages brought in for them.
+            cached: Size of the cache, in pages of the sample.
+            kept: Weight that all that was seen before still has.
+        """
+        self._sampled, self._again, self._missed = kept * self._sampled, kept * self._again, kept * self._missed
+        self._accesses, self._misses = kept * self._accesses + accesses, kept * self._misses + misses
+        self._cache.resize(max(1, round(cached)))
+        self.was_stale |= self.stale > 0
 
     def renumber(self, new: Ids) -> None:
         """Give pages new numbers; -1 for those to be dropped."""
@@ -88,7 +83,8 @@ class Afresh:
     @property
     def recovered(self) -> bool:
         """Whether pages of the load before were in the way and are no longer: the kernel has let go of them."""
-        return self.was_stale and self._sampled >= _FEW and abs(self._more) < _LEAST
+        tuning = TUNING.staleness
+        return self.was_stale and self._sampled >= tuning.few and abs(self._more) < tuning.least
 
     @property
     def _more(self) -> float:
@@ -102,11 +98,11 @@ class Afresh:
 
         Pages read for the first time miss in any cache, and not for long; they are left out.
         """
-        if self._sampled < _FEW or self._again <= 0 or not self._accesses:
+        tuning, more = TUNING.staleness, self._more
+        if self._sampled < tuning.few or self._again <= 0:
             return 0.0
         simulated = self._missed / self._sampled
-        more = self._more
         deviation = math.sqrt(max(simulated * (1.0 - simulated), 0.01) / self._sampled)
-        if more < max(_LEAST, _DEVIATIONS * deviation):
+        if more < max(tuning.least, tuning.deviations * deviation):
             return 0.0
         return float(np.clip(more * self._sampled / self._again, 0.0, 1.0))

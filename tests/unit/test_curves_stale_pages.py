@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qmpalloc.curves.afresh import Afresh
+from qmpalloc.curves.stale_pages import StalePageDetector
 from qmpalloc.experiment.spec.access import Normal
 from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import MIB
@@ -33,7 +33,7 @@ def found(guest):
 
 def test_pages_that_the_multi_generational_lru_keeps_are_seen_and_a_squeeze_rids_it_of_them():
     guest = changed_guest("lru_gen")
-    assert guest.tracker.changes == 1
+    assert guest.tracker.load == 2
     before = guest.misses / (guest.hits + guest.misses)
     stale = found(guest).stale
     assert 0.3 < stale < 0.5
@@ -53,7 +53,7 @@ def test_pages_that_the_multi_generational_lru_keeps_are_seen_and_a_squeeze_rids
 @pytest.mark.parametrize("lru", ["lru", "two_list"])
 def test_where_old_pages_go_by_themselves_nothing_is_seen(lru):
     guest = changed_guest(lru)
-    assert guest.tracker.changes == 1
+    assert guest.tracker.load == 2
     assert found(guest).stale == 0
 
 
@@ -65,30 +65,30 @@ def test_a_load_that_did_not_change_has_nothing_stale():
 
 def test_first_reads_are_no_misses_that_could_be_saved():
     """Half of the accesses are first reads; of the others, the guest misses half and an empty cache none."""
-    afresh = Afresh("lru", np.arange(0), 10_000, scale=64)
+    detector = StalePageDetector("lru", np.arange(0), 10_000, scale=64)
     pages = np.arange(1_000)
-    afresh.observe(np.concatenate([pages, pages]))
-    afresh.measure(128_000, 96_000, 10_000)
-    assert afresh.stale == pytest.approx(0.5)
-    assert afresh.pages_read == 1_000
+    detector.observe(np.concatenate([pages, pages]))
+    detector.measure(128_000, 96_000, 10_000)
+    assert detector.stale == pytest.approx(0.5)
+    assert detector.pages_read == 1_000
 
 
 def test_few_accesses_or_a_small_difference_prove_nothing():
-    few = Afresh("lru", np.arange(0), 10_000, scale=64)
+    few = StalePageDetector("lru", np.arange(0), 10_000, scale=64)
     few.observe(np.zeros(400, dtype=np.int64))
     few.measure(25_600, 25_600, 10_000)
     assert few.stale == 0
-    alike = Afresh("lru", np.arange(0), 10_000, scale=64)
+    alike = StalePageDetector("lru", np.arange(0), 10_000, scale=64)
     alike.observe(np.zeros(4_000, dtype=np.int64))
     alike.measure(256_000, 10_000, 10_000)
     assert alike.stale == 0
 
 
 def test_pages_get_new_numbers():
-    afresh = Afresh("lru", np.arange(10), 10_000, scale=64)
+    detector = StalePageDetector("lru", np.arange(10), 10_000, scale=64)
     new = np.full(10, -1)
     new[5:] = np.arange(5)
-    afresh.renumber(new)
-    assert afresh.pages_read == 5
-    afresh.observe(np.arange(5))
-    assert afresh.pages_read == 5
+    detector.renumber(new)
+    assert detector.pages_read == 5
+    detector.observe(np.arange(5))
+    assert detector.pages_read == 5

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from weakref import WeakSet
 
-SHARE = 0.15
-"""Of one core, for simulating the samples of all guests together; with what reading them takes, less than a fifth."""
-
-LEAST_PER_S = 250.0
-"""Sampled accesses a second that each guest may always have: with fewer it would have no curve."""
-
-_COST_S = 5e-6
-_FEW = 100
-_KEEP = 0.95
+from qmpalloc.curves.tuning import TUNING
 
 
-class Effort:
+class CpuBudget:
     """Divides the share evenly. The cost of a sampled access is measured, for machines differ by a factor of three."""
 
-    def __init__(self, share: float = SHARE) -> None:
-        self._share, self._cost_s = share, _COST_S
+    def __init__(self) -> None:
+        self._cost_s = TUNING.sampling.cpu_cost_s
         self._guests: WeakSet[object] = WeakSet()
 
     def join(self, guest: object) -> None:
@@ -28,10 +20,12 @@ class Effort:
 
     def spent(self, count: int, cpu_s: float) -> None:
         """Take note of what it took to simulate `count` sampled accesses, in seconds of CPU; few tell nothing."""
-        if count >= _FEW and cpu_s > 0:
-            self._cost_s = _KEEP * self._cost_s + (1.0 - _KEEP) * cpu_s / count
+        if count >= TUNING.sampling.cpu_few and cpu_s > 0:
+            keep = TUNING.sampling.cpu_keep
+            self._cost_s = keep * self._cost_s + (1.0 - keep) * cpu_s / count
 
     @property
     def per_s(self) -> float:
         """Sampled accesses that each guest may have simulated in a second."""
-        return max(LEAST_PER_S, self._share / (self._cost_s * max(1, len(self._guests))))
+        share = TUNING.sampling.cpu_share / (self._cost_s * max(1, len(self._guests)))
+        return max(TUNING.sampling.cpu_least_per_s, share)
