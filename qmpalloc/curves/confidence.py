@@ -14,7 +14,7 @@ class Confidence:
     """Counts what was seen of a load and lost of its samples, in sampled accesses.
 
     Attributes:
-        began_at: When the load began, by the clock of the reuse stack.
+        began_at: When the load began, by the clock of the LRU curve.
     """
 
     def __init__(self, lru: ReuseDistances, pages_most: int) -> None:
@@ -31,7 +31,7 @@ class Confidence:
 
     def begin(self) -> None:
         """Begin with another load; samples that were lost were lost all the same."""
-        self.began_at = self._lru.stack.clock
+        self.began_at = self._lru.clock
         self._seen, self._since_change, self._settled = 0, 0.0, False
 
     def observe(self, sampled: int, events: int, lost: int) -> bool:
@@ -57,7 +57,7 @@ class Confidence:
     @property
     def working_set(self) -> int:
         """Sampled pages accessed since the load began; those of the load before are known as well, but do not count."""
-        return max(1, self._lru.stack.pages_since(self.began_at))
+        return max(1, self._lru.pages_since(self.began_at))
 
     @property
     def half_life(self) -> float:

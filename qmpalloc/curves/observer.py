@@ -117,9 +117,9 @@ class CurveObserver:
             tuning = TUNING.sampling
             limits = f"{tuning.at_once} sampled accesses at once, or {tuning.per_s:.0f} a second"
             raise SampleError(SampleFault.HUGE, f"more than {limits}: they count as lost")
-        known, began_s = self.tracker.lru.stack.clock, time.thread_time()
+        known, began_s = self.tracker.lru.clock, time.thread_time()
         self.tracker.observe(window)
-        self._cpu.spent(self.tracker.lru.stack.clock - known, time.thread_time() - began_s)
+        self._cpu.spent(self.tracker.lru.clock - known, time.thread_time() - began_s)
         return window.lost
 
     def _accept(self, batch: Batch) -> Window | None:

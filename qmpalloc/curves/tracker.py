@@ -99,7 +99,7 @@ class CurveTracker:
         if self._confidence.observe(len(ids), window.events, window.lost):
             self._forget_most()
         if self._keys.full:
-            self._renumber(self._keys.trim(self.lru.stack.last))
+            self._renumber(self._keys.trim(self.lru.last))
 
     def measure(
         self,
@@ -131,7 +131,7 @@ class CurveTracker:
         half_life = self._confidence.half_life * 2.0**self.shift
         if not self._measurement.take(accesses, counted, cached_pages, half_life / 2):
             self._gap.forget()
-            self._gap.begin_window(self.lru.stack.clock)
+            self._gap.begin_window(self.lru.clock)
             return
         here = float(self.miss_ratios(np.array([self._measurement.cached]))[0])
         self._gap.observe(misses - here * accesses, accesses)
@@ -235,7 +235,7 @@ class CurveTracker:
         """Lower the rate of a guest that has been too busy for long."""
         tuning = TUNING.sampling
         self._busy = self._busy + 1 if accesses_per_s / 2.0**self.shift > tuning.per_s_max else 0
-        if self._busy >= tuning.busy_intervals and self.lru.stack.pages >= 2 * tuning.pages_least:
+        if self._busy >= tuning.busy_intervals and self.lru.pages >= 2 * tuning.pages_least:
             self.lower_rate(self.shift + 1)
 
     def _raise_rate(self, shift: int) -> None:
@@ -258,7 +258,7 @@ class CurveTracker:
     def _watch(self, detector: ChangeDetector, scale: float) -> None:
         """Begin with another load if a detector has noticed a change; `scale` is its accesses for each sampled one."""
         needed = self._confidence.half_life / TUNING.change.windows * scale
-        began_at = detector.changed_since(needed, self.lru.stack.clock, judge=self._confidence.warm)
+        began_at = detector.changed_since(needed, self.lru.clock, judge=self._confidence.warm)
         if began_at is not None:
             self._changed(began_at)
 
@@ -268,7 +268,7 @@ class CurveTracker:
         self._measurement.forget()
         self._newcomers.forget()
         self._gap.forget()
-        self._gap.begin_window(self.lru.stack.clock)
+        self._gap.begin_window(self.lru.clock)
         self._forget_most()
         if self._policy == _KEEPS_OLD_PAGES:
             pages, scale = self._pages_since(began_at), 2.0**self.shift
@@ -295,7 +295,7 @@ class CurveTracker:
 
     def _pages_since(self, clock: int) -> Ids:
         """Return the pages accessed at or after a time, the last one last."""
-        last = self.lru.stack.last
+        last = self.lru.last
         ids = np.flatnonzero(last >= clock)
         return np.asarray(ids[np.argsort(last[ids])])
 

@@ -12,7 +12,7 @@ from qmpalloc.curves.keys import KeyTable, in_sample
 from qmpalloc.curves.measurement import anchored
 from qmpalloc.curves.multigen import MultiGenerational
 from qmpalloc.curves.replacement import Fifo, Lru
-from qmpalloc.curves.reuse import ReuseDistances, ReuseStack, ReuseTimes
+from qmpalloc.curves.reuse import ReuseDistances, ReuseTimes
 from qmpalloc.curves.simulation import POLICIES, Simulations
 from qmpalloc.curves.split import best_split
 from qmpalloc.curves.two_list import TwoList
@@ -36,16 +36,16 @@ def brute_distances(numbers):
 @settings(deadline=None)
 @given(pages, st.integers(1, 50))
 def test_reuse_distances_are_those_of_a_stack_however_the_accesses_are_cut_into_batches(numbers, size):
-    stack = ReuseStack()
+    lru = ReuseDistances(64)
     found = []
     for start in range(0, len(numbers), size):
-        found += stack.access(np.array(numbers[start : start + size])).tolist()
+        found += lru.distances(np.array(numbers[start : start + size])).tolist()
     assert found == brute_distances(numbers)
 
 
 def test_reuse_distances_beyond_a_chunk():
     numbers = np.random.default_rng(1).integers(0, 200, 3000)
-    assert ReuseStack().access(numbers).tolist() == brute_distances(numbers.tolist())
+    assert ReuseDistances(64).distances(numbers).tolist() == brute_distances(numbers.tolist())
 
 
 @settings(deadline=None)

@@ -218,7 +218,7 @@ def test_after_a_load_larger_than_the_largest_size_another_is_seen_twice_before_
         tracker.observe(window(np.arange(2_000 * index, 2_000 * index + 2_000)))
         tracker.measure(128_000, 128_000, 90_000)
     assert not any("working sets" in reason for reason in curve(tracker).weak)
-    tracker._changed(tracker.lru.stack.clock)
+    tracker._changed(tracker.lru.clock)
     tracker.observe(window(uniform(1_200, first=100_000)))
     assert any("working sets" in reason for reason in curve(tracker).weak)
 
@@ -228,7 +228,7 @@ def test_a_large_guest_is_sampled_at_a_lower_rate_and_memory_stays_bounded():
     assert tracker.shift == 8
     for index in range(12):
         tracker.observe(window(np.arange(index * 8_000, (index + 1) * 8_000)))
-    assert tracker.lru.stack.pages <= 4 * 8_192
+    assert tracker.lru.pages <= 4 * 8_192
     assert tracker.miss_ratios(np.array([1e6]))[0] == pytest.approx(1.0, abs=0.01)
 
 
