@@ -15,6 +15,8 @@ _PROTECTED_READS = 5
 """Reads after which a page is always spared once: PG_referenced, PG_workingset and three steps in LRU_REFS_WIDTH."""
 
 _UNREAD = _PROTECTED_READS + 1
+"""State of a page that was spared and not read since; else its reads."""
+
 _LEAST_GENERATIONS = 2  # MIN_NR_GENS
 
 
@@ -37,18 +39,13 @@ class MultiGenerational(Replacement):
     name = "multi-generational"
 
     def __init__(self, capacity: int, ids: int = 0, *, scale: float = 1.0) -> None:
-        self._reads = bytearray()  # 0: absent, n: n reads, _UNREAD: spared and not read since
         self._restorable: set[int] = set()  # evicted from the oldest generation when one read short of being spared
         self._generations: deque[deque[int]] = deque(deque() for _ in range(_LEAST_GENERATIONS + 1))
         super().__init__(capacity, ids, scale=scale)
 
-    def grow(self, ids: int) -> None:
-        """Make room for more page numbers."""
-        self._reads.extend(bytes(max(0, ids - len(self._reads))))
-
     def read(self, pages: Sequence[int]) -> int:
         """Read pages, as `Replacement.read`."""
-        reads, misses = self._reads, 0
+        reads, misses = self._states, 0
         for page in pages:
             count = reads[page]
             if count == 0:
@@ -68,12 +65,12 @@ class MultiGenerational(Replacement):
         self.resident += 1
         if page in restorable:
             restorable.discard(page)
-            self._reads[page] = _PROTECTED_READS
+            self._states[page] = _PROTECTED_READS
         else:
-            self._reads[page] = 1
+            self._states[page] = 1
 
     def _evict(self) -> None:
-        reads = self._reads
+        reads = self._states
         while True:
             generations = self._generations
             while len(generations) > _LEAST_GENERATIONS and not generations[0]:
@@ -97,13 +94,9 @@ class MultiGenerational(Replacement):
 
     def renumber(self, new: Sequence[int]) -> None:
         """Give pages new numbers, as `Replacement.renumber`."""
-        reads = bytearray(max(new, default=-1) + 1)
-        for old, number in enumerate(new):
-            if number >= 0:
-                reads[number] = self._reads[old]
+        super().renumber(new)
         self._generations = deque(
             deque(new[page] for page in generation if new[page] >= 0) for generation in self._generations
         )
         self.resident = sum(map(len, self._generations))
         self._restorable = {new[page] for page in self._restorable if new[page] >= 0}
-        self._reads = reads

@@ -27,6 +27,7 @@ class Replacement(ABC):
             scale: Real pages for each page here, when only a sample is simulated.
         """
         self._scale = scale
+        self._states = bytearray()  # of the pages, by number; 0: absent
         self.resident = 0
         self.resize(capacity)
         self.grow(ids)
@@ -41,17 +42,21 @@ class Replacement(ABC):
     def _evict(self) -> None:
         """Evict one page."""
 
-    @abstractmethod
     def grow(self, ids: int) -> None:
         """Make room for more page numbers."""
+        self._states.extend(bytes(max(0, ids - len(self._states))))
 
     @abstractmethod
     def read(self, pages: Sequence[int]) -> int:
         """Read pages in order and return how many missed."""
 
-    @abstractmethod
     def renumber(self, new: Sequence[int]) -> None:
         """Give every page its new number; negative for pages to be forgotten."""
+        states = bytearray(max(new, default=-1) + 1)
+        for number, state in zip(new, self._states, strict=False):  # it need not have seen the last pages
+            if number >= 0:
+                states[number] = state
+        self._states = states
 
 
 class Lru(Replacement):
@@ -63,9 +68,6 @@ class Lru(Replacement):
     def __init__(self, capacity: int, ids: int = 0, *, scale: float = 1.0) -> None:
         self._pages: OrderedDict[int, None] = OrderedDict()
         super().__init__(capacity, ids, scale=scale)
-
-    def grow(self, ids: int) -> None:
-        """Nothing to do: any number is a page."""
 
     def read(self, pages: Sequence[int]) -> int:
         """Read pages, as `Replacement.read`."""
@@ -88,6 +90,7 @@ class Lru(Replacement):
 
     def renumber(self, new: Sequence[int]) -> None:
         """Give pages new numbers, as `Replacement.renumber`."""
+        super().renumber(new)
         self._pages = OrderedDict((new[page], None) for page in self._pages if new[page] >= 0)
         self.resident = len(self._pages)
 

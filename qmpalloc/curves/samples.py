@@ -38,11 +38,10 @@ that had not been accessed since its insert, i.e. a miss.
 from __future__ import annotations
 
 import struct
-from typing import Annotated
 
 import msgspec
 import numpy as np
-from msgspec import Meta, structs
+from msgspec import structs
 from numpy.typing import NDArray
 
 from qmpalloc.errors import SampleError, SampleFault
@@ -81,7 +80,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     first: int
     accesses: int
     lost: int
-    shift: Annotated[int, Meta(ge=BLOCK_SHIFT, le=SHIFT_MAX)]
+    shift: int
     events: Keys
 
     @property

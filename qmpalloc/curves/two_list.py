@@ -28,7 +28,6 @@ class TwoList(Replacement):
     name = "two-list"
 
     def __init__(self, capacity: int, ids: int = 0, *, scale: float = 1.0) -> None:
-        self._state = bytearray()
         self._evicted_at = array("q")
         self._inactive: OrderedDict[int, None] = OrderedDict()
         self._active: deque[int] = deque()
@@ -43,14 +42,12 @@ class TwoList(Replacement):
 
     def grow(self, ids: int) -> None:
         """Make room for more page numbers."""
-        more = ids - len(self._state)
-        if more > 0:
-            self._state.extend(bytes(more))
-            self._evicted_at.extend(array("q", [-1]) * more)
+        super().grow(ids)
+        self._evicted_at.extend(array("q", [-1]) * (len(self._states) - len(self._evicted_at)))
 
     def read(self, pages: Sequence[int]) -> int:
         """Read pages, as `Replacement.read`."""
-        state, evicted_at, inactive, active = self._state, self._evicted_at, self._inactive, self._active
+        state, evicted_at, inactive, active = self._states, self._evicted_at, self._inactive, self._active
         capacity, misses = self.capacity, 0
         for page in pages:
             now = state[page]
@@ -80,7 +77,7 @@ class TwoList(Replacement):
         return misses
 
     def _evict(self) -> None:
-        state, inactive, active = self._state, self._inactive, self._active
+        state, inactive, active = self._states, self._inactive, self._active
         while active and len(inactive) * self._ratio < len(active):
             page = active.popleft()
             inactive[page] = None
@@ -94,12 +91,12 @@ class TwoList(Replacement):
 
     def renumber(self, new: Sequence[int]) -> None:
         """Give pages new numbers, as `Replacement.renumber`."""
-        ids = max(new, default=-1) + 1
-        state, evicted_at = bytearray(ids), array("q", [-1]) * ids
-        for old, number in enumerate(new):
+        super().renumber(new)
+        evicted_at = array("q", [-1]) * len(self._states)
+        for number, age in zip(new, self._evicted_at, strict=False):
             if number >= 0:
-                state[number], evicted_at[number] = self._state[old], self._evicted_at[old]
+                evicted_at[number] = age
         self._inactive = OrderedDict((new[page], None) for page in self._inactive if new[page] >= 0)
         self._active = deque(new[page] for page in self._active if new[page] >= 0)
-        self._state, self._evicted_at = state, evicted_at
+        self._evicted_at = evicted_at
         self.resident = len(self._inactive) + len(self._active)

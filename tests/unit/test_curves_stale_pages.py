@@ -84,6 +84,13 @@ def test_few_accesses_or_a_small_difference_prove_nothing():
     assert alike.stale == 0
 
 
+def test_pages_that_were_not_read_since_the_change_may_get_new_numbers_too():
+    detector = StalePageDetector("lru_gen", np.arange(5), 10_000, scale=64)
+    detector.renumber(np.arange(10))
+    detector.observe(np.arange(10))
+    assert detector.pages_read == 10
+
+
 def test_pages_get_new_numbers():
     detector = StalePageDetector("lru", np.arange(10), 10_000, scale=64)
     new = np.full(10, -1)
