@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from qmpalloc.config import ControlConfig
-from qmpalloc.curves.effort import Effort
+from qmpalloc.curves.cpu_budget import CpuBudget
 from qmpalloc.curves.observer import CurveObserver
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.model import GuestState
@@ -20,7 +20,7 @@ class Samples:
         curves: What is learnt of its miss-ratio curve.
     """
 
-    def __init__(self, control: ControlConfig, effort: Effort | None) -> None:
+    def __init__(self, control: ControlConfig, effort: CpuBudget | None) -> None:
         self.newest: Sample | None = None
         self.curves = CurveObserver(effort)
         self._control = control
