@@ -23,7 +23,7 @@ from qmpalloc.curves.simulation import POLICIES
 from qmpalloc.curves.split import best_split
 from qmpalloc.model import Curve, Policy
 from qmpalloc.policy import load
-from qmpalloc.policy.promises import KeepsPromises
+from qmpalloc.rules.promises import KeepsPromises
 from qmpalloc.sim.mixes import MIXES, Mix
 from qmpalloc.sim.replay import ReplayGuest, ReplayHost
 from qmpalloc.units import MIB, PAGE_BYTES

@@ -89,17 +89,22 @@ class Memory(Struct, frozen=True, kw_only=True):
         return sum(known) if len(known) == len(parts) else None
 
     @property
-    def in_use_bytes(self) -> int | None:
-        """Bytes the guest cannot give up, or of files that its programs map; None if that is not known.
+    def mapped_file_bytes(self) -> int | None:
+        """Bytes of files that programs map; None if that is not known.
 
-        Shared memory is in `shmem` already. What of it lies on no tmpfs is taken to be mapped, for which it is made; of
-        what lies on one nobody knows, and it counts twice: too much keeps a guest's memory, too little robs it.
+        `mapped` holds shared memory, too. What of that lies on no tmpfs is taken to be mapped, for which it is made; of
+        what lies on one nobody knows, and it counts here: too much keeps a guest's memory, too little robs it.
         """
-        unreclaimable = self.unreclaimable_bytes
-        if unreclaimable is None or self.mapped is None or self.shmem is None:
+        if self.mapped is None or self.shmem is None:
             return None
         shared = 0 if self.tmpfs is None else max(0, self.shmem - self.tmpfs)
-        return unreclaimable + max(0, self.mapped - shared)
+        return max(0, self.mapped - shared)
+
+    @property
+    def in_use_bytes(self) -> int | None:
+        """Bytes the guest cannot give up, or of files that its programs map; None if that is not known."""
+        unreclaimable, mapped = self.unreclaimable_bytes, self.mapped_file_bytes
+        return None if unreclaimable is None or mapped is None else unreclaimable + mapped
 
 
 class SwapPages(Struct, frozen=True, kw_only=True, rename={"in_": "in"}):

@@ -20,6 +20,15 @@ FREE_BYTES = 32 * MIB
 """Memory that a guest keeps free when nothing of it was seen yet: near the kernel's high watermark."""
 
 
+def system_bytes(memory: Memory, least_bytes: int = SYSTEM_PAGES * PAGE_BYTES) -> int:
+    """Return the bytes of a guest's file pages that are no room for what its load reads.
+
+    Those of a small system, or what its programs map if that is more: a database's programs and libraries are several
+    times as large.
+    """
+    return max(least_bytes, memory.mapped_file_bytes or 0)
+
+
 class SizeMapping:
     """How much page cache a guest of a given size has: its size, less what is not cache.
 
@@ -34,10 +43,10 @@ class SizeMapping:
         """Make a mapping.
 
         Args:
-            system_pages: File pages that belong to the guest's system rather than to its load.
+            system_pages: File pages, at least, that belong to the guest's system rather than to its load.
             free_bytes: Memory the guest keeps free, until that is seen.
         """
-        self._system_bytes = system_pages * PAGE_BYTES
+        self._least_system_bytes = self._system_bytes = system_pages * PAGE_BYTES
         self.overhead_bytes: int | None = None
         self._free_bytes: float = free_bytes
         self._free_seen = False
@@ -59,10 +68,12 @@ class SizeMapping:
             self._free_seen = True
         spare = max(0, free - int(self._free_bytes))
         seen = max(0, actual_bytes - file_bytes - spare)
+        system = system_bytes(memory, self._least_system_bytes)
         if self.overhead_bytes is None:
-            self.overhead_bytes = seen
+            self.overhead_bytes, self._system_bytes = seen, system
         else:
             self.overhead_bytes = round(keep * self.overhead_bytes + (1 - keep) * seen)
+            self._system_bytes = round(keep * self._system_bytes + (1 - keep) * system)
 
     def cache_pages(self, size_bytes: float) -> float:
         """Return the pages of cache for the load that a guest of `size_bytes` has; 0 before anything was seen."""

@@ -1,10 +1,8 @@
-"""What is known of guests whatever their curves: what they can lose at most, what contradicts them, what is free."""
+"""What is known of guests whatever their curves: what they can lose at most, what contradicts them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from qmpalloc.model import GuestSnapshot, GuestState, Snapshot
+from qmpalloc.model import GuestSnapshot
 from qmpalloc.units import format_count
 
 _DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
@@ -109,22 +107,3 @@ def unconfirmed(guest: GuestSnapshot) -> str:
         if misses is not None and pages is not None and misses > pages * _DISK_TOLERANCE + _DISK_SLACK_PAGES:
             return f"reports {format_count(misses)} misses{when}, but its disks read {format_count(pages)} pages"
     return ""
-
-
-def room_bytes(snapshot: Snapshot, chosen: Sequence[str]) -> int:
-    """Return what is left of the budget for the sizes of the guests named in `chosen`.
-
-    They do not grow into what a guest that is still to come will need (its baseline), but nor do they shrink for it.
-    """
-    here = [guest for guest in snapshot.guests if guest.state is not GuestState.GONE]
-    taken = sum(guest.outside_bytes if guest.name in chosen else guest.promised_bytes for guest in here)
-    awaited = [guest for guest in here if guest.state is GuestState.CONNECTING]
-    kept = sum(max(0, guest.baseline_bytes - guest.promised_bytes) for guest in awaited)
-    now = sum(guest.target_bytes for guest in here if guest.name in chosen)
-    room = snapshot.budget_bytes - taken
-    return max(min(room, now), room - kept)
-
-
-def free_bytes(snapshot: Snapshot) -> int:
-    """Return what is left of the budget when all keep what they have, and who is still to come gets its baseline."""
-    return max(0, room_bytes(snapshot, []))

@@ -26,13 +26,13 @@ from qmpalloc.model import (
 from qmpalloc.policy.evidence import (
     accesses_per_s,
     counted_per_s,
-    free_bytes,
     losable_per_s,
     missed_per_s,
     page_ins_most,
     unconfirmed,
     uncounted,
 )
+from qmpalloc.rules.budget import free_bytes
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count
 
 _BELIEVED_S = 120.0

@@ -10,15 +10,15 @@ import numpy as np
 from msgspec import Struct
 
 from qmpalloc.config import Duration, Size
-from qmpalloc.curves.mapping import FREE_BYTES, SYSTEM_PAGES
+from qmpalloc.curves.mapping import FREE_BYTES, system_bytes
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
 from qmpalloc.policy.curve.belief import Belief, of_curve
 from qmpalloc.policy.curve.split import divide
 from qmpalloc.policy.curves_file import chosen, read_curves
-from qmpalloc.policy.evidence import room_bytes
-from qmpalloc.units import MIB, PAGE_BYTES
+from qmpalloc.rules.budget import room_bytes
+from qmpalloc.units import MIB
 
 CACHE_MARGIN_BYTES = 8 * MIB
 """Curves over sizes of the cache are read so much to the left: how well the memory that is not cache is known."""
@@ -177,7 +177,7 @@ class _Seen:
         if memory is None or memory.file_bytes is None or memory.free is None:
             return
         spare = max(0, memory.free - FREE_BYTES)
-        now = max(0, guest.actual_bytes - memory.file_bytes - spare) + SYSTEM_PAGES * PAGE_BYTES
+        now = max(0, guest.actual_bytes - memory.file_bytes - spare) + system_bytes(memory)
         found = self._found.get(name, now)
         self._found[name] = found = round(_KEEP * found + (1 - _KEEP) * now)
         if abs(found - self.overhead.get(name, -MIB * MIB)) > _OVERHEAD_ALIKE_BYTES:

@@ -12,7 +12,7 @@ from typing import Any
 from qmpalloc.config import convert
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, Policy, Snapshot
-from qmpalloc.policy.promises import KeepsPromises
+from qmpalloc.rules.promises import KeepsPromises
 
 _MODULES = {
     "static": "qmpalloc.policy.static:StaticPolicy",
@@ -41,7 +41,7 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
         name: One of `NAMES`, or ``module:attribute`` for a user's own: a policy object, a class, or a function
             ``decide(snapshot)``. The module is also looked for beside the configuration file.
             With the attribute ``promises = True`` the promises in its decisions are kept
-            (`qmpalloc.policy.promises`), and it sees no floors below what guests have in use.
+            (`qmpalloc.rules.promises`), and it sees no floors below what guests have in use.
         settings: The ``[policy]`` table without its name. A policy class takes them as a value of its nested
             ``Settings`` struct if it has one, else none are allowed. A class method ``resolve_settings(settings,
             file)`` may replace them before, by what it reads from files beside the configuration.

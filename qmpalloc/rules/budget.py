@@ -222,3 +222,22 @@ def _least_loss(places: Sequence[_Place], parts: Sequence[int], cut: float) -> l
         if (piece := next_piece(index)) is not None:
             heapq.heappush(pieces, piece)
     return given
+
+
+def room_bytes(snapshot: Snapshot, chosen: Sequence[str]) -> int:
+    """Return what is left of the budget for the sizes of the guests named in `chosen`.
+
+    They do not grow into what a guest that is still to come will need (its baseline), but nor do they shrink for it.
+    """
+    here = [guest for guest in snapshot.guests if guest.state is not GuestState.GONE]
+    taken = sum(guest.outside_bytes if guest.name in chosen else guest.promised_bytes for guest in here)
+    awaited = [guest for guest in here if guest.state is GuestState.CONNECTING]
+    kept = sum(max(0, guest.baseline_bytes - guest.promised_bytes) for guest in awaited)
+    now = sum(guest.target_bytes for guest in here if guest.name in chosen)
+    room = snapshot.budget_bytes - taken
+    return max(min(room, now), room - kept)
+
+
+def free_bytes(snapshot: Snapshot) -> int:
+    """Return what is left of the budget when all keep what they have, and who is still to come gets its baseline."""
+    return max(0, room_bytes(snapshot, []))

@@ -45,8 +45,8 @@ from qmpalloc.errors import QmpallocError
 from qmpalloc.events import AnyEvent, Ended
 from qmpalloc.model import Decision, GuestState, Promise, Snapshot
 from qmpalloc.policy import load
-from qmpalloc.policy.promises import KeepsPromises
 from qmpalloc.rules.hostguard import HostMemory
+from qmpalloc.rules.promises import KeepsPromises
 from qmpalloc.sim.load import Load
 from qmpalloc.testing.balloon import FakeBalloon
 from qmpalloc.testing.simulated_guest import SimulatedGuest, open_simulated_guest

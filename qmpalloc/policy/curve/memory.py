@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 from qmpalloc.curves.value import OUTSTANDING_SURE
 from qmpalloc.model import GuestSnapshot, Snapshot
 from qmpalloc.policy.curve.measured import Point, noted
-from qmpalloc.policy.evidence import accesses_per_s, uncounted_per_s
+from qmpalloc.policy.evidence import accesses_per_s
 
 VERSION = 1
 
@@ -228,7 +228,8 @@ def _paced(known: Known, guest: GuestSnapshot, time_s: float, horizon_s: float, 
     """Return what is known with the rate of the last interval: at work, at rest, or just awake."""
     seconds = guest.interval_s or 0.0
     now = accesses_per_s(guest)
-    rests = now + uncounted_per_s(guest) <= tuning.rest_share * known.at_work.per_s
+    # Who faults pages in, or swaps, is at work.
+    rests = now + (guest.page_ins_per_s or 0.0) <= tuning.rest_share * known.at_work.per_s
     half_life_s = horizon_s * (tuning.alternating_horizons if known.alternates else 1.0)
     known = structs.replace(known, overall=known.overall.with_more(now, seconds, half_life_s))
     if rests:

@@ -12,7 +12,8 @@ from qmpalloc.policy.curve import belief, explain, gate, memory, reclaim
 from qmpalloc.policy.curve.belief import Belief, believe
 from qmpalloc.policy.curve.memory import Memory
 from qmpalloc.policy.curve.split import divide, take_slowly
-from qmpalloc.policy.evidence import missed_anyway, room_bytes
+from qmpalloc.policy.evidence import missed_anyway
+from qmpalloc.rules.budget import room_bytes
 from qmpalloc.units import MIB
 
 
@@ -49,10 +50,10 @@ class CurvePolicy:
         horizon: Duration = Duration(120.0)
 
     promises = True
+    tuning = Tuning()
 
-    def __init__(self, settings: Settings | None = None, tuning: Tuning | None = None) -> None:
+    def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or self.Settings()
-        self.tuning = tuning or Tuning()
         if not 0 <= self.settings.least_gain <= 1:
             raise ConfigError("is not from 0 to 1", key="least_gain", hint="0.003 is 3 in 1,000 of all accesses")
         if self.settings.horizon <= 0:

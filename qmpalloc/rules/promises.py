@@ -31,7 +31,7 @@ from qmpalloc.model import (
     changes_text,
     moves_between,
 )
-from qmpalloc.policy.evidence import free_bytes
+from qmpalloc.rules.budget import free_bytes
 from qmpalloc.rules.step import lowest_bytes
 from qmpalloc.units import MIB, PAGE_BYTES, align_down, format_count, format_size
 

@@ -9,8 +9,8 @@ from msgspec import structs
 from qmpalloc.errors import PolicyError
 from qmpalloc.model import Decision, GuestDecision, Promise
 from qmpalloc.policy import load
-from qmpalloc.policy.promises import KeepsPromises
 from qmpalloc.rules.limits import apply_limits
+from qmpalloc.rules.promises import KeepsPromises
 from qmpalloc.units import MIB
 
 WEAK = line((100, 1.0), (2000, 0.0), weak=("too few samples",), measured=0.5)
