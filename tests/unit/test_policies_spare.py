@@ -29,14 +29,14 @@ def test_an_idle_guest_gives_whatever_its_curve_for_it_has_nothing_to_lose():
 
 
 def test_a_pause_is_not_idleness():
-    """A guest has to be quiet for 15 s in a row; an interval in which it reads begins them anew."""
+    """A guest has to rest for 15 s in a row; an interval in which it works begins them anew."""
     policy, busy, carry, sizes = load("curve", {}), guest("busy", STRAIGHT), None, []
-    for second, rate in enumerate([10] * 10 + [5_000] + [10] * 15):
+    for second, rate in enumerate([5_000] * 10 + [10] * 10 + [5_000] + [10] * 15):
         now = structs.replace(snapshot(guest("idle", WEAK, rate=rate), busy, carry=carry), time_s=second + 1.0)
         decision = policy.decide(now)
         carry = json.loads(json.dumps(decision.carry))
         sizes.append(targets(decision)[0])
-    assert sizes[:-1] == [500] * 25
+    assert sizes[:-1] == [500] * 35
     assert sizes[-1] < 500
 
 
@@ -49,8 +49,6 @@ def test_nor_is_it_for_a_guest_whose_curve_is_known():
         decision = policy.decide(now)
         carry = json.loads(json.dumps(decision.carry))
         sizes.append(targets(decision)[0])
-        if rate == 0 and second < 15:
-            assert decision.guests[0].reason.startswith("reads next to nothing, for ")
     assert sizes[:-1] == [620] * 30
     assert sizes[-1] < 620
 

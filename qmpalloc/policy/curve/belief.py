@@ -177,7 +177,7 @@ def believe(
     lasts_s: float,
     young: float,
     held: str,
-    pause: str,
+    unseen: bool,
     margin_bytes: int,
     tuning: Tuning,
 ) -> Belief:
@@ -191,7 +191,7 @@ def believe(
         lasts_s: How long its load is thought to go on, seconds.
         young: 1 for a load that has just begun, towards 0 for one that has lasted.
         held: Why its size is left as it is, if it is.
-        pause: Why nothing may be taken from it, if it only rests.
+        unseen: It has hardly been seen yet: nothing is taken from it on bounds alone, if it is no scan.
         margin_bytes: Memory that it is given but not credited with: a curve's cliffs are not known to the page.
         tuning: How far sources are trusted.
     """
@@ -212,14 +212,14 @@ def believe(
         for source in () if held else sources:
             belief = source(belief, points, tuning)
     # What may not be taken, and not be given.
-    least = guest.target_bytes if held or pause or uncounted(guest) else guest.floor_bytes
-    unsure = held or unconfirmed(guest)
+    target = guest.target_bytes
+    kept = held or uncounted(guest) or (doubted and unseen and not missed_anyway(guest))
     return structs.replace(
         belief,
-        floor_bytes=min(least, guest.target_bytes) if not held else guest.target_bytes,
-        cap_bytes=guest.target_bytes if unsure else cap,
+        floor_bytes=target if kept else min(guest.floor_bytes, target),
+        cap_bytes=target if held or unconfirmed(guest) else cap,
         most_per_s=most_per_s,
-        held=doubted or pause,
+        held=doubted,
     )
 
 
@@ -344,7 +344,8 @@ def _ghosts(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
     most = np.where(near, np.minimum(most, loss), most)
     most = np.where(sizes > target, np.minimum(most, gain), most)
     least = np.where(sizes == target, here, np.minimum(least, most))
-    return structs.replace(belief, sizes=sizes, most=most, least=least, charge=1.0)
+    told = "by its ghost hits"
+    return structs.replace(belief, sizes=sizes, most=most, least=least, charge=1.0, below=told, above=told)
 
 
 def _corrected(belief: Belief, points: Sequence[Point]) -> Belief:

@@ -187,13 +187,9 @@ def pauses(known: Known, time_s: float, tuning: Tuning) -> bool:
     return known.rests_since_s is not None and known.rested_s(time_s) < max(known.patience_s, tuning.patience_s)
 
 
-def pause_text(known: Known, time_s: float, tuning: Tuning, *, doubt: bool) -> str:
-    """Return why nothing is taken from a guest yet, if it only pauses, or has hardly been seen and is in `doubt`."""
-    if pauses(known, time_s, tuning) and not known.alternates:
-        return f"reads next to nothing, for {known.rested_s(time_s):.0f} s only"
-    if doubt and time_s - known.since_s < tuning.patience_s:
-        return f"seen for {time_s - known.since_s:.0f} s only"
-    return ""
+def unseen(known: Known, time_s: float, tuning: Tuning) -> bool:
+    """Return whether a guest has hardly been seen yet, so that it may only pause."""
+    return time_s - known.since_s < tuning.patience_s
 
 
 def planned_per_s(guest: GuestSnapshot, known: Known, time_s: float, tuning: Tuning) -> float:

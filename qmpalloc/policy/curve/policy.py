@@ -12,7 +12,6 @@ from qmpalloc.policy.curve import belief, explain, gate, memory, reclaim
 from qmpalloc.policy.curve.belief import Belief, believe
 from qmpalloc.policy.curve.memory import Memory
 from qmpalloc.policy.curve.split import divide, take_slowly
-from qmpalloc.policy.evidence import missed_anyway
 from qmpalloc.rules.budget import room_bytes
 from qmpalloc.units import MIB
 
@@ -115,9 +114,7 @@ class CurvePolicy:
             lasts_s=memory.lasts_s(known, time_s, horizon_s, tuning),
             young=young,
             held=held,
-            pause=memory.pause_text(
-                known, time_s, tuning, doubt=bool(belief.doubt(guest)) and not missed_anyway(guest)
-            ),
+            unseen=memory.unseen(known, time_s, tuning),
             margin_bytes=min(int(settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8)),
             tuning=self.tuning.belief,
         )

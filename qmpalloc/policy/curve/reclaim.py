@@ -142,7 +142,7 @@ def _decision(snapshot: Snapshot, targets: Mapping[str, int], reason: str) -> De
         GuestDecision(
             name=guest.name,
             target_bytes=targets.get(guest.name, guest.target_bytes),
-            reason=reason if guest.name in targets else "another guest's cache is being purged",
+            reason=reason if guest.name in targets else "another guest is squeezed",
             limiter=Limiter.POLICY if guest.name in targets else Limiter.GATE,
         )
         for guest in snapshot.guests
