@@ -22,7 +22,7 @@ VERSION = 1
 
 FILE_MAX_BYTES = 16 * 1024 * 1024
 
-HINT = "benchmarks/guest_curves.py writes one; see docs/curves.md"
+HINT = "benchmarks/guest_curves.py writes one; see docs/experiments.md"
 
 
 def read_curves(name: str, *, beside: str) -> dict[str, Any]:
