@@ -143,6 +143,15 @@ class Belief(Struct, frozen=True, kw_only=True):
             return self.planned(sizes_bytes)
         return np.asarray(np.interp(sizes_bytes, self.curve.sizes_bytes, self.curve.miss_ratio))
 
+    def bounds(self, sizes_bytes: Sequence[float] | NDArray[Any], tuning: Tuning) -> tuple[Values, Values]:
+        """Return between what the miss ratio is at each size: around a curve, as far as it may be off."""
+        sizes = np.asarray(sizes_bytes, dtype=float)
+        if self.curve is None:
+            return np.interp(sizes, self.sizes, self.least), np.interp(sizes, self.sizes, self.most)
+        ratios = np.interp(sizes, self.curve.sizes_bytes, self.curve.miss_ratio)
+        off = tuning.deviations * self.noise * ratios**0.5 + tuning.curve_off
+        return np.maximum(0.0, ratios - off), np.minimum(1.0, ratios + off)
+
     def promise(self, size_bytes: int, tuning: Tuning) -> Promise:
         """Return what is promised of the guest when it is taken down to a size: the upper bound there.
 
@@ -150,9 +159,7 @@ class Belief(Struct, frozen=True, kw_only=True):
         by being idle.
         """
         ratio = float(self.expected([size_bytes])[0])
-        most = ratio
-        if self.curve is not None:
-            most = min(1.0, ratio + tuning.deviations * self.noise * ratio**0.5 + tuning.curve_off)
+        most = float(self.bounds([size_bytes], tuning)[1][0])
         rate = max(self.most_per_s, self.load.accesses_per_s, float(self.load.rates(np.array([ratio]))[0]))
         for_s = None if self.curve is None else self.horizon_s
         return Promise(page_ins_per_s=page_ins_most(self.guest, rate * most), for_s=for_s)
