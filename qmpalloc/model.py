@@ -272,6 +272,26 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True):
     for_s: float | None = None
 
 
+class Band(msgspec.Struct, frozen=True, kw_only=True):
+    """Between which bounds a policy believes a guest's miss ratio to be, at every size: for people, and for a record.
+
+    Attributes:
+        sizes_bytes: Memory sizes of the guest, rising; between them the bounds are straight.
+        least: Misses by accesses at each size, at least, 0 to 1, never rising.
+        most: The same, at most.
+        accesses_per_s: Pages that the guest is expected to access per second: what it brings in is that times a bound.
+        measured: Miss ratio measured at the present size; None when not known.
+        source: What the bounds rest on, for people.
+    """
+
+    sizes_bytes: tuple[int, ...]
+    least: tuple[float, ...]
+    most: tuple[float, ...]
+    accesses_per_s: float
+    measured: float | None = None
+    source: str = ""
+
+
 class GuestDecision(msgspec.Struct, frozen=True, kw_only=True):
     """What a decision means for one guest.
 
@@ -282,6 +302,7 @@ class GuestDecision(msgspec.Struct, frozen=True, kw_only=True):
         limiter: What determined it.
         terms: The policy's own numbers, for example ``{"e": 12.5}``; shown and recorded as they are.
         promise: What a smaller size costs it at most; None promises nothing, and then nothing is taken back.
+        band: What is believed of it; None where a policy believes nothing, or does not tell.
     """
 
     name: str
@@ -290,6 +311,7 @@ class GuestDecision(msgspec.Struct, frozen=True, kw_only=True):
     limiter: Limiter = Limiter.NONE
     terms: dict[str, float] = {}
     promise: Promise | None = None
+    band: Band | None = None
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

@@ -76,6 +76,8 @@ def _checked(snapshot: Snapshot, decision: Decision) -> Decision:
             raise PolicyError(f"the policy gave {guest.name} a term that is no finite number")
         if guest.promise is not None and min(guest.promise.page_ins_per_s, guest.promise.for_s or 0.0) < 0:
             raise PolicyError(f"the policy promised less than nothing of {guest.name}")
+        if guest.band is not None and not len(guest.band.sizes_bytes) == len(guest.band.least) == len(guest.band.most):
+            raise PolicyError(f"the policy told bounds of {guest.name} at other sizes than it names")
     return _legible(decision)
 
 
@@ -88,6 +90,7 @@ def _legible(decision: Decision) -> Decision:
                 guest,
                 reason=one_line(guest.reason),
                 terms={one_line(name): value for name, value in guest.terms.items()},
+                band=guest.band and structs.replace(guest.band, source=one_line(guest.band.source)),
             )
             for guest in decision.guests
         ),

@@ -70,6 +70,28 @@ def chart(values: Sequence[float | None], width: int, height: int, *, top: float
     ]
 
 
+def band_chart(columns: Sequence[tuple[float, float, float]], height: int, *, top: float) -> list[str]:
+    """Return a value between two bounds in each column, in `height` rows, the highest first, scaled from 0 to `top`.
+
+    ``█`` up to the lower bound, ``▓`` up to the value, which ends in an eighth of a cell, and ``░`` up to the upper
+    bound; both bounds to the nearest cell.
+    """
+    steps = len(LEVELS) - 1
+    levels = [tuple(_level(value, top, steps * height) for value in column) for column in columns]
+
+    def cell(least: int, value: int, most: int) -> str:
+        if value >= steps:
+            return "█" if least >= steps / 2 else "▓"
+        if value > 0:
+            return LEVELS[value]
+        return "░" if most >= steps / 2 else " "
+
+    return [
+        "".join(cell(least - below, max(value, 1) - below, most - below) for least, value, most in levels)
+        for below in reversed(range(0, steps * height, steps))
+    ]
+
+
 def share_bar(width: int, total: int, shares: Sequence[tuple[str, int]], rest: str) -> Text:
     """Return one bar of `width` cells divided among named shares of `total`; what is left over is called `rest`.
 

@@ -1,12 +1,14 @@
-"""The selected guest's miss-ratio curve: how much it would miss at every size, where it is and where it is to go."""
+"""The selected guest's miss-ratio curve and what is believed of it at every size; where it is and is to go."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.text import Text
 
-from qmpalloc.model import Curve
+from qmpalloc.model import Band
 from qmpalloc.tui import palette, parts
-from qmpalloc.tui.bars import chart
+from qmpalloc.tui.bars import band_chart
 from qmpalloc.tui.facts import GuestFacts
 from qmpalloc.tui.log import rule
 from qmpalloc.tui.text import clean, fit_line, number, percent, signed_number, size
@@ -16,57 +18,74 @@ MAX_LINES = 14
 LARGE_LINES = 28
 _LABEL_CELLS = 6
 _TWO_FACTS_FROM = 8
+_POINT = "●"
+_TOP_RATIO, _TOP_PER_S = 0.01, 10.0
+"""The chart is at least so high: next to nothing must not look like much."""
 
 
 def is_relevant(guest: GuestFacts, policy: str) -> bool:
-    """Tell whether there is a curve to show, or its absence matters."""
-    return guest.curve is not None or (policy == "curve" and bool(guest.no_curve))
+    """Tell whether there is a curve or a belief to show, or the absence of a curve matters."""
+    return guest.curve is not None or guest.band is not None or (policy == "curve" and bool(guest.no_curve))
 
 
 def panel(guest: GuestFacts, width: int, height: int) -> list[Text]:
-    """Return the panel in at most `height` lines of `width` cells; fewer when there is no curve, none below 2."""
+    """Return the panel in at most `height` lines of `width` cells; fewer when nothing can be drawn, none below 2."""
     if height < 2:
         return []
-    title = rule(f"curve of {guest.name}", width, _legend())
-    if guest.curve is None:
-        return [title, fit_line(Text(f"  no curve: {guest.no_curve}", palette.WARN), width)]
-    facts = [fit_line(Text("  ").append_text(line), width) for line in (_trust(guest.curve), _decision(guest))]
+    title = rule(f"curve of {guest.name}", width, _legend(guest))
+    if guest.curve is None and guest.band is None:
+        return [title, fit_line(Text("  ").append_text(_trust(guest)), width)]
+    facts = [fit_line(Text("  ").append_text(line), width) for line in (_trust(guest), _decision(guest))]
     if height < _TWO_FACTS_FROM:
         facts = facts[:1]
     rows = height - 2 - len(facts)
     if rows < 1 or width < 4 * _LABEL_CELLS:
         return [title, *facts][:height]
-    return [title, *_chart(guest, guest.curve, width, rows), *facts]
+    return [title, *_chart(guest, width, rows), *facts]
 
 
-def miss_ratio_at(curve: Curve, size_bytes: float) -> float:
-    """Return the miss ratio at a size, by linear interpolation."""
-    sizes, ratios = curve.sizes_bytes, curve.miss_ratio
-    if size_bytes <= sizes[0]:
+def ratio_at(sizes_bytes: Sequence[int], ratios: Sequence[float], size_bytes: float) -> float:
+    """Return the ratio at a size, by linear interpolation."""
+    if size_bytes <= sizes_bytes[0]:
         return ratios[0]
-    for index in range(1, len(sizes)):
-        if size_bytes <= sizes[index]:
-            share = (size_bytes - sizes[index - 1]) / (sizes[index] - sizes[index - 1])
+    for index in range(1, len(sizes_bytes)):
+        if size_bytes <= sizes_bytes[index]:
+            share = (size_bytes - sizes_bytes[index - 1]) / (sizes_bytes[index] - sizes_bytes[index - 1])
             return ratios[index - 1] + share * (ratios[index] - ratios[index - 1])
     return ratios[-1]
 
 
-def _legend() -> Text:
-    legend = Text("  misses by accesses at each size  ", palette.LABEL)
-    return (
-        legend.append("▲", palette.ACTUAL)
-        .append("now ", palette.LABEL)
-        .append("◀▶", palette.GROWS)
-        .append("target ", palette.LABEL)
-    )
+def _legend(guest: GuestFacts) -> Text:
+    what = "misses by accesses at each size" if guest.band is None else "page-ins/s"
+    legend = Text(f"  {what}  ", palette.LABEL)
+    parts = [("▲", "now", palette.ACTUAL), ("◀▶", "target", palette.GROWS)]
+    if guest.band is not None:
+        curve = [] if guest.curve is None else [("▓", "curve", palette.MISSES)]
+        bounds = [("█", "least", palette.MISSES), *curve, ("░", "most", palette.FAINT)]
+        parts = [*bounds, (_POINT, "measured", palette.TITLE), *parts]
+    for glyph, meaning, style in parts:
+        legend.append(glyph, style).append(f"{meaning} ", palette.LABEL)
+    return legend
 
 
-def _chart(guest: GuestFacts, curve: Curve, width: int, rows: int) -> list[Text]:
-    """Return the curve as columns, marks in the columns of the present size and the target, and the sizes below."""
-    cells = width - _LABEL_CELLS - 1
-    first, last = curve.sizes_bytes[0], max(curve.sizes_bytes[-1], curve.sizes_bytes[0] + 1)
-    values = [miss_ratio_at(curve, first + (last - first) * (cell + 0.5) / cells) for cell in range(cells)]
-    top = max(curve.miss_ratio[0], 0.01)
+def _chart(guest: GuestFacts, width: int, rows: int) -> list[Text]:
+    """Return band and curve as columns, the point measured, marks at the present size and the target, sizes below.
+
+    With a band in pages brought in by the second, as a guest that reads nothing loses nothing; else in miss ratios.
+    """
+    cells, band, curve = width - _LABEL_CELLS - 1, guest.band, guest.curve
+    show, top_least = (percent, _TOP_RATIO) if band is None else (number, _TOP_PER_S)
+    if band is None:
+        assert curve is not None
+        bounds = curve.miss_ratio
+        band = Band(sizes_bytes=curve.sizes_bytes, least=bounds, most=bounds, accesses_per_s=1.0)
+    within = (band.sizes_bytes, band.least) if curve is None else (curve.sizes_bytes, curve.miss_ratio)
+    lines = (band.sizes_bytes, band.least), within, (band.sizes_bytes, band.most)
+    first = min(sizes[0] for sizes, _ in lines)
+    last = max(first + 1, *(sizes[-1] for sizes, _ in lines))
+    middles = [first + (last - first) * (cell + 0.5) / cells for cell in range(cells)]
+    least, value, most = ([band.accesses_per_s * ratio_at(*line, size) for size in middles] for line in lines)
+    top = max(band.accesses_per_s * max(ratios[0] for _, ratios in lines), top_least)
 
     def column(size_bytes: int) -> int:
         return min(max(int((size_bytes - first) / (last - first) * cells), 0), cells - 1)
@@ -79,18 +98,27 @@ def _chart(guest: GuestFacts, curve: Curve, width: int, rows: int) -> list[Text]
             grows = target > guest.actual_bytes
             style = palette.GROWS if grows else palette.SHRINKS
             marks.append((column(target), "▶" if grows else "◀", size(target), style))
-    lines = []
-    for row, blocks in enumerate(chart(values, cells, rows, top=top)):
-        label = percent(top) if row == 0 else percent(0.0) if row == rows - 1 else ""
-        line = Text(label.rjust(_LABEL_CELLS - 1) + " ", palette.LABEL)
-        drawn = Text(blocks, palette.MISSES)
-        for at, _, _, style in reversed(marks):
-            if blocks[at] == " ":
-                drawn = Text.assemble(drawn[:at], ("│", style), drawn[at + 1 :])
-            else:
-                drawn.stylize(style, at, at + 1)
-        lines.append(fit_line(line.append_text(drawn), width))
-    return [*lines, _axis(marks, size(first), size(last), cells, width)]
+    drawn = [_row(blocks, marks) for blocks in band_chart(list(zip(least, value, most, strict=True)), rows, top=top)]
+    if band.measured is not None and guest.decision is not None:
+        at, height = column(guest.decision.target_bytes - guest.change_bytes), band.measured * band.accesses_per_s / top
+        row = drawn[min(max(int((1.0 - height) * rows), 0), rows - 1)]
+        row[at] = (_POINT, palette.TITLE)
+    labels = [show(top), *[""] * (rows - 2), show(0.0)][-rows:]
+    return [
+        *(
+            fit_line(Text.assemble((f"{label:>{_LABEL_CELLS - 1}} ", palette.LABEL), *row), width)
+            for label, row in zip(labels, drawn, strict=True)
+        ),
+        _axis(marks, size(first), size(last), cells, width),
+    ]
+
+
+def _row(blocks: str, marks: list[tuple[int, str, str, str]]) -> list[tuple[str, str]]:
+    """Return the cells of a row with their styles: marks are lines above the curve, and a colour below it."""
+    row = [(block, palette.FAINT if block == "░" else palette.MISSES) for block in blocks]
+    for at, _, _, style in reversed(marks):
+        row[at] = ("│" if blocks[at] in " ░" else blocks[at], style)
+    return row
 
 
 def _axis(marks: list[tuple[int, str, str, str]], first: str, last: str, cells: int, width: int) -> Text:
@@ -117,9 +145,13 @@ def _axis(marks: list[tuple[int, str, str, str]], first: str, last: str, cells: 
     return fit_line(Text.assemble(" " * _LABEL_CELLS, *row), width)
 
 
-def _trust(curve: Curve) -> Text:
-    """Return whether the curve may be acted on, what it rests on, and what pages of a load that is over cost."""
-    text = Text()
+def _trust(guest: GuestFacts) -> Text:
+    """Return what the belief rests on, and whether the curve may be acted on, and what that rests on."""
+    curve, text = guest.curve, Text()
+    if guest.band is not None:
+        text.append("belief: ", palette.LABEL).append(f"{clean(guest.band.source) or '?'}  ")
+    if curve is None:
+        return text.append(f"no curve: {guest.no_curve}", palette.WARN)
     if curve.weak:
         text.append(f"weak: {clean('; '.join(curve.weak))}", palette.WARN)
     else:

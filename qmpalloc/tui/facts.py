@@ -8,7 +8,7 @@ from typing import Literal
 
 from qmpalloc.errors import SampleFault
 from qmpalloc.events import GuestHeader
-from qmpalloc.model import Curve, GuestDecision, GuestSnapshot, GuestState
+from qmpalloc.model import Band, Curve, GuestDecision, GuestSnapshot, GuestState
 from qmpalloc.sample import Delta, Sample
 from qmpalloc.tui.text import clean, number
 from qmpalloc.units import MIB
@@ -96,6 +96,12 @@ class GuestFacts:
         """Its part of the committed memory: max(target, actual) and virtio-mem; nothing once QEMU has ended."""
         inside_bytes = max(self.target_bytes or 0, self.actual_bytes or 0)
         return 0 if self.state is GuestState.GONE else inside_bytes + self.outside_bytes
+
+    @property
+    def band(self) -> Band | None:
+        """What the last decision believes of it; None when that is not told."""
+        band = self.decision.band if self.decision else None
+        return band if band and band.sizes_bytes else None
 
     @property
     def rate_known(self) -> bool:

@@ -37,7 +37,7 @@ class Run:
     def __init__(
         self, guests: int = 2, *, mode: str = "run", gate: str = "dead-band", curves: tuple[str, ...] | None = None
     ) -> None:
-        """`curves`: policy ``curve``; one entry for each guest: why its curve is weak, ``none``, or empty."""
+        """`curves`: policy ``curve``; one entry for each guest: why its curve is weak, ``none``, ``idle``, or empty."""
         self.names = [NAMES[index % len(NAMES)] + ("" if index < len(NAMES) else str(index)) for index in range(guests)]
         self.mode = mode
         self.baseline = GIB
@@ -112,6 +112,8 @@ class Run:
     def load(self, index: int) -> tuple[int, int]:
         """Pages hit and missed in a second: a smaller guest misses more, the more so the busier it is."""
         name = self.names[index]
+        if self.curves is not None and self.curves[index] == "idle":
+            return 0, 0
         busy = 12_000 * (1 + index % 3) * (1 + 0.35 * math.sin(self.t / 23 + index))
         wanted = (0.5 + 0.45 * ((index * 5) % 4)) * GIB
         ratio = min(0.995, 0.35 + 0.65 * (self.actual[name] - 200 * MIB) / wanted)
@@ -186,7 +188,7 @@ class Run:
 
     def curve(self, index: int, hits: int, misses: int) -> Curve | None:
         """The curve of the load below: straight, until all fits."""
-        if self.curves is None or self.curves[index] == "none":
+        if self.curves is None or self.curves[index] in ("none", "idle"):
             return None
         wanted = (0.5 + 0.45 * ((index * 5) % 4)) * GIB
         sizes = [round((320 + 27 * step) * MIB) for step in range(65)]

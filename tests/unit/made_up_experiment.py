@@ -160,13 +160,14 @@ class MadeUp:
             )  # fmt: skip
         return self
 
-    def record(self, arm, repeat, *, curve=lambda guest, trial: None, settings=None, carry=None):
+    def record(self, arm, repeat, *, curve=lambda guest, trial: None, band=None, settings=None, carry=None):
         """Add the record of a run that was added: a decision at the end of each trial, with curves in it.
 
         Args:
             arm: Its name.
             repeat: From 1.
             curve: Returns the curve of a guest at the end of a trial.
+            band: What each decision believes of each guest.
             settings: Of the policy.
             carry: What each decision carries.
         """
@@ -185,7 +186,9 @@ class MadeUp:
                 )  # fmt: skip
                 snapshot = Snapshot(cycle=trial, time_s=trial * spec.interval, budget_bytes=spec.budget,
                                     interval_s=spec.interval, guests=guests)  # fmt: skip
-                decision = structs.replace(hold(snapshot, "made up"), carry=carry)
+                held = hold(snapshot, "made up")
+                verdicts = tuple(structs.replace(verdict, band=band) for verdict in held.guests)
+                decision = structs.replace(held, guests=verdicts, carry=carry)
                 write(Decided(t=snapshot.time_s, wall=0.0, snapshot=snapshot, decision=decision, committed_bytes=0,
                               duration_s=0.0))  # fmt: skip
         return self

@@ -13,7 +13,7 @@ from qmpalloc.experiment.analysis.trials import Counts, GuestTrials, Trial
 from qmpalloc.experiment.report import write_report
 from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.store.records import PhaseFootprint
-from qmpalloc.model import Curve
+from qmpalloc.model import Band, Curve
 from qmpalloc.units import MIB
 
 BASELINES = {"a": 500 * MIB, "b": 500 * MIB}
@@ -179,9 +179,22 @@ def test_the_report_tells_movement_shares_and_curves(with_records):
     assert "learnt by curve" in svg
     assert "true curve" in svg
     assert "measured, static" in svg
+    assert "believed by" not in svg  # a record of a version that did not tell
     summary = (place / "summary.json").read_text()
     assert '"oracle_share"' in summary
     assert '"moved_bytes"' in summary
+
+
+def test_what_was_believed_is_drawn_around_the_curves(tmp_path):
+    made = MadeUp(tmp_path / "out", arms=("static", "curve"), repeats=1).all_runs()
+    band = Band(sizes_bytes=(300 * MIB, 900 * MIB), least=(0.7, 0.0), most=(0.9, 0.1), accesses_per_s=100.0)
+    made.record("curve", 1, curve=straight, band=band)
+    curves, _ = learnt_curves(made.directory, load_results(made.directory))
+    assert {each.band for each in curves} == {band}
+    write_report(made.directory)
+    svg = (made.directory.path / "figures" / "curves.svg").read_text()
+    assert "believed by curve" in svg
+    assert "Shaded: the bounds" in (made.directory.path / "report.md").read_text()
 
 
 def test_a_report_without_curves_has_no_such_figure(tmp_path):

@@ -109,6 +109,52 @@ def test_growth_that_would_not_be_filled_before_the_load_changes_is_not_worth_it
     assert load("curve", {"horizon": "10s"}).decide(snapshot(long, guest("b", FLAT, rate=50))).moves
 
 
+def band_of(one, **more):
+    return load("curve", {}).decide(snapshot(one, guest("other", FLAT), **more)).guests[0].band
+
+
+def test_what_is_believed_is_told_around_a_good_curve_as_far_as_it_may_be_off():
+    points = ((mib, 1 - (mib - 100) / 1900) for mib in range(100, 2001, 25))
+    curve = structs.replace(line(*points, measured=0.8), noise=0.1)
+    band = band_of(guest("a", curve))
+    assert (band.accesses_per_s, band.measured, band.source) == (10_000.0, 0.8, "by its curve")
+    off = 0.05 + 3 * 0.1 * 0.5**0.5
+    middle = [np.interp(1050 * MIB, band.sizes_bytes, bound) for bound in (band.least, band.most)]
+    assert middle == pytest.approx([0.5 - off, 0.5 + off], abs=0.006)
+    assert (band.least[-1], band.most[0]) == (0.0, 1.0)
+
+
+def test_what_is_believed_is_told_where_only_bounds_are_known():
+    for one in (guest("a", WEAK), guest("a", None)):
+        band = band_of(one)
+        bounds = [
+            [float(np.interp(mib * MIB, band.sizes_bytes, bound)) for mib in (300, 500, 1500)]
+            for bound in (band.least, band.most)
+        ]
+        assert bounds[1][:2] == [1.0, band.measured]
+        assert bounds[0][0] == 0.0
+        assert band.source.startswith("loses 10k hits/s at most")
+
+
+def test_what_is_believed_is_told_of_who_reads_nothing_but_not_of_who_does_not_tell():
+    band = band_of(guest("idle", None, rate=0), carry=IDLE)
+    assert (band.accesses_per_s, band.source) == (0.0, "loses 0 hits/s at most")
+    assert band_of(structs.replace(guest("a", STRAIGHT), hits=None)) is None
+
+
+def test_a_band_keeps_its_bends_and_is_small():
+    rough = line(*((mib, 1 / (1 + mib / 100) + 0.02 * (mib // 100 % 2)) for mib in range(100, 2001, 10)))
+    cliff = band_of(guest("a", CLIFF))
+    assert [size // MIB for size in cliff.sizes_bytes] == [100, 599, 600, 2000]
+    assert len(band_of(guest("a", rough)).sizes_bytes) == 24
+
+
+def test_what_is_promised_is_the_upper_bound_that_is_told():
+    donor = load("curve", {}).decide(snapshot(guest("a", STRAIGHT), guest("b", FLAT))).guests[1]
+    most = np.interp(donor.target_bytes, donor.band.sizes_bytes, donor.band.most)
+    assert donor.promise.page_ins_per_s == pytest.approx(most * donor.band.accesses_per_s)
+
+
 WEAK = structs.replace(FLAT, weak=("only 12 sampled accesses",))
 
 

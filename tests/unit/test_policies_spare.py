@@ -21,7 +21,7 @@ def test_an_idle_guest_gives_whatever_its_curve_for_it_has_nothing_to_lose():
         assert targets(decision)[1] > 500
     # One whose accesses are worth more than the other gains, one in danger and one that is not heard of are held.
     for other in (
-        guest("idle", WEAK, rate=700, misses=5),
+        guest("idle", WEAK, rate=2_000, misses=5),
         guest("idle", WEAK, rate=10, frozen="danger"),
         guest("idle", WEAK, rate=10, state=GuestState.LATE),
     ):

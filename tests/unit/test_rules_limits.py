@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from qmpalloc.errors import PolicyError
-from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Promise, Snapshot
+from qmpalloc.model import Band, Curve, Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Promise, Snapshot
 from qmpalloc.rules.budget import UNCONTROLLED
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.rules.step import TAKE_MIN_BYTES
@@ -191,6 +191,18 @@ def test_a_promise_of_less_than_nothing_is_refused(promise):
     decision = Decision(guests=(GuestDecision(name="a", target_bytes=10**9, reason="", promise=promise),))
     with pytest.raises(PolicyError):
         apply_limits(snapshot, decision, {})
+
+
+def test_a_band_at_other_sizes_than_it_names_is_refused_and_its_source_is_one_printable_line():
+    snapshot = Snapshot(cycle=1, time_s=0.0, budget_bytes=10**10, interval_s=1.0, guests=(guest("a"),))
+    band = Band(sizes_bytes=(1, 2), least=(0.5, 0.0), most=(1.0, 0.5), accesses_per_s=9.0, source="its\ncurve")
+    decision = Decision(guests=(GuestDecision(name="a", target_bytes=10**9, reason="", band=band),))
+    found = apply_limits(snapshot, decision, {}).guests[0].band
+    assert found == structs.replace(band, source="its; curve")
+    for wrong in (structs.replace(band, least=(0.5,)), structs.replace(band, most=(1.0, float("nan")))):
+        decision = Decision(guests=(GuestDecision(name="a", target_bytes=10**9, reason="", band=wrong),))
+        with pytest.raises(PolicyError):
+            apply_limits(snapshot, decision, {})
 
 
 guests_strategy = st.lists(

@@ -14,7 +14,7 @@ from qmpalloc.experiment.analysis.results import GuestRun, Results, RunResult
 from qmpalloc.experiment.analysis.trials import Trial
 from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.store.directory import ExperimentDirectory
-from qmpalloc.model import Curve
+from qmpalloc.model import Band, Curve
 from qmpalloc.record import read_record
 from qmpalloc.units import parse_size
 
@@ -37,6 +37,7 @@ class LearntCurve(Struct, frozen=True, kw_only=True):
         repeat: Of the run.
         trial: The decision it was taken from.
         curve: The last one of the phase, good or weak; None when there was none.
+        band: What was believed then, or in the last decision of the phase that told; None when none did.
         true: The oracle's curve of the phase as far as it is known: sizes in bytes, and miss ratios.
     """
 
@@ -46,6 +47,7 @@ class LearntCurve(Struct, frozen=True, kw_only=True):
     repeat: int
     trial: int
     curve: Curve | None = None
+    band: Band | None = None
     true: tuple[tuple[int, ...], tuple[float, ...]] | None = None
 
 
@@ -128,6 +130,7 @@ def _of_run(run: RunResult, record: Iterable[AnyEvent]) -> list[LearntCurve]:
             settings = event.policy_settings if event.policy == "oracle" else {}
         if not isinstance(event, Decided):
             continue
+        bands = {verdict.name: verdict.band for verdict in event.decision.guests}
         for guest in event.snapshot.guests:
             phase = phases.get(guest.name, {}).get(event.snapshot.cycle, "")
             known = last.get((guest.name, phase))
@@ -142,6 +145,7 @@ def _of_run(run: RunResult, record: Iterable[AnyEvent]) -> list[LearntCurve]:
                 repeat=run.run.repeat,
                 trial=event.snapshot.cycle,
                 curve=guest.curve,
+                band=bands.get(guest.name) or (known.band if known else None),
                 true=_true(settings, run.guests[guest.name], guest.name, phase, event.decision.carry),
             )
     return list(last.values())

@@ -45,8 +45,6 @@ class Tuning(Struct, frozen=True, kw_only=True):
 
     Attributes:
         credit: Share of what lies between the bounds that a guest in doubt is credited with when it grows.
-        spared: A guest in doubt is charged this many times what it can lose, while it is new.
-        spared_horizons: Horizons after which half of that remains.
         cliff: A miss ratio that rises by so much within the margin does not slope: it breaks off.
         probe_bytes: Ghost hits tell the slope so far from the present size.
         ghost_loss_times: What ghost hits say a guest loses, times this.
@@ -55,8 +53,6 @@ class Tuning(Struct, frozen=True, kw_only=True):
     """
 
     credit: float = 0.1
-    spared: float = 3.0
-    spared_horizons: float = 1.0
     cliff: float = 0.15
     probe_bytes: int = 16 * MIB
     ghost_loss_times: float = 1.25
@@ -118,8 +114,8 @@ class Belief(Struct, frozen=True, kw_only=True):
         """Return what the objective gains at each size against the present one, on average over the horizon."""
         sizes = np.asarray(sizes_bytes, dtype=float)
         target = float(self.guest.target_bytes)
-        here = np.interp([target, target], self.sizes, self.most), np.interp([target], self.sizes, self.least)
-        worst, best = self.load.values(np.array([here[0][0], here[1][0]]), objective)
+        here = np.interp(target, self.sizes, self.most), np.interp(target, self.sizes, self.least)
+        worst, best = self.load.values(np.array([here[0], here[1]]), objective)
         below = self.charge * (self.load.values(self.planned(np.minimum(sizes, target)), objective) - best)
         values = np.where(sizes < target, below, 0.0)
         most = float(sizes.max()) - target
@@ -143,6 +139,15 @@ class Belief(Struct, frozen=True, kw_only=True):
             return self.planned(sizes_bytes)
         return np.asarray(np.interp(sizes_bytes, self.curve.sizes_bytes, self.curve.miss_ratio))
 
+    def bounds(self, sizes_bytes: Sequence[float] | NDArray[Any], tuning: Tuning) -> tuple[Values, Values]:
+        """Return between what the miss ratio is at each size: around a curve, as far as it may be off."""
+        sizes = np.asarray(sizes_bytes, dtype=float)
+        if self.curve is None:
+            return np.interp(sizes, self.sizes, self.least), np.interp(sizes, self.sizes, self.most)
+        ratios = np.interp(sizes, self.curve.sizes_bytes, self.curve.miss_ratio)
+        off = tuning.deviations * self.noise * ratios**0.5 + tuning.curve_off
+        return np.maximum(0.0, ratios - off), np.minimum(1.0, ratios + off)
+
     def promise(self, size_bytes: int, tuning: Tuning) -> Promise:
         """Return what is promised of the guest when it is taken down to a size: the upper bound there.
 
@@ -150,9 +155,7 @@ class Belief(Struct, frozen=True, kw_only=True):
         by being idle.
         """
         ratio = float(self.expected([size_bytes])[0])
-        most = ratio
-        if self.curve is not None:
-            most = min(1.0, ratio + tuning.deviations * self.noise * ratio**0.5 + tuning.curve_off)
+        most = float(self.bounds([size_bytes], tuning)[1][0])
         rate = max(self.most_per_s, self.load.accesses_per_s, float(self.load.rates(np.array([ratio]))[0]))
         for_s = None if self.curve is None else self.horizon_s
         return Promise(page_ins_per_s=page_ins_most(self.guest, rate * most), for_s=for_s)
@@ -175,7 +178,6 @@ def believe(
     planned_per_s: float,
     most_per_s: float,
     lasts_s: float,
-    young: float,
     held: str,
     unseen: bool,
     margin_bytes: int,
@@ -189,7 +191,6 @@ def believe(
         planned_per_s: Accesses per second to plan with.
         most_per_s: What it makes when it works.
         lasts_s: How long its load is thought to go on, seconds.
-        young: 1 for a load that has just begun, towards 0 for one that has lasted.
         held: Why its size is left as it is, if it is.
         unseen: It has hardly been seen yet: nothing is taken from it on bounds alone, if it is no scan.
         margin_bytes: Memory that it is given but not credited with: a curve's cliffs are not known to the page.
@@ -207,7 +208,7 @@ def believe(
         belief = _with_margin(_corrected(found, points), margin_bytes, tuning)
     else:
         belief = _bounds(guest, load, here, lasts_s, cap)
-        belief = structs.replace(belief, charge=1.0 + (tuning.spared - 1.0) * young, credit=tuning.credit)
+        belief = structs.replace(belief, charge=_filled(guest), credit=tuning.credit)
         sources = (_settling,) if _settles(guest) else (_measured, _lacking, _ghosts)
         for source in () if held else sources:
             belief = source(belief, points, tuning)
@@ -238,6 +239,17 @@ def _here(guest: GuestSnapshot) -> float:
         return guest.curve.measured
     accesses = (guest.hits or 0) + (guest.misses or 0)
     return max(0, guest.misses or 0) / accesses if accesses > 0 else 0.0
+
+
+def _filled(guest: GuestSnapshot) -> float:
+    """Return the share of its cache, at most, that a guest's load has filled since it began: no more of it can be lost.
+
+    What the load before has left there is not read.
+    """
+    curve = guest.curve
+    if curve is None or curve.turned_over or not curve.cached_bytes:
+        return 1.0
+    return min(1.0, curve.steady_accesses * PAGE_BYTES / curve.cached_bytes)
 
 
 # --- sources: each returns the belief narrowed by what it knows ---

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qmpalloc.model import Decision, GuestDecision, Limiter, Snapshot, changes_text, moves_between
+import numpy as np
+from numpy.typing import NDArray
+
+from qmpalloc.model import Band, Decision, GuestDecision, Limiter, Snapshot, changes_text, moves_between
 from qmpalloc.policy.curve.belief import Belief, Tuning
 from qmpalloc.units import format_count, format_size
 
 _NOTHING = 0.05
 """By the second: nothing, for people."""
 
+_BAND_SIZES, _BAND_OFF = 24, 0.005
+"""Sizes that a band is told at, at most, and the miss ratio that it may be off between them: it is drawn, no more."""
 
-def stay(beliefs: Sequence[Belief], reason: str, limiter: Limiter) -> Decision:
+
+def stay(beliefs: Sequence[Belief], reason: str, limiter: Limiter, tuning: Tuning) -> Decision:
     """Return the decision that all stays as it is."""
     guests = []
     for belief in beliefs:
@@ -24,6 +30,7 @@ def stay(beliefs: Sequence[Belief], reason: str, limiter: Limiter) -> Decision:
                 reason=belief.held or reason,
                 limiter=Limiter.STATE if belief.held else limiter,
                 terms={} if belief.curve is None else _terms(belief, guest.target_bytes),
+                band=_band(belief, tuning),
             )
         )
     return Decision(guests=tuple(guests), summary=reason)
@@ -61,6 +68,7 @@ def _verdict(belief: Belief, targets: Mapping[str, int], wanted: Mapping[str, in
             reason=belief.held or "its memory is worth most where it is",
             limiter=Limiter.STATE if belief.held else Limiter.POLICY,
             terms={} if belief.curve is None else _terms(belief, target),
+            band=_band(belief, tuning),
         )
     shrinks, goal = target < guest.target_bytes, wanted[guest.name]
     terms = _terms(belief, target)
@@ -76,6 +84,7 @@ def _verdict(belief: Belief, targets: Mapping[str, int], wanted: Mapping[str, in
         limiter=Limiter.STEP if shrinks and target != goal else Limiter.POLICY,
         terms=terms,
         promise=belief.promise(target, tuning) if shrinks else None,
+        band=_band(belief, tuning),
     )
 
 
@@ -86,3 +95,32 @@ def _terms(belief: Belief, target_bytes: int) -> dict[str, float]:
     before, after = (float(value) for value in rates * ratios)
     hits = float(rates[1] * (1 - ratios[1]) - rates[0] * (1 - ratios[0]))
     return {"misses_s": round(before, 2), "misses_s_then": round(after, 2), "hits_s_gained": round(hits, 2)}
+
+
+def _band(belief: Belief, tuning: Tuning) -> Band | None:
+    """Return what is believed as it is drawn: at the sizes where it bends; None while the guest's rate is not known."""
+    if belief.guest.accesses_per_s is None:
+        return None
+    sizes = belief.sizes if belief.curve is None else np.array(belief.curve.sizes_bytes, dtype=float)
+    bounds = belief.bounds(sizes, tuning)
+    kept = _bends(sizes, bounds)
+    least, most = (tuple(round(float(ratio), 3) for ratio in bound[kept]) for bound in bounds)
+    return Band(
+        sizes_bytes=tuple(int(size) for size in sizes[kept]),
+        least=least,
+        most=most,
+        accesses_per_s=round(belief.load.accesses_per_s, 1),
+        measured=round(belief.load.miss_ratio, 4),
+        source=", ".join(dict.fromkeys(source for source in (belief.below, belief.above) if source)),
+    )
+
+
+def _bends(sizes: NDArray[np.float64], lines: Sequence[NDArray[np.float64]]) -> list[int]:
+    """Return which of `sizes` to keep: both ends, then where the lines through those kept are the most off."""
+    kept = [0, len(sizes) - 1]
+    while len(kept) < min(_BAND_SIZES, len(sizes)):
+        off = np.max([np.abs(np.interp(sizes, sizes[kept], line[kept]) - line) for line in lines], axis=0)
+        if off.max() < _BAND_OFF:
+            break
+        kept = sorted([*kept, int(off.argmax())])
+    return kept

@@ -71,15 +71,15 @@ class CurvePolicy:
         return structs.replace(decision, carry=memory.carried(known))
 
     def _split(self, snapshot: Snapshot, known: Memory) -> tuple[Memory, Decision]:
-        settings = self.settings
+        settings, tuning = self.settings, self.tuning.belief
         beliefs = [self._belief(guest, snapshot, known) for guest in snapshot.guests]
         chosen = [one for one in beliefs if one.floor_bytes < one.cap_bytes]
         if not chosen:
-            return known, explain.stay(beliefs, "no guest is known well enough", Limiter.STATE)
+            return known, explain.stay(beliefs, "no guest is known well enough", Limiter.STATE, tuning)
         room = room_bytes(snapshot, [one.guest.name for one in chosen])
         wanted = divide(chosen, room, settings.objective)
         if wanted is None:
-            return known, explain.stay(beliefs, "the budget does not hold all floors", Limiter.BUDGET)
+            return known, explain.stay(beliefs, "the budget does not hold all floors", Limiter.BUDGET, tuning)
         now = {one.guest.name: one.guest.target_bytes for one in chosen}
         if sum(now.values()) <= room:
             reason = gate.against(
@@ -87,10 +87,10 @@ class CurvePolicy:
                 objective=settings.objective, least_gain=settings.least_gain, tuning=self.tuning.gate,
             )  # fmt: skip
             if reason:
-                return known, explain.stay(beliefs, reason, Limiter.GATE)
+                return known, explain.stay(beliefs, reason, Limiter.GATE, tuning)
         targets = take_slowly(chosen, wanted, room)
         known = gate.moved(known, now, targets, snapshot.time_s, self.tuning.gate)
-        return known, explain.move(snapshot, beliefs, targets, wanted, self.tuning.belief)
+        return known, explain.move(snapshot, beliefs, targets, wanted, tuning)
 
     def _belief(self, guest: GuestSnapshot, snapshot: Snapshot, remembered: Memory) -> Belief:
         settings, tuning, time_s = self.settings, self.tuning.memory, snapshot.time_s
@@ -104,7 +104,6 @@ class CurvePolicy:
             held = guest.frozen or f"not fresh but {guest.state}"
         elif remembered.squeeze is not None and remembered.squeeze.name == guest.name:
             held = "squeezed, until what it reads has taken the place of what it read before"
-        young = 0.5 ** (max(0.0, time_s - known.load_since_s) / horizon_s / self.tuning.belief.spared_horizons)
         return believe(
             guest,
             # Of a guest that has no curve for a moment it is not known whether its load is still the same.
@@ -112,7 +111,6 @@ class CurvePolicy:
             planned_per_s=memory.planned_per_s(guest, known, time_s, tuning),
             most_per_s=known.at_work.per_s if known.alternates else 0.0,
             lasts_s=memory.lasts_s(known, time_s, horizon_s, tuning),
-            young=young,
             held=held,
             unseen=memory.unseen(known, time_s, tuning),
             margin_bytes=min(int(settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8)),

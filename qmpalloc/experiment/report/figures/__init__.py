@@ -81,6 +81,7 @@ def _figures(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[tupl
     if any(each.curve is not None or each.true is not None for each in curves):
         caption = (
             "The curve a controller last had of each phase, dashed where it was weak, and the oracle's, dotted. "
+            "Shaded: the bounds between which it believed the miss ratio to be. "
             "Points: trials of all arms at sizes that stood still; those of the first two thirds of a phase, in "
             "which caches may fill, are faint and hollow."
         )

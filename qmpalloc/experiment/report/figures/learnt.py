@@ -1,4 +1,4 @@
-"""Curves learnt by a controller in each phase, with the miss ratios of the trials over them."""
+"""Curves learnt by a controller in each phase and what it believed, with the miss ratios of the trials over them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from qmpalloc.experiment.report.figures import style
 from qmpalloc.units import MIB
 
 TRUE_COLOUR = "#000000"
+BAND_ALPHA = 0.15
 
 
 def learnt_figure(results: Results, curves: Sequence[LearntCurve]) -> Figure:
@@ -54,14 +55,17 @@ def _panel(axes: Axes, results: Results, curves: Sequence[LearntCurve], points: 
 
 def _learnt(axes: Axes, results: Results, curves: Sequence[LearntCurve]) -> None:
     learners = [arm.name for arm in results.arms if arm.policy == "curve"]
-    for each in curves:
-        if each.curve is not None and each.arm in learners:
+    for each in (each for each in curves if each.arm in learners):
+        colour = style.arm_colour(results, each.arm)
+        if each.band is not None:
+            style.fill_band(axes, each.band, color=colour, alpha=BAND_ALPHA, label=f"believed by {each.arm}")
+        if each.curve is not None:
             weak = bool(each.curve.weak)
             style.plot_curve(
                 axes,
                 each.curve.sizes_bytes,
                 each.curve.miss_ratio,
-                color=style.arm_colour(results, each.arm),
+                color=colour,
                 linestyle="--" if weak else "-",
                 linewidth=1.5,
                 label=f"learnt by {each.arm}{', weak' if weak else ''}",

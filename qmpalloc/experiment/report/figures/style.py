@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.report import words
 from qmpalloc.files import make_directory, write_whole
+from qmpalloc.model import Band
 from qmpalloc.units import MIB
 
 REFERENCE = "#555555"
@@ -120,6 +121,12 @@ def one_legend(panels: Iterable[Axes]) -> dict[str, Artist]:
 def plot_curve(axes: Axes, sizes_bytes: Sequence[int], miss_ratio: Sequence[float], **style: Any) -> None:
     """Draw miss ratios in per cent over sizes in MiB."""
     axes.plot([size / MIB for size in sizes_bytes], [ratio * 100 for ratio in miss_ratio], **style)
+
+
+def fill_band(axes: Axes, band: Band, **style: Any) -> None:
+    """Shade what lies between the bounds of miss ratios, in per cent over sizes in MiB."""
+    least, most = ([ratio * 100 for ratio in bound] for bound in (band.least, band.most))
+    axes.fill_between([size / MIB for size in band.sizes_bytes], least, most, linewidth=0, **style)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
