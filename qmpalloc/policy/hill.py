@@ -7,7 +7,7 @@ cliffs. (A. Cidon et al., Cliffhanger, NSDI 2016.)
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -70,62 +70,67 @@ class HillPolicy:
         if self.settings.ratio < 1:
             raise ConfigError("must be at least 1", key="ratio", hint="1.25: a gain a quarter above the loss")
 
-    def decide(self, snapshot: Snapshot, *, held: Collection[str] = ()) -> Decision:
-        """Move a step between the two guests where it gains most, if it gains enough.
-
-        Args:
-            snapshot: What is decided on.
-            held: Guests that give nothing.
-        """
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Move a step between the two guests where it gains most, if it gains enough."""
         known = [guest for guest in snapshot.guests if guest.decidable and guest.interval_s]
         step = align_down(int(self.settings.step))
-        donors = [
-            guest
-            for guest in known
-            if guest.target_bytes - guest.floor_bytes >= step
-            and not guest.frozen
-            and not uncounted(guest)
-            and guest.name not in held
-        ]
-        receivers = [
-            guest
-            for guest in known
-            if guest.cap_bytes - guest.target_bytes >= step
-            and guest.ghost_gain is not None
-            and not guest.frozen
-            and not unconfirmed(guest)
-        ]
-        free = free_bytes(snapshot) >= step
-        best = max(
-            (
-                (_gain(receiver, step) - _loss(donor, step), donor, receiver)
-                for donor in ([None, *donors] if free else donors)
-                for receiver in receivers
-                if donor is not receiver
-            ),
-            key=lambda option: option[0],
-            default=None,
-        )
+        pair = _best_pair(snapshot, known, step)
+        reason = self._against(pair, known, step)
         targets = {guest.name: guest.target_bytes for guest in snapshot.guests}
-        reason = "no two guests to move between"
-        if best is not None:
-            difference, donor, receiver = best
-            changed = sum(guest.weight * accesses_per_s(guest) for guest in (donor, receiver) if guest is not None)
-            rate = counted_per_s(changed, sum(guest.weight * accesses_per_s(guest) for guest in known))
-            if _gain(receiver, step) <= self.settings.ratio * _loss(donor, step):
-                reason = "no step gains more than it costs"
-            elif difference * step / MIB < self.settings.least_gain * rate:
-                reason = f"the best step gains {format_count(difference * step / MIB)} hits/s: too little"
-            else:
-                reason = ""
-                if donor is not None:
-                    targets[donor.name] -= step
-                targets[receiver.name] += step
+        if pair is not None and not reason:
+            if pair.donor is not None:
+                targets[pair.donor.name] -= step
+            targets[pair.receiver.name] += step
         guests = tuple(_verdict(guest, targets[guest.name], reason) for guest in snapshot.guests)
         moves = moves_between(snapshot, guests)
         return Decision(
             guests=guests, moves=moves, summary=reason or changes_text(snapshot, guests), carry=snapshot.carry
         )
+
+    def _against(self, pair: _Pair | None, known: Sequence[GuestSnapshot], step: int) -> str:
+        """Return why the step is not made; empty when it gains enough."""
+        if pair is None:
+            return "no two guests to move between"
+        if pair.gains <= self.settings.ratio * pair.loses:
+            return "no step gains more than it costs"
+        changed = sum(guest.weight * accesses_per_s(guest) for guest in (pair.donor, pair.receiver) if guest)
+        rate = counted_per_s(changed, sum(guest.weight * accesses_per_s(guest) for guest in known))
+        difference = (pair.gains - pair.loses) * step / MIB
+        if difference < self.settings.least_gain * rate:
+            return f"the best step gains {format_count(difference)} hits/s: too little"
+        return ""
+
+
+class _Pair(Struct, frozen=True):
+    """Who gives, None for what no guest has, and who gets; what that gains and loses, weighted hits/s by MiB."""
+
+    donor: GuestSnapshot | None
+    receiver: GuestSnapshot
+    gains: float
+    loses: float
+
+
+def _best_pair(snapshot: Snapshot, known: Sequence[GuestSnapshot], step: int) -> _Pair | None:
+    """Return the pair between which a step gains most; None when there is none."""
+    donors: list[GuestSnapshot | None] = [guest for guest in known if _may_give(guest, step)]
+    if free_bytes(snapshot) >= step:
+        donors.insert(0, None)
+    pairs = [
+        _Pair(donor, receiver, _gain(receiver, step), _loss(donor, step))
+        for donor in donors
+        for receiver in known
+        if _may_get(receiver, step) and donor is not receiver
+    ]
+    return max(pairs, key=lambda pair: pair.gains - pair.loses, default=None)
+
+
+def _may_give(guest: GuestSnapshot, step: int) -> bool:
+    return guest.target_bytes - guest.floor_bytes >= step and not guest.frozen and not uncounted(guest)
+
+
+def _may_get(guest: GuestSnapshot, step: int) -> bool:
+    room = guest.cap_bytes - guest.target_bytes >= step
+    return room and guest.ghost_gain is not None and not guest.frozen and not unconfirmed(guest)
 
 
 def _gain(guest: GuestSnapshot, step: int) -> float:

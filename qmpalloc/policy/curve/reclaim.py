@@ -120,9 +120,7 @@ def _begin(
 
 def _go_on(snapshot: Snapshot, memory: Memory, squeeze: Squeeze, tuning: Tuning) -> tuple[Memory, Decision | None]:
     guest = next((guest for guest in snapshot.guests if guest.name == squeeze.name), None)
-    before = squeeze.before_bytes[squeeze.name]
-    others_decided = guest is not None and squeeze.under_way and guest.target_bytes != squeeze.low_bytes
-    if guest is None or guest.state is GuestState.GONE or others_decided or guest.target_bytes >= before:
+    if guest is None or _given_up(guest, squeeze):
         done = dict(memory.squeezed)
         if squeeze.name in done:  # it needed its memory: never again under this load
             done[squeeze.name] = structs.replace(done[squeeze.name], times=tuning.times_most)
@@ -135,6 +133,12 @@ def _go_on(snapshot: Snapshot, memory: Memory, squeeze: Squeeze, tuning: Tuning)
         return structs.replace(memory, squeeze=squeeze), None
     decision = _decision(snapshot, _given_back(snapshot, squeeze), f"{guest.name} was squeezed, as before")
     return structs.replace(memory, squeeze=None), decision
+
+
+def _given_up(guest: GuestSnapshot, squeeze: Squeeze) -> bool:
+    """Return whether others have decided about the guest: it is gone, or was given memory."""
+    decided = squeeze.under_way and guest.target_bytes != squeeze.low_bytes
+    return guest.state is GuestState.GONE or decided or guest.target_bytes >= squeeze.before_bytes[squeeze.name]
 
 
 def _decision(snapshot: Snapshot, targets: Mapping[str, int], reason: str) -> Decision:
