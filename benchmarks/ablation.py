@@ -5,7 +5,7 @@
     python benchmarks/ablation.py --stages all --cases all --steady-hours 1
 
 Cases are those of the other benchmarks in the model, under policy ``curve`` alone: `split_mixes.py` (hits), two loads
-that rest or swap of `unseen_mixes.py` (hits), and the experiments of `experiment_model.py` (misses). A result is a
+that rest or swap of `changing_loads.py` (hits), and the experiments of `experiment_model.py` (misses). A result is a
 ratio to that with all constants as they are, of hits or of 1 / misses: above 1 is better. A constant that changes no
 case by more than 0.0005 either way has no effect on them.
 """
@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import changing_loads
 import experiment_model
 import split_mixes
-import unseen_mixes
 from msgspec import Struct, structs
 
 from qmpalloc.curves.tuning import TUNING, tuned
@@ -100,8 +100,8 @@ def result(case: str) -> float:
     lru, _, name = case.partition(": ")
     if name.startswith("steady "):
         return steady(lru, name.removeprefix("steady "))
-    if name in unseen_mixes.MIXES:
-        outcome = unseen_mixes.run(unseen_mixes.MIXES[name], lru, 1, "curve")
+    if name in changing_loads.MIXES:
+        outcome = changing_loads.run(changing_loads.MIXES[name], lru, 1, "curve")
         return outcome.hits / outcome.accesses
     mix = next(mix for mix in MIXES if mix.name == name)
     found, _ = split_mixes.run(mix, lru, split_mixes.cached_references(mix), load("curve", {}), None)
@@ -125,7 +125,7 @@ def cases(which: str) -> list[str]:
     if which == "quick":
         return list(QUICK)
     mixes = [f"{lru}: {mix.name}" for lru in ("two_list", "lru_gen") for mix in MIXES]
-    unseen = [f"lru_gen: {name}" for name in unseen_mixes.MIXES]
+    unseen = [f"lru_gen: {name}" for name in changing_loads.MIXES]
     if which == "steady":
         return [f"{lru}: steady {mix.name}" for lru in ("two_list", "lru_gen") for mix in MIXES]
     return [*mixes, *unseen, *EXPERIMENTS]

@@ -1,6 +1,6 @@
 """Policies on loads that change: guests that swap their loads, rest, start programs, or hardly read.
 
-    python benchmarks/unseen_mixes.py [--lru lru_gen] [--seed 1] [--arms static,curve] [MIX ...]
+    python benchmarks/changing_loads.py [--lru lru_gen] [--seed 1] [--arms static,curve] [MIX ...]
 
 Guests replay seeded references through a model of their page replacement. For all arms 80 s of a static split come
 first, then 600 s under the policy with a decision every 5 s, which are counted. "best": the best of all fixed splits in
@@ -9,9 +9,11 @@ steps of 32 MiB (two guests; more guests: by the curves measured with the same r
 
 from __future__ import annotations
 
+import csv
 import itertools
 import multiprocessing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import click
 import numpy as np
@@ -140,7 +142,6 @@ class Outcome(Struct):
     accesses: float = 0.0
     moves: int = 0
     sizes: str = ""
-    log: str = ""
 
 
 def run(mix: Unseen, lru: str, seed: int, policy: str | None, sizes: Sequence[int] | None = None) -> Outcome:
@@ -152,19 +153,14 @@ def run(mix: Unseen, lru: str, seed: int, policy: str | None, sizes: Sequence[in
     host = ReplayHost(guests, budget_bytes=mix.budget_bytes, interval_s=INTERVAL_S)
     chosen = None if policy is None else load(policy, {})
     outcome = Outcome()
-    log = []
     while host.time_s < WARM_S + COUNTED_S:
         if mix.change is not None:
             mix.change(guests, host.time_s)
-        moves = host.moves
         host.step(chosen if host.time_s >= WARM_S else None)
-        if host.moves != moves:
-            log.append(f"{host.time_s:.0f}:" + "/".join(str(guest.size_bytes // MIB) for guest in guests))
         if host.time_s > WARM_S:
             outcome.hits += host.last_hits
             outcome.accesses += host.last_accesses
     outcome.moves, outcome.sizes = host.moves, "/".join(str(guest.size_bytes // MIB) for guest in guests)
-    outcome.log = " ".join(log)
     return outcome
 
 
@@ -192,24 +188,25 @@ def best_fixed(mix: Unseen, lru: str, seed: int) -> Outcome:
     return max((run(mix, lru, seed, None, sizes) for sizes in splits), key=lambda outcome: outcome.hits)
 
 
-def study(task: tuple[str, str, int, tuple[str, ...], bool]) -> str:
-    """Run all arms on a mix."""
+def study(task: tuple[str, str, int, tuple[str, ...], bool]) -> list[list[str]]:
+    """Run all arms on a mix and return a row for each."""
     name, lru, seed, arms, best = task
     mix = MIXES[name]
     outcomes = {arm: run(mix, lru, seed, arm) for arm in arms}
     if best:
-        outcomes["best"] = best_fixed(mix, lru, seed)
-    static, top = outcomes.get("static"), max(outcomes.values(), key=lambda one: one.hits)
-    cells = []
+        outcomes["best fixed split"] = best_fixed(mix, lru, seed)
+    static, top = outcomes.get("static"), outcomes.get("best fixed split")
+    rows = []
     for arm, one in outcomes.items():
         misses = one.accesses - one.hits
-        less = misses / max(1.0, static.accesses - static.hits) if static is not None else 1.0
-        cells.append(
-            f"{arm}: {100 * one.hits / one.accesses:.2f} % hits ({100 * one.hits / max(1, top.hits):.2f} of best), "
-            f"{misses / 1e6:.2f} M misses ({less:.3f} of static), {one.moves} moves, {one.sizes}"
-            + (f"\n      {one.log}" if arm == "curve" else "")
-        )
-    return f"{name} ({lru}, seed {seed})\n  " + "\n  ".join(cells)
+        less = f"{misses / max(1.0, static.accesses - static.hits):.3f}" if static is not None else ""
+        share = f"{100 * one.hits / max(1.0, top.hits):.1f}" if top is not None else ""
+        hits = f"{100 * one.hits / one.accesses:.2f}"
+        rows.append([name, lru, str(seed), arm, hits, share, f"{misses / 1e6:.2f}", less, str(one.moves), one.sizes])
+    return rows
+
+
+HEAD = ("mix", "page replacement", "seed", "arm", "hits %", "of best %", "M misses", "of static", "moves", "sizes MiB")
 
 
 @click.command()
@@ -219,14 +216,24 @@ def study(task: tuple[str, str, int, tuple[str, ...], bool]) -> str:
 @click.option(
     "--best/--no-best", default=True, show_default=True, help="Search the best fixed split, which takes long."
 )
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the rows to this file, too.")
 @click.option("--processes", default=2, show_default=True)
 @click.argument("names", metavar="[MIX ...]", nargs=-1)
-def main(lru: str, seed: int, arms: str, best: bool, processes: int, names: tuple[str, ...]) -> None:
+def main(
+    lru: str, seed: int, arms: str, best: bool, csv_file: Path | None, processes: int, names: tuple[str, ...]
+) -> None:
     """Run and print each mix as soon as it is done."""
     chosen = [name for name in MIXES if not names or any(part in name for part in names)]
+    found = []
+    click.echo(f"| {' | '.join(HEAD)} |\n" + "|---" * len(HEAD) + "|")
     with multiprocessing.Pool(processes) as pool:
-        for text in pool.imap(study, [(name, lru, seed, tuple(arms.split(",")), best) for name in chosen]):
-            click.echo(text)
+        for rows in pool.imap(study, [(name, lru, seed, tuple(arms.split(",")), best) for name in chosen]):
+            found += rows
+            for row in rows:
+                click.echo(f"| {' | '.join(row)} |")
+    if csv_file is not None:
+        with csv_file.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([HEAD, *found])
 
 
 if __name__ == "__main__":
