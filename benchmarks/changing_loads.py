@@ -213,9 +213,7 @@ HEAD = ("mix", "page replacement", "seed", "arm", "hits %", "of best %", "M miss
 @click.option("--lru", default="lru_gen", show_default=True, type=click.Choice(["two_list", "lru_gen"]))
 @click.option("--seed", default=1, show_default=True)
 @click.option("--arms", default="static,curve", show_default=True)
-@click.option(
-    "--best/--no-best", default=True, show_default=True, help="Search the best fixed split, which takes long."
-)
+@click.option("--best/--no-best", default=True, show_default=True, help="Search the best fixed split: takes long.")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the rows to this file, too.")
 @click.option("--processes", default=2, show_default=True)
 @click.argument("names", metavar="[MIX ...]", nargs=-1)
