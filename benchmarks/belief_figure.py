@@ -62,7 +62,7 @@ def belief(rate: int, misses: int, known: Curve | None, *, refaults: int = 0, po
         curve=known,
     )
     return believe(
-        guest, points, planned_per_s=rate, most_per_s=0.0, lasts_s=120.0, held="", unseen=False,
+        guest, points, planned_per_s=rate, most_per_s=0.0, lasts_s=120.0, promised_s=120.0, held="", unseen=False,
         margin_bytes=16 * MIB, tuning=Tuning(),
     )  # fmt: skip
 

@@ -26,7 +26,8 @@ def system_bytes(memory: Memory, least_bytes: int = SYSTEM_PAGES * PAGE_BYTES) -
     Those of a small system, or what its programs map if that is more: a database's programs and libraries are several
     times as large.
     """
-    return max(least_bytes, memory.mapped_file_bytes or 0)
+    # Shared memory that is mapped is no file page. How much of it is, is not told: all of it is left out.
+    return max(least_bytes, (memory.mapped or 0) - (memory.shmem or 0))
 
 
 class SizeMapping:

@@ -15,6 +15,9 @@ number, but perhaps because it is starved: then it goes slower for it, and learn
 
 _OTHERS_COUNT = 2.0
 
+_HOW = ("by page faults (mmap)", "from swap", "neither by reads nor by page faults (metadata)")
+"""Pages are brought in otherwise than by reads, in words."""
+
 _UNCOUNTED_SHARE, _UNCOUNTED_LEAST, _UNCOUNTED_PER_S = 0.3, 0.01, 25.0
 """Pages brought in by other means than reads, of all that were brought in, of all accesses, and per second, above which
 a guest is thought to need its cache for what nobody counts."""
@@ -64,18 +67,18 @@ def hits_nothing(guest: GuestSnapshot) -> bool:
 
 
 def uncounted_per_s(guest: GuestSnapshot) -> float:
-    """Return the pages per second that the guest brings in otherwise than by reads: at least so often it uses them.
-
-    By page faults (``mmap``, programs); and pages that came back to its cache though no read missed them and no page
-    fault asked for them: directories and other metadata of a file system, or pages that are written.
-    """
+    """Return the pages per second that the guest brings in otherwise than by reads: at least so often it uses them."""
     return sum(_uncounted(guest)) / guest.interval_s if guest.interval_s else 0.0
 
 
-def _uncounted(guest: GuestSnapshot) -> tuple[int, int]:
-    """Return the pages brought in by page faults, and those brought in neither by them nor by reads."""
-    faults, misses = max(0, guest.faults or 0), max(0, guest.misses or 0)
-    return faults, max(0, (guest.refaults or 0) - faults - misses)
+def _uncounted(guest: GuestSnapshot) -> tuple[int, int, int]:
+    """Return the pages brought in by page faults, from swap, and by neither of them nor reads.
+
+    The last are pages that came back to the cache though no read missed them and no page fault asked for them:
+    directories and other metadata of a file system, or pages that are written.
+    """
+    faults, swapped, misses = (max(0, count or 0) for count in (guest.faults, guest.swap_ins, guest.misses))
+    return faults, swapped, max(0, (guest.refaults or 0) - faults - misses)
 
 
 def losable_per_s(guest: GuestSnapshot) -> float:
@@ -84,13 +87,13 @@ def losable_per_s(guest: GuestSnapshot) -> float:
 
 
 def uncounted(guest: GuestSnapshot) -> str:
-    """Return that a guest uses its cache for what nobody counts, mmap above all; empty when it does not, or hardly."""
-    faults, others = _uncounted(guest)
-    pages, accesses = faults + others, max(0, (guest.hits or 0) + (guest.misses or 0))
+    """Return that a guest uses its memory for what nobody counts, mmap above all; empty when it does not, or hardly."""
+    brought_in = dict(zip(_HOW, _uncounted(guest), strict=True))
+    pages, accesses = sum(brought_in.values()), max(0, (guest.hits or 0) + (guest.misses or 0))
     share = pages / max(1, pages + max(0, guest.misses or 0))
     if share <= _UNCOUNTED_SHARE or pages <= _UNCOUNTED_LEAST * accesses or uncounted_per_s(guest) < _UNCOUNTED_PER_S:
         return ""
-    how = "by page faults (mmap)" if faults >= others else "neither by reads nor by page faults (metadata)"
+    how = max(brought_in, key=brought_in.__getitem__)
     return f"{share:.0%} of what it brings in is {how}, of which no hits are counted"
 
 

@@ -199,7 +199,7 @@ def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) 
     other_load = (guest.accesses_per_s or 0.0) > _TIMES * lent.accesses_per_s + _BESIDE_PER_S
     held_s = _HELD_S * 2.0 ** min(times - 1, 10)
     if other_load:
-        held_s = held_s / _OTHER_LOAD if times > 1 else 0.0
+        held_s /= _OTHER_LOAD
     return Held(
         least_bytes=lent.before_bytes,
         until_s=time_s + held_s,

@@ -14,7 +14,7 @@ from msgspec import Struct
 from qmpalloc.config import DEFAULT_COUNTERS_FILE
 from qmpalloc.curves.samples import BLOCK_SHIFT, EVENTS_MAX, Batch, pack
 from qmpalloc.events import Commanded, Faulted, Sampled, SampleRejected, SizeChanged, StateChanged
-from qmpalloc.model import GuestDecision, GuestState, Limiter
+from qmpalloc.model import GuestDecision, GuestSnapshot, GuestState, Limiter
 from qmpalloc.qmp.framing import LINE_MAX_BYTES
 from qmpalloc.sim.load import MappedFile
 from qmpalloc.testing.faults import Faults
@@ -88,7 +88,8 @@ def danger(events: Sequence[object]) -> bool:
     limiters = {verdict.limiter for verdict in verdicts}
     # When all guests need more than the budget holds, a guest in danger is limited by that.
     needy = any(verdict.reason.startswith("less than it needs") for verdict in verdicts)
-    return needy or Limiter.DANGER in limiters or fault("danger")(events)
+    seen = any(isinstance(event, GuestSnapshot) and event.frozen.startswith("danger") for event in events)
+    return needy or seen or Limiter.DANGER in limiters or fault("danger")(events)
 
 
 def _unheard(events: Sequence[object]) -> bool:

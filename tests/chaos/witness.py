@@ -122,7 +122,7 @@ class Witness:
     def _judge(self, event: Decided) -> None:
         for seen, verdict in zip(event.snapshot.guests, event.decision.guests, strict=True):
             change = verdict.target_bytes - seen.target_bytes
-            self.events.get(seen.name, []).append(verdict)
+            self.events.get(seen.name, []).extend((seen, verdict))
             may_shrink = seen.state is GuestState.FRESH and not seen.frozen
             home = verdict.target_bytes >= min(seen.baseline_bytes, seen.target_bytes)
             if change < 0 and not may_shrink and not home:

@@ -344,7 +344,7 @@ def test_what_curves_chose_is_not_climbed_away_from_while_the_new_sizes_are_not_
     assert then(*unmeasured).moves == ()
     # It climbs when the curves are weak for another reason.
     changed = [structs.replace(one, curve=structs.replace(one.curve, weak=("the load has changed",))) for one in good]
-    assert targets(then(*changed, seconds=20.0)) == [484, 516]
+    assert targets(then(*changed, seconds=15.5)) == [484, 516]
 
 
 def swinging(turn, size):

@@ -8,6 +8,8 @@ from made_up_guests import STRAIGHT, guest, line, snapshot, targets
 from msgspec import structs
 
 from qmpalloc.model import UNMEASURED
+from qmpalloc.policy.curve.belief import Tuning, believe
+from qmpalloc.policy.curve.measured import Point
 from qmpalloc.policy.curve.memory import recalled
 from qmpalloc.policy.curve.policy import CurvePolicy
 from qmpalloc.units import MIB
@@ -144,3 +146,19 @@ def test_it_says_by_which_size_it_goes():
     b = guest("b", curve(PROMISES, 600, 0.70, 110_000, contradicted=0.5), size=600, misses=7_000)
     decision, _ = decide(carry, guest("a", line((100, 0.01), (2000, 0.01)), size=1_000), b)
     assert "by what it missed with 800M, 0.10 of all" in decision.guests[1].reason
+
+
+def test_below_a_size_that_was_measured_nothing_is_known():
+    point = Point(480 * MIB, 0.06, 100_000, 1)
+    one = guest("a", line((100, 0.9), (2000, 0.1), weak=("only 12 sampled accesses",)), size=500, misses=1_000)
+    belief = believed(one, point)
+    assert belief.planned([479 * MIB, 480 * MIB, 499 * MIB]) == pytest.approx([1.0, 0.1, 0.1], abs=0.001)
+    # A point that missed less with less says that the miss ratio swings, not that less memory helps.
+    assert (belief.values([480 * MIB, 490 * MIB], "hits") <= 0).all()
+
+
+def believed(one, *points):
+    return believe(
+        one, points, planned_per_s=10_000.0, most_per_s=0.0, lasts_s=120.0, promised_s=120.0, held="", unseen=False,
+        margin_bytes=0, tuning=Tuning(),
+    )  # fmt: skip

@@ -92,3 +92,37 @@ def test_a_load_is_thought_to_last_as_long_as_those_before_it_or_as_it_has_alrea
     for _ in range(20):
         seen.note(1_000, curve=curves[3])
     assert seen.lasts_s == pytest.approx(300.0)
+
+
+def test_who_wakes_after_a_long_rest_is_planned_with_as_it_is():
+    seen = Seen()
+    for rate in [1_000] * 20 + [0] * 120:  # it rests for ten minutes
+        seen.note(rate, interval_s=5.0)
+    assert [seen.note(1_000, interval_s=5.0) for _ in range(5)] == [pytest.approx(1_000)] * 5
+
+
+def test_time_in_which_it_was_not_seen_is_no_rest():
+    seen = Seen()
+    for _ in range(20):
+        seen.note(1_000, interval_s=5.0)
+    seen.note(0, interval_s=5.0)
+    seen.time_s += 60.0  # late, or paused
+    assert seen.note(0, interval_s=5.0) == pytest.approx(1_000)
+    assert seen.pauses
+
+
+def test_who_swaps_instead_of_reading_does_not_rest():
+    seen = Seen()
+    for _ in range(20):
+        seen.note(1_000, interval_s=5.0)
+    for _ in range(12):
+        planned = seen.note(0, interval_s=5.0, swap_ins=3_000)
+    assert (planned, seen.pauses) == (pytest.approx(1_000), True)
+
+
+def test_loads_that_lasted_for_a_moment_say_nothing_of_the_next():
+    seen = Seen()
+    for number in (1, 2, 3, 4):
+        curve = structs.replace(line((100, 1.0), (2000, 0.0), steady=0), load=number)
+        seen.note(1_000, curve=curve, interval_s=5.0)
+    assert seen.lasts_s == HORIZON_S

@@ -275,3 +275,18 @@ def test_a_guest_that_reads_through_mmap_is_not_idle_and_not_judged_by_hits_that
     assert targets(load("curve", {}).decide(snapshot(fast, lacking)))[0] < 500
     idle = guest("idle", WEAK, rate=10, misses=0, faults=20)
     assert targets(load("curve", {}).decide(snapshot(idle, busy, carry=IDLE)))[0] < 500
+
+
+def test_a_warm_guest_that_is_learnt_anew_keeps_what_it_has():
+    """After a restart of its collector nothing is known of it but that it hits all it reads."""
+    weak = structs.replace(WEAK, weak=("only 12 sampled accesses",), steady_accesses=5_000, cached_bytes=400 * MIB)
+    warm = guest("a", weak, rate=10_000, misses=0)
+    for objective in ("hits", "misses", "fair"):
+        decision = load("curve", {"objective": objective}).decide(snapshot(warm, guest("busy", STRAIGHT), carry=IDLE))
+        assert targets(decision) == [500, 500]
+
+
+def test_who_swaps_is_not_idle():
+    swaps = guest("idle", WEAK, rate=10, misses=0, swap_ins=600)
+    decision = load("curve", {}).decide(snapshot(swaps, guest("busy", STRAIGHT), carry=IDLE))
+    assert targets(decision) == [500, 500]

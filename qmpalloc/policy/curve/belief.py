@@ -70,9 +70,9 @@ class Belief(Struct, frozen=True, kw_only=True):
         least: The same, at least.
         load: What it will read, and the miss ratio that it has at this rate.
         horizon_s: How long this lasts. Memory given is worth something from when it has been filled. None: for ever.
+        promised_s: How long a promise by its curve must hold; None: for as long as the memory is away.
         floor_bytes: It is not taken below that.
         cap_bytes: It is not given more.
-        charge: What it may lose counts so many times.
         credit: Share of what lies between the bounds that counts when it grows.
         most_per_s: Accesses per second that it makes when it works, where `load` is an average.
         curve: The curve it rests on, as it was found; None: on bounds only.
@@ -87,9 +87,9 @@ class Belief(Struct, frozen=True, kw_only=True):
     least: Values
     load: Load
     horizon_s: float | None = None
+    promised_s: float | None = None
     floor_bytes: int
     cap_bytes: int
-    charge: float = 1.0
     credit: float = 0.0
     most_per_s: float = 0.0
     curve: Curve | None = None
@@ -116,7 +116,7 @@ class Belief(Struct, frozen=True, kw_only=True):
         target = float(self.guest.target_bytes)
         here = np.interp(target, self.sizes, self.most), np.interp(target, self.sizes, self.least)
         worst, best = self.load.values(np.array([here[0], here[1]]), objective)
-        below = self.charge * (self.load.values(self.planned(np.minimum(sizes, target)), objective) - best)
+        below = self.load.values(self.planned(np.minimum(sizes, target)), objective) - best
         values = np.where(sizes < target, below, 0.0)
         most = float(sizes.max()) - target
         if most <= 0:
@@ -157,7 +157,7 @@ class Belief(Struct, frozen=True, kw_only=True):
         ratio = float(self.expected([size_bytes])[0])
         most = float(self.bounds([size_bytes], tuning)[1][0])
         rate = max(self.most_per_s, self.load.accesses_per_s, float(self.load.rates(np.array([ratio]))[0]))
-        for_s = None if self.curve is None else self.horizon_s
+        for_s = None if self.curve is None else self.promised_s
         return Promise(page_ins_per_s=page_ins_most(self.guest, rate * most), for_s=for_s)
 
 
@@ -178,6 +178,7 @@ def believe(
     planned_per_s: float,
     most_per_s: float,
     lasts_s: float,
+    promised_s: float | None,
     held: str,
     unseen: bool,
     margin_bytes: int,
@@ -191,6 +192,7 @@ def believe(
         planned_per_s: Accesses per second to plan with.
         most_per_s: What it makes when it works.
         lasts_s: How long its load is thought to go on, seconds.
+        promised_s: How long a promise by its curve must hold.
         held: Why its size is left as it is, if it is.
         unseen: It has hardly been seen yet: nothing is taken from it on bounds alone, if it is no scan.
         margin_bytes: Memory that it is given but not credited with: a curve's cliffs are not known to the page.
@@ -208,7 +210,7 @@ def believe(
         belief = _with_margin(_corrected(found, points), margin_bytes, tuning)
     else:
         belief = _bounds(guest, load, here, lasts_s, cap)
-        belief = structs.replace(belief, charge=_filled(guest), credit=tuning.credit)
+        belief = structs.replace(belief, credit=tuning.credit)
         sources = (_settling,) if _settles(guest) else (_measured, _lacking, _ghosts)
         for source in () if held else sources:
             belief = source(belief, points, tuning)
@@ -220,6 +222,7 @@ def believe(
         floor_bytes=target if kept else min(guest.floor_bytes, target),
         cap_bytes=target if held or unconfirmed(guest) else cap,
         most_per_s=most_per_s,
+        promised_s=promised_s,
         held=doubted,
     )
 
@@ -239,17 +242,6 @@ def _here(guest: GuestSnapshot) -> float:
         return guest.curve.measured
     accesses = (guest.hits or 0) + (guest.misses or 0)
     return max(0, guest.misses or 0) / accesses if accesses > 0 else 0.0
-
-
-def _filled(guest: GuestSnapshot) -> float:
-    """Return the share of its cache, at most, that a guest's load has filled since it began: no more of it can be lost.
-
-    What the load before has left there is not read.
-    """
-    curve = guest.curve
-    if curve is None or curve.turned_over or not curve.cached_bytes:
-        return 1.0
-    return min(1.0, curve.steady_accesses * PAGE_BYTES / curve.cached_bytes)
 
 
 # --- sources: each returns the belief narrowed by what it knows ---
@@ -299,12 +291,13 @@ def _measured(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief
     others = [point for point in points if point.size_bytes != target]
     if not others:
         return belief
-    sizes = np.unique([*belief.sizes, *(float(point.size_bytes) for point in others)])
+    edges = [size for point in others for size in (point.size_bytes - 1.0, float(point.size_bytes))]
+    sizes = np.unique([*belief.sizes, *edges])
     most = np.interp(sizes, belief.sizes, belief.most)
     least = np.interp(sizes, belief.sizes, belief.least)
+    here = float(np.interp(target, sizes, most))
     larger = [point for point in others if point.size_bytes > target]
     if larger:
-        here = float(np.interp(target, sizes, most))
         known = np.minimum.accumulate([here, *(point.miss_ratio for point in larger)])
         line = np.interp(sizes, [target, *(point.size_bytes for point in larger)], known)
         most = np.where(sizes > target, np.minimum(most, line), most)
@@ -312,7 +305,8 @@ def _measured(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief
     for point in others:
         if point.size_bytes < target:
             between = (sizes >= point.size_bytes) & (sizes < target)
-            most = np.where(between, np.minimum(most, point.miss_ratio), most)
+            # Less memory helps nobody: a point below what is missed now says that the miss ratio swings.
+            most = np.where(between, np.minimum(most, max(here, point.miss_ratio)), most)
     best = min(others, key=_miss_ratio)
     above = f"by what it missed with {format_size(best.size_bytes)}, {best.miss_ratio:.2f} of all" if larger else ""
     return structs.replace(belief, sizes=sizes, most=most, least=least, above=above)
@@ -357,7 +351,7 @@ def _ghosts(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
     most = np.where(sizes > target, np.minimum(most, gain), most)
     least = np.where(sizes == target, here, np.minimum(least, most))
     told = "by its ghost hits"
-    return structs.replace(belief, sizes=sizes, most=most, least=least, charge=1.0, below=told, above=told)
+    return structs.replace(belief, sizes=sizes, most=most, least=least, below=told, above=told)
 
 
 def _corrected(belief: Belief, points: Sequence[Point]) -> Belief:

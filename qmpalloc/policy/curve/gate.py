@@ -74,7 +74,9 @@ def against(
     taken_back = max(reversals(memory.guests[one.guest.name], time_s, tuning) for one in changed)
     needed = max((1.0 + taken_back) * least_gain * total, tuning.deviations * variance**0.5)
     unit = "" if objective == "fair" else f" {objective}/s"
-    if gain < needed or gain <= 0:
+    if gain <= 0:  # sizes lie on a grid, the present ones need not
+        return "the split is the best"
+    if gain < needed:
         return f"gains {format_count(gain)}{unit}, below {format_count(needed)}"
     return ""
 

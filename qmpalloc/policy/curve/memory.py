@@ -24,6 +24,7 @@ class Tuning(Struct, frozen=True, kw_only=True):
         patience_times: A guest that has woken is idle from this many times the rest on that it had.
         alternating_horizons: Horizons over which the rate of a guest is averaged that rests and wakes.
         loads_least: Loads that must have ended before their length says how long the next will last.
+        load_least_s: A shorter one does not count: a system that boots, or a change that was none.
     """
 
     rest_share: float = 0.1
@@ -31,6 +32,7 @@ class Tuning(Struct, frozen=True, kw_only=True):
     patience_times: float = 2.0
     alternating_horizons: float = 2.0
     loads_least: int = 2
+    load_least_s: float = 15.0
 
 
 class Average(Struct, frozen=True):
@@ -54,11 +56,13 @@ class Known(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is remembered of a guest.
 
     Attributes:
-        since_s: When it was first seen.
+        since_s: Since when it has been seen without a gap.
+        seen_s: When it was seen last.
         at_work: Its rate while it did not rest.
         overall: Its rate, rests included.
         rests_since_s: When its present rest began; None: it is at work.
-        patience_s: How long a rest must be to mean that it is idle; 0: it has not woken from such a one yet.
+        patience_s: How long a rest must be to mean that it is idle, after one that had been taken for that and ended
+            within the horizon; 0: there was none.
         load: The number of its load, `Curve.load`.
         load_since_s: When that load began.
         lasted_s: How long its last two loads lasted.
@@ -69,6 +73,7 @@ class Known(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     since_s: float = 0.0
+    seen_s: float = 0.0
     at_work: Average = Average()
     overall: Average = Average()
     rests_since_s: float | None = None
@@ -83,7 +88,7 @@ class Known(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def alternates(self) -> bool:
-        """True once it has woken from a rest that had been taken for idleness."""
+        """True when it works and rests in turn, faster than memory can follow."""
         return self.patience_s > 0
 
     def rested_s(self, time_s: float) -> float:
@@ -149,7 +154,10 @@ def recalled(carry: Any) -> Memory:
     """Return what a decision before has carried over; nothing if that was another policy, or another version."""
     if not isinstance(carry, dict) or carry.get("version") != VERSION:
         return Memory()
-    return msgspec.convert(carry, Memory)
+    try:
+        return msgspec.convert(carry, Memory)
+    except msgspec.ValidationError:
+        return Memory()
 
 
 def carried(memory: Memory) -> dict[str, Any]:
@@ -166,7 +174,7 @@ def updated(memory: Memory, snapshot: Snapshot, horizon_s: float, tuning: Tuning
         if guest.decidable and guest.interval_s:
             known = _paced(known, guest, snapshot.time_s, horizon_s, tuning)
         if guest.curve is not None:
-            known = _with_load(known, guest, snapshot.time_s)
+            known = _with_load(known, guest, snapshot.time_s, tuning)
             known = structs.replace(known, points=noted(known.points, guest, squeezed=guest.name == squeezed))
         guests[guest.name] = known
     return structs.replace(memory, guests=guests)
@@ -175,7 +183,7 @@ def updated(memory: Memory, snapshot: Snapshot, horizon_s: float, tuning: Tuning
 def _first(guest: GuestSnapshot, time_s: float) -> Known:
     """Return what is remembered of a guest that is seen for the first time: when it was, and which load it has."""
     since_s = time_s - (guest.interval_s or 0.0)
-    known = Known(since_s=since_s, load_since_s=since_s)
+    known = Known(since_s=since_s, seen_s=since_s, load_since_s=since_s)
     if guest.curve is None:
         return known
     lasted_s = guest.curve.steady_accesses / accesses_per_s(guest) if accesses_per_s(guest) else 0.0
@@ -222,26 +230,30 @@ def lasts_s(known: Known, time_s: float, horizon_s: float, tuning: Tuning) -> fl
 
 def _paced(known: Known, guest: GuestSnapshot, time_s: float, horizon_s: float, tuning: Tuning) -> Known:
     """Return what is known with the rate of the last interval: at work, at rest, or just awake."""
-    seconds = guest.interval_s or 0.0
-    now = accesses_per_s(guest)
-    # Who faults pages in, or swaps, is at work.
-    rests = now + (guest.page_ins_per_s or 0.0) <= tuning.rest_share * known.at_work.per_s
+    seconds, now = guest.interval_s or 0.0, accesses_per_s(guest)
+    began_s = time_s - seconds
+    if began_s - known.seen_s > max(seconds, tuning.patience_s):  # it was not seen for a while: that was no rest
+        known = structs.replace(known, since_s=began_s, rests_since_s=None)
     half_life_s = horizon_s * (tuning.alternating_horizons if known.alternates else 1.0)
-    known = structs.replace(known, overall=known.overall.with_more(now, seconds, half_life_s))
-    if rests:
-        since = time_s - seconds if known.rests_since_s is None else known.rests_since_s
+    known = structs.replace(known, seen_s=time_s, overall=known.overall.with_more(now, seconds, half_life_s))
+    if now <= tuning.rest_share * known.at_work.per_s:
+        # Who faults pages in, or swaps, is at work in its own way: its rest does not grow.
+        works = (guest.page_ins_per_s or 0.0) > tuning.rest_share * known.at_work.per_s
+        since = began_s if works or known.rests_since_s is None else known.rests_since_s
         return structs.replace(known, rests_since_s=since)
-    rested = known.rested_s(time_s - seconds)
-    idle = known.at_work.seconds > 0 and rested >= max(known.patience_s, tuning.patience_s)
-    patience = tuning.patience_times * rested if idle else known.patience_s
+    rested = known.rested_s(began_s)
+    patience = known.patience_s
+    if known.at_work.seconds > 0 and rested >= max(patience, tuning.patience_s):  # it had been taken for idle
+        patience = tuning.patience_times * rested if rested <= horizon_s else 0.0
     at_work = known.at_work.with_more(now, seconds, horizon_s)
     return structs.replace(known, at_work=at_work, rests_since_s=None, patience_s=patience)
 
 
-def _with_load(known: Known, guest: GuestSnapshot, time_s: float) -> Known:
+def _with_load(known: Known, guest: GuestSnapshot, time_s: float, tuning: Tuning) -> Known:
     """Return what is known with a change of load noted, if there was one."""
     assert guest.curve is not None
     if guest.curve.load == known.load:
         return known
-    lasted = (*known.lasted_s, time_s - known.load_since_s)[-2:]
+    lasted_s = time_s - known.load_since_s
+    lasted = (*known.lasted_s, lasted_s)[-2:] if lasted_s >= tuning.load_least_s else known.lasted_s
     return structs.replace(known, load=guest.curve.load, load_since_s=time_s, lasted_s=lasted)
