@@ -47,7 +47,6 @@ class Tuning(Struct, frozen=True, kw_only=True):
         credit: Share of what lies between the bounds that a guest in doubt is credited with when it grows.
         cliff: A miss ratio that rises by so much within the margin does not slope: it breaks off.
         probe_bytes: Ghost hits tell the slope so far from the present size.
-        ghost_loss_times: What ghost hits say a guest loses, times this.
         deviations: Of a curve's noise, by which it may be off.
         curve_off: Miss ratio beside that by which real curves were off.
     """
@@ -55,7 +54,6 @@ class Tuning(Struct, frozen=True, kw_only=True):
     credit: float = 0.1
     cliff: float = 0.15
     probe_bytes: int = 16 * MIB
-    ghost_loss_times: float = 1.25
     deviations: float = 3.0
     curve_off: float = 0.05
 
@@ -344,7 +342,7 @@ def _ghosts(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
     most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
     here = float(np.interp(target, sizes, most))
     per_byte = 1.0 / MIB / rate
-    loss = here + tuning.ghost_loss_times * guest.ghost_loss * per_byte * (target - sizes)
+    loss = here + guest.ghost_loss * per_byte * (target - sizes)
     gain = np.maximum(0.0, here - guest.ghost_gain * per_byte * np.minimum(step, np.maximum(0.0, sizes - target)))
     near = (sizes < target) & (sizes >= target - step)
     most = np.where(near, np.minimum(most, loss), most)

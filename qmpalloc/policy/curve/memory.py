@@ -22,7 +22,6 @@ class Tuning(Struct, frozen=True, kw_only=True):
         rest_share: A guest rests when it reads less than this share of what it reads at work.
         patience_s: A rest shorter than this is a pause; a longer one means that the guest is idle.
         patience_times: A guest that has woken is idle from this many times the rest on that it had.
-        alternating_horizons: Horizons over which the rate of a guest is averaged that rests and wakes.
         loads_least: Loads that must have ended before their length says how long the next will last.
         load_least_s: A shorter one does not count: a system that boots, or a change that was none.
     """
@@ -30,7 +29,6 @@ class Tuning(Struct, frozen=True, kw_only=True):
     rest_share: float = 0.1
     patience_s: float = 15.0
     patience_times: float = 2.0
-    alternating_horizons: float = 2.0
     loads_least: int = 2
     load_least_s: float = 15.0
 
@@ -234,8 +232,7 @@ def _paced(known: Known, guest: GuestSnapshot, time_s: float, horizon_s: float, 
     began_s = time_s - seconds
     if began_s - known.seen_s > max(seconds, tuning.patience_s):  # it was not seen for a while: that was no rest
         known = structs.replace(known, since_s=began_s, rests_since_s=None)
-    half_life_s = horizon_s * (tuning.alternating_horizons if known.alternates else 1.0)
-    known = structs.replace(known, seen_s=time_s, overall=known.overall.with_more(now, seconds, half_life_s))
+    known = structs.replace(known, seen_s=time_s, overall=known.overall.with_more(now, seconds, horizon_s))
     if now <= tuning.rest_share * known.at_work.per_s:
         # Who faults pages in, or swaps, is at work in its own way: its rest does not grow.
         works = (guest.page_ins_per_s or 0.0) > tuning.rest_share * known.at_work.per_s
