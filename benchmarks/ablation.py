@@ -47,7 +47,8 @@ EXPERIMENTS = {
 }
 QUICK = (
     *(f"lru_gen: {name}" for name in ("Zipf + 2 GiB scan", "normal 5 % + 30 %", "3 scans, room for 2")),
-    *("lru_gen: swap each 60 s", "lru_gen: rests each 60 s", "lru_gen: six guests", "mix-idle", "X2"),
+    *("lru_gen: swap each 60 s", "lru_gen: rests each 60 s", "lru_gen: six guests", "lru_gen: another file"),
+    *("mix-idle", "X2"),
 )
 
 
@@ -146,12 +147,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", default="policy", help="policy, curves, all, or names of stages [policy]")
     parser.add_argument("--cases", choices=["quick", "all", "steady"], default="quick")
+    parser.add_argument("--only", default="", help="only cases whose names hold this")
     parser.add_argument("--csv", type=Path, help="write all results to this file")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     groups = {"policy": POLICY_STAGES, "curves": CURVE_STAGES, "all": (*POLICY_STAGES, *CURVE_STAGES)}
     stages = list(groups.get(options.stages, options.stages.split(",")))
-    chosen, began_s = cases(options.cases), time.monotonic()
+    chosen = [case for case in cases(options.cases) if options.only in case]
+    began_s = time.monotonic()
     rows = []
     with multiprocessing.Pool(options.processes, maxtasksperchild=50) as pool:
         base = {case: value for _, case, value in pool.imap(study, [(Variant(), case) for case in chosen])}

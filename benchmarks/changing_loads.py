@@ -95,6 +95,16 @@ def program(start_s: float, end_s: float, size_bytes: int) -> Change:
     return change
 
 
+def other_file(at_s: float) -> Change:
+    """Return that the first guest reads another file of the same size from then on."""
+
+    def change(guests: Sequence[ReplayGuest], time_s: float) -> None:
+        if time_s == at_s:
+            guests[0].load(Uniform(), 640 * MIB)
+
+    return change
+
+
 _NORMAL = Part(access=Normal(deviation=0.15))
 MIXES = {
     "swap each 30 s": Unseen(
@@ -124,6 +134,13 @@ MIXES = {
     "a program for 200 s": Unseen(
         parts=(Part(access=Normal(deviation=0.2), accesses_per_s=8_000), Part(access=Zipf(exponent=0.9))),
         change=program(250, 450, 192 * MIB),
+    ),
+    "another file": Unseen(
+        parts=(
+            Part(access=Uniform(), file_bytes=640 * MIB, accesses_per_s=4_000),
+            Part(access=Normal(deviation=0.15), file_bytes=480 * MIB),
+        ),
+        change=other_file(250),
     ),
     "nearly idle + slow": Unseen(
         parts=(
