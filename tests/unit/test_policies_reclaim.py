@@ -34,9 +34,9 @@ def decided(*guests, carry=None, time_s=10.0):
     return apply_limits(now, load("curve", {}).decide(now), {})
 
 
-def had(**done):
-    """Carried over: what the guest "a" has had."""
-    return {"version": 1, "squeezed": {"a": done}}
+def had(accesses):
+    """Carried over: the guest "a" was squeezed when its load had made so many accesses."""
+    return {"version": 1, "squeezed": {"a": accesses}}
 
 
 def sizes(decision):
@@ -86,36 +86,15 @@ def test_who_missed_less_with_more_memory_is_not_squeezed_but_given_back():
 
 
 def test_once_for_each_change_of_the_load():
-    carry = had(accesses=600_000, missed=0.9, size_bytes=800 * MIB)
+    carry = had(600_000)
     assert sizes(decided(guest("a", stale=0.3), guest("b"), carry=carry)) == [800, 800]
     again = decided(guest("a", stale=0.3, steady=400_000), guest("b"), carry=carry)
     assert sizes(again) == [600, 800]
 
 
 @pytest.mark.parametrize(
-    ("accesses", "missed", "then", "times", "size"),
-    [
-        (500_000, 0.75, 800, 1, 600),  # it misses .7 of 1,000,000 accesses now
-        (500_001, 0.75, 800, 1, 800),
-        (500_000, 0.74, 800, 1, 800),
-        (500_000, 0.75, 799, 1, 800),
-        (500_000, 0.75, 800, 2, 600),
-        (500_000, 0.75, 800, 3, 800),
-    ],
-)
-def test_again_if_it_helped_and_the_load_has_lasted_as_long_again(accesses, missed, then, times, size):
-    carry = had(accesses=accesses, missed=missed, size_bytes=then * MIB, times=times)
-    decision = decided(guest("a", stale=0.3), guest("b"), carry=carry)
-    assert sizes(decision) == [size, 800]
-    if size == 600:
-        assert decision.guests[0].reason.startswith("squeezed again: 30% of its accesses")
-        assert recalled(decision.carry).squeezed["a"].times == times + 1
-
-
-@pytest.mark.parametrize(
     "one",
     [
-        guest("a", stale=0.1),
         guest("a", stale=0.3, floor=750),
         structs.replace(guest("a"), curve=structs.replace(curve(0.3), unread_bytes=90 * MIB)),
         guest("a", stale=0.3, frozen="was in danger"),
@@ -123,7 +102,6 @@ def test_again_if_it_helped_and_the_load_has_lasted_as_long_again(accesses, miss
         guest("a", stale=0.3, misses=1_000, steady=10_000),
     ],
     ids=[
-        "little",
         "no room",
         "out of reach",
         "frozen",
@@ -151,7 +129,7 @@ def test_a_guest_in_danger_gets_its_memory_back_and_the_squeeze_is_over():
     assert sizes(decided(rescued, guest("b"), carry=kept.carry)) == [800, 800]
     memory = recalled(decided(rescued, guest("b"), carry=kept.carry).carry)
     assert memory.squeeze is None
-    assert memory.squeezed["a"].times == 3  # and never again
+    assert "a" in memory.squeezed  # and never again under this load
 
 
 def test_a_squeeze_that_the_limits_cut_short_is_still_given_back():

@@ -116,22 +116,6 @@ class Squeeze(Struct, frozen=True, kw_only=True):
     under_way: bool = False
 
 
-class Done(Struct, frozen=True, kw_only=True):
-    """What a guest has had since its load changed.
-
-    Attributes:
-        accesses: Its accesses between that change and the last squeeze.
-        missed: Its miss ratio then.
-        size_bytes: Its size then.
-        times: Squeezes so far.
-    """
-
-    accesses: int
-    missed: float
-    size_bytes: int
-    times: int = 1
-
-
 class Memory(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All that is carried over.
 
@@ -139,13 +123,13 @@ class Memory(Struct, frozen=True, kw_only=True, omit_defaults=True):
         version: Of this format: what another version wrote is forgotten.
         guests: By name.
         squeeze: The reclaim probe under way.
-        squeezed: What each guest has had of them under its present load.
+        squeezed: Guests that have had theirs under their present load: its accesses by then.
     """
 
     version: int = VERSION
     guests: dict[str, Known] = {}
     squeeze: Squeeze | None = None
-    squeezed: dict[str, Done] = {}
+    squeezed: dict[str, int] = {}
 
 
 def recalled(carry: Any) -> Memory:

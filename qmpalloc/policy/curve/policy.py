@@ -22,7 +22,6 @@ class Tuning(Struct, frozen=True, kw_only=True):
     memory: memory.Tuning = memory.Tuning()
     belief: belief.Tuning = belief.Tuning()
     gate: gate.Tuning = gate.Tuning()
-    reclaim: reclaim.Tuning = reclaim.Tuning()
 
 
 class CurvePolicy:
@@ -64,7 +63,7 @@ class CurvePolicy:
         known = memory.updated(memory.recalled(snapshot.carry), snapshot, float(settings.horizon), tuning.memory)
         # 1. A reclaim probe begins or ends. 2. A better split is worth the move. 3. All stays.
         known, decision = reclaim.probe(
-            snapshot, known, settings.objective, float(settings.horizon), settings.least_gain, tuning.reclaim
+            snapshot, known, settings.objective, float(settings.horizon), settings.least_gain
         )
         if decision is None:
             known, decision = self._split(snapshot, known)

@@ -1,8 +1,7 @@
 """The reclaim probe: a guest whose cache is full of pages that nobody reads is made smaller for a moment, and back.
 
 A kernel that must give memory up lets go of what it would have kept for long. The limits of any other move hold: the
-step on the losing side, the floor, danger, freezing. One probe may not reach all of those pages; if it helped, there
-is another when the load has lasted for as long again.
+step on the losing side, the floor, danger, freezing. There is one probe for each load.
 """
 
 from __future__ import annotations
@@ -10,39 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from msgspec import Struct, structs
+from msgspec import structs
 
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
-from qmpalloc.policy.curve.memory import Done, Known, Memory, Squeeze
+from qmpalloc.policy.curve.memory import Known, Memory, Squeeze
 from qmpalloc.policy.evidence import accesses_per_s
 from qmpalloc.rules.step import take_step
-from qmpalloc.units import MIB, PAGE_BYTES, align_down
-
-
-class Tuning(Struct, frozen=True, kw_only=True):
-    """When a guest is probed.
-
-    Attributes:
-        stale_least: Share of its accesses that must miss for pages of the load before: a probe is rough, for the guest
-            first loses what it reads now.
-        least_share: Of its size that must be there to give.
-        helped: It is probed again only if it misses so much less for it.
-        times_most: And so often in all until its load changes.
-        better_bytes: Not if it has missed less with so much more memory,
-        better: by this share of its accesses: then that helps, and no probe.
-    """
-
-    stale_least: float = 0.15
-    least_share: float = 0.1
-    helped: float = 0.05
-    times_most: int = 3
-    better_bytes: int = 16 * MIB
-    better: float = 0.05
+from qmpalloc.units import PAGE_BYTES, align_down
 
 
 def probe(
-    snapshot: Snapshot, memory: Memory, objective: Objective, horizon_s: float, least_gain: float, tuning: Tuning
+    snapshot: Snapshot, memory: Memory, objective: Objective, horizon_s: float, least_gain: float
 ) -> tuple[Memory, Decision | None]:
     """Return the decision that begins or ends a probe, None when there is neither to do; and what is remembered.
 
@@ -52,55 +30,34 @@ def probe(
         objective: What is to gain by it.
         horizon_s: Time within which it must, seconds.
         least_gain: Share of the guest's accesses that it must gain.
-        tuning: When a guest is probed.
     """
     if memory.squeeze is not None:
-        return _go_on(snapshot, memory, memory.squeeze, tuning)
-    loads = {guest.name: guest.curve.steady_accesses for guest in snapshot.guests if guest.curve is not None}
+        return _go_on(snapshot, memory, memory.squeeze)
     # A load that has changed again is another one.
-    still = {name: done for name, done in memory.squeezed.items() if loads.get(name, done.accesses) >= done.accesses}
+    loads = {guest.name: guest.curve.steady_accesses for guest in snapshot.guests if guest.curve is not None}
+    still = {name: count for name, count in memory.squeezed.items() if loads.get(name, count) >= count}
     memory = structs.replace(memory, squeezed=still)
     for guest in snapshot.guests:
-        if not _may(guest, memory.guests[guest.name], still.get(guest.name), tuning):
-            continue
-        low = _low_bytes(guest, tuning)
+        spare = guest.name in still or _helped_by_memory(guest, memory.guests[guest.name])
+        low = None if spare else _low_bytes(guest)
         needed = least_gain * guest.weight * (1.0 if objective == "fair" else accesses_per_s(guest))
         if low is not None and _gain_per_s(guest, low, objective, horizon_s) > needed:
             return _begin(snapshot, memory, guest, low, horizon_s)
     return memory, None
 
 
-def _may(guest: GuestSnapshot, known: Known, done: Done | None, tuning: Tuning) -> bool:
-    """Return whether the guest has not been probed yet, or has been, to its good, long ago."""
-    curve = guest.curve
-    if curve is None or _better_with_more(guest, known, tuning):
-        return False
-    if done is None:
-        return True
-    # With more memory it misses less for that.
-    if curve.measured is None or guest.target_bytes > done.size_bytes:
-        return False
-    helped = curve.measured <= done.missed - tuning.helped
-    return helped and curve.steady_accesses >= 2 * done.accesses and done.times < tuning.times_most
-
-
-def _better_with_more(guest: GuestSnapshot, known: Known, tuning: Tuning) -> bool:
-    """Return whether the guest missed less at a larger size it has had under this load."""
-    missed, least = _missed(guest), guest.target_bytes + tuning.better_bytes
-    return any(point.size_bytes >= least and missed - point.miss_ratio >= tuning.better for point in known.points)
+def _helped_by_memory(guest: GuestSnapshot, known: Known) -> bool:
+    """Return whether the guest missed less by as much when it was larger: it lacks memory, no old page is to blame."""
+    stale = 0.0 if guest.curve is None else guest.curve.stale
+    return any(
+        point.size_bytes > guest.target_bytes and _missed(guest) - point.miss_ratio >= stale for point in known.points
+    )
 
 
 def _begin(
     snapshot: Snapshot, memory: Memory, guest: GuestSnapshot, low_bytes: int, horizon_s: float
 ) -> tuple[Memory, Decision]:
     assert guest.curve is not None
-    before = memory.squeezed.get(guest.name)
-    done = Done(
-        accesses=guest.curve.steady_accesses,
-        missed=_missed(guest),
-        size_bytes=guest.target_bytes,
-        times=1 if before is None else before.times + 1,
-    )
     # What is squeezed out first is what is read now, or the rest would not have been kept.
     squeezed = guest.target_bytes - low_bytes
     left = min(guest.curve.unread_bytes + squeezed, max(0, (guest.curve.cached_bytes or 0) - squeezed))
@@ -112,19 +69,16 @@ def _begin(
         accesses=guest.curve.steady_accesses,
         before_bytes={other.name: other.target_bytes for other in snapshot.guests},
     )
-    again = "squeezed" if before is None else "squeezed again"
-    reason = f"{again}: {guest.curve.stale:.0%} of its accesses miss for pages of the load before"
-    memory = structs.replace(memory, squeeze=squeeze, squeezed={**memory.squeezed, guest.name: done})
+    reason = f"squeezed: {guest.curve.stale:.0%} of its accesses miss for pages of the load before"
+    squeezed_at = {**memory.squeezed, guest.name: guest.curve.steady_accesses}
+    memory = structs.replace(memory, squeeze=squeeze, squeezed=squeezed_at)
     return memory, _decision(snapshot, {guest.name: low_bytes}, reason)
 
 
-def _go_on(snapshot: Snapshot, memory: Memory, squeeze: Squeeze, tuning: Tuning) -> tuple[Memory, Decision | None]:
+def _go_on(snapshot: Snapshot, memory: Memory, squeeze: Squeeze) -> tuple[Memory, Decision | None]:
     guest = next((guest for guest in snapshot.guests if guest.name == squeeze.name), None)
     if guest is None or _given_up(guest, squeeze):
-        done = dict(memory.squeezed)
-        if squeeze.name in done:  # it needed its memory: never again under this load
-            done[squeeze.name] = structs.replace(done[squeeze.name], times=tuning.times_most)
-        return structs.replace(memory, squeeze=None, squeezed=done), None
+        return structs.replace(memory, squeeze=None), None
     left = squeeze.left_pages - (guest.misses or 0)
     squeeze = structs.replace(squeeze, left_pages=left, low_bytes=guest.target_bytes, under_way=True)
     changed = guest.curve is not None and guest.curve.steady_accesses < squeeze.accesses
@@ -171,17 +125,17 @@ def _given_back(snapshot: Snapshot, squeeze: Squeeze) -> dict[str, int]:
     return {**targets, squeeze.name: before}
 
 
-def _low_bytes(guest: GuestSnapshot, tuning: Tuning) -> int | None:
-    """Return what the guest would be squeezed to; None where there is no reason to, or not enough to give."""
+def _low_bytes(guest: GuestSnapshot) -> int | None:
+    """Return what the guest would be squeezed to; None where there is no reason to, or nothing to give."""
     fit = guest.state is GuestState.FRESH and guest.decidable and guest.interval_s and not guest.frozen
-    if not fit or guest.curve is None or guest.curve.stale < tuning.stale_least:
+    if not fit or guest.curve is None or not guest.curve.stale:
         return None
     now = guest.target_bytes
     low = -align_down(-max(guest.floor_bytes, now - take_step(now)))
     # What is read now goes first: the rest is only reached if there is not much more of that than is squeezed out.
     unused = max(guest.curve.unread_bytes, guest.curve.unused_bytes)
     reached = unused + now - low >= (guest.curve.cached_bytes or 0) / 2
-    return low if reached and now - low >= tuning.least_share * now else None
+    return low if reached and low < now else None
 
 
 def _gain_per_s(guest: GuestSnapshot, low_bytes: int, objective: Objective, horizon_s: float) -> float:
