@@ -305,9 +305,12 @@ def _measured(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief
             between = (sizes >= point.size_bytes) & (sizes < target)
             # Less memory helps nobody: a point below what is missed now says that the miss ratio swings.
             most = np.where(between, np.minimum(most, max(here, point.miss_ratio)), most)
-    best = min(others, key=_miss_ratio)
-    above = f"by what it missed with {format_size(best.size_bytes)}, {best.miss_ratio:.2f} of all" if larger else ""
-    return structs.replace(belief, sizes=sizes, most=most, least=least, above=above)
+    belief = structs.replace(belief, sizes=sizes, most=most, least=least)
+    if not larger:
+        return belief
+    best = min(larger, key=_miss_ratio)
+    above = f"by what it missed with {format_size(best.size_bytes)}, {best.miss_ratio:.2f} of all"
+    return structs.replace(belief, above=above)
 
 
 def _lacking(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
