@@ -368,6 +368,16 @@ def test_moves_to_and_fro_under_steady_loads_must_gain_more_each_time():
     assert not any(moves[20:])
 
 
+def test_a_change_too_small_to_matter_takes_no_move_back():
+    best = line((100, 1.0), (408, 0.1), (424, 0.0), (2000, 0.0))
+    carry = {"version": 1, "guests": {"a": {"direction": -1}, "b": {"direction": 1}}}
+    for known, moves in ((None, True), (carry, False)):
+        pair = guest("a", best, size=410, rate=20_000), guest("b", FLAT, size=590)
+        decision = load("curve", {"margin": "0B"}).decide(snapshot(*pair, carry=known))
+        assert bool(decision.moves) is moves
+    assert decision.summary == "would take a move back by too little to matter"
+
+
 @pytest.mark.parametrize("changes_every", [12, 20])
 def test_a_third_guest_whose_load_changes_often_does_not_keep_two_swinging(changes_every):
     policy, carry, moves, size = load("curve", {"margin": "0B"}), None, [], 500

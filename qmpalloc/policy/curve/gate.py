@@ -23,7 +23,7 @@ class Tuning(Struct, frozen=True, kw_only=True):
 
     Attributes:
         deviations: A gain must be this many standard deviations of the curves' noise.
-        matters_bytes: A change of less takes nothing back, and is not taken back.
+        matters_bytes: A change of less is no move that could be taken back, and takes none back.
         half_life_s: After which half of the moves taken back are forgotten.
         reversals_most: More count no more: what gains much is never held for them.
     """
@@ -58,6 +58,10 @@ def against(
     changed = [one for one in beliefs if wanted[one.guest.name] != one.guest.target_bytes]
     if not changed:
         return "the split is the best"
+    changes = {one.guest.name: wanted[one.guest.name] - one.guest.target_bytes for one in changed}
+    takes_back = any(memory.guests[name].direction * change < 0 for name, change in changes.items())
+    if takes_back and all(abs(change) < tuning.matters_bytes for change in changes.values()):
+        return "would take a move back by too little to matter"
     gain = variance = 0.0
     for belief in changed:
         pair = [belief.guest.target_bytes, wanted[belief.guest.name]]
@@ -71,7 +75,7 @@ def against(
         one.guest.name: one.load.weight * (1.0 if objective == "fair" else one.load.accesses_per_s) for one in beliefs
     }
     total = counted_per_s(sum(counts[one.guest.name] for one in changed), sum(counts.values()))
-    taken_back = max(reversals(memory.guests[one.guest.name], time_s, tuning) for one in changed)
+    taken_back = takes_back + max(reversals(memory.guests[name], time_s, tuning) for name in changes)
     needed = max((1.0 + taken_back) * least_gain * total, tuning.deviations * variance**0.5)
     unit = "" if objective == "fair" else f" {objective}/s"
     if gain <= 0:  # sizes lie on a grid, the present ones need not
