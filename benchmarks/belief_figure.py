@@ -19,6 +19,7 @@ from qmpalloc.files import write_whole
 from qmpalloc.model import Curve, GuestSnapshot, GuestState
 from qmpalloc.policy.curve.belief import Belief, Tuning, believe
 from qmpalloc.policy.curve.measured import Point
+from qmpalloc.policy.curve.memory import Pace
 from qmpalloc.units import MIB
 
 FLOOR_MIB, PRESENT_MIB, CAP_MIB = 256, 512, 1024
@@ -62,7 +63,7 @@ def belief(rate: int, misses: int, known: Curve | None, *, refaults: int = 0, po
         curve=known,
     )
     return believe(
-        guest, points, planned_per_s=rate, most_per_s=0.0, lasts_s=120.0, promised_s=120.0, held="", unseen=False,
+        guest, points, Pace(planned_per_s=rate, promised_s=120.0), held="",
         margin_bytes=16 * MIB, tuning=Tuning(),
     )  # fmt: skip
 

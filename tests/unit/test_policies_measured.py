@@ -10,7 +10,7 @@ from msgspec import structs
 from qmpalloc.model import UNMEASURED
 from qmpalloc.policy.curve.belief import Tuning, believe
 from qmpalloc.policy.curve.measured import Point
-from qmpalloc.policy.curve.memory import recalled
+from qmpalloc.policy.curve.memory import Pace, recalled
 from qmpalloc.policy.curve.policy import CurvePolicy
 from qmpalloc.units import MIB
 
@@ -159,6 +159,6 @@ def test_below_a_size_that_was_measured_nothing_is_known():
 
 def believed(one, *points):
     return believe(
-        one, points, planned_per_s=10_000.0, most_per_s=0.0, lasts_s=120.0, promised_s=120.0, held="", unseen=False,
+        one, points, Pace(planned_per_s=10_000.0, promised_s=120.0), held="",
         margin_bytes=0, tuning=Tuning(),
     )  # fmt: skip

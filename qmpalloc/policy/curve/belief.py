@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from qmpalloc.curves.value import Load, Objective, Values
 from qmpalloc.model import UNMEASURED, Curve, GuestSnapshot, Promise
 from qmpalloc.policy.curve.measured import Point
+from qmpalloc.policy.curve.memory import Pace
 from qmpalloc.policy.evidence import (
     accesses_per_s,
     hits_nothing,
@@ -172,13 +173,9 @@ def of_curve(guest: GuestSnapshot, curve: Curve, load: Load, **more: Any) -> Bel
 def believe(
     guest: GuestSnapshot,
     points: Sequence[Point],
+    pace: Pace,
     *,
-    planned_per_s: float,
-    most_per_s: float,
-    lasts_s: float,
-    promised_s: float | None,
     held: str,
-    unseen: bool,
     margin_bytes: int,
     tuning: Tuning,
 ) -> Belief:
@@ -187,40 +184,36 @@ def believe(
     Args:
         guest: What is seen of it.
         points: What it missed at the sizes it has had under this load.
-        planned_per_s: Accesses per second to plan with.
-        most_per_s: What it makes when it works.
-        lasts_s: How long its load is thought to go on, seconds.
-        promised_s: How long a promise by its curve must hold.
+        pace: How fast it will read, and for how long.
         held: Why its size is left as it is, if it is.
-        unseen: It has hardly been seen yet: nothing is taken from it on bounds alone, if it is no scan.
         margin_bytes: Memory that it is given but not credited with: a curve's cliffs are not known to the page.
         tuning: How far sources are trusted.
     """
     doubted = held or doubt(guest)
     here = _here(guest)
     load = Load(
-        accesses_per_s=planned_per_s, miss_ratio=here, miss_s=guest.miss_s, waits=guest.waits or 0.0,
+        accesses_per_s=pace.planned_per_s, miss_ratio=here, miss_s=guest.miss_s, waits=guest.waits or 0.0,
         weight=guest.weight,
     )  # fmt: skip
     cap = max(guest.target_bytes, guest.cap_bytes)
     if not doubted and guest.curve is not None:
-        found = of_curve(guest, guest.curve, load, horizon_s=lasts_s, below="by its curve", above="by its curve")
+        found = of_curve(guest, guest.curve, load, horizon_s=pace.lasts_s, below="by its curve", above="by its curve")
         belief = _with_margin(_corrected(found, points), margin_bytes, tuning)
     else:
-        belief = _bounds(guest, load, here, lasts_s, cap)
+        belief = _bounds(guest, load, here, pace.lasts_s, cap)
         belief = structs.replace(belief, credit=tuning.credit)
         sources = (_settling,) if _settles(guest) else (_measured, _lacking, _ghosts)
         for source in () if held else sources:
             belief = source(belief, points, tuning)
-    # What may not be taken, and not be given.
+    # What may not be taken, and not be given. Who has hardly been seen gives nothing on bounds alone, if it is no scan.
     target = guest.target_bytes
-    kept = held or uncounted(guest) or (doubted and unseen and not missed_anyway(guest))
+    kept = held or uncounted(guest) or (doubted and pace.unseen and not missed_anyway(guest))
     return structs.replace(
         belief,
         floor_bytes=target if kept else min(guest.floor_bytes, target),
         cap_bytes=target if held or unconfirmed(guest) else cap,
-        most_per_s=most_per_s,
-        promised_s=promised_s,
+        most_per_s=pace.most_per_s,
+        promised_s=pace.promised_s,
         held=doubted,
     )
 

@@ -116,6 +116,24 @@ class Squeeze(Struct, frozen=True, kw_only=True):
     under_way: bool = False
 
 
+class Pace(Struct, frozen=True, kw_only=True):
+    """How fast a guest will read, and for how long.
+
+    Attributes:
+        planned_per_s: Accesses per second to plan with.
+        most_per_s: What it makes when it works, where that is an average; else 0.
+        lasts_s: How long its load is thought to go on, seconds.
+        promised_s: How long a promise by its curve must hold; None: for as long as the memory is away.
+        unseen: It has hardly been seen yet: it may only pause.
+    """
+
+    planned_per_s: float
+    most_per_s: float = 0.0
+    lasts_s: float = 120.0
+    promised_s: float | None = None
+    unseen: bool = False
+
+
 class Memory(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All that is carried over.
 
@@ -177,9 +195,17 @@ def pauses(known: Known, time_s: float, tuning: Tuning) -> bool:
     return known.rests_since_s is not None and known.rested_s(time_s) < max(known.patience_s, tuning.patience_s)
 
 
-def unseen(known: Known, time_s: float, tuning: Tuning) -> bool:
-    """Return whether a guest has hardly been seen yet, so that it may only pause."""
-    return time_s - known.since_s < tuning.patience_s
+def pace(guest: GuestSnapshot, known: Known, time_s: float, horizon_s: float, tuning: Tuning) -> Pace:
+    """Return how fast a guest will read, and for how long."""
+    lasts = lasts_s(known, time_s, horizon_s, tuning)
+    return Pace(
+        planned_per_s=planned_per_s(guest, known, time_s, tuning),
+        most_per_s=known.at_work.per_s if known.alternates else 0.0,
+        lasts_s=lasts,
+        # An idle guest proves nothing by being idle.
+        promised_s=None if known.rests_since_s is not None else max(horizon_s, lasts),
+        unseen=time_s - known.since_s < tuning.patience_s,
+    )
 
 
 def planned_per_s(guest: GuestSnapshot, known: Known, time_s: float, tuning: Tuning) -> float:

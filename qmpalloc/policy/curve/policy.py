@@ -103,18 +103,12 @@ class CurvePolicy:
             held = guest.frozen or f"not fresh but {guest.state}"
         elif remembered.squeeze is not None and remembered.squeeze.name == guest.name:
             held = "squeezed, until what it reads has taken the place of what it read before"
-        lasts_s = memory.lasts_s(known, time_s, horizon_s, tuning)
         return believe(
             guest,
             # Of a guest that has no curve for a moment it is not known whether its load is still the same.
             known.points if guest.curve is not None else (),
-            planned_per_s=memory.planned_per_s(guest, known, time_s, tuning),
-            most_per_s=known.at_work.per_s if known.alternates else 0.0,
-            lasts_s=lasts_s,
-            # An idle guest proves nothing by being idle.
-            promised_s=None if known.rests_since_s is not None else max(horizon_s, lasts_s),
+            memory.pace(guest, known, time_s, horizon_s, tuning),
             held=held,
-            unseen=memory.unseen(known, time_s, tuning),
             margin_bytes=min(int(settings.margin), max(0, (guest.cap_bytes - guest.floor_bytes) // 8)),
             tuning=self.tuning.belief,
         )
