@@ -353,4 +353,4 @@ async def test_the_balloons_statistics_have_the_names_that_we_read(tmp_path, sta
         asked = {"path": await monitor.find_balloon(), "property": "guest-stats"}
         reply = await monitor.execute("qom-get", asked)
         newer = STATS_OF_9_2 if monitor.qemu_version < (9, 2) else set()
-    assert set(reply["stats"]) == set(STAT_KEYS.values()) - newer
+    assert set(STAT_KEYS.values()) - newer <= set(reply["stats"])

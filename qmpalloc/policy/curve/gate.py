@@ -30,7 +30,7 @@ class Tuning(Struct, frozen=True, kw_only=True):
 
     deviations: float = 2.0
     matters_bytes: int = 16 * MIB
-    half_life_s: float = 600.0
+    half_life_s: float = 3600.0
     reversals_most: float = 10.0
 
 
