@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from qmpalloc.sample import Memory
-from qmpalloc.units import MIB, format_size
+from qmpalloc.units import MIB, Grid, format_size
 
 
 class GuestState(StrEnum):
@@ -34,16 +34,18 @@ class MemorySizes(msgspec.Struct, frozen=True, kw_only=True):
     """What memory a QEMU gives its guest. Memory is plugged and unplugged while a guest runs, so ask again.
 
     Attributes:
-        ram_bytes: RAM that the balloon is measured against: ``query-balloon`` counts down from it. It is what QEMU was
-            started with and its DIMMs, and nothing else that was plugged.
-        outside_bytes: Memory that the balloon's size does not hold: virtio-mem, with what it has, or what it was asked
-            to have where that is more.
+        ram_bytes: The most that its size can be. With a balloon the RAM that ``query-balloon`` counts down from: what
+            QEMU was started with and its DIMMs. With virtio-mem that, and all that the device can plug.
+        outside_bytes: Memory that its size does not hold: virtio-mem that does not move the guest's memory, with what
+            it has, or what it was asked to have where that is more.
         other_bytes: What else was plugged: NVDIMM and virtio-pmem, a file that the guest sees as memory.
+        grid: The sizes that it can be set to.
     """
 
     ram_bytes: int
     outside_bytes: int = 0
     other_bytes: int = 0
+    grid: Grid = Grid()
 
 
 class Limiter(StrEnum):
@@ -133,7 +135,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         floor_bytes: The least it may be set to now: the larger of the configured floor and what it cannot give up.
         cap_bytes: The most it may be set to.
         baseline_bytes: The size it is returned to when control ends.
-        outside_bytes: Memory it has outside of the balloon (virtio-mem): no size above holds it, only the charge does.
+        outside_bytes: Memory it has beside what is moved (virtio-mem beside a balloon): only the charge holds it.
         weight: Relative importance; 1.0 unless configured.
         hits: Page-cache hits of reads since the last decision; None when not known.
         misses: Pages the kernel had to bring in for reads since the last decision; None when not known.

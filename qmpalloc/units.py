@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from msgspec import Struct
+
 PAGE_BYTES = 4096
 """Unit of the balloon: ``VIRTIO_BALLOON_PFN_SHIFT`` is 12 whatever the guest's page size."""
 
@@ -67,6 +69,25 @@ def align_down(size_bytes: int, unit_bytes: int = PAGE_BYTES) -> int:
 def align_up(size_bytes: int, unit_bytes: int = PAGE_BYTES) -> int:
     """Return the smallest multiple of `unit_bytes` that is not below `size_bytes`."""
     return -align_down(-size_bytes, unit_bytes)
+
+
+class Grid(Struct, frozen=True):
+    """The sizes that a guest can be set to: from `start_bytes` on, in steps of `unit_bytes`. By default whole pages."""
+
+    start_bytes: int = 0
+    unit_bytes: int = PAGE_BYTES
+
+    def down(self, size_bytes: int) -> int:
+        """Return the largest size of the grid, continued below its start, that is not above `size_bytes`."""
+        return self.start_bytes + align_down(size_bytes - self.start_bytes, self.unit_bytes)
+
+    def fit(self, size_bytes: int) -> int:
+        """Return the largest size of the grid that is not above `size_bytes`; its start if none is that small."""
+        return max(self.down(size_bytes), self.start_bytes)
+
+    def fit_up(self, size_bytes: int) -> int:
+        """Return the smallest size of the grid that is not below `size_bytes`."""
+        return max(self.start_bytes + align_up(size_bytes - self.start_bytes, self.unit_bytes), self.start_bytes)
 
 
 def format_size(size_bytes: float) -> str:

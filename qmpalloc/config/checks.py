@@ -8,7 +8,15 @@ import re
 from collections.abc import Iterable, Iterator
 
 from qmpalloc.config.convert import Mistakes
-from qmpalloc.config.schema import DISK_OVERHEAD_BYTES, DISK_OVERHEAD_FACTOR, Config, DataDiskConfig, GuestConfig
+from qmpalloc.config.schema import (
+    DISK_OVERHEAD_BYTES,
+    DISK_OVERHEAD_FACTOR,
+    VIRTIO_MEM_BASE_BYTES,
+    Config,
+    DataDiskConfig,
+    GuestConfig,
+    VmConfig,
+)
 from qmpalloc.units import PAGE_BYTES, align_down, align_up, format_size
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of a Unix socket is 108 bytes with its closing zero
@@ -62,17 +70,26 @@ def _guest_mistakes(guest: GuestConfig) -> Iterator[tuple[str, str, str]]:
     if guest.samples_file and not guest.samples_file.startswith("/"):
         yield "samples_file", "must be an absolute path inside the guest", "samples.bin beside the counters by default"
     if guest.vm is not None:
-        if guest.cap > guest.vm.memory:
-            memory = format_size(guest.vm.memory)
-            yield "cap", f"{format_size(guest.cap)} is above the guest's memory of {memory}", "raise vm.memory"
-        if guest.vm.cpus < 1:
-            yield "vm.cpus", "must be at least 1", ""
-        if guest.vm.load and guest.vm.profile == "base":
-            hint = 'profile = "lab" has an agent that may execute programs'
-            yield "vm.load", f"the profile {guest.vm.profile} starts no loads", hint
-        yield from (("vm.packages", message, hint) for message, hint in package_mistakes(guest.vm.packages))
-        if guest.vm.data is not None:
-            yield from _disk_mistakes(guest.vm.data)
+        yield from _vm_mistakes(guest, guest.vm)
+
+
+def _vm_mistakes(guest: GuestConfig, vm: VmConfig) -> Iterator[tuple[str, str, str]]:
+    if guest.cap > vm.memory:
+        memory = format_size(vm.memory)
+        yield "cap", f"{format_size(guest.cap)} is above the guest's memory of {memory}", "raise vm.memory"
+    if vm.actuator == "virtio-mem" and guest.floor < VIRTIO_MEM_BASE_BYTES:
+        message = (
+            f"{format_size(guest.floor)} is less RAM than a guest boots with, and virtio-mem adds to that only later"
+        )
+        yield "floor", message, f'raise it to {format_size(VIRTIO_MEM_BASE_BYTES)}, or take actuator = "balloon"'
+    if vm.cpus < 1:
+        yield "vm.cpus", "must be at least 1", ""
+    if vm.load and vm.profile == "base":
+        hint = 'profile = "lab" has an agent that may execute programs'
+        yield "vm.load", f"the profile {vm.profile} starts no loads", hint
+    yield from (("vm.packages", message, hint) for message, hint in package_mistakes(vm.packages))
+    if vm.data is not None:
+        yield from _disk_mistakes(vm.data)
 
 
 def package_mistakes(names: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,9 @@ from qmpalloc.errors import ConfigError
 DEFAULT_COUNTERS_FILE = "/run/qmpalloc/counters.json"
 
 
+VIRTIO_MEM_BASE_BYTES = 192 * 1024 * 1024
+"""The least RAM with which the reference guest boots before its virtio_mem driver has plugged more. Measured."""
+
 DISK_OVERHEAD_FACTOR = 1.03
 DISK_OVERHEAD_BYTES = 16 * 1024 * 1024
 """What ext4 needs on a data disk besides the files: bitmaps, inode tables, extents."""
@@ -91,7 +94,9 @@ class VmConfig(_Table, frozen=True, kw_only=True):
     """``[guest.vm]``: how ``qmpalloc vm up`` starts this guest. Not needed for a QEMU that already runs.
 
     Attributes:
-        memory: RAM of the guest (``-m``); the cap cannot exceed it.
+        memory: The most memory the guest can have; the cap cannot exceed it. With a balloon, its RAM (``-m``).
+        actuator: What moves its memory: a balloon takes some of its RAM away; ``virtio-mem`` plugs memory on top of
+            RAM that is as large as its floor.
         cpus: Virtual CPUs.
         suite: Debian suite of the reference image: ``trixie`` or ``bookworm``.
         profile: Image profile: ``base``; ``lab`` with a second agent that may execute programs; ``bench`` with tools
@@ -103,6 +108,7 @@ class VmConfig(_Table, frozen=True, kw_only=True):
     """
 
     memory: Size
+    actuator: Literal["balloon", "virtio-mem"] = "balloon"
     cpus: int = 1
     suite: Literal["trixie", "bookworm"] = "trixie"
     profile: Literal["base", "lab", "bench"] = "lab"

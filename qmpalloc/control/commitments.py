@@ -41,7 +41,7 @@ class Commitments:
         assert committed_bytes(accounts) == self.committed_bytes
         orders = next_orders(accounts, self.budget_bytes)
         for order in orders:
-            self._sessions[order.name].balloon.give(order)
+            self._sessions[order.name].resizer.give(order)
         return bool(orders)
 
     def check(self, *, in_control: bool) -> None:
@@ -70,4 +70,5 @@ def account_of(guest: Guest, now_s: float) -> Account:
         desired_bytes=size.target_bytes if alone else size.desired_bytes,
         commandable=guest.link is Link.UP and not guest.migrating,
         in_need=in_danger or size.target_bytes < guest.memory.floor_bytes,
+        grid=guest.memory.grid,
     )

@@ -42,7 +42,7 @@ class Guest:
         leaving: It was taken out of the configuration: it takes part in nothing.
         memory: What it has and needs; floor, cap and baseline.
         size: What was asked for, told, decided; what it is charged with.
-        progress: Whether its balloon does what it is asked.
+        progress: Whether its size does what it is asked.
         danger: Whether it is short of memory that it cannot do without.
         samples: What its collector tells, and its curve.
     """
@@ -166,8 +166,11 @@ class Guest:
 
     def measured(self, actual_bytes: int, now_s: float) -> bool:
         """Note the size that QEMU reports; return whether it changed."""
-        grew, changed = self.size.grew(actual_bytes), self.size.measured(actual_bytes)
-        if grew and not self.paused:  # one that is stopped did so before: it emptied its balloon to fall asleep
+        grew, changed, facts = self.size.grew(actual_bytes), self.size.measured(actual_bytes), self.memory.facts
+        takes_back = facts is None or facts.takes_back
+        if (
+            grew and takes_back and not self.paused
+        ):  # one that is stopped did so before: it emptied its balloon to fall asleep
             self.danger.grew_itself(now_s)
         return changed
 
@@ -203,7 +206,7 @@ class Guest:
 
     @property
     def outside_bytes(self) -> int:
-        """Memory it has, or may take at any time, outside of the balloon (virtio-mem). No command of ours moves it."""
+        """Memory it has, or may take at any time, beside what is moved. No command of ours moves it."""
         facts = self.memory.facts
         return facts.outside_bytes if facts is not None and self.link is not Link.GONE else 0
 

@@ -10,12 +10,12 @@ import trio
 
 from qmpalloc.config import DEFAULT_COUNTERS_FILE, ControlConfig, GuestConfig, Size
 from qmpalloc.control.guest import Guest
-from qmpalloc.control.inspection import ask_facts, measure
+from qmpalloc.control.inspection import ask_facts, choose_actuator, measure
 from qmpalloc.control.memory import Facts
 from qmpalloc.errors import ConfigError
-from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
+from qmpalloc.qmp import Actuator, Agent, Monitor, deadline, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Accepted, Sample, parse
-from qmpalloc.units import align_down, format_size
+from qmpalloc.units import format_size
 
 
 class GuestHandle:
@@ -24,21 +24,23 @@ class GuestHandle:
     Attributes:
         monitor: The QMP connection, for everything this class does not offer.
         agent: The guest-agent connection.
+        actuator: What moves its memory.
         facts: What QEMU was started with; its memory as it was when the size was last asked for.
     """
 
-    def __init__(self, guest: Guest, monitor: Monitor, agent: Agent, facts: Facts, timeout_s: float) -> None:
+    def __init__(self, guest: Guest, actuator: Actuator, agent: Agent, facts: Facts, timeout_s: float) -> None:
         self._guest = guest
         self._timeout_s = timeout_s
-        self.monitor = monitor
+        self.actuator = actuator
+        self.monitor: Monitor = actuator.monitor
         self.agent = agent
         self.facts = facts
 
     async def size_bytes(self) -> int:
-        """Return the guest's size now (``query-balloon``)."""
-        with deadline(self._timeout_s, self.monitor.address, "query-balloon"):
-            facts = self.facts.with_memory(await self.monitor.memory_sizes())
-            self.facts, self._guest.size.actual_bytes = await measure(self.monitor, facts)
+        """Return the guest's size now, as QEMU tells it."""
+        with deadline(self._timeout_s, self.monitor.address, self.actuator.query):
+            facts = self.facts.with_memory(await self.actuator.memory())
+            self.facts, self._guest.size.actual_bytes = await measure(self.actuator, facts)
         self._guest.memory.given(self.facts)
         return self._guest.size.actual_bytes
 
@@ -79,7 +81,8 @@ class GuestHandle:
     async def set_target(self, target_bytes: int) -> None:
         """Ask QEMU for a size. It comes about slowly, or never: watch `size_bytes`.
 
-        QEMU accepts any value, also one that kills the guest; this does not.
+        QEMU accepts any value, also one that kills the guest; this does not. It is rounded down to whole pages with a
+        balloon, to whole blocks with virtio-mem.
 
         Raises:
             ConfigError: `target_bytes` is below `floor_bytes` or above the guest's RAM.
@@ -93,8 +96,8 @@ class GuestHandle:
                 key="target_bytes",
                 hint="below the floor the guest could die; above its RAM QEMU would clamp silently",
             )
-        with deadline(self._timeout_s, self.monitor.address, "balloon"):
-            await self.monitor.balloon(align_down(target_bytes))
+        with deadline(self._timeout_s, self.monitor.address, self.actuator.command):
+            await self.actuator.order(self.facts.grid.fit(target_bytes))
 
 
 @asynccontextmanager
@@ -122,7 +125,8 @@ async def open_guest(
         the_monitor = await stack.enter_async_context(open_monitor(monitor, timeout_s=timeout_s))
         the_agent = await stack.enter_async_context(open_agent(agent, timeout_s=timeout_s))
         with deadline(timeout_s, monitor, "the questions at connection"):
-            facts, actual_bytes = await measure(the_monitor, await ask_facts(the_monitor))
+            actuator = await choose_actuator(the_monitor)
+            facts, actual_bytes = await measure(actuator, await ask_facts(actuator))
         most = Size(sys.maxsize)  # all RAM that there is, also what is plugged later
         config = GuestConfig(
             name="guest", monitor=monitor, agent=agent, floor=Size(floor_bytes), cap=most, baseline=most,
@@ -130,4 +134,4 @@ async def open_guest(
         )  # fmt: skip
         guest = Guest(config, ControlConfig())
         guest.connected(facts, actual_bytes, trio.current_time(), paused=False)
-        yield GuestHandle(guest, the_monitor, the_agent, facts, timeout_s)
+        yield GuestHandle(guest, actuator, the_agent, facts, timeout_s)

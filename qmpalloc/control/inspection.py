@@ -1,4 +1,4 @@
-"""What a QEMU is asked when we connect, and what makes it one that must not be controlled."""
+"""What a QEMU is asked when we connect, what moves its memory, and what makes it one that must not be controlled."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from msgspec import Struct
 from qmpalloc.control.memory import Facts
 from qmpalloc.errors import NonsenseError, RefusedError
 from qmpalloc.host.process import pinned_bytes
-from qmpalloc.qmp import Monitor
+from qmpalloc.qmp import Actuator, Monitor, find_actuators
 from qmpalloc.text import printable
 from qmpalloc.units import format_size
 
 MIGRATION_ENDED = frozenset({"none", "completed", "failed", "cancelled"})
-BALLOON_HINT = "start it with -device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on"
+BALLOON_HINT = (
+    "start it with -device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on, or with virtio-mem"
+)
 
 PINNING_DEVICES = {"vfio": "an assigned device (vfio)", "vhost-vdpa": "a vDPA device"}
 """What pins a guest's memory, by the beginning of its type's name."""
@@ -24,31 +26,61 @@ CONFIDENTIAL = ("confidential-guest-support", "memory-encryption")
 one of QEMU before 6.0."""
 
 DEVICE_HINT = "remove the device, or take the guest out of the configuration"
+PLUG_HINT = "move its memory by virtio-mem, which works with that (docs/guests.md)"
 CONFIDENTIAL_HINT = "start it as an ordinary guest, or take it out of the configuration"
 READ_ONLY_HINT = "use plain RAM (-m): QEMU can give back no page of a file that it opened for reading only"
-HUGE_HINT = "use plain RAM (-m): the balloon works in 4 KiB pages"
+HUGE_HINT = f"the balloon works in 4 KiB pages: use plain RAM (-m), or {PLUG_HINT}"
 LOCK_HINT = "start QEMU without -overcommit mem-lock=on, and without devices that pin memory"
 
 
-async def ask_facts(monitor: Monitor) -> Facts:
-    """Return what a guest's QEMU was started with.
+async def choose_actuator(monitor: Monitor) -> Actuator:
+    """Return what moves the guest's memory. The first case that holds decides.
+
+    1. A balloon whose memory comes back to the host. It gives any page, in steps of 4 KiB, and a guest with
+       deflate-on-oom can save itself; what a virtio-mem device beside it has is somebody else's, and charged.
+    2. A virtio-mem device: because there is no balloon, or because something keeps the balloon's pages, as vfio or huge
+       pages do, which virtio-mem works with.
+
+    Nothing about that changes while QEMU runs, but for devices that are plugged: whoever looks again
+    (`require_returning`) finds that out.
 
     Raises:
-        RefusedError: It has no machine yet (``--preconfig``), no balloon device, or one that gives nothing back to the
-            host.
+        RefusedError: It has no machine yet (``--preconfig``), nothing that could move its memory, or what it has gives
+            nothing back to the host.
         NonsenseError: It answers what QMP does not allow.
     """
     # First, for a QEMU that waits because of --preconfig refuses it, and has no devices yet.
-    memory = await monitor.execute("query-memory-size-summary")
-    path = await monitor.find_balloon()
-    if path is None:
-        raise _unfit(monitor, "this QEMU has no balloon device", BALLOON_HINT)
-    memory = await monitor.memory_sizes()
-    await require_returning(monitor, memory.ram_bytes)
-    deflate = await monitor.execute("qom-get", {"path": path, "property": "deflate-on-oom"})
+    await monitor.base_memory()
+    unfit: RefusedError | None = None
+    for actuator in await find_actuators(monitor):
+        try:
+            await require_returning(actuator, (await actuator.memory()).ram_bytes)
+        except RefusedError as error:
+            unfit = unfit or error  # of the balloon, if there is one: that is what people can mend
+        else:
+            return actuator
+    raise unfit or _unfit(monitor, "this QEMU has no balloon device, and no virtio-mem device", BALLOON_HINT)
+
+
+async def ask_facts(actuator: Actuator) -> Facts:
+    """Return what a guest's QEMU was started with.
+
+    Args:
+        actuator: What moves its memory.
+
+    Raises:
+        RefusedError: It refuses to tell.
+        NonsenseError: It answers what QMP does not allow.
+    """
+    monitor, memory = actuator.monitor, await actuator.memory()
+    balloon_path = await monitor.find_balloon() or ""
+    # A size that what is plugged adds up to is also what the guest's kernel counts.
+    deflate = actuator.takes_back and await _property(monitor, actuator.path, "deflate-on-oom")
     facts = Facts(
         ram_bytes=memory.ram_bytes,
-        balloon_path=path,
+        actuator=actuator.kind,
+        takes_back=actuator.takes_back,
+        balloon_path=balloon_path,
         deflate_on_oom=deflate is True,
         qemu_version=".".join(str(part) for part in monitor.qemu_version),
         process_id=monitor.process_id,
@@ -56,17 +88,17 @@ async def ask_facts(monitor: Monitor) -> Facts:
     return facts.with_memory(memory)
 
 
-async def measure(monitor: Monitor, facts: Facts) -> tuple[Facts, int]:
+async def measure(actuator: Actuator, facts: Facts) -> tuple[Facts, int]:
     """Return the guest's size in bytes, which cannot be more than its RAM, and the facts it was held against.
 
     Raises:
         NonsenseError: It is more than the RAM, although that was asked for again.
     """
-    actual_bytes = await monitor.query_balloon()
+    actual_bytes = await actuator.size_bytes()
     if actual_bytes > facts.ram_bytes:  # a DIMM may have been plugged between the two questions
-        facts = facts.with_memory(await monitor.memory_sizes())
+        facts = facts.with_memory(await actuator.memory())
     if actual_bytes > facts.ram_bytes:
-        raise NonsenseError(f"{monitor.address}: query-balloon tells more memory than QEMU gives the guest")
+        raise NonsenseError(f"{actuator.monitor.address}: {actuator.query} tells more memory than QEMU gives the guest")
     return facts, actual_bytes
 
 
@@ -87,18 +119,18 @@ class Pinned(Struct, frozen=True):
     hint: str
 
 
-async def require_returning(monitor: Monitor, ram_bytes: int) -> None:
+async def require_returning(actuator: Actuator, ram_bytes: int) -> None:
     """Make sure that nothing found keeps the guest's memory from coming back to the host; see `find_pinned`.
 
     Raises:
         RefusedError: Something does.
     """
-    pinned = await find_pinned(monitor, ram_bytes)
+    pinned = await find_pinned(actuator, ram_bytes)
     if pinned is not None:
-        raise _unfit(monitor, pinned.what, pinned.hint)
+        raise _unfit(actuator.monitor, pinned.what, pinned.hint)
 
 
-async def find_pinned(monitor: Monitor, ram_bytes: int) -> Pinned | None:
+async def find_pinned(actuator: Actuator, ram_bytes: int) -> Pinned | None:
     """Return what keeps a guest's memory from coming back to the host; None if nothing is found.
 
     With an assigned device, a vDPA one, a disk driven by QEMU's own NVMe driver, or SEV, QEMU ignores what the balloon
@@ -107,11 +139,18 @@ async def find_pinned(monitor: Monitor, ram_bytes: int) -> Pinned | None:
     never (``madvise(MADV_DONTNEED)`` refuses). No QMP command tells of ``-overcommit mem-lock=on``, so the host's
     kernel is asked about the process behind the monitor. docs/safety.md has the table, with what is known to work.
 
+    virtio-mem tells vfio and QEMU's NVMe driver what comes and goes, has blocks of the size of the backend's pages, and
+    does not start where memory is locked or vDPA pins it (``ram_block_coordinated_discard_require``).
+
     Args:
-        monitor: The guest's.
+        actuator: What would move it.
         ram_bytes: Its RAM.
     """
-    found = await _pinning_device(monitor) or await _kept_from_the_host(monitor) or await _unfit_backend(monitor)
+    monitor = actuator.monitor
+    kept = await _kept_from_the_host(monitor)
+    if kept is not None or actuator.coordinated:
+        return kept
+    found = await _pinning_device(monitor) or await _unfit_backend(monitor)
     if found is not None:
         return found
     pinned = pinned_bytes(monitor.process_id)
@@ -124,11 +163,12 @@ async def _pinning_device(monitor: Monitor) -> Pinned | None:
     for prefix, what in PINNING_DEVICES.items():
         for container in ("/machine/peripheral", "/machine/peripheral-anon"):
             if await _children(monitor, container, prefix):
-                return Pinned(f"{what} pins the guest's memory", DEVICE_HINT)
+                hint = f"{DEVICE_HINT}; or {PLUG_HINT}" if prefix == "vfio" else DEVICE_HINT
+                return Pinned(f"{what} pins the guest's memory", hint)
     if "type=vhost-vdpa" in await _networks(monitor):
         return Pinned(f"{PINNING_DEVICES['vhost-vdpa']} pins the guest's memory", DEVICE_HINT)
     if await _drives_nvme(monitor):
-        return Pinned("QEMU's own NVMe driver (nvme://) pins the guest's memory", DEVICE_HINT)
+        return Pinned("QEMU's own NVMe driver (nvme://) pins the guest's memory", f"{DEVICE_HINT}; or {PLUG_HINT}")
     return None
 
 

@@ -8,35 +8,51 @@ from qmpalloc.config import GuestConfig
 from qmpalloc.model import MemorySizes
 from qmpalloc.rules.danger import with_reserve
 from qmpalloc.sample import Sample
-from qmpalloc.units import align_down
+from qmpalloc.units import Grid
 
 
 class Facts(Struct, frozen=True, kw_only=True):
     """What a monitor tells about its guest when we connect. Of its memory it is asked again and again.
 
     Attributes:
-        ram_bytes: RAM that the balloon is measured against; this and the next two as in `MemorySizes`.
-        outside_bytes: Memory outside of the balloon (virtio-mem), charged beside the guest's size.
+        ram_bytes: The most that its size can be; this and the next three as in `MemorySizes`.
+        outside_bytes: Memory beside what is moved, charged beside the guest's size.
         other_bytes: Other memory that was plugged, which nobody is charged with.
-        balloon_path: QOM path of the balloon device.
-        deflate_on_oom: The device's property; with it ``MemTotal`` does not shrink with the balloon.
+        grid: The sizes that it can be set to.
+        actuator: What moves its memory, for people: ``balloon`` or ``virtio-mem``.
+        takes_back: Whether the guest can take memory without having been granted it, as a balloon's driver can, and a
+            system without one does after a reset. Else its size is what was plugged for it, and no more.
+        balloon_path: QOM path of the balloon device, which tells statistics; empty where there is none.
+        deflate_on_oom: The balloon's property; with it ``MemTotal`` does not follow the guest's size.
         qemu_version: For people.
         process_id: Of the QEMU that listens on the socket, to tell a new one from the one before; None if not known.
     """
 
     ram_bytes: int
-    balloon_path: str
+    balloon_path: str = ""
     deflate_on_oom: bool
     qemu_version: str
     process_id: int | None = None
     outside_bytes: int = 0
     other_bytes: int = 0
+    grid: Grid = Grid()
+    actuator: str = "balloon"
+    takes_back: bool = True
 
     def with_memory(self, memory: MemorySizes) -> Facts:
         """Return the facts with what was told of the memory."""
         return structs.replace(
-            self, ram_bytes=memory.ram_bytes, outside_bytes=memory.outside_bytes, other_bytes=memory.other_bytes
+            self,
+            ram_bytes=memory.ram_bytes,
+            outside_bytes=memory.outside_bytes,
+            other_bytes=memory.other_bytes,
+            grid=memory.grid,
         )
+
+    @property
+    def boot_bytes(self) -> int:
+        """The most that it uses from a reset on until its driver works: what was plugged is gone with the reset."""
+        return self.ram_bytes if self.takes_back else self.grid.start_bytes
 
     @property
     def visible_bytes(self) -> int:
@@ -113,26 +129,31 @@ class GuestMemory:
             self._idle_bytes = min(self._idle_bytes, max(self._gap_bytes - used_bytes, 0))
 
     @property
+    def grid(self) -> Grid:
+        """The sizes that it can be set to."""
+        return self.facts.grid if self.facts is not None else Grid()
+
+    @property
     def cap_bytes(self) -> int:
-        """The configured cap, or the guest's RAM if that is less: QEMU clamps silently. In whole pages.
+        """The configured cap, or the guest's RAM if that is less: QEMU clamps silently. On the guest's grid.
 
         RAM that was plugged and is not used yet comes on top: without it the guest would have less than its cap.
         """
         cap_bytes = self.config.cap + self._idle_bytes
-        return align_down(min(cap_bytes, self.facts.ram_bytes) if self.facts else cap_bytes)
+        return self.grid.fit(min(cap_bytes, self.facts.ram_bytes) if self.facts else cap_bytes)
 
     @property
     def floor_bytes(self) -> int:
         """The larger of the configured floor and what the guest could not give up when it last told, plus the reserve.
 
-        Never above the cap. In whole pages.
+        Never above the cap. On the guest's grid.
         """
-        return min(-align_down(-max(self.config.floor + self._idle_bytes, self._needed_bytes)), self.cap_bytes)
+        return min(self.grid.fit_up(max(self.config.floor + self._idle_bytes, self._needed_bytes)), self.cap_bytes)
 
     @property
     def baseline_bytes(self) -> int:
-        """The size it is returned to: the configured baseline, or its floor if that is higher. In whole pages."""
-        return max(align_down(min(self.config.baseline, self.cap_bytes)), self.floor_bytes)
+        """The size it is returned to: the configured baseline, or its floor if that is higher. On its grid."""
+        return max(self.grid.fit(min(self.config.baseline, self.cap_bytes)), self.floor_bytes)
 
     def in_use_bytes(self, sample: Sample | None) -> int | None:
         """Return the size below which it loses what it cannot give up, or files that its programs map.

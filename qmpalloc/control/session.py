@@ -11,10 +11,17 @@ from contextlib import suppress
 import trio
 
 from qmpalloc.config import ControlConfig
-from qmpalloc.control.balloon import Balloon
 from qmpalloc.control.guest import Guest, Link
-from qmpalloc.control.inspection import MIGRATION_ENDED, ask_facts, ask_migrating, measure, require_returning
+from qmpalloc.control.inspection import (
+    MIGRATION_ENDED,
+    ask_facts,
+    ask_migrating,
+    choose_actuator,
+    measure,
+    require_returning,
+)
 from qmpalloc.control.journal import Journal
+from qmpalloc.control.resizer import Resizer
 from qmpalloc.control.run_state import ARRIVING, ASLEEP, STATE_EVENTS, Activity, activity
 from qmpalloc.control.sampling import run_sampling
 from qmpalloc.curves.disk_check import Reads
@@ -26,7 +33,7 @@ from qmpalloc.errors import (
     RefusedError,
     UnreachableError,
 )
-from qmpalloc.qmp import Monitor, MonitorEvent, VmStatus, deadline, open_monitor
+from qmpalloc.qmp import Actuator, Monitor, MonitorEvent, VmStatus, deadline, open_monitor
 from qmpalloc.text import one_line, printable
 from qmpalloc.units import PAGE_BYTES
 
@@ -36,7 +43,10 @@ RETRY_MOST_S = 5.0
 MEMORY_EVENTS = frozenset({"MEMORY_DEVICE_SIZE_CHANGE", "DEVICE_DELETED"})
 """What tells that the guest may have more or less memory than before; that a DIMM was plugged no event tells."""
 
-EVENTS = STATE_EVENTS | MEMORY_EVENTS | {"BALLOON_CHANGE"}
+SIZE_EVENTS = frozenset({"BALLOON_CHANGE", "MEMORY_DEVICE_SIZE_CHANGE"})
+"""What tells that a guest may have another size, by a balloon and by virtio-mem; at most once a second each."""
+
+EVENTS = STATE_EVENTS | MEMORY_EVENTS | SIZE_EVENTS
 """The events a session heeds. Others, some of which a guest may cause in any number, must not drive these out."""
 
 LOOK_S = 5.0
@@ -55,7 +65,7 @@ class Session:
 
     Attributes:
         guest: What is known of it.
-        balloon: Takes its orders.
+        resizer: Takes its orders.
     """
 
     def __init__(
@@ -79,7 +89,7 @@ class Session:
         self._news = trio.Event()
         self._arriving = False
         self._told = 0
-        self.balloon = Balloon(guest, journal, control, may_command=may_command, on_change=on_change)
+        self.resizer = Resizer(guest, journal, control, may_command=may_command, on_change=on_change)
 
     # --- connection -------------------------------------------------------------------------------------------------
 
@@ -113,7 +123,7 @@ class Session:
 
     def _end_of_connection(self) -> None:
         self.guest.disconnected()
-        self.balloon.disconnected()
+        self.resizer.disconnected()
         self._on_change()
 
     async def _serve(self, monitor: Monitor) -> None:
@@ -122,15 +132,16 @@ class Session:
         guest.met(monitor.process_id)
         with monitor.subscribe(EVENTS) as events:  # before asking, so that no event falls in between
             with deadline(self._timeout_s, monitor.address, "the questions at connection"):
-                facts = await ask_facts(monitor)
+                actuator = await choose_actuator(monitor)
+                facts = await ask_facts(actuator)
                 status, migrating = await monitor.query_status(), await ask_migrating(monitor)
-                facts, actual_bytes = await measure(monitor, facts)
+                facts, actual_bytes = await measure(actuator, facts)
             stopped = activity(status) is not Activity.RUNS
             guest.connected(facts, actual_bytes, self._journal.now_s(), paused=stopped)
             self._arriving = False
             self._take_state(status, migrating=migrating)
             self._journal.clear_fault(guest.name, "monitor")
-            self.balloon.adopt()
+            self.resizer.adopt()
             self._on_change()
             failures: list[QmpallocError] = []
             async with trio.open_nursery() as nursery:
@@ -142,15 +153,15 @@ class Session:
                         failures.append(error)
                         nursery.cancel_scope.cancel()
 
-                nursery.start_soon(guard, lambda: self.balloon.watch(monitor))
-                nursery.start_soon(guard, lambda: self._watch_events(monitor, events))
-                nursery.start_soon(guard, lambda: self._watch_state(monitor))
-                if monitor.qemu_version >= STATS_VERSION:
+                nursery.start_soon(guard, lambda: self.resizer.watch(actuator))
+                nursery.start_soon(guard, lambda: self._watch_events(actuator, events))
+                nursery.start_soon(guard, lambda: self._watch_state(actuator))
+                if monitor.qemu_version >= STATS_VERSION and facts.balloon_path:
                     nursery.start_soon(guard, lambda: self._watch_stats(monitor, facts.balloon_path))
                 nursery.start_soon(guard, lambda: self._watch_disks(monitor))
-                nursery.start_soon(guard, lambda: self._read_samples(monitor))
+                nursery.start_soon(guard, lambda: self._read_samples(actuator))
                 if self._may_command:
-                    nursery.start_soon(guard, lambda: self.balloon.send_orders(monitor))
+                    nursery.start_soon(guard, lambda: self.resizer.send_orders(actuator))
                 await monitor.closed.wait()
                 nursery.cancel_scope.cancel()
         causes = [*failures, monitor.cause]
@@ -159,29 +170,29 @@ class Session:
                 raise cause
         raise DisconnectedError(f"{monitor.address}: the monitor connection ended", address=monitor.address)
 
-    async def _watch_events(self, monitor: Monitor, events: trio.MemoryReceiveChannel[MonitorEvent]) -> None:
-        guest, dropped = self.guest, 0
+    async def _watch_events(self, actuator: Actuator, events: trio.MemoryReceiveChannel[MonitorEvent]) -> None:
+        guest, monitor, dropped = self.guest, actuator.monitor, 0
         async for event in events:
             if monitor.events_dropped > dropped:  # one of them may have said that it was stopped, or that it goes on
                 dropped = monitor.events_dropped
                 message = f"{dropped} events of its QEMU were lost: they came faster than they could be heard"
                 self._journal.fault(guest.name, "events", message, "whether it runs is asked for again")
-                await self._look(monitor)
+                await self._look(actuator)
             self._heed(event)
             self._on_change()  # what it told is shown before QEMU has answered more
             if event.name in STATE_EVENTS:
                 self._told += 1
-                await self._look(monitor)
+                await self._look(actuator)
             if event.name in MEMORY_EVENTS:
-                await self._ask_memory(monitor)
+                await self._ask_memory(actuator)
             self._on_change()
 
     def _heed(self, event: MonitorEvent) -> None:
         """Take what an event tells by itself: what holds a guest does so at once, also while QEMU does not answer."""
         guest, now_s = self.guest, self._journal.now_s()
         match event.name:
-            case "BALLOON_CHANGE":
-                self.balloon.poll_soon()
+            case name if name in SIZE_EVENTS:
+                self.resizer.poll_soon()
             case "RESET":
                 guest.was_reset(now_s)
                 self._on_reset(guest)
@@ -190,7 +201,7 @@ class Session:
             case "MIGRATION":
                 guest.migrating = guest.migrating or event.data.get("status") not in MIGRATION_ENDED
 
-    async def _watch_state(self, monitor: Monitor) -> None:
+    async def _watch_state(self, actuator: Actuator) -> None:
         """Look now and then at what no event may have told.
 
         Raises:
@@ -199,30 +210,30 @@ class Session:
         looked_s = self._journal.now_s()
         while True:
             await trio.sleep(LOOK_S)
-            await self._look(monitor)
-            await self._ask_memory(monitor)
+            await self._look(actuator)
+            await self._ask_memory(actuator)
             if self._journal.now_s() - looked_s >= RETURNING_LOOK_S and self.guest.memory.facts is not None:
                 looked_s = self._journal.now_s()
-                limit = deadline(self._timeout_s, monitor.address, "the questions about pinned memory")
-                with suppress(DeadlineError), limit:  # who watches the balloon reports it
-                    await require_returning(monitor, self.guest.memory.facts.ram_bytes)
+                limit = deadline(self._timeout_s, actuator.monitor.address, "the questions about pinned memory")
+                with suppress(DeadlineError), limit:  # who watches the size reports it
+                    await require_returning(actuator, self.guest.memory.facts.ram_bytes)
 
-    async def _look(self, monitor: Monitor) -> None:
+    async def _look(self, actuator: Actuator) -> None:
         """Ask whether the virtual CPUs run, and whether somebody migrates the guest."""
-        guest, arriving, told = self.guest, self._arriving, self._told
+        guest, monitor, arriving, told = self.guest, actuator.monitor, self._arriving, self._told
         before = guest.paused, guest.migrating
         try:
             with deadline(self._timeout_s, monitor.address, "query-status"):
                 status, migrating = await monitor.query_status(), await ask_migrating(monitor)
                 arrived = arriving and status.status != ARRIVING
-                actual_bytes = await self.balloon.ask_size(monitor) if arrived else 0
+                actual_bytes = await self.resizer.ask_size(actuator) if arrived else 0
         except DeadlineError:
-            return  # who watches the balloon reports it
+            return  # who watches the size reports it
         if told != self._told:
             return  # this is from before the last event, which has it asked for again
         self._take_state(status, migrating=migrating)
         if arrived:  # with the balloon of the QEMU that it came from
-            self.balloon.adopt_at(actual_bytes)
+            self.resizer.adopt_at(actual_bytes)
         if before != (guest.paused, guest.migrating):
             self._on_change()
 
@@ -238,11 +249,11 @@ class Session:
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
-    async def _ask_memory(self, monitor: Monitor) -> None:
+    async def _ask_memory(self, actuator: Actuator) -> None:
         """Ask how much memory the guest has, which changes when memory is plugged or unplugged."""
-        limit = deadline(self._timeout_s, monitor.address, "query-memory-devices")
-        with suppress(DeadlineError), limit:  # who watches the balloon reports it
-            await self.balloon.ask_size(monitor)
+        limit = deadline(self._timeout_s, actuator.monitor.address, "query-memory-devices")
+        with suppress(DeadlineError), limit:  # who watches the size reports it
+            await self.resizer.ask_size(actuator)
 
     async def _watch_stats(self, monitor: Monitor, path: str) -> None:
         """Look for danger in the balloon's statistics. The guest chooses these numbers: they can only hold it."""
@@ -254,7 +265,7 @@ class Session:
                     if stats.last_update is None and self._may_command:
                         await monitor.set_stats_interval(path, max(1, round(self._sample_interval_s)))
             except DeadlineError:
-                pass  # who watches the balloon reports it
+                pass  # who watches the size reports it
             except (NonsenseError, RefusedError) as error:
                 self._journal.fault(guest.name, "stats", error.message, error.hint)
             else:
@@ -279,7 +290,7 @@ class Session:
                 with deadline(self._timeout_s, monitor.address, "query-blockstats"):
                     disks = await monitor.block_stats()
             except DeadlineError:
-                continue  # who watches the balloon reports it
+                continue  # who watches the size reports it
             except (NonsenseError, RefusedError) as error:
                 self._journal.fault(guest.name, "disks", error.message, error.hint)
                 continue
@@ -288,20 +299,20 @@ class Session:
                 pages = sum(disk.rd_bytes for disk in disks) / PAGE_BYTES
                 guest.samples.curves.take_reads(Reads(pages, sum(disk.rd_total_time_ns for disk in disks) / 1e9))
 
-    async def _read_samples(self, monitor: Monitor) -> None:
+    async def _read_samples(self, actuator: Actuator) -> None:
         def on_news() -> None:
             self._news.set()
             self._on_change()
 
         async def ask_memory() -> None:
-            with suppress(QmpallocError):  # who watches the balloon reports it: nothing is wrong with the agent
-                await self._ask_memory(monitor)
+            with suppress(QmpallocError):  # who watches the size reports it: nothing is wrong with the agent
+                await self._ask_memory(actuator)
 
         await run_sampling(self.guest, self._journal, self._control, on_news, ask_memory)
 
 
 async def send_once(guest: Guest, target_bytes: int, timeout_s: float) -> None:
-    """Send one ``balloon`` command over a connection of its own: the last resort when no session runs any more."""
+    """Ask for one size over a connection of its own: the last resort when no session runs any more."""
     async with open_monitor(guest.config.monitor, timeout_s=timeout_s) as monitor:
-        with deadline(timeout_s, monitor.address, "balloon"):
-            await monitor.balloon(target_bytes)
+        with deadline(timeout_s, monitor.address, "the last command"):
+            await (await choose_actuator(monitor)).order(target_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from qmpalloc.control.memory import GuestMemory
-from qmpalloc.units import MIB, align_down
+from qmpalloc.units import MIB
 
 GREW_BYTES = 4 * MIB
 """A guest that is this much above its target without having been granted more has taken memory back by itself."""
@@ -15,16 +15,15 @@ BOOT_GRACE_S = 120.0
 
 
 class GuestSize:
-    """What is known of a guest's size, in the balloon's reckoning. Bytes.
+    """What is known of a guest's size, in the reckoning of what moves its memory. Bytes.
 
     Attributes:
         target_bytes: Size last asked of QEMU, or its size when we found it. 0 while it is not known.
         actual_bytes: Size QEMU reported last.
-        desired_bytes: Size last decided.
         doubt_bytes: What it may occupy by commands whose outcome is not known yet; 0 when none is in doubt.
         commanded: We have asked this QEMU for another size than it was found with.
-        moved_unasked: The last measurement showed a settled guest to have become smaller, which only a command that is
-            not ours, or the guest's own doing, explains.
+        moved_unasked: The last measurement showed a settled guest to have become smaller, or one that takes nothing by
+            itself to have become larger, which only a command that is not ours, or the guest's own doing, explains.
         expected_bytes: What it will occupy at first, if it was added and is about to start: charged already. Else 0.
         booting_bytes: What it may use after a reset until its driver works again; 0 when that is over.
         booting_until_s: When that is over, whatever it reports.
@@ -67,8 +66,9 @@ class GuestSize:
 
     def measured(self, actual_bytes: int) -> bool:
         """Note the size that QEMU reports; return whether it changed."""
-        changed = actual_bytes != self.actual_bytes
-        self.moved_unasked, self.actual_bytes = self._fell(actual_bytes), actual_bytes
+        changed, facts = actual_bytes != self.actual_bytes, self._memory.facts
+        plugged_more = facts is not None and not facts.takes_back and self.grew(actual_bytes)
+        self.moved_unasked, self.actual_bytes = plugged_more or self._fell(actual_bytes), actual_bytes
         return changed
 
     def explains(self, actual_bytes: int) -> bool:
@@ -83,7 +83,16 @@ class GuestSize:
         return actual_bytes > max(self.actual_bytes, entitled_bytes) + GREW_BYTES
 
     def _fell(self, actual_bytes: int) -> bool:
-        return self.settled and actual_bytes < self.actual_bytes - GREW_BYTES
+        return self.settled and not self.booting_bytes and actual_bytes < self.actual_bytes - GREW_BYTES
+
+    @property
+    def desired_bytes(self) -> int:
+        """Size last decided, rounded down to one that the guest can be set to; 0 while nothing is."""
+        return self._desired_bytes
+
+    @desired_bytes.setter
+    def desired_bytes(self, size_bytes: int) -> None:
+        self._desired_bytes = self._memory.grid.fit(size_bytes) if size_bytes else 0
 
     @property
     def settled(self) -> bool:
@@ -93,7 +102,7 @@ class GuestSize:
     # --- what is asked of it ----------------------------------------------------------------------------------------
 
     def ordered(self, target_bytes: int) -> None:
-        """Note that a ``balloon`` command is about to be sent; the old size stays charged until it is confirmed."""
+        """Note that a command for that size is about to be sent; the old size stays charged until it is confirmed."""
         self.doubt_bytes = max(self.granted_bytes if self.target_bytes else self.charge_bytes, target_bytes)
         self.commanded = self.commanded or target_bytes != self.target_bytes
         self.target_bytes = target_bytes
@@ -108,9 +117,9 @@ class GuestSize:
         self.doubt_bytes = 0
 
     def achieved_bytes(self) -> int:
-        """Return the target that admits what a stuck balloon has achieved; never a new one below the floor."""
+        """Return the target that admits what a stuck guest has achieved; never a new one below the floor."""
         least_bytes = min(self.target_bytes, self._memory.floor_bytes)
-        return min(max(align_down(self.actual_bytes), least_bytes), self.most_bytes)
+        return min(max(self._memory.grid.fit(self.actual_bytes), least_bytes), self.most_bytes)
 
     @property
     def most_bytes(self) -> int:
@@ -130,13 +139,16 @@ class GuestSize:
         return max(self.granted_bytes, self.booting_bytes) if self.target_bytes else self.expected_bytes
 
     def was_reset(self, now_s: float) -> None:
-        """Note a reset: until its driver works again it may use all of its RAM, while QEMU tells the size before."""
+        """Note a reset: until its driver works again it may use all of its RAM, while QEMU tells the size before.
+
+        What virtio-mem had plugged is gone with it, and comes back up to the target.
+        """
         facts = self._memory.facts
-        self.booting_bytes = facts.ram_bytes if facts else self._memory.cap_bytes
+        self.booting_bytes = facts.boot_bytes if facts else self._memory.cap_bytes
         self.booting_until_s = now_s + BOOT_GRACE_S
 
     def end_boot(self, now_s: float) -> bool:
-        """End the time after a reset in which it is charged with all of its RAM, if it is over; return whether."""
+        """End the time after a reset in which it may use what nobody has granted, if it is over; return whether."""
         if not self.booting_bytes or now_s < self.booting_until_s:
             return False
         self.booting_bytes = 0

@@ -11,7 +11,7 @@ import trio
 from msgspec import Struct
 
 from qmpalloc.config import ControlConfig, GuestConfig
-from qmpalloc.control.inspection import find_pinned
+from qmpalloc.control.inspection import choose_actuator, find_pinned
 from qmpalloc.control.run_state import ASLEEP
 from qmpalloc.control.sampling import ABSENT_HINT
 from qmpalloc.curves.observer import NOT_SAMPLED
@@ -22,7 +22,17 @@ from qmpalloc.doctor.sockets import holders, who_else_may_open
 from qmpalloc.errors import DeadlineError, QmpallocError, RefusedError, SampleError, SampleFault
 from qmpalloc.model import MemorySizes
 from qmpalloc.qemu.image import images_dir
-from qmpalloc.qmp import Agent, FileTrouble, Monitor, deadline, file_trouble, open_agent, open_monitor
+from qmpalloc.qmp import (
+    Actuator,
+    Agent,
+    FileTrouble,
+    Monitor,
+    deadline,
+    file_trouble,
+    find_actuators,
+    open_agent,
+    open_monitor,
+)
 from qmpalloc.sample import FILE_MAX_BYTES, STARTING, Sample, parse
 from qmpalloc.units import format_size
 
@@ -95,9 +105,9 @@ async def _check_monitor(guest: GuestConfig, timeout_s: float) -> list[Check]:
                 checks = [passed(name, "monitor", f"QEMU {version}")]
                 checks.append(await _run_state(name, monitor))
                 checks.append(await _accelerator(name, monitor))
-                checks += await _balloon(guest, monitor)
+                checks += await _actuators(guest, monitor)
                 checks += [check async for check in _disks(name, monitor)]
-                checks += [check async for check in _pinned(name, monitor)]
+                checks += [check async for check in _preallocated(name, monitor)]
             return checks
     except QmpallocError as error:
         return [failed(name, "monitor", error.message, error.hint or "is this the path of a -qmp socket?")]
@@ -120,12 +130,42 @@ async def _accelerator(name: str, monitor: Monitor) -> Check:
     return warned(name, "accelerator", "emulated (TCG)", todo)
 
 
-async def _balloon(guest: GuestConfig, monitor: Monitor) -> list[Check]:
-    name = guest.name
-    path = await monitor.find_balloon()
-    if path is None:
-        return [failed(name, "balloon", "no balloon device", f"start QEMU with {BALLOON_OPTIONS}")]
-    checks = [passed(name, "balloon", f"{path}, size now {format_size(await monitor.query_balloon())}")]
+async def _actuators(guest: GuestConfig, monitor: Monitor) -> list[Check]:
+    """Check what could move the guest's memory, and say which of it does, and why."""
+    name, found = guest.name, await find_actuators(monitor)
+    if not found:
+        todo = f"start QEMU with {BALLOON_OPTIONS}, or with virtio-mem (docs/guests.md), which vfio and huge pages need"
+        return [failed(name, "balloon", "no balloon device, and no virtio-mem device", todo)]
+    checks: list[Check] = []
+    for actuator in found:
+        checks += await (_balloon(name, actuator) if actuator.takes_back else _virtio_mem(guest, actuator))
+        pinned = await find_pinned(actuator, (await actuator.memory()).ram_bytes)
+        if pinned is not None and len(found) == 1:
+            checks.append(failed(name, "pinned memory", pinned.what, pinned.hint))
+    if len(found) > 1:
+        checks.append(await _choice(name, monitor))
+    checks.append(_ram(guest, await found[0].memory()))
+    return checks
+
+
+async def _choice(name: str, monitor: Monitor) -> Check:
+    """Say which of two moves the guest's memory."""
+    try:
+        chosen = await choose_actuator(monitor)
+    except RefusedError as error:
+        return failed(name, "pinned memory", error.message, error.hint)
+    if chosen.takes_back:
+        return passed(name, "moved by", "the balloon: what virtio-mem has plugged is charged to the budget, not moved")
+    pinned = [
+        await find_pinned(actuator, (await actuator.memory()).ram_bytes) for actuator in await find_actuators(monitor)
+    ]
+    why = next((each.what for each in pinned if each is not None), "the balloon gives nothing back")
+    return passed(name, "moved by", f"virtio-mem, as {why}")
+
+
+async def _balloon(name: str, actuator: Actuator) -> list[Check]:
+    monitor, path = actuator.monitor, actuator.path
+    checks = [passed(name, "balloon", f"{path}, size now {format_size(await actuator.size_bytes())}")]
     for prop, why in (("deflate-on-oom", "a squeezed guest can save itself"), ("free-page-reporting", "freed memory")):
         value = await monitor.execute("qom-get", {"path": path, "property": prop})
         if value is True:
@@ -139,18 +179,36 @@ async def _balloon(guest: GuestConfig, monitor: Monitor) -> list[Check]:
         checks.append(warned(name, "balloon stats", "never updated", todo))
     else:
         checks.append(passed(name, "balloon stats", "the guest's balloon driver answers"))
-    checks.append(_ram(guest, await monitor.memory_sizes()))
+    return checks
+
+
+async def _virtio_mem(guest: GuestConfig, actuator: Actuator) -> list[Check]:
+    """Check how far the device can move the guest, and whether it has what it was asked to have."""
+    name, memory, size_bytes = guest.name, await actuator.memory(), await actuator.size_bytes()
+    least, block = format_size(memory.grid.start_bytes), format_size(memory.grid.unit_bytes)
+    detail = f"{actuator.path}, size now {format_size(size_bytes)}: {least} and what is plugged in blocks of {block}"
+    checks = [passed(name, "virtio-mem", detail)]
+    if memory.grid.start_bytes > guest.floor:
+        todo = f"start QEMU with less RAM (-m {guest.floor >> 20}), or raise floor"
+        checks.append(warned(name, "floor", f"virtio-mem takes nothing of the RAM of {least}, above the floor", todo))
+    arguments = {"path": actuator.path, "property": "requested-size"}
+    requested = await actuator.monitor.execute("qom-get", arguments)
+    if isinstance(requested, int) and memory.grid.start_bytes + requested != size_bytes:
+        asked = format_size(memory.grid.start_bytes + requested)
+        checks.append(warned(name, "virtio-mem driver", f"the guest was asked to have {asked}", actuator.stuck_hint))
     return checks
 
 
 def _ram(guest: GuestConfig, memory: MemorySizes) -> Check:
-    """Check the RAM that the balloon is measured against, DIMMs included, and say what stands outside of it."""
+    """Check the most that the guest can have, DIMMs included, and say what stands outside of it."""
     detail = format_size(memory.ram_bytes)
     if memory.outside_bytes:
         detail += f", and {format_size(memory.outside_bytes)} by virtio-mem: charged to the budget, not moved"
     if memory.ram_bytes >= guest.cap:
         return passed(guest.name, "RAM", detail)
     todo = f"lower cap, or start QEMU with -m {guest.cap >> 20}"
+    if memory.grid.start_bytes:
+        todo = f"lower cap, or give virtio-mem's memory backend {guest.cap - memory.grid.start_bytes >> 20} MiB"
     return warned(guest.name, "RAM", f"{detail}; below the cap of {format_size(guest.cap)}", todo)
 
 
@@ -215,11 +273,7 @@ def disks(blocks: object, nodes: object) -> Iterator[Disk]:
             )
 
 
-async def _pinned(name: str, monitor: Monitor) -> AsyncIterator[Check]:
-    """Warn of what makes a balloon take memory from the guest without giving it to the host."""
-    pinned = await find_pinned(monitor, (await monitor.memory_sizes()).ram_bytes)
-    if pinned is not None:
-        yield failed(name, "pinned memory", pinned.what, pinned.hint)
+async def _preallocated(name: str, monitor: Monitor) -> AsyncIterator[Check]:
     backends = await monitor.execute("query-memdev")
     for backend in backends if isinstance(backends, list) else []:
         if isinstance(backend, dict) and backend.get("prealloc") is True:

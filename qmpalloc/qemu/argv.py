@@ -14,12 +14,23 @@ from qmpalloc.errors import ConfigError
 from qmpalloc.qemu.accelerator import Accelerator
 from qmpalloc.qemu.data_disk import DataDisk
 from qmpalloc.qemu.image import Image
-from qmpalloc.units import KIB, MIB, format_size
+from qmpalloc.units import KIB, MIB, align_up, format_size
 
 PROGRAM = "qemu-system-x86_64"
 AGENT_PORT = "org.qemu.guest_agent.0"
 LAB_PORT = "org.qmpalloc.lab.0"
 BALLOON_ID = "balloon0"
+VIRTIO_MEM_ID = "virtiomem0"
+
+MEMORY_BLOCK_BYTES = 128 * MIB
+"""Linux on x86-64 adds memory in blocks of this size; what a device has beyond the last whole one it cannot use."""
+
+VIRTIO_MEM_KERNEL_ARGUMENTS = (
+    "memhp_default_state=online_movable",  # used at once; and only movable memory can be emptied to be unplugged
+    # Device memory lies above 4 GiB, for which the kernel sets 64 MiB of the RAM aside, for devices that cannot reach
+    # it. Those of this guest can.
+    "swiotlb=noforce",
+)
 _COMMENT = "#       "
 
 
@@ -130,10 +141,10 @@ def build(
         raise ConfigError("this guest is not started by qmpalloc", key=f"guest {guest.name}", hint="add [guest.vm]")
     groups = [
         _lifetime(die_with_parent),
-        _machine(guest.name, vm, accelerator),
-        _kernel(image),
+        _machine(guest, vm, accelerator),
+        _kernel(image, VIRTIO_MEM_KERNEL_ARGUMENTS if vm.actuator == "virtio-mem" else ()),
         _disks(image, vm.data, data_disk),
-        _balloon(),
+        _virtio_mem(plugged_bytes(guest, vm)) if vm.actuator == "virtio-mem" else _balloon(),
         _monitors(sockets),
         _agents(sockets, image),
         _console(sockets),
@@ -149,16 +160,37 @@ def _lifetime(die_with_parent: bool) -> Group:
     return Group("Lifetime: that of qmpalloc", (leash, program))
 
 
-def _machine(name: str, vm: VmConfig, accelerator: Accelerator) -> Group:
+def plugged_bytes(guest: GuestConfig, vm: VmConfig) -> int:
+    """Return how much a guest's virtio-mem device can plug: what its memory is beyond its floor, in whole blocks."""
+    return align_up(vm.memory - base_bytes(guest), MEMORY_BLOCK_BYTES)
+
+
+def base_bytes(guest: GuestConfig) -> int:
+    """Return the RAM of a guest whose memory virtio-mem moves: its floor, which it always has."""
+    return align_up(guest.floor, 2 * MIB)
+
+
+def _memory(guest: GuestConfig, vm: VmConfig) -> Option:
+    if vm.actuator == "balloon":
+        why = f"RAM, {format_size(vm.memory)}: the most it can ever have"
+        return Option(("-m", f"size={_qemu_size(vm.memory)}"), why)
+    base, most = base_bytes(guest), base_bytes(guest) + plugged_bytes(guest, vm)
+    why = (
+        f"RAM, {format_size(base)}: its floor, which it always has; what virtio-mem plugs makes it {format_size(most)}"
+    )
+    return Option(("-m", f"size={_qemu_size(base)},maxmem={_qemu_size(most)}"), why)
+
+
+def _machine(guest: GuestConfig, vm: VmConfig, accelerator: Accelerator) -> Group:
     options = [
-        Option(("-name", f"guest={name},debug-threads=on"), "the name in process lists, and named threads in top -H"),
+        Option(("-name", f"guest={guest.name},debug-threads=on"), "the name in process lists, named threads in top -H"),
         Option(("-no-user-config",), "nothing from a user's own QEMU configuration"),
         Option(("-nodefaults",), "no device that is not named here: no network card, floppy, CD-ROM or VGA"),
         Option(("-display", "none"), "no window"),
         Option(("-machine", "q35"), "the PC with PCI Express"),
         *(Option(words, why) for words, why in accelerator.options()),
         Option(("-smp", str(vm.cpus)), "virtual CPUs"),
-        Option(("-m", f"size={_qemu_size(vm.memory)}"), f"RAM, {format_size(vm.memory)}: the most it can ever have"),
+        _memory(guest, vm),
         Option(("-no-reboot",), "a guest that panics or reboots ends its QEMU, so that it is seen"),
     ]  # fmt: skip
     return Group("Machine", tuple(options))
@@ -168,13 +200,15 @@ def _qemu_size(size_bytes: int) -> str:
     return f"{size_bytes // MIB}M" if size_bytes % MIB == 0 else f"{size_bytes // KIB}K"
 
 
-def _kernel(image: Image) -> Group:
+def _kernel(image: Image, arguments: tuple[str, ...]) -> Group:
+    line = " ".join((*image.manifest.kernel_arguments, *arguments))
+    why = "why each: vm-images/recipe.toml" + (", and qmpalloc/qemu/argv.py for virtio-mem's" if arguments else "")
     return Group(
         f"Kernel {image.manifest.kernel_release}, loaded by QEMU itself: no boot loader, no partitions",
         (
             Option(("-kernel", str(image.kernel)), "the kernel"),
             Option(("-initrd", str(image.initrd)), "the drivers to find the root disk"),
-            Option(("-append", " ".join(image.manifest.kernel_arguments)), "why each: vm-images/recipe.toml"),
+            Option(("-append", line), why),
         ),
     )  # fmt: skip
 
@@ -214,6 +248,22 @@ def _balloon() -> Group:
         "guest for its memory statistics every second. All three are off by default, and fixed when QEMU starts"
     )
     return Group("Balloon", (Option(("-device", device), why),))
+
+
+def _virtio_mem(most_bytes: int) -> Group:
+    backend = f"memory-backend-ram,id=plugged,size={_qemu_size(most_bytes)},reserve=off"
+    return Group(
+        "virtio-mem",
+        (
+            Option(
+                ("-object", backend), "all that can be plugged. reserve=off: the host promises none of it beforehand"
+            ),
+            Option(
+                ("-device", f"virtio-mem-pci,id={VIRTIO_MEM_ID},memdev=plugged,requested-size=0"),
+                "what moves memory: it plugs as much of that as requested-size says, in blocks of 2 MiB",
+            ),
+        ),
+    )
 
 
 def _monitors(sockets: Sockets) -> Group:

@@ -27,7 +27,8 @@ from qmpalloc.qemu import argv, rundir
 from qmpalloc.qemu.accelerator import Accelerator
 from qmpalloc.qemu.host import SEARCH_PATH, last_lines
 from qmpalloc.qemu.image import Image
-from qmpalloc.qmp import Agent, deadline, open_agent, open_monitor
+from qmpalloc.qmp import Agent, deadline, find_actuators, open_agent, open_monitor
+from qmpalloc.qmp.actuator import nearest_order
 from qmpalloc.sample import FILE_MAX_BYTES, parse
 from qmpalloc.units import format_size
 
@@ -146,12 +147,13 @@ class Machine:
 
     async def until_ready(self, step: Callable[[str], None], *, wait_for_samples: bool) -> RunningGuest:
         """Return when the guest is observed; raise when its QEMU ends before."""
-        name, baseline = self.guest.name, self.guest.baseline
+        name, baseline, vm = self.guest.name, self.guest.baseline, self.guest.vm
+        assert vm is not None
         agent_s = sample_s = math.nan
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._raise_when_it_ends)
             await self._set_baseline()
-            step(f"{name}: QEMU runs, balloon set to {format_size(baseline)}")
+            step(f"{name}: QEMU runs, {vm.actuator} set to {format_size(baseline)}")
             if wait_for_samples:
                 agent_s, sample_s = await self._observed(step)
             nursery.cancel_scope.cancel()
@@ -206,12 +208,13 @@ class Machine:
         raise self._failure(f"not ready after {limit_s:.0f} s ({self._said or 'its agent does not answer'})")
 
     async def _set_baseline(self) -> None:
-        """Set the balloon as soon as the monitor is there."""
+        """Ask for the baseline as soon as the monitor is there."""
         with trio.move_on_after(MONITOR_TIMEOUT_S):
             while True:
                 try:
                     async with open_monitor(str(self.sockets.monitor), timeout_s=MONITOR_TIMEOUT_S) as monitor:
-                        await monitor.balloon(self.guest.baseline)
+                        [actuator] = await find_actuators(monitor)
+                        await actuator.order(nearest_order(await actuator.memory(), self.guest.baseline))
                         return
                 except DisconnectedError:
                     pass  # it is ending, which is reported elsewhere with its reason

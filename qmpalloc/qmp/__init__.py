@@ -4,6 +4,7 @@
 memory stream in a test. Commands have no time limit of their own; `deadline` gives them one.
 """
 
+from qmpalloc.qmp.actuator import Actuator, find_actuators
 from qmpalloc.qmp.agent import Agent, open_agent, open_agent_on
 from qmpalloc.qmp.agent_channel import NoiseAllowance
 from qmpalloc.qmp.agent_files import FileTrouble, file_trouble
@@ -14,6 +15,7 @@ from qmpalloc.qmp.monitor_types import BalloonStats, BlockStats, VmStatus
 from qmpalloc.qmp.subscriptions import MonitorEvent
 
 __all__ = [
+    "Actuator",
     "Agent",
     "AgentInfo",
     "BalloonStats",
@@ -26,6 +28,7 @@ __all__ = [
     "VmStatus",
     "deadline",
     "file_trouble",
+    "find_actuators",
     "open_agent",
     "open_agent_on",
     "open_monitor",

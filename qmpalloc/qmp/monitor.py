@@ -13,7 +13,6 @@ import trio
 from qemu.qmp.models import Greeting
 
 from qmpalloc.errors import BusyError, DeadlineError, NonsenseError, QmpallocError, RefusedError
-from qmpalloc.model import MemorySizes
 from qmpalloc.qmp.connect import ONE_CLIENT_HINT, connect, listening_process
 from qmpalloc.qmp.connection import Connection, running
 from qmpalloc.qmp.framing import MESSAGE_MAX_BYTES, SENTINEL, Frame, Mark, MessageFramer, decode, encode
@@ -28,10 +27,9 @@ from qmpalloc.qmp.monitor_types import (
     QomProperty,
     VersionTriple,
     VmStatus,
-    memory_sizes,
 )
 from qmpalloc.qmp.pending import PendingReplies
-from qmpalloc.qmp.replies import convert, typed, unpack
+from qmpalloc.qmp.replies import Count, convert, typed, unpack
 from qmpalloc.qmp.subscriptions import MonitorEvent, Subscriptions, parse_event
 
 NO_BALLOON_HINT = "start QEMU with -device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on"
@@ -133,25 +131,42 @@ class Monitor:
         """Return whether the virtual CPUs run, and if not, why."""
         return self._typed(await self._execute("query-status"), VmStatus, "query-status")
 
-    async def memory_sizes(self) -> MemorySizes:
-        """Return how much memory the guest has: in the balloon's reckoning, and outside of it."""
+    async def base_memory(self) -> int:
+        """Return the RAM that QEMU was started with (``-m``), in bytes; what was plugged later does not count."""
         result = await self._execute("query-memory-size-summary")
-        base_bytes = self._typed(result, MemorySummary, "query-memory-size-summary").base_memory
-        result = await self._execute("query-memory-devices")
-        return memory_sizes(base_bytes, self._typed(result, list[MemoryDevice], "query-memory-devices"))
+        return self._typed(result, MemorySummary, "query-memory-size-summary").base_memory
 
-    async def find_balloon(self) -> str | None:
-        """Return the QOM path of the balloon device, whether it has an id or not; None when there is none."""
+    async def memory_devices(self) -> list[MemoryDevice]:
+        """Return what was plugged: DIMMs, virtio-mem devices and others."""
+        result = await self._execute("query-memory-devices")
+        return self._typed(result, list[MemoryDevice], "query-memory-devices")
+
+    async def memory_address(self, qom_path: str) -> int:
+        """Return where a memory device begins in the guest's memory.
+
+        Args:
+            qom_path: Of the device, from `find_devices`.
+        """
+        result = await self._execute("qom-get", {"path": qom_path, "property": "memaddr"})
+        return self._typed(result, Count, "qom-get memaddr")
+
+    async def find_devices(self, kind: str) -> list[str]:
+        """Return the QOM paths of the devices whose type begins with `kind`, whether they have an id or not."""
+        found = []
         for container in DEVICE_CONTAINERS:
             try:
                 listing = await self._execute("qom-list", {"path": container})
             except RefusedError:
                 continue  # a machine type without that container
-            for child in self._typed(listing, list[QomProperty], "qom-list"):
-                # virtio-balloon-pci and its transitional kinds, -ccw, and -device on virtio-mmio
-                if child.type.startswith("child<virtio-balloon"):
-                    return f"{container}/{child.name}"
-        return None
+            children = self._typed(listing, list[QomProperty], "qom-list")
+            found += [f"{container}/{child.name}" for child in children if child.type.startswith(f"child<{kind}")]
+        return found
+
+    async def find_balloon(self) -> str | None:
+        """Return the QOM path of the balloon device; None when there is none."""
+        # virtio-balloon-pci and its transitional kinds, -ccw, and -device on virtio-mmio
+        paths = await self.find_devices("virtio-balloon")
+        return paths[0] if paths else None
 
     async def balloon_stats(self, qom_path: str) -> BalloonStats:
         """Return what the guest's balloon driver last reported.

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from qmpalloc.model import MemorySizes
 from qmpalloc.qmp.replies import Count
+from qmpalloc.units import PAGE_BYTES
 
 UNKNOWN_STATS = (-1, 2**64 - 1)
 """How QEMU writes a statistic the guest did not give: -1 as a signed or, in newer versions, an unsigned number."""
@@ -38,11 +38,27 @@ class MemorySummary(Struct, frozen=True, kw_only=True, rename={"base_memory": "b
     base_memory: Annotated[int, Meta(gt=0, le=2**63 - 1)]
 
 
-class MemoryDeviceData(Struct, frozen=True, kw_only=True, rename={"requested_size": "requested-size"}):
-    """``data`` of an entry of ``query-memory-devices``. Not every kind has a size."""
+class MemoryDeviceData(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"requested_size": "requested-size", "max_size": "max-size", "block_size": "block-size"},
+):
+    """``data`` of an entry of ``query-memory-devices``. Not every kind has all of it.
+
+    Attributes:
+        size: What it gives the guest now.
+        requested_size: What a virtio-mem device was asked to give.
+        max_size: What it can give at most.
+        block_size: In steps of how much.
+        memaddr: Where it begins in the guest's memory: no two begin at one place.
+    """
 
     size: Count = 0
     requested_size: Count = 0
+    max_size: Count = 0
+    block_size: Annotated[int, Meta(gt=0, le=2**63 - 1)] = PAGE_BYTES
+    memaddr: Count = 0
 
 
 class MemoryDevice(Struct, frozen=True, kw_only=True):
@@ -51,17 +67,15 @@ class MemoryDevice(Struct, frozen=True, kw_only=True):
     type: str
     data: MemoryDeviceData
 
+    @property
+    def plugs(self) -> bool:
+        """True for virtio-mem, which plugs more or less of itself."""
+        return self.type == "virtio-mem"
 
-def memory_sizes(base_bytes: int, devices: list[MemoryDevice]) -> MemorySizes:
-    """Return the sizes as the balloon counts them (``get_current_ram_size`` in hw/virtio/virtio-balloon.c)."""
-    sizes = {"dimm": 0, "virtio-mem": 0, "other": 0}
-    for device in devices:
-        kind = device.type if device.type in sizes else "other"
-        asked_bytes = device.data.requested_size if kind == "virtio-mem" else 0
-        sizes[kind] += max(device.data.size, asked_bytes)
-    return MemorySizes(
-        ram_bytes=base_bytes + sizes["dimm"], outside_bytes=sizes["virtio-mem"], other_bytes=sizes["other"]
-    )
+    @property
+    def most_bytes(self) -> int:
+        """What the guest may take of it at any time, without another command."""
+        return max(self.data.size, self.data.requested_size)
 
 
 class QomProperty(Struct, frozen=True, kw_only=True):

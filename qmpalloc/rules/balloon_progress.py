@@ -1,6 +1,7 @@
-"""Whether a balloon comes closer to its target, and what to make of one that does not. Pure.
+"""Whether a guest's size comes closer to its target, and what to make of one whose does not. Pure.
 
-``balloon`` succeeds also where no driver listens, so only the size shows whether the balloon moves. One that makes no
+``balloon`` and ``requested-size`` succeed also where no driver listens, and virtio-mem's may find no block that it can
+empty, so only the size shows whether memory moves. A guest that makes no
 progress is *stuck*: its target is set to what was achieved, so that what is committed is what it has, and it is left
 alone for a time that doubles: it gives nothing, so nobody may count on it as a donor, and it is granted nothing.
 """
@@ -28,7 +29,7 @@ INTERFERENCE_WINDOW_S = 300.0
 
 
 class BalloonProgress:
-    """The record of one guest's balloon."""
+    """The record of one guest's obedience, whether a balloon or virtio-mem moves its memory."""
 
     def __init__(self) -> None:
         self._anchor_bytes = 0

@@ -1,8 +1,8 @@
-"""Budget arithmetic: which balloon commands may be sent now, so that the budget holds at every instant.
+"""Budget arithmetic: which sizes may be asked of QEMUs now, so that the budget holds at every instant.
 
-The invariant is: the sum over all guests of max(target, actual), and of the memory they have outside of their balloons,
-never exceeds the budget. So donors shrink first, and a
-receiver is granted only what QEMU reports to have come back. Pure: no clock, no I/O.
+The invariant is: the sum over all guests of max(target, actual), and of what they have beside what is moved, never
+exceeds the budget. So donors shrink first, and a receiver is granted only what QEMU reports to have come back. Pure: no
+clock, no I/O.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from qmpalloc.units import align_down
+from qmpalloc.units import Grid
 
 GRANT_CHUNK_BYTES = 16 * 1024 * 1024
 """A partial grant is at least this large: memory comes back in 1 MiB pieces, and a command for each would be noise."""
@@ -29,9 +29,10 @@ class Account(Struct, frozen=True, kw_only=True):
         actual_bytes: What it was last seen to occupy: with a command in doubt less than its charge may be.
         desired_bytes: The size it is to have.
         reserve_bytes: What it may occupy on top of that without having been granted it, as a system that boots may.
-        outside_bytes: Memory it has outside of the balloon, which no command here moves; its charge counts.
+        outside_bytes: Memory it has beside what is moved, which no command here moves; its charge counts.
         commandable: False when no command may or can be sent to it now; its charge still counts.
         in_need: It is served before the others.
+        grid: The sizes that it can be set to; target and desired are of them.
     """
 
     name: str
@@ -43,10 +44,11 @@ class Account(Struct, frozen=True, kw_only=True):
     outside_bytes: int = 0
     commandable: bool = True
     in_need: bool = False
+    grid: Grid = Grid()
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """A ``balloon`` command to send."""
+    """A size to ask of a QEMU."""
 
     name: str
     target_bytes: int
@@ -81,7 +83,7 @@ def next_orders(accounts: Sequence[Account], budget_bytes: int) -> list[Order]:
         own_room_bytes = max(room_bytes + account.reserve_bytes, 0)
         # Beyond the budget that is true only of what it has: a charge that is there for a command in doubt is to fall.
         own_bytes = account.charge_bytes if room_bytes >= 0 else min(account.charge_bytes, account.actual_bytes)
-        granted_bytes = min(account.desired_bytes, align_down(own_bytes + own_room_bytes))
+        granted_bytes = min(account.desired_bytes, account.grid.down(own_bytes + own_room_bytes))
         if granted_bytes - account.target_bytes < min(missing_bytes, GRANT_CHUNK_BYTES):
             continue
         orders.append(Order(name=account.name, target_bytes=granted_bytes, purpose="grant"))

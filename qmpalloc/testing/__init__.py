@@ -4,7 +4,7 @@
 `open_simulated_guest` joins them with a load of `qmpalloc.sim`, to try a policy without a guest.
 """
 
-from qmpalloc.testing.balloon import FakeBalloon
+from qmpalloc.testing.balloon import FakeBalloon, FakeVirtioMem
 from qmpalloc.testing.fake_agent import FakeAgent
 from qmpalloc.testing.fake_qemu import FakeQemu, Refusal
 from qmpalloc.testing.faults import Faults
@@ -14,6 +14,7 @@ __all__ = [
     "FakeAgent",
     "FakeBalloon",
     "FakeQemu",
+    "FakeVirtioMem",
     "Faults",
     "Refusal",
     "SimulatedGuest",

@@ -1,4 +1,4 @@
-"""A model of a guest's memory balloon on trio's clock."""
+"""Models of what moves a guest's memory on trio's clock: a balloon, and a virtio-mem device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import trio
 
-from qmpalloc.units import PAGE_BYTES, align_down
+from qmpalloc.units import MIB, PAGE_BYTES, Grid, align_down
 
 
 class FakeBalloon:
@@ -18,7 +18,10 @@ class FakeBalloon:
         target_bytes: Size last asked for.
         inflate_bytes_per_s: How fast the guest gives memory up.
         deflate_bytes_per_s: How fast it takes memory back.
+        grid: The sizes it can have.
     """
+
+    grid = Grid()
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class FakeBalloon:
 
     @property
     def actual_bytes(self) -> int:
-        """The guest's size now, in whole pages."""
+        """The guest's size now, one of the grid."""
         goal = self._goal_bytes
         change = goal - self._start_bytes
         if self._halts or change == 0:
@@ -50,7 +53,7 @@ class FakeBalloon:
         elapsed_s = trio.current_time() - self._start_s
         if rate == math.inf or rate * elapsed_s >= abs(change):
             return goal
-        moved = round(rate * elapsed_s / PAGE_BYTES) * PAGE_BYTES
+        moved = round(rate * elapsed_s / self.grid.unit_bytes) * self.grid.unit_bytes
         return self._start_bytes + int(math.copysign(moved, change))
 
     @property
@@ -129,7 +132,7 @@ class FakeBalloon:
         if self._took_back:
             return self._start_bytes
         # What the guest cannot give up only stops it from shrinking; it never makes it grow.
-        return max(self.target_bytes, min(self._start_bytes, align_down(self._least_bytes)))
+        return max(self.target_bytes, min(self._start_bytes, self.grid.fit(self._least_bytes)))
 
     def _halt(self, reason: str, *, on: bool) -> None:
         self._settle()
@@ -148,3 +151,58 @@ class FakeBalloon:
         rate = self.deflate_bytes_per_s if change > 0 else self.inflate_bytes_per_s
         # The last page is where rounding up to it takes us, so never less than the time of a page.
         return max(self._start_s + abs(change) / rate - trio.current_time(), PAGE_BYTES / rate)
+
+    def reset(self) -> None:
+        """Begin another system. That it has all of the RAM until its driver works is told by no size."""
+
+
+class FakeVirtioMem(FakeBalloon):
+    """A virtio-mem device, as `FakeBalloon` in whole blocks: RAM that is always there, and what is plugged on top.
+
+    Args:
+        base_bytes: The RAM.
+        most_bytes: What the device's memory backend holds.
+        block_bytes: Its block size.
+        rates: How fast blocks are unplugged (``inflate_bytes_per_s``) and plugged, as of a balloon.
+
+    It plugs no more than it was asked to, so that `take_back` does nothing. `stalled` is a guest without the driver, or
+    one whose blocks all hold something that cannot be moved.
+    """
+
+    def __init__(self, base_bytes: int, most_bytes: int, *, block_bytes: int = 2 * MIB, **rates: float) -> None:
+        super().__init__(base_bytes + most_bytes, **rates)  # type: ignore[arg-type]
+        self.grid = Grid(base_bytes, block_bytes)
+        self.target_bytes = self._start_bytes = base_bytes
+
+    @property
+    def requested_bytes(self) -> int:
+        """What it was asked to have plugged."""
+        return self.target_bytes - self.grid.start_bytes
+
+    @property
+    def plugged_bytes(self) -> int:
+        """What it has plugged."""
+        return self.actual_bytes - self.grid.start_bytes
+
+    @property
+    def most_bytes(self) -> int:
+        """What its memory backend holds."""
+        return self.memory_bytes - self.grid.start_bytes
+
+    def request(self, target_bytes: int) -> None:
+        """Ask for a size of the guest; what is not one of whole blocks is rounded down, and its RAM always stays."""
+        self._settle()
+        self.target_bytes = min(self.grid.fit(target_bytes), self.memory_bytes)
+
+    def plug(self, size_bytes: int) -> None:
+        """Give the guest that much more RAM (a DIMM), or less."""
+        super().plug(size_bytes)
+        self.grid = Grid(self.grid.start_bytes + size_bytes, self.grid.unit_bytes)
+
+    def take_back(self, size_bytes: int) -> None:
+        """Do nothing: QEMU refuses a guest that wants to plug more than was asked for."""
+
+    def reset(self) -> None:
+        """Begin another system: QEMU unplugs all, and its driver plugs up to what is asked for."""
+        self._settle()
+        self._start_bytes = self.grid.start_bytes

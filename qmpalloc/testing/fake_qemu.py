@@ -1,4 +1,4 @@
-"""A fake QEMU: a QMP server with a balloon, events, guest statistics and block statistics.
+"""A fake QEMU: a QMP server with a balloon or a virtio-mem device, events, guest statistics and block statistics.
 
 Behaviours are those of QEMU 7.2 as observed; ``tests/contract`` holds the fake against a real one.
 """
@@ -13,7 +13,7 @@ import trio
 
 from qmpalloc.errors import NonsenseError
 from qmpalloc.qmp.framing import Mark, decode, encode
-from qmpalloc.testing.balloon import FakeBalloon
+from qmpalloc.testing.balloon import FakeBalloon, FakeVirtioMem
 from qmpalloc.testing.faults import Faults, PeerDied, Wire
 from qmpalloc.testing.requests import RequestSplitter
 from qmpalloc.testing.serving import serve_unix
@@ -24,6 +24,9 @@ STATS = (
     "stat-total-memory", "stat-available-memory", "stat-disk-caches", "stat-htlb-pgalloc", "stat-htlb-pgfail",
 )  # fmt: skip
 EVENTS_MAX = 1000
+VIRTIO_MEM_ID = "vm0"
+VIRTIO_MEM_PATH = f"/machine/peripheral/{VIRTIO_MEM_ID}"
+VIRTIO_MEM_ADDRESS = 1 << 32
 THROTTLE_LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
 THROTTLE_MAX = 10**15
 
@@ -46,10 +49,14 @@ class FakeQemu:
         memory_bytes: As ``-m``.
         balloon_id: As ``-device virtio-balloon-pci,id=``; ``""`` for a device without id, None for no device.
         balloon: The balloon's model, to set its rates; instant by default.
+        virtio_mem: The model of a virtio-mem device ``vm0``, which then is what moves memory: there is no balloon.
         greet: False makes it a socket that accepts and stays silent.
 
     Attributes:
-        balloon: The balloon's model.
+        actuator: The model of what moves memory.
+        balloon: The same.
+        on_order: Called with each size that a client asks for, before it is taken.
+        on_query: Called when a client asks for the size.
         faults: What goes wrong.
         status: As ``query-status`` reports it.
         version: As in the greeting.
@@ -72,11 +79,15 @@ class FakeQemu:
         memory_bytes: int = 1 << 30,
         balloon_id: str | None = "balloon0",
         balloon: FakeBalloon | None = None,
+        virtio_mem: FakeVirtioMem | None = None,
         greet: bool = True,
     ) -> None:
         self.name = name
-        self.balloon_id = balloon_id
-        self.balloon = balloon if balloon is not None else FakeBalloon(memory_bytes)
+        self.virtio_mem = virtio_mem
+        self.balloon_id = balloon_id if virtio_mem is None else None
+        self.balloon = self.actuator = virtio_mem or balloon or FakeBalloon(memory_bytes)
+        self.on_order: Callable[[int], None] = _ignore
+        self.on_query: Callable[[], None] = _ignore
         self.greet = greet
         self.faults = Faults()
         self.status = "running"
@@ -104,7 +115,7 @@ class FakeQemu:
 
     @property
     def virtio_mem_bytes(self) -> int:
-        """Memory that virtio-mem has plugged, outside of the balloon."""
+        """Memory that virtio-mem has plugged beside what moves the guest's memory."""
         devices = [*self.memory_devices.values()]
         return sum(int(device["data"]["size"]) for device in devices if device["type"] == "virtio-mem")
 
@@ -197,7 +208,8 @@ class FakeQemu:
             self.balloon.plug(-device["data"]["size"])
 
     def reset(self) -> None:
-        """Reboot the guest. The balloon's target survives, as with QEMU."""
+        """Reboot the guest. Its target survives, as with QEMU."""
+        self.actuator.reset()
         self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
 
     def shut_down(self) -> None:
@@ -257,7 +269,7 @@ class FakeQemu:
             "query-name": lambda _: {} if self.name is None else {"name": self.name},
             "query-kvm": lambda _: {"enabled": False, "present": False},
             "query-memory-size-summary": self._query_memory_size_summary,
-            "query-memory-devices": lambda _: [*self.memory_devices.values()],
+            "query-memory-devices": self._query_memory_devices,
             "query-memdev": lambda _: [],
             "query-block": lambda _: [],
             "query-named-block-nodes": lambda _: [],
@@ -277,9 +289,32 @@ class FakeQemu:
         }
 
     def _query_memory_size_summary(self, _: dict[str, Any]) -> object:
-        sizes = [(device["type"], device["data"]["size"]) for device in self.memory_devices.values()]
-        base_bytes = self.balloon.memory_bytes - sum(size for kind, size in sizes if kind == "dimm")
+        sizes = [(device["type"], device["data"]["size"]) for device in self._devices()]
+        device = self.virtio_mem
+        ram_bytes = device.grid.start_bytes if device is not None else self.balloon.memory_bytes
+        base_bytes = ram_bytes - sum(size for kind, size in sizes if kind == "dimm")
         return {"base-memory": base_bytes, "plugged-memory": sum(size for _, size in sizes)}
+
+    def _query_memory_devices(self, _: dict[str, Any]) -> object:
+        if self.virtio_mem is not None:
+            self.on_query()
+        return self._devices()
+
+    def _devices(self) -> list[dict[str, Any]]:
+        device = self.virtio_mem
+        if device is None:
+            return [*self.memory_devices.values()]
+        data = {
+            "id": VIRTIO_MEM_ID,
+            "memaddr": VIRTIO_MEM_ADDRESS,
+            "node": 0,
+            "memdev": "/objects/plugged",
+            "size": device.plugged_bytes,
+            "requested-size": device.requested_bytes,
+            "max-size": device.most_bytes,
+            "block-size": device.grid.unit_bytes,
+        }
+        return [{"type": "virtio-mem", "data": data}, *self.memory_devices.values()]
 
     def _system_wakeup(self, _: dict[str, Any]) -> object:
         if self.status != "suspended":
@@ -292,6 +327,7 @@ class FakeQemu:
 
     def _query_balloon(self, _: dict[str, Any]) -> object:
         self._require_balloon()
+        self.on_query()
         return {"actual": self.balloon.actual_bytes}
 
     def _balloon(self, arguments: dict[str, Any]) -> object:
@@ -303,6 +339,7 @@ class FakeQemu:
         self._require_balloon()
         if value <= 0:
             raise Refusal("Parameter 'target' expects a size")
+        self.on_order(value)
         self.balloon.request(value)
         return {}
 
@@ -314,11 +351,15 @@ class FakeQemu:
         listing = [{"name": "type", "type": "string"}]
         if containers[path]:
             listing.append({"name": self.balloon_id or "device[0]", "type": "child<virtio-balloon-pci>"})
+        if self.virtio_mem is not None and path == "/machine/peripheral":
+            listing.append({"name": VIRTIO_MEM_ID, "type": "child<virtio-mem-pci>"})
         return listing
 
     def _qom_get(self, arguments: dict[str, Any]) -> object:
         if arguments.get("path") == "/machine" and arguments.get("property") in self.machine:
             return self.machine[str(arguments["property"])]
+        if self.virtio_mem is not None and arguments.get("path") == VIRTIO_MEM_PATH:
+            return self._get_of_virtio_mem(self.virtio_mem, arguments.get("property"))
         self._require_path(arguments)
         if arguments.get("property") == "guest-stats":
             return {"stats": self.stats, "last-update": self.last_update}
@@ -328,7 +369,33 @@ class FakeQemu:
             return self.properties[str(arguments["property"])]
         raise Refusal(f"Property 'virtio-balloon-pci.{arguments.get('property')}' not found")
 
+    def _get_of_virtio_mem(self, device: FakeVirtioMem, name: object) -> object:
+        properties = {
+            "memaddr": VIRTIO_MEM_ADDRESS,
+            "size": device.plugged_bytes,
+            "requested-size": device.requested_bytes,
+            "block-size": device.grid.unit_bytes,
+        }
+        if name not in properties:
+            raise Refusal(f"Property 'virtio-mem-pci.{name}' not found")
+        return properties[str(name)]
+
+    def _set_of_virtio_mem(self, device: FakeVirtioMem, name: object, value: object) -> object:
+        if name != "requested-size":
+            raise Refusal(f"Property 'virtio-mem.{name}' is not writable")
+        if type(value) is not int:
+            raise Refusal("Parameter 'requested-size' expects uint64")
+        if value % device.grid.unit_bytes:
+            raise Refusal(f"'requested-size' has to be multiples of 'block-size' ({device.grid.unit_bytes:#x})")
+        if not 0 <= value <= device.most_bytes:
+            raise Refusal(f"'requested-size' cannot exceed the memory backend size({device.most_bytes:#x})")
+        self.on_order(device.grid.start_bytes + value)
+        device.request(device.grid.start_bytes + value)
+        return {}
+
     def _qom_set(self, arguments: dict[str, Any]) -> object:
+        if self.virtio_mem is not None and arguments.get("path") == VIRTIO_MEM_PATH:
+            return self._set_of_virtio_mem(self.virtio_mem, arguments.get("property"), arguments.get("value"))
         self._require_path(arguments)
         value = arguments.get("value")
         if arguments.get("property") != "guest-stats-polling-interval":
@@ -372,7 +439,13 @@ class FakeQemu:
             self._events = None
 
     def _report_size(self, actual_bytes: int) -> None:
-        self.emit("BALLOON_CHANGE", {"actual": actual_bytes})
+        device = self.virtio_mem
+        if device is None:
+            self.emit("BALLOON_CHANGE", {"actual": actual_bytes})
+        else:
+            plugged_bytes = actual_bytes - device.grid.start_bytes
+            place = {"id": VIRTIO_MEM_ID, "qom-path": f"{VIRTIO_MEM_PATH}/virtio-backend"}
+            self.emit("MEMORY_DEVICE_SIZE_CHANGE", place | {"size": plugged_bytes})
 
     async def _run_events(
         self, wire: Wire, to_send: trio.MemoryReceiveChannel[bytes], conversation: trio.CancelScope
@@ -383,6 +456,10 @@ class FakeQemu:
         except PeerDied:
             return  # the conversation finds out by itself
         conversation.cancel()  # QEMU has quit, and all it had to say is said
+
+
+def _ignore(*_: object) -> None:
+    pass
 
 
 def _nothing(action: Callable[[], None]) -> object:

@@ -34,7 +34,7 @@ from qmpalloc.sample import CollectorUse, Counters, Memory, Psi, Sample, SwapPag
 from qmpalloc.sim.load import CacheModel, Load, MappedFile
 from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.sim.replay_cache import ReplayCache
-from qmpalloc.testing.balloon import FakeBalloon
+from qmpalloc.testing.balloon import FakeBalloon, FakeVirtioMem
 from qmpalloc.testing.fake_agent import FakeAgent
 from qmpalloc.testing.fake_qemu import FakeQemu
 from qmpalloc.units import MIB, PAGE_BYTES
@@ -65,13 +65,14 @@ class SimulatedGuest:
         load: Load | ReplayGuest,
         memory_bytes: int,
         balloon: FakeBalloon | None = None,
+        virtio_mem: FakeVirtioMem | None = None,
         interval_s: float = 1.0,
         counters_file: str = DEFAULT_COUNTERS_FILE,
     ) -> None:
         self.name = name
         self.monitor_path = ""
         self.agent_path = ""
-        self.qemu = FakeQemu(name=name, memory_bytes=memory_bytes, balloon=balloon)
+        self.qemu = FakeQemu(name=name, memory_bytes=memory_bytes, balloon=balloon, virtio_mem=virtio_mem)
         self.agent = FakeAgent()
         self.cache: CacheModel | ReplayCache
         if isinstance(load, ReplayGuest):
@@ -126,7 +127,7 @@ class SimulatedGuest:
             await trio.sleep(self._interval_s)
             if self.qemu.status != "running":
                 continue
-            self.cache.advance(self._interval_s, self.qemu.balloon.actual_bytes)
+            self.cache.advance(self._interval_s, self.qemu.actuator.actual_bytes)
             if self.mapped is not None:
                 before = self.mapped.faults
                 self.mapped.advance(self._interval_s, self._room_bytes() // PAGE_BYTES)
@@ -185,13 +186,14 @@ class SimulatedGuest:
 
     def _room_bytes(self) -> int:
         """Return what programs and the pages of what is read leave of the guest's memory."""
-        size = self.qemu.balloon.actual_bytes
+        size = self.qemu.actuator.actual_bytes
         return max(0, size - self.cache.own_bytes - self.cache.cached_pages * PAGE_BYTES)
 
     def _memory(self) -> Memory:
-        size = self.qemu.balloon.actual_bytes
-        # With deflate-on-oom a guest counts the balloon's pages as used; without, it does not count them at all.
-        total = self.qemu.balloon.memory_bytes if self.qemu.properties["deflate-on-oom"] else size
+        size = self.qemu.actuator.actual_bytes
+        # With deflate-on-oom a guest counts the balloon's pages as used; else only what it has counts at all.
+        counts_all = self.qemu.virtio_mem is None and self.qemu.properties["deflate-on-oom"]
+        total = self.qemu.actuator.memory_bytes if counts_all else size
         total += self.qemu.virtio_mem_bytes - self.offline_bytes
         own = min(self.cache.own_bytes, total)
         mapped = 0 if self.mapped is None else min(self.mapped.resident_pages * PAGE_BYTES, self._room_bytes())
@@ -229,6 +231,7 @@ async def open_simulated_guest(
     load: Load | ReplayGuest,
     memory_bytes: int,
     balloon: FakeBalloon | None = None,
+    virtio_mem: FakeVirtioMem | None = None,
     interval_s: float = 1.0,
     counters_file: str = DEFAULT_COUNTERS_FILE,
 ) -> AsyncIterator[SimulatedGuest]:
@@ -240,6 +243,7 @@ async def open_simulated_guest(
         load: What it reads.
         memory_bytes: Its RAM.
         balloon: The balloon's model, to set its rates; instant by default.
+        virtio_mem: The model of a virtio-mem device to have in place of a balloon; `memory_bytes` is not used then.
         interval_s: Time between two writings of the counters file.
         counters_file: Path of that file inside the guest.
     """
@@ -248,6 +252,7 @@ async def open_simulated_guest(
         load=load,
         memory_bytes=memory_bytes,
         balloon=balloon,
+        virtio_mem=virtio_mem,
         interval_s=interval_s,
         counters_file=counters_file,
     )

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -46,12 +47,18 @@ class Fault(Struct, frozen=True):
         shows: Whether the events of the guest since then show it. For a fault that must do no harm: whether samples go
             on.
         ends_qemu: The guest's QEMU ends; whoever breaks it starts another.
+        of_balloons: Only a guest with a balloon has what breaks.
     """
 
     name: str
     do: Break
     shows: Shows
     ends_qemu: bool = False
+    of_balloons: bool = False
+
+    def can_befall(self, guest: SimulatedGuest) -> bool:
+        """Tell whether the guest has what breaks."""
+        return not (self.of_balloons and guest.qemu.virtio_mem is not None)
 
 
 def shows(fault: Fault, events: Sequence[object]) -> bool:
@@ -140,7 +147,7 @@ def catalogue() -> tuple[Fault, ...]:
         Fault("monitor splits its answers", lambda guest, _: _set(guest.qemu.faults, "split", True), unharmed),
         Fault("monitor answers twice", lambda guest, _: _set(guest.qemu.faults, "twice", True), unharmed),
         Fault("monitor answers others", lambda guest, _: _set(guest.qemu.faults, "strangers", True), unharmed),
-        Fault("size is never told", lambda guest, _: _set(guest.qemu.faults, "drop", {"query-balloon"}), monitor),
+        Fault("size is never told", lambda guest, _: _set(guest.qemu.faults, "drop", {size_query(guest)}), monitor),
         Fault("size is nonsense", _lie_about_size, monitor),
         Fault("guest reboots", lambda guest, _: _both(guest.reboot, lambda: None), state(GuestState.LOST)),
         Fault("guest is paused", lambda guest, _: _both(guest.qemu.stop, guest.qemu.resume), state(GuestState.PAUSED)),
@@ -150,9 +157,9 @@ def catalogue() -> tuple[Fault, ...]:
         Fault("guest takes more than the budget holds", _take_all, danger),
         Fault("a mapped file begins to fault", _map, _faulted),
         Fault("memory is plugged", _plug, unharmed),
-        Fault("somebody else commands the balloon", _interfere, resized),
-        Fault("balloon is stuck", _stall, resized),
-        Fault("statistics jump", _jump, danger),
+        Fault("somebody else asks for another size", _interfere, resized),
+        Fault("size is stuck", _stall, resized),
+        Fault("statistics jump", _jump, danger, of_balloons=True),
         Fault("guest is migrated", lambda guest, _: _set(guest.qemu, "migration", "active"), state(GuestState.HELD)),
         Fault("QEMU ends", lambda guest, _: _both(guest.qemu.shut_down, lambda: None), state(GuestState.GONE), True),
     )
@@ -174,11 +181,23 @@ def _lie(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
 
 
 def _lie_about_size(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
-    sizes: list[object] = [-1, 2**64, 2**62, "much", True, None, 1.5, guest.qemu.balloon.memory_bytes + MIB]
-    value, commands = rng.choice(sizes), guest.qemu.commands
-    before = commands["query-balloon"]
-    commands["query-balloon"] = lambda _: {"actual": value}
-    return lambda: commands.update({"query-balloon": before})
+    sizes: list[object] = [-1, 2**64, 2**62, "much", True, None, 1.5, guest.qemu.actuator.memory_bytes + MIB]
+    value, commands, query = rng.choice(sizes), guest.qemu.commands, size_query(guest)
+    before = commands[query]
+
+    def lie(arguments: dict[str, Any]) -> object:
+        if guest.qemu.virtio_mem is None:
+            return {"actual": value}
+        first, *others = cast("list[dict[str, Any]]", before(arguments))
+        return [first | {"data": first["data"] | {"size": value}}, *others]
+
+    commands[query] = lie
+    return lambda: commands.update({query: before})
+
+
+def size_query(guest: SimulatedGuest) -> str:
+    """Return the command by which a guest's size is asked for."""
+    return "query-balloon" if guest.qemu.virtio_mem is None else "query-memory-devices"
 
 
 def _write(guest: SimulatedGuest, content: bytes | None) -> Callable[[], None]:
@@ -272,22 +291,23 @@ def _changed(honest: dict[str, object], path: Sequence[str], value: object) -> I
 
 
 def _grow(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
-    guest.qemu.balloon.take_back(rng.randrange(8, 64) * MIB)
-    guest.qemu.balloon.least_bytes = 0
-    if guest.qemu.balloon.actual_bytes == guest.qemu.balloon.memory_bytes:
+    before = guest.qemu.actuator.actual_bytes
+    guest.qemu.actuator.take_back(rng.randrange(8, 64) * MIB)
+    guest.qemu.actuator.least_bytes = 0
+    if guest.qemu.actuator.actual_bytes == before:  # it has all, or cannot grow by itself
         return _interfere(guest, rng)
     return lambda: None
 
 
 def _sleep(guest: SimulatedGuest, _: random.Random) -> Callable[[], None]:
-    guest.qemu.balloon.take_back(guest.qemu.balloon.memory_bytes)  # its driver empties the balloon first
+    guest.qemu.actuator.take_back(guest.qemu.actuator.memory_bytes)  # its driver empties the balloon first
     guest.qemu.suspend()
     return guest.qemu.wake
 
 
 def _take_all(guest: SimulatedGuest, _: random.Random) -> Callable[[], None]:
     """Let a program want all memory there is, and the guest take it by itself (deflate-on-oom)."""
-    balloon = guest.qemu.balloon
+    balloon = guest.qemu.actuator
     undo = _set(guest.cache, "own_bytes", balloon.memory_bytes)
     balloon.take_back(balloon.memory_bytes)
     return undo
@@ -295,13 +315,15 @@ def _take_all(guest: SimulatedGuest, _: random.Random) -> Callable[[], None]:
 
 def _map(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
     """Map a file of which not all is in memory."""
-    pages = guest.qemu.balloon.memory_bytes // PAGE_BYTES
+    pages = guest.qemu.actuator.memory_bytes // PAGE_BYTES
     return _set(guest, "mapped", MappedFile(file_pages=pages, touches_per_s=rng.uniform(100, 5000)))
 
 
 def _plug(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
     """Plug a DIMM, and unplug it again if the guest can do without: its kernel lets go of none that it needs."""
-    size_bytes, balloon = rng.randrange(1, 4) * 128 * MIB, guest.qemu.balloon
+    size_bytes, balloon = rng.randrange(1, 4) * 128 * MIB, guest.qemu.actuator
+    if guest.qemu.virtio_mem is not None:
+        size_bytes = 128 * MIB  # which it cannot give while that is plugged, and still fits below its baseline
 
     def undo() -> None:
         if min(balloon.actual_bytes, balloon.target_bytes) - size_bytes >= LEAST_BYTES:
@@ -315,19 +337,19 @@ def _plug(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
 
 def _squeeze(guest: SimulatedGuest, _: random.Random) -> Callable[[], None]:
     before = guest.cache.own_bytes
-    guest.cache.own_bytes = guest.qemu.balloon.memory_bytes
+    guest.cache.own_bytes = guest.qemu.actuator.memory_bytes
     return lambda: setattr(guest.cache, "own_bytes", before)
 
 
 def _interfere(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
-    size_bytes, change_bytes = guest.qemu.balloon.actual_bytes, rng.randrange(8, 160) * MIB
+    size_bytes, change_bytes = guest.qemu.actuator.actual_bytes, rng.randrange(8, 160) * MIB
     shrinks = size_bytes - change_bytes >= LEAST_BYTES
-    guest.qemu.balloon.request(size_bytes - change_bytes if shrinks else size_bytes + change_bytes)
+    guest.qemu.actuator.request(size_bytes - change_bytes if shrinks else size_bytes + change_bytes)
     return lambda: None
 
 
 def _stall(guest: SimulatedGuest, rng: random.Random) -> Callable[[], None]:
-    balloon = guest.qemu.balloon
+    balloon = guest.qemu.actuator
     undo_inflation = _set(balloon, "inflate_bytes_per_s", math.inf)
     undo_deflation = _set(balloon, "deflate_bytes_per_s", math.inf)
     _interfere(guest, rng)

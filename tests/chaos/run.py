@@ -3,7 +3,7 @@
     python -m tests.chaos [--seed 1] [--guests 10] [--cycles 1000]
 
 The guests are simulated ones over real Unix sockets, in virtual time, so that a day takes minutes and a seed replays.
-Of every guest something breaks, shows in the record, is mended, and the guest recovers, again and again, and even that
+Half of them have a balloon, half a virtio-mem device. Of every guest something breaks, shows in the record, is mended, and the guest recovers, again and again, and even that
 while its peers split, repeat or delay their answers: no guest is sound in any cycle. Now and then the controller is
 stopped in place or cancelled and another one adopts what it finds, the host runs out of memory or cannot be looked at,
 the policy raises, and the configuration is read again: with a mistake, with another budget, without a guest and with it
@@ -48,7 +48,7 @@ from qmpalloc.policy import load
 from qmpalloc.rules.hostguard import HostMemory
 from qmpalloc.rules.promises import KeepsPromises
 from qmpalloc.sim.load import Load
-from qmpalloc.testing.balloon import FakeBalloon
+from qmpalloc.testing.balloon import FakeBalloon, FakeVirtioMem
 from qmpalloc.testing.simulated_guest import SimulatedGuest, open_simulated_guest
 from qmpalloc.units import GIB, MIB, format_size
 from tests.chaos.faults import RESTARTED, SPOILT_SAMPLES, Fault, catalogue, mend, nuisances, shows
@@ -116,13 +116,18 @@ class Place:
         """Live, break and recover, for ever; a QEMU that ends is followed by another."""
         while True:
             self._witness.states.pop(self.name, None)
-            balloon = FakeBalloon(RAM, inflate_bytes_per_s=80 * MIB, deflate_bytes_per_s=400 * MIB)
-            balloon.request(BASELINE)
+            rates = {"inflate_bytes_per_s": 80.0 * MIB, "deflate_bytes_per_s": 400.0 * MIB}
+            plugs = self._rng.randrange(2)
+            virtio_mem = FakeVirtioMem(FLOOR, RAM - FLOOR, **rates) if plugs else None
+            balloon = None if plugs else FakeBalloon(RAM, **rates)
             load = Load(file_pages=self._rng.choice([25_000, 200_000]), accesses_per_s=self._rng.uniform(100, 9000))
             async with (
-                open_simulated_guest(self.name, self._directory, load=load, memory_bytes=RAM, balloon=balloon) as guest,
+                open_simulated_guest(
+                    self.name, self._directory, load=load, memory_bytes=RAM, balloon=balloon, virtio_mem=virtio_mem
+                ) as guest,
                 trio.open_nursery() as nursery,
             ):
+                guest.qemu.actuator.request(BASELINE)
                 self.guest = guest
                 guest.qemu.version = (9, 2, 0)
                 guest.qemu.stats |= {"stat-alloc-stalls": 0, "stat-oom-kills": 0}
@@ -150,7 +155,7 @@ class Place:
             await trio.sleep(self._rng.uniform(0, 1.5))
             while self.resting:  # noqa: ASYNC110 - nothing has to happen at once
                 await trio.sleep(0.5)
-            fault = self._rng.choice(self._faults)
+            fault = self._rng.choice([fault for fault in self._faults if fault.can_befall(guest)])
             await self._break(guest, fault)
             if fault.ends_qemu:
                 return
@@ -290,7 +295,7 @@ class Chaos:
             lambda: all(states.get(name) is GuestState.FRESH for name in names), 300.0, "not all guests recovered"
         )
         await trio.sleep(150.0)  # what was stuck is asked again
-        real = sum(place.guest.qemu.balloon.actual_bytes for place in self._places if place.guest is not None)
+        real = sum(place.guest.qemu.actuator.actual_bytes for place in self._places if place.guest is not None)
         if real > self.config.host.budget:
             self.witness.object(f"the guests really have {format_size(real)} in the end")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import trio
 
@@ -148,27 +147,24 @@ class Witness:
 
     def listen(self, name: str, qemu: FakeQemu) -> None:
         """Listen to what a fake is asked."""
-        balloon, query = qemu.commands["balloon"], qemu.commands["query-balloon"]
 
-        def asked(arguments: dict[str, Any]) -> object:
-            self._command(name, arguments["value"])
-            self._targets[name] = min(self._targets[name], qemu.balloon.memory_bytes)  # more than all means all
-            return balloon(arguments)
+        def asked(target_bytes: int) -> None:
+            self._command(name, target_bytes)
+            self._targets[name] = min(self._targets[name], qemu.actuator.memory_bytes)  # more than all means all
 
-        def queried(arguments: dict[str, Any]) -> object:
-            self._answered[name] = qemu.balloon.actual_bytes
-            return query(arguments)
+        def queried() -> None:
+            self._answered[name] = qemu.actuator.actual_bytes
 
-        qemu.commands |= {"balloon": asked, "query-balloon": queried}
-        plug = qemu.balloon.plug
+        qemu.on_order, qemu.on_query = asked, queried
+        plug = qemu.actuator.plug
 
         def plugged(size_bytes: int) -> None:
             plug(size_bytes)
             # QEMU counts a target down from all RAM, so it moves with that. That there is more counts once it is told.
             if name in self._targets:
-                self._targets[name] = min(self._targets[name], qemu.balloon.target_bytes)
+                self._targets[name] = min(self._targets[name], qemu.actuator.target_bytes)
 
-        setattr(qemu.balloon, "plug", plugged)  # noqa: B010 - a method is no attribute to mypy
+        setattr(qemu.actuator, "plug", plugged)  # noqa: B010 - a method is no attribute to mypy
 
     @contextmanager
     def trouble(self, name: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ from qmpalloc.experiment.run.load import open_load
 from qmpalloc.experiment.run.readings import Link, read_guest
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec import parsing
-from qmpalloc.qmp import open_agent, open_monitor
+from qmpalloc.qmp import find_actuators, open_agent, open_monitor
 from qmpalloc.units import PAGE_BYTES
 
 READS = 40_000
@@ -68,7 +68,8 @@ def linked(running_guest, traces):
             open_agent(str(running_guest.lab_socket)) as agent,
             open_load(agent, traces, guest) as load,
         ):
-            link = Link("one", monitor, agent, load, running_guest.config.counters_file)
+            [actuator] = await find_actuators(monitor)
+            link = Link("one", monitor, actuator, agent, load, running_guest.config.counters_file)
             await set_throttle([link], 0)
             await load.drop_caches()
             yield link

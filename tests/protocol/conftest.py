@@ -14,7 +14,7 @@ from qmpalloc.events import Commanded, ControlChanged, Decided, Ended, Header, S
 from qmpalloc.model import GuestState, hold
 from qmpalloc.policy import load
 from qmpalloc.sim import Load
-from qmpalloc.testing import FakeBalloon, open_simulated_guest
+from qmpalloc.testing import FakeBalloon, FakeVirtioMem, open_simulated_guest
 from qmpalloc.units import MIB
 
 BASELINE = 500
@@ -41,15 +41,22 @@ class Lab:
         self.may_exceed = False  # in what is committed, because a guest that boots may take what it likes
 
     async def add(
-        self, name, *, file_mib=200, accesses_per_s=2000.0, rate_mib=200.0, ram_mib=800, size_mib=BASELINE, load=None
-    ):
-        balloon = FakeBalloon(ram_mib * MIB, inflate_bytes_per_s=rate_mib * MIB, deflate_bytes_per_s=5 * rate_mib * MIB)
-        balloon.request(size_mib * MIB)
+        self, name, *, file_mib=200, accesses_per_s=2000.0, rate_mib=200.0, ram_mib=800, size_mib=BASELINE, load=None,
+        base_mib=0, most_mib=600,
+    ):  # fmt: skip
+        """Add a guest: with a balloon, or with virtio-mem that plugs up to `most_mib` on top of `base_mib` of RAM."""
+        rates = {"inflate_bytes_per_s": rate_mib * MIB, "deflate_bytes_per_s": 5 * rate_mib * MIB}
+        balloon = virtio_mem = None
+        if base_mib:
+            virtio_mem = FakeVirtioMem(base_mib * MIB, most_mib * MIB, **rates)
+        else:
+            balloon = FakeBalloon(ram_mib * MIB, **rates)
+        (virtio_mem or balloon).request(size_mib * MIB)
         load = load or Load(file_pages=file_mib * 256, accesses_per_s=accesses_per_s)
 
         async def live(*, task_status):
             async with open_simulated_guest(
-                name, self.directory, load=load, memory_bytes=ram_mib * MIB, balloon=balloon
+                name, self.directory, load=load, memory_bytes=ram_mib * MIB, balloon=balloon, virtio_mem=virtio_mem
             ) as guest:
                 task_status.started(guest)
                 await trio.sleep_forever()
@@ -96,7 +103,7 @@ class Lab:
             if controller.control == "settling":
                 continue
             alive = [guest for guest in self.guests.values() if guest and not guest.qemu.has_quit]
-            real_bytes = sum(guest.qemu.balloon.actual_bytes for guest in alive)
+            real_bytes = sum(guest.qemu.actuator.actual_bytes for guest in alive)
             assert self.may_grow or real_bytes <= budget_bytes
 
     def of(self, kind, name=None):
@@ -105,7 +112,7 @@ class Lab:
         ]
 
     def size(self, name):
-        return self.guests[name].qemu.balloon.actual_bytes // MIB
+        return self.guests[name].qemu.actuator.actual_bytes // MIB
 
     def states(self, name):
         return [event.state for event in self.of(StateChanged, name)]

@@ -18,7 +18,7 @@ from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec import parsing
 from qmpalloc.experiment.spec.schema import Disk
 from qmpalloc.experiment.store.records import DiskCalibration, LoadProgress, PhaseProgress, Service
-from qmpalloc.qmp import ExecResult, open_agent_on, open_monitor_on
+from qmpalloc.qmp import ExecResult, find_actuators, open_agent_on, open_monitor_on
 from qmpalloc.sim import Load as SimulatedLoad
 from qmpalloc.testing import FakeAgent, FakeQemu, SimulatedGuest
 
@@ -290,7 +290,8 @@ async def link_to(guest, qemu):
             open_load(agent, TRACES, GUEST) as load,
             open_monitor_on(client, address="people") as monitor,
         ):
-            yield Link("g1", monitor, agent, load, "/run/qmpalloc/counters.json")
+            [actuator] = await find_actuators(monitor)
+            yield Link("g1", monitor, actuator, agent, load, "/run/qmpalloc/counters.json")
         nursery.cancel_scope.cancel()
 
 

@@ -24,7 +24,7 @@ from qmpalloc.experiment.sweep.running import Wires, run_case, sweep
 from qmpalloc.policy import load as load_policy
 from qmpalloc.qemu.accelerator import Accelerator
 from qmpalloc.qemu.argv import Sockets
-from qmpalloc.qmp import ExecResult, open_agent_on, open_monitor_on
+from qmpalloc.qmp import ExecResult, find_actuators, open_agent_on, open_monitor_on
 from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.testing import FakeAgent, FakeBalloon, open_simulated_guest
 from qmpalloc.units import MIB
@@ -87,7 +87,8 @@ class Bench:
                 ):
                     if trouble is not None:
                         nursery.start_soon(trouble, guest)
-                    link = Link("g", monitor, agent, self.load, "/run/qmpalloc/counters.json")
+                    [actuator] = await find_actuators(monitor)
+                    link = Link("g", monitor, actuator, agent, self.load, "/run/qmpalloc/counters.json")
                     wires = Wires(link, agent, "/run/qmpalloc/samples.bin")
                     result = await sweep(self.case, wires, keep=self.kept.append, report=self.said.append)
                     nursery.cancel_scope.cancel()

@@ -14,7 +14,8 @@ from qmpalloc.errors import (
     RefusedError,
 )
 from qmpalloc.model import MemorySizes
-from qmpalloc.qmp import BlockStats, VmStatus, deadline, open_monitor_on
+from qmpalloc.qmp import BlockStats, VmStatus, deadline, find_actuators, open_monitor_on
+from qmpalloc.qmp.actuator import Balloon
 from qmpalloc.qmp.framing import MESSAGE_MAX_BYTES
 from qmpalloc.testing import FakeAgent, FakeBalloon, FakeQemu, Refusal
 from qmpalloc.units import MIB
@@ -524,7 +525,8 @@ async def test_memory_by_what_it_is_to_the_balloon(autojump_clock, devices, ram_
     fake = FakeQemu(memory_bytes=1 << 30)
     fake.commands["query-memory-devices"] = lambda _: devices
     async with monitor_of(fake) as monitor:
-        sizes = await monitor.memory_sizes()
+        [balloon, *_] = await find_actuators(monitor)
+        sizes = await balloon.memory()
     assert sizes == MemorySizes(ram_bytes=ram_mib << 20, outside_bytes=outside_mib << 20, other_bytes=other_mib << 20)
 
 
@@ -545,4 +547,4 @@ async def test_memory_of_the_wrong_shape_is_nonsense(autojump_clock, command, re
     fake.commands[command] = lambda _: reply
     async with monitor_of(fake) as monitor:
         with pytest.raises(NonsenseError, match=command):
-            await monitor.memory_sizes()
+            await Balloon(monitor, "/machine/peripheral/balloon0").memory()

@@ -21,6 +21,7 @@ from qmpalloc.experiment.spec import parsing
 from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.store.directory import RunDirectory
 from qmpalloc.experiment.store.records import DiskCalibration, LoadProgress, PhaseProgress, Reading, Service
+from qmpalloc.model import MemorySizes
 from qmpalloc.policy import load as load_policy
 
 SMOKE = parsing.load(Path(__file__).parents[2] / "examples" / "smoke.toml")
@@ -71,8 +72,11 @@ class FakeLoad:
         return LoadProgress(sequence=trials, monotonic_s=100.0 + trials, phases=(phase,), finished=done)
 
 
-class FakeMonitor:
-    async def query_balloon(self):
+class FakeActuator:
+    async def memory(self):
+        return MemorySizes(ram_bytes=SMOKE.guests[0].baseline)
+
+    async def size_bytes(self):
         return SMOKE.guests[0].baseline
 
 
@@ -97,7 +101,7 @@ class Bench:
 
         @asynccontextmanager
         async def open_link(guest, traces):
-            yield Link(guest.name, FakeMonitor(), None, FakeLoad(bench, guest.name), "/counters")
+            yield Link(guest.name, None, FakeActuator(), None, FakeLoad(bench, guest.name), "/counters")
 
         async def read_guest(link, *, trial, t, target_bytes):
             return Reading(

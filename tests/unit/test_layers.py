@@ -29,7 +29,7 @@ INSIDE = {
         {"memory", "size", "danger", "samples"},
         {"guest"},
         {"snapshot", "inspection", "run_state", "sampling"},
-        {"balloon"},
+        {"resizer"},
         {"session"},
         {"commitments", "fleet", "restore"},
         {"decider", "reporter", "room", "standstill", "start"},
@@ -46,7 +46,7 @@ INSIDE = {
 # Not all of control/ may reach for what stands below it.
 MAY_KNOW = {
     "host": {"controller", "fleet", "inspection"},
-    "qmp": {"inspection", "run_state", "sampling", "balloon", "session", "handle"},
+    "qmp": {"inspection", "run_state", "sampling", "resizer", "session", "handle"},
     "qemu": {"lock"},
 }
 PURE = [

@@ -224,12 +224,12 @@ class ArmRunner:
 
     async def _reach(self, link: Link, target_bytes: int) -> None:
         """Wait until a guest has the size it was asked to have."""
-        if await balloon.reaches(link.monitor, target_bytes):
+        if await balloon.reaches(link.actuator, target_bytes):
             return
-        actual_bytes = await link.monitor.query_balloon()
+        actual_bytes = await link.actuator.size_bytes()
         raise HostError(
-            f"guest {link.name}: its balloon stands at {format_size(actual_bytes)} after {balloon.TIMEOUT_S:.0f} s, "
-            f"not at its baseline of {format_size(target_bytes)}",
+            f"guest {link.name}: its {link.actuator.kind} stands at {format_size(actual_bytes)} after "
+            f"{balloon.TIMEOUT_S:.0f} s, not at its baseline of {format_size(target_bytes)}",
             hint="the baseline may be less than the guest's system needs",
         )
 

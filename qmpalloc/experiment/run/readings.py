@@ -1,6 +1,6 @@
 """One guest at the end of a trial, read around the controller: its sockets are its own, so these are the others.
 
-The balloon's size and the disk's statistics come from the monitor for people, the counters file and the progress of
+The guest's size and the disk's statistics come from the monitor for people, the counters file and the progress of
 the load from the lab agent. So the numbers of a report depend on nothing the controller believes.
 """
 
@@ -18,7 +18,7 @@ from qmpalloc.experiment.run.lru import choose_lru
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.store.records import LoadProgress, Reading
 from qmpalloc.qemu.launcher import RunningGuest
-from qmpalloc.qmp import Agent, Monitor, deadline, open_agent, open_monitor
+from qmpalloc.qmp import Actuator, Agent, Monitor, deadline, find_actuators, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
 
 DATA_DISK, ROOT_DISK = "data", "root"
@@ -38,6 +38,7 @@ class Link(Struct, frozen=True):
     Attributes:
         name: Of the guest.
         monitor: QMP, the socket for people.
+        actuator: What moves its memory, over the same socket.
         agent: The agent that may execute programs.
         load: Its load.
         counters_file: Path of the counters file in the guest.
@@ -46,6 +47,7 @@ class Link(Struct, frozen=True):
 
     name: str
     monitor: Monitor
+    actuator: Actuator
     agent: Agent
     load: Load
     counters_file: str
@@ -76,10 +78,11 @@ async def open_link(guest: RunningGuest, traces: Traces, *, laps: int = 1) -> As
     assert guest.lab_socket is not None  # the profile is ours
     described = next(found for found in traces.specification.guests if found.name == guest.name)
     async with open_monitor(str(guest.sockets.people)) as monitor, open_agent(str(guest.lab_socket)) as agent:
+        [actuator, *_] = await find_actuators(monitor)
         await choose_lru(agent, described)
         async with open_load(agent, traces, described, laps=laps) as load:
             disks = (DATA_DISK, ROOT_DISK) if described.programs else (DATA_DISK,)
-            yield Link(guest.name, monitor, agent, load, guest.config.counters_file, disks)
+            yield Link(guest.name, monitor, actuator, agent, load, guest.config.counters_file, disks)
 
 
 async def in_parallel(jobs: Sequence[Awaitable[None]]) -> None:
@@ -120,7 +123,7 @@ async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> 
         while progress is not None and progress.finished and sample.monotonic_ns < progress.monotonic_s * 1e9:
             await trio.sleep(NEW_COUNTERS_POLL_S)
             sample = await link.sample()
-        actual_bytes = await link.monitor.query_balloon()
+        actual_bytes = await link.actuator.size_bytes()
         disks = {disk.name: disk for disk in await link.monitor.block_stats()}
     accesses, misses = sample.counters.accesses, sample.counters.inserts_read
     if accesses is None or misses is None:

@@ -25,6 +25,7 @@ from qmpalloc.experiment.sweep.predictions import Learner
 from qmpalloc.qemu.launcher import Prepared, open_guests, wait_for_end
 from qmpalloc.qemu.progress import Report
 from qmpalloc.qmp import Agent, deadline, open_agent
+from qmpalloc.qmp.actuator import nearest_order
 from qmpalloc.sample import FILE_MAX_BYTES, parse
 from qmpalloc.units import format_size
 
@@ -201,7 +202,7 @@ class _Recording:
             counters = parse(await wires.agent.read_file(wires.link.counters_file, FILE_MAX_BYTES))
             if counters.sequence == self._sequence:
                 return None
-            actual_bytes = await wires.link.monitor.query_balloon()
+            actual_bytes = await wires.link.actuator.size_bytes()
             disks = await wires.link.monitor.block_stats()
             try:
                 batch = await wires.agent.read_file(wires.samples_file, SAMPLES_MAX_BYTES)
@@ -272,12 +273,12 @@ async def _point(recording: _Recording, target_bytes: int) -> Point:
 
 async def _resize(recording: _Recording, target_bytes: int) -> None:
     case, load = recording.case, recording.wires.link.load
-    monitor = recording.wires.link.monitor
-    with deadline(READ_TIMEOUT_S, monitor.address, "balloon"):
-        grows = target_bytes > await monitor.query_balloon() + balloon.SLACK_BYTES
-        await monitor.balloon(target_bytes)
-    if not await balloon.reaches(monitor, target_bytes):
-        raise HostError(f"{case.name}: the balloon does not reach {format_size(target_bytes)}")
+    actuator = recording.wires.link.actuator
+    with deadline(READ_TIMEOUT_S, actuator.monitor.address, actuator.command):
+        grows = target_bytes > await actuator.size_bytes() + balloon.SLACK_BYTES
+        await actuator.order(nearest_order(await actuator.memory(), target_bytes))
+    if not await balloon.reaches(actuator, target_bytes):
+        raise HostError(f"{case.name}: its {actuator.kind} does not reach {format_size(target_bytes)}")
     if case.fresh:
         await load.drop_caches()
     if grows or case.fresh:  # what the load's misses alone would take long for

@@ -1,4 +1,4 @@
-"""The balloon of one guest: asks QEMU for sizes, and watches what becomes of them."""
+"""Resizes one guest by its actuator: asks its QEMU for sizes, and watches what becomes of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from qmpalloc.control.inspection import measure
 from qmpalloc.control.journal import Journal
 from qmpalloc.errors import DeadlineError, QmpallocError, RefusedError
 from qmpalloc.events import Commanded
-from qmpalloc.qmp import Monitor, deadline
+from qmpalloc.qmp import Actuator, deadline
 from qmpalloc.rules.ledger import Order
-from qmpalloc.units import align_down, format_size
+from qmpalloc.units import format_size
 
 Purpose = Literal["adopt", "shrink", "grant", "repeat", "accept"]
 
-STUCK_HINT = "is the virtio_balloon driver loaded in the guest, and can it give that much?"
 FLOOR_HINT = "it is brought to its floor, as far as the budget has room"
 
 RETRY_AFTER_S = 5.0
@@ -28,7 +27,8 @@ RETRY_AFTER_S = 5.0
 
 CONFIRM_AFTER_S = 0.2
 """A size queried this long after QEMU took a command counts as its effect: a driver in mid-move completes the 1 MiB
-it is working on before it looks at the new target (``update_balloon_size_func`` in drivers/virtio/virtio_balloon.c)."""
+it is working on before it looks at the new target (``update_balloon_size_func`` in drivers/virtio/virtio_balloon.c).
+For virtio-mem, QEMU itself refuses to plug more than it was asked to from that moment on."""
 
 INTERFERENCE_HOLD_S = 60.0
 """How long a guest is left to another controller before it is tried again."""
@@ -36,7 +36,7 @@ INTERFERENCE_HOLD_S = 60.0
 REPEAT_FIRST_S = 3.0
 REPEAT_MOST_S = 60.0
 """A size that stands still beside its target is asked for again: after deflate-on-oom, or when somebody else sent a
-``balloon`` command, no driver would come back by itself. Each time the wait doubles."""
+command, no driver would come back by itself. Each time the wait doubles."""
 
 
 class PendingOrder(Struct, frozen=True):
@@ -48,8 +48,8 @@ class PendingOrder(Struct, frozen=True):
     purpose: Purpose
 
 
-class Balloon:
-    """One guest's balloon and its pending order.
+class Resizer:
+    """The size of one guest in the hands of this run, and its pending order.
 
     Args:
         guest: What is known of it.
@@ -115,7 +115,7 @@ class Balloon:
         if not guest.migrating:
             # QEMU cannot be asked for its target. Setting it to what we know of it makes sure, and ends a move that
             # another controller may have left half done. Whether there is room for more is for the ledger to say.
-            self._give(align_down(guest.size.target_bytes), "adopt")
+            self._give(guest.memory.grid.fit(guest.size.target_bytes), "adopt")
         if guest.size.target_bytes >= guest.memory.floor_bytes:
             self._journal.clear_fault(guest.name, "floor")
             return
@@ -123,7 +123,7 @@ class Balloon:
         found, floor = format_size(guest.size.actual_bytes), format_size(guest.memory.floor_bytes)
         self._journal.fault(guest.name, "floor", f"found at {found}, below its floor of {floor}", FLOOR_HINT)
 
-    async def send_orders(self, monitor: Monitor) -> None:
+    async def send_orders(self, actuator: Actuator) -> None:
         """Send each order that was given, while the connection lasts."""
         guest = self._guest
         while True:
@@ -134,8 +134,8 @@ class Balloon:
             order, self._order = self._order, None
             error_text = ""
             try:
-                with deadline(self._timeout_s, monitor.address, "balloon"):
-                    await monitor.balloon(order.target_bytes)
+                with deadline(self._timeout_s, actuator.monitor.address, actuator.command):
+                    await actuator.order(order.target_bytes)
             except DeadlineError as error:
                 # Whether it took effect is unknown, so both sizes stay charged until a later command is confirmed.
                 error_text = error.message
@@ -147,12 +147,12 @@ class Balloon:
                     guest.size.refused(order.previous_bytes, order.doubt_bytes)
                     if order.doubt_bytes:
                         self._unanswered = order.purpose  # only a command that is confirmed ends a doubt
-                self._refused(error)
+                self._refused(actuator, error)
             except QmpallocError as error:
                 self._tell(order, error.message)
                 raise
             else:
-                self._journal.clear_fault(guest.name, "balloon")
+                self._journal.clear_fault(guest.name, actuator.kind)
                 if self._order is None:
                     self._confirm_from_s = self._journal.now_s() + CONFIRM_AFTER_S
             self._tell(order, error_text)
@@ -171,7 +171,7 @@ class Balloon:
 
     # --- size -------------------------------------------------------------------------------------------------------
 
-    async def ask_size(self, monitor: Monitor) -> int:
+    async def ask_size(self, actuator: Actuator) -> int:
         """Ask for memory and size together, and adopt a guest that has more or less RAM than before at its new size.
 
         Raises:
@@ -179,7 +179,7 @@ class Balloon:
         """
         guest = self._guest
         assert guest.memory.facts is not None
-        facts, actual_bytes = await measure(monitor, guest.memory.facts.with_memory(await monitor.memory_sizes()))
+        facts, actual_bytes = await measure(actuator, guest.memory.facts.with_memory(await actuator.memory()))
         before = guest.memory.facts
         guest.memory.given(facts)
         if facts.ram_bytes != before.ram_bytes:
@@ -198,30 +198,30 @@ class Balloon:
         """Ask for the size without waiting: it has changed."""
         self._poll_now.set()
 
-    async def watch(self, monitor: Monitor) -> None:
+    async def watch(self, actuator: Actuator) -> None:
         """Ask for the size again and again, and answer what it shows, while the connection lasts."""
         guest = self._guest
         while True:
             self._poll_now = trio.Event()
             asked_s = self._journal.now_s()
             try:
-                with deadline(self._timeout_s, monitor.address, "query-balloon"):
-                    actual_bytes = await monitor.query_balloon()
+                with deadline(self._timeout_s, actuator.monitor.address, actuator.query):
+                    actual_bytes = await actuator.size_bytes()
                     if not guest.size.explains(actual_bytes):
-                        actual_bytes = await self.ask_size(monitor)
+                        actual_bytes = await self.ask_size(actuator)
             except DeadlineError as error:
                 self._hung(error)
                 continue
             except RefusedError as error:
-                self._refused(error)
+                self._refused(actuator, error)
                 await trio.sleep(RETRY_AFTER_S)
                 continue
             self._answered()
-            self._take_size(actual_bytes, asked_s)
+            self._take_size(actuator, actual_bytes, asked_s)
             with trio.move_on_after(self._rest_poll_s if guest.size.settled else self._poll_s):
                 await self._poll_now.wait()
 
-    def _take_size(self, actual_bytes: int, asked_s: float) -> None:
+    def _take_size(self, actuator: Actuator, actual_bytes: int, asked_s: float) -> None:
         guest, size, now_s = self._guest, self._guest.size, self._journal.now_s()
         if not self._may_command:
             changed = actual_bytes != size.actual_bytes
@@ -240,18 +240,18 @@ class Balloon:
             changed = True
         if size.end_boot(now_s):
             changed = True
-        self._answer_what_it_does(now_s)
+        self._answer_what_it_does(actuator, now_s)
         if changed:
             self._on_change()
 
-    def _answer_what_it_does(self, now_s: float) -> None:
-        """Answer a balloon that moved unasked, makes no progress, or stands still beside its target."""
+    def _answer_what_it_does(self, actuator: Actuator, now_s: float) -> None:
+        """Answer a size that moved unasked, makes no progress, or stands still beside its target."""
         guest = self._guest
         if guest.size.moved_unasked:
-            self._interfered(now_s)
+            self._interfered(actuator, now_s)
         excused = _is_excused(guest, now_s)
         if guest.progress.see(guest.size.actual_bytes, guest.size.target_bytes, now_s, excused=excused):
-            self._accept(now_s)
+            self._accept(actuator, now_s)
         elif self._should_repeat(now_s):
             self._repeat_after_s = min(self._repeat_after_s * 2, REPEAT_MOST_S)
             self._give(guest.size.target_bytes, "repeat")
@@ -267,24 +267,25 @@ class Balloon:
             return False
         return size.actual_bytes != size.target_bytes and now_s - self._still_since_s >= self._repeat_after_s
 
-    def _accept(self, now_s: float) -> None:
+    def _accept(self, actuator: Actuator, now_s: float) -> None:
         """Set the target of a stuck guest to what it has achieved, so that nobody waits for the rest."""
         guest = self._guest
-        self._journal.fault(guest.name, "stuck", guest.progress.stuck(now_s), STUCK_HINT)
+        self._journal.fault(guest.name, "stuck", guest.progress.stuck(now_s), actuator.stuck_hint)
         guest.size.desired_bytes = guest.size.achieved_bytes()
         self._give(guest.size.desired_bytes, "accept")
         self._on_change()
 
-    def _interfered(self, now_s: float) -> None:
+    def _interfered(self, actuator: Actuator, now_s: float) -> None:
         """Report a size that changed by somebody else's command; leave the guest to them when it is a habit."""
         guest = self._guest
-        found = f"its size fell to {format_size(guest.size.actual_bytes)} without a command of this run"
+        way = "fell" if guest.size.actual_bytes < guest.size.target_bytes else "rose"
+        found = f"its size {way} to {format_size(guest.size.actual_bytes)} without a command of this run"
         habit = guest.progress.interfered(now_s)
         hint = "is another controller at work on a second monitor of this guest?"
         self._journal.fault(guest.name, "interference", found, hint, again=True)
         if habit and guest.link is Link.UP:
             self._held_until_s = now_s + INTERFERENCE_HOLD_S
-            guest.note_link(Link.HELD, "another controller commands its balloon")
+            guest.note_link(Link.HELD, f"another controller commands its {actuator.kind}")
             self._on_change()
 
     def _hung(self, error: DeadlineError) -> None:
@@ -293,10 +294,10 @@ class Balloon:
             self._journal.fault(self._guest.name, "monitor", error.message, error.hint)
             self._on_change()
 
-    def _refused(self, error: RefusedError) -> None:
+    def _refused(self, actuator: Actuator, error: RefusedError) -> None:
         self._held_until_s = self._journal.now_s() + RETRY_AFTER_S
         self._guest.note_link(Link.HELD, error.message)
-        self._journal.fault(self._guest.name, "balloon", error.message, error.hint)
+        self._journal.fault(self._guest.name, actuator.kind, error.message, error.hint)
         self._on_change()
 
     def _answered(self) -> None:
@@ -310,6 +311,6 @@ class Balloon:
 
 
 def _is_excused(guest: Guest, now_s: float) -> bool:
-    """Tell whether nothing can be expected of a guest's balloon now."""
+    """Tell whether nothing can be expected of a guest's size now."""
     held = guest.link is not Link.UP or guest.paused or guest.migrating
     return held or guest.size.booting_bytes > 0 or guest.danger.why(now_s) is not None
