@@ -67,7 +67,7 @@ class GuestSize:
     def measured(self, actual_bytes: int) -> bool:
         """Note the size that QEMU reports; return whether it changed."""
         changed, facts = actual_bytes != self.actual_bytes, self._memory.facts
-        plugged_more = facts is not None and not facts.takes_back and self.grew(actual_bytes)
+        plugged_more = facts is not None and not facts.takes_back and self.settled and self.grew(actual_bytes)
         self.moved_unasked, self.actual_bytes = plugged_more or self._fell(actual_bytes), actual_bytes
         return changed
 

@@ -49,12 +49,13 @@ class FakeQemu:
         memory_bytes: As ``-m``.
         balloon_id: As ``-device virtio-balloon-pci,id=``; ``""`` for a device without id, None for no device.
         balloon: The balloon's model, to set its rates; instant by default.
-        virtio_mem: The model of a virtio-mem device ``vm0``, which then is what moves memory: there is no balloon.
+        virtio_mem: The model of a virtio-mem device ``vm0``, which then is what moves memory. There is a balloon beside
+            it only where its model is given, of the RAM alone.
         greet: False makes it a socket that accepts and stays silent.
 
     Attributes:
         actuator: The model of what moves memory.
-        balloon: The same.
+        balloon: The model of the balloon; of what moves memory where there is none.
         on_order: Called with each size that a client asks for, before it is taken.
         on_query: Called when a client asks for the size.
         faults: What goes wrong.
@@ -84,8 +85,9 @@ class FakeQemu:
     ) -> None:
         self.name = name
         self.virtio_mem = virtio_mem
-        self.balloon_id = balloon_id if virtio_mem is None else None
-        self.balloon = self.actuator = virtio_mem or balloon or FakeBalloon(memory_bytes)
+        self.balloon_id = balloon_id if virtio_mem is None or balloon is not None else None
+        self.balloon = balloon or virtio_mem or FakeBalloon(memory_bytes)
+        self.actuator = virtio_mem or self.balloon
         self.on_order: Callable[[int], None] = _ignore
         self.on_query: Callable[[], None] = _ignore
         self.greet = greet
@@ -139,7 +141,7 @@ class FakeQemu:
             async with trio.open_nursery() as nursery:
                 self._events = events
                 nursery.start_soon(self._run_events, wire, to_send, nursery.cancel_scope)
-                nursery.start_soon(self.balloon.run_changes, self._report_size)
+                nursery.start_soon(self.actuator.run_changes, self._report_size)
                 try:
                     await self._converse(stream, wire)
                 except PeerDied:
@@ -162,13 +164,13 @@ class FakeQemu:
     def stop(self) -> None:
         """Stop the virtual CPUs: the balloon does not move, ``STOP`` is sent."""
         self.status = "paused"
-        self.balloon.paused = True
+        self.actuator.paused = True
         self.emit("STOP")
 
     def resume(self) -> None:
         """Let the virtual CPUs run again."""
         self.status = "running"
-        self.balloon.paused = False
+        self.actuator.paused = False
         self.emit("RESUME")
 
     def suspend(self, status: str = "suspended") -> None:
@@ -177,14 +179,14 @@ class FakeQemu:
         A driver empties its balloon before; see `FakeBalloon.take_back`.
         """
         self.status = status
-        self.balloon.paused = True
+        self.actuator.paused = True
         self.emit("SUSPEND")
 
     def wake(self) -> None:
         """Wake the guest: ``WAKEUP`` is sent, and no ``RESUME``. Its driver then moves to the balloon's target."""
         self.status = "running"
-        self.balloon.paused = False
-        self.balloon.request(self.balloon.target_bytes)
+        self.actuator.paused = False
+        self.actuator.request(self.actuator.target_bytes)
         self.emit("WAKEUP")
 
     def plug(self, name: str, kind: str, size_bytes: int, **data: object) -> None:
@@ -199,13 +201,13 @@ class FakeQemu:
         self.unplug(name)
         self.memory_devices[name] = {"type": kind, "data": {"id": name, "size": size_bytes} | data}
         if kind == "dimm":
-            self.balloon.plug(size_bytes)
+            self.actuator.plug(size_bytes)
 
     def unplug(self, name: str) -> None:
         """Unplug memory, if it is there."""
         device = self.memory_devices.pop(name, None)
         if device is not None and device["type"] == "dimm":
-            self.balloon.plug(-device["data"]["size"])
+            self.actuator.plug(-device["data"]["size"])
 
     def reset(self) -> None:
         """Reboot the guest. Its target survives, as with QEMU."""

@@ -3,11 +3,11 @@
     python -m tests.chaos [--seed 1] [--guests 10] [--cycles 1000]
 
 The guests are simulated ones over real Unix sockets, in virtual time, so that a day takes minutes and a seed replays.
-Half of them have a balloon, half a virtio-mem device. Of every guest something breaks, shows in the record, is mended, and the guest recovers, again and again, and even that
-while its peers split, repeat or delay their answers: no guest is sound in any cycle. Now and then the controller is
-stopped in place or cancelled and another one adopts what it finds, the host runs out of memory or cannot be looked at,
-the policy raises, and the configuration is read again: with a mistake, with another budget, without a guest and with it
-again.
+Half of them have a balloon, half a virtio-mem device. Of every guest something breaks, shows in the record, is mended,
+and the guest recovers, again and again, and even that while its peers split, repeat or delay their answers: no guest is
+sound in any cycle. Now and then the controller is stopped in place or cancelled and another one adopts what it finds,
+the host runs out of memory or cannot be looked at, the policy raises, and the configuration is read again: with a
+mistake, with another budget, without a guest and with it again.
 
 After every event this must hold, or the run ends with the seed and what broke:
 
@@ -56,6 +56,9 @@ from tests.chaos.witness import ViolationError, Witness
 
 INTERVAL_S = 5.0
 RAM, CAP, BASELINE, FLOOR = 768 * MIB, 768 * MIB, 512 * MIB, 256 * MIB
+RATES = 80.0 * MIB, 400.0 * MIB
+"""How fast a guest gives memory and takes it, in bytes per second."""
+
 SHOW_LIMIT_S = 60.0
 RECOVER_LIMIT_S = 200.0
 RESTART_EVERY = 97
@@ -116,10 +119,9 @@ class Place:
         """Live, break and recover, for ever; a QEMU that ends is followed by another."""
         while True:
             self._witness.states.pop(self.name, None)
-            rates = {"inflate_bytes_per_s": 80.0 * MIB, "deflate_bytes_per_s": 400.0 * MIB}
             plugs = self._rng.randrange(2)
-            virtio_mem = FakeVirtioMem(FLOOR, RAM - FLOOR, **rates) if plugs else None
-            balloon = None if plugs else FakeBalloon(RAM, **rates)
+            virtio_mem = FakeVirtioMem(FLOOR, RAM - FLOOR) if plugs else None
+            balloon = None if plugs else FakeBalloon(RAM)
             load = Load(file_pages=self._rng.choice([25_000, 200_000]), accesses_per_s=self._rng.uniform(100, 9000))
             async with (
                 open_simulated_guest(
@@ -128,6 +130,7 @@ class Place:
                 trio.open_nursery() as nursery,
             ):
                 guest.qemu.actuator.request(BASELINE)
+                guest.qemu.actuator.inflate_bytes_per_s, guest.qemu.actuator.deflate_bytes_per_s = RATES
                 self.guest = guest
                 guest.qemu.version = (9, 2, 0)
                 guest.qemu.stats |= {"stat-alloc-stalls": 0, "stat-oom-kills": 0}

@@ -149,7 +149,10 @@ class Witness:
         """Listen to what a fake is asked."""
 
         def asked(target_bytes: int) -> None:
-            self._command(name, target_bytes)
+            if target_bytes > qemu.actuator.grid.start_bytes:
+                self._command(name, target_bytes)
+            else:  # nothing is to be plugged; what is there all the same, as a DIMM since a moment ago, is no grant
+                self._targets[name] = target_bytes
             self._targets[name] = min(self._targets[name], qemu.actuator.memory_bytes)  # more than all means all
 
         def queried() -> None:
