@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 
-from qmpalloc.control.inspection import ask_facts, ask_migrating, measure
+from qmpalloc.control.inspection import ask_facts, ask_migrating, choose_actuator, measure
 from qmpalloc.control.run_state import RUN_STATES, Activity, activity
 from qmpalloc.errors import RefusedError
 from qmpalloc.qmp import open_monitor
-from qmpalloc.units import MIB
+from qmpalloc.units import MIB, Grid
 
 QEMU = shutil.which("qemu-system-x86_64")
 BALLOON = ["-device", "virtio-balloon-pci,id=balloon0,deflate-on-oom=on"]
@@ -32,7 +32,8 @@ async def test_a_plain_qemu_may_be_controlled_and_is_not_migrated(start_listenin
     path = str(tmp_path / "qmp")
     await start_listening(argv(path, *BALLOON, *memory), path)
     async with open_monitor(path, timeout_s=10) as monitor:
-        facts = await ask_facts(monitor)
+        actuator = await choose_actuator(monitor)
+        facts = await ask_facts(actuator)
         assert (facts.ram_bytes, facts.deflate_on_oom) == (64 * MIB, True)
         assert await ask_migrating(monitor) is False
 
@@ -49,13 +50,14 @@ async def test_plugged_memory_is_what_the_balloon_makes_of_it(start_listening, t
     path = str(tmp_path / "qmp")
     await start_listening([*argv(path, *BALLOON), *MORE, *NVDIMM, *VIRTIO_MEM], path)
     async with open_monitor(path, timeout_s=10) as monitor:
-        facts = await ask_facts(monitor)
+        actuator = await choose_actuator(monitor)
+        facts = await ask_facts(actuator)
         assert (facts.ram_bytes, facts.outside_bytes, facts.other_bytes) == (64 * MIB, 32 * MIB, 128 * MIB)
         assert await monitor.query_balloon() == 64 * MIB
         await monitor.execute("object-add", {"qom-type": "memory-backend-ram", "id": "m1", "size": 128 * MIB})
         await monitor.execute("device_add", {"driver": "pc-dimm", "id": "d1", "memdev": "m1"})
         await monitor.execute("qom-set", {"path": "vm0", "property": "requested-size", "value": 200 * MIB})
-        facts, actual_bytes = await measure(monitor, facts)  # asks for the memory again, as the size is above it
+        facts, actual_bytes = await measure(actuator, facts)  # asks for the memory again, as the size is above it
         assert (facts.ram_bytes, facts.outside_bytes, actual_bytes) == (192 * MIB, 200 * MIB, 192 * MIB)
 
 
@@ -67,7 +69,7 @@ async def test_a_qemu_whose_memory_is_a_file_that_it_may_only_read_may_not(start
     await start_listening(argv(path, *BALLOON, "-object", backend, "-machine", "memory-backend=mem"), path)
     async with open_monitor(path, timeout_s=10) as monitor:
         with pytest.raises(RefusedError, match="for reading only"):
-            await ask_facts(monitor)
+            await choose_actuator(monitor)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,16 @@ async def test_a_qemu_without_a_balloon_may_not(start_listening, tmp_path):
     await start_listening(argv(path), path)
     async with open_monitor(path, timeout_s=10) as monitor:
         with pytest.raises(RefusedError, match="no balloon"):
-            await ask_facts(monitor)
+            await choose_actuator(monitor)
+
+
+async def test_with_virtio_mem_a_qemu_whose_memory_is_made_of_huge_pages_may(start_listening, tmp_path):
+    path = str(tmp_path / "qmp")
+    memory = [*HUGE, "-machine", "memory-backend=mem", "-m", "64,maxmem=4G"]
+    await start_listening(argv(path, *BALLOON, *memory, *VIRTIO_MEM), path)
+    async with open_monitor(path, timeout_s=10) as monitor:
+        facts = await ask_facts(await choose_actuator(monitor))
+    assert (facts.actuator, facts.ram_bytes, facts.grid) == ("virtio-mem", 320 * MIB, Grid(64 * MIB, 2 * MIB))
 
 
 async def test_a_qemu_whose_memory_is_made_of_huge_pages_may_not(start_listening, tmp_path):
@@ -111,4 +122,4 @@ async def test_a_qemu_whose_memory_is_made_of_huge_pages_may_not(start_listening
     await start_listening(argv(path, *BALLOON, *HUGE, "-machine", "memory-backend=mem"), path)
     async with open_monitor(path, timeout_s=10) as monitor:
         with pytest.raises(RefusedError, match="made of huge pages"):
-            await ask_facts(monitor)
+            await choose_actuator(monitor)

@@ -11,11 +11,12 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from qmpalloc.control.inspection import ask_facts
+from qmpalloc.control.inspection import ask_facts, choose_actuator
 from qmpalloc.errors import NonsenseError, RefusedError, UnreachableError
-from qmpalloc.qmp import open_agent, open_monitor
+from qmpalloc.qmp import find_actuators, open_agent, open_monitor
 from qmpalloc.qmp.monitor_types import STAT_KEYS
-from qmpalloc.testing import FakeQemu
+from qmpalloc.testing import FakeQemu, FakeVirtioMem
+from qmpalloc.units import MIB, Grid
 
 QEMU = shutil.which("qemu-system-x86_64")
 STATS_OF_9_2 = {
@@ -251,10 +252,10 @@ async def test_a_machine_that_is_not_made_yet(tmp_path, start_listening):
     await start_listening(argv, path)
     async with open_monitor(path, timeout_s=10) as monitor:
         with pytest.raises(RefusedError) as caught:
-            await ask_facts(monitor)
+            await choose_actuator(monitor)
         assert "x-exit-preconfig" in caught.value.hint
         await monitor.execute("x-exit-preconfig")
-        assert (await ask_facts(monitor)).ram_bytes == 256 << 20
+        assert (await ask_facts(await choose_actuator(monitor))).ram_bytes == 256 << 20
 
 
 @pytest.mark.qemu
@@ -354,3 +355,78 @@ async def test_the_balloons_statistics_have_the_names_that_we_read(tmp_path, sta
         reply = await monitor.execute("qom-get", asked)
         newer = STATS_OF_9_2 if monitor.qemu_version < (9, 2) else set()
     assert set(STAT_KEYS.values()) - newer <= set(reply["stats"])
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.qemu)])
+async def plugging_path(request, tmp_path, nursery, start_listening):
+    """A stopped machine of 256 MiB, and virtio-mem for 512 MiB more of which 64 are asked for; no guest runs."""
+    path = str(tmp_path / "qmp")
+    if request.param == "fake":
+        fake = FakeQemu(name="web", virtio_mem=FakeVirtioMem(256 * MIB, 512 * MIB))
+        fake.stop()
+        fake.status = "prelaunch"
+        fake.virtio_mem.request((256 + 64) * MIB)
+        await nursery.start(fake.serve_path, path)
+        yield path
+        return
+    if QEMU is None:
+        pytest.skip("qemu-system-x86_64 is not installed")
+    argv = [
+        *(QEMU, "-S", "-M", "q35", "-m", "256,maxmem=1G", "-nodefaults", "-display", "none", "-name", "web"),
+        *("-object", "memory-backend-ram,id=plugged,size=512M,reserve=off"),
+        *("-device", "virtio-mem-pci,id=vm0,memdev=plugged,requested-size=64M"),
+        *("-qmp", f"unix:{path},server=on,wait=off"),
+    ]
+    await start_listening(argv, path)
+    yield path
+
+
+VIRTIO_MEM = "/machine/peripheral/vm0"
+REFUSED_SIZES = [
+    (3 << 20, "'requested-size' has to be multiples of 'block-size' (0x200000)"),
+    (1 << 30, "'requested-size' cannot exceed the memory backend size(0x20000000)"),
+    ("64M", "Parameter 'requested-size' expects uint64"),
+]
+
+
+async def test_what_a_virtio_mem_device_tells_and_takes(plugging_path):
+    async with open_monitor(plugging_path, timeout_s=10) as monitor:
+        [listed] = await monitor.execute("query-memory-devices")
+        expected = {
+            "id": "vm0", "memaddr": 1 << 32, "node": 0, "memdev": "/objects/plugged", "size": 0,
+            "requested-size": 64 * MIB, "max-size": 512 * MIB, "block-size": 2 * MIB,
+        }  # fmt: skip
+        assert listed == {"type": "virtio-mem", "data": expected}
+        assert await monitor.execute("query-memory-size-summary") == {
+            "base-memory": 256 * MIB, "plugged-memory": 0,
+        }  # fmt: skip
+        for value, text in REFUSED_SIZES:
+            with pytest.raises(RefusedError) as caught:
+                await monitor.execute("qom-set", {"path": VIRTIO_MEM, "property": "requested-size", "value": value})
+            assert text in caught.value.message
+            assert caught.value.error_class == "GenericError"
+        with pytest.raises(RefusedError, match=r"'virtio-mem\.size' is not writable"):
+            await monitor.execute("qom-set", {"path": VIRTIO_MEM, "property": "size", "value": 64 * MIB})
+        asked = {"path": VIRTIO_MEM, "property": "requested-size"}
+        assert await monitor.execute("qom-get", asked) == 64 * MIB
+        assert await monitor.execute("qom-set", asked | {"value": 128 * MIB}) == {}
+        assert await monitor.execute("qom-get", asked) == 128 * MIB
+        with monitor.subscribe() as events:
+            await monitor.execute("system_reset")
+            with trio.fail_after(10):
+                assert (await events.receive()).name == "RESET"
+        assert await monitor.execute("qom-get", asked) == 128 * MIB  # survives, as a balloon's target does
+
+
+async def test_virtio_mem_as_an_actuator(plugging_path):
+    async with open_monitor(plugging_path, timeout_s=10) as monitor:
+        [actuator] = await find_actuators(monitor)
+        assert (actuator.kind, actuator.path) == ("virtio-mem", VIRTIO_MEM)
+        memory = await actuator.memory()
+        assert (memory.ram_bytes, memory.outside_bytes, memory.grid) == (768 * MIB, 0, Grid(256 * MIB, 2 * MIB))
+        assert await actuator.size_bytes() == 256 * MIB
+        await actuator.order(512 * MIB)  # noted, and nothing happens: the machine is stopped
+        assert await actuator.size_bytes() == 256 * MIB
+        with pytest.raises(RefusedError) as caught:
+            await actuator.order(1024 * MIB)
+        assert "512 MiB" in caught.value.hint

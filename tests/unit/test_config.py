@@ -1,5 +1,6 @@
 """Every mistake in a configuration is named with file, key and hint, and all of them at once."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,7 @@ def test_the_cap_must_fit_the_guest_that_we_start():
         ('data = { size = "64MiB", files = { "lost+found" = "1MiB" } }', "guest[0].vm.data.files", "not a file name"),
         ('data = { size = "64MiB", iops = -1 }', "guest[0].vm.data.iops", "not be negative"),
         ('profile = "base", load = ["fio"]', "guest[0].vm.load", "starts no loads"),
+        ('actuator = "dimm"', "guest[0].vm.actuator", "'balloon', 'virtio-mem'"),
     ],
 )
 def test_what_qmpalloc_could_not_start_is_named(vm, key, says):
@@ -268,3 +270,12 @@ def test_a_size_as_the_screen_shows_it(written, size_bytes):
 def test_an_experiment_is_told_from_a_configuration():
     said = mistake('[experiment]\nname = "x"\n[[guest]]\nname = "web"\n')
     assert said == f"{FILE}: this is an experiment, not a configuration\n  hint: qmpalloc experiment run {FILE}"
+
+
+def test_virtio_mem_needs_ram_to_boot_with():
+    text = GOOD.replace('name = "web"\n', 'name = "web"\nvm = { memory = "2GiB", actuator = "virtio-mem" }\n')
+    assert parsed(text).guests[0].vm.actuator == "virtio-mem"
+    found = mistake(re.sub(r'floor = "[^"]*"', 'floor = "100MiB"', text, count=1))
+    assert "guest[0].floor" in found
+    assert "100M is less RAM than a guest boots with" in found
+    assert 'actuator = "balloon"' in found

@@ -20,7 +20,7 @@ from qmpalloc.qemu import accelerator
 from qmpalloc.qemu.accelerator import ProbeResult
 from qmpalloc.sample import CollectorUse, Counters, Sample
 from qmpalloc.sim import Load, ReplayGuest
-from qmpalloc.testing import open_simulated_guest
+from qmpalloc.testing import FakeBalloon, FakeVirtioMem, open_simulated_guest
 from qmpalloc.units import GIB, MIB
 
 SS = """\
@@ -289,6 +289,60 @@ async def test_ram_is_what_the_balloon_is_measured_against_and_what_is_outside_i
         checks = await checks_of(a_config(tmp_path))
     assert checks["RAM"].verdict is Verdict.OK
     assert checks["RAM"].detail == "900M, and 512M by virtio-mem: charged to the budget, not moved"
+
+
+def with_virtio_mem(directory, base_mib=200, **rates):
+    load = Load(file_pages=1000, accesses_per_s=100.0)
+    device = FakeVirtioMem(base_mib * MIB, 1024 * MIB, **rates)
+    return open_simulated_guest("web", directory, load=load, memory_bytes=GIB, virtio_mem=device, interval_s=0.2)
+
+
+async def test_a_guest_with_virtio_mem_in_order(tmp_path, autojump_clock):
+    async with with_virtio_mem(tmp_path) as guest:
+        guest.qemu.virtio_mem.request(712 * MIB)
+        await trio.sleep(1)
+        checks = await checks_of(a_config(tmp_path))
+    assert [check for check in checks.values() if check.verdict is Verdict.FAIL] == []
+    assert "size now 712M: 200M and what is plugged in blocks of 2M" in checks["virtio-mem"].detail
+    assert "balloon" not in checks
+    assert checks["RAM"].detail == "1.2G"
+
+
+async def test_a_guest_without_the_driver_and_with_more_ram_than_its_floor(tmp_path, autojump_clock):
+    async with with_virtio_mem(tmp_path, base_mib=500) as guest:
+        guest.qemu.virtio_mem.stalled = True
+        guest.qemu.virtio_mem.request(712 * MIB)
+        await trio.sleep(1)
+        checks = await checks_of(a_config(tmp_path))
+    assert "asked to have 712M" in checks["virtio-mem driver"].detail
+    assert "online_movable" in checks["virtio-mem driver"].todo
+    assert "takes nothing of the RAM of 500M" in checks["floor"].detail
+
+
+@pytest.mark.parametrize(("assigned", "says"), [(False, "the balloon"), (True, "virtio-mem, as an assigned device")])
+async def test_which_of_two_moves_the_memory_is_said(tmp_path, autojump_clock, assigned, says):
+    async with with_virtio_mem(tmp_path) as guest:
+        guest.qemu.balloon, guest.qemu.balloon_id = FakeBalloon(200 * MIB), "balloon0"
+        own = guest.qemu.commands["qom-list"]
+        more = [{"name": "nic", "type": "child<vfio-pci>"}] * assigned
+        guest.qemu.commands["qom-list"] = lambda arguments: own(arguments) + more
+        await trio.sleep(1)
+        checks = await checks_of(a_config(tmp_path))
+    assert checks["moved by"].verdict is Verdict.OK
+    assert checks["moved by"].detail.startswith(says)
+
+
+async def test_a_balloon_that_gives_nothing_back_is_pointed_at_virtio_mem(tmp_path, autojump_clock):
+    async with simulated(tmp_path) as guest:
+        own = guest.qemu.commands["qom-list"]
+        guest.qemu.commands["qom-list"] = lambda arguments: [
+            *own(arguments),
+            {"name": "nic", "type": "child<vfio-pci>"},
+        ]
+        await trio.sleep(1)
+        checks = await checks_of(a_config(tmp_path))
+    assert checks["pinned memory"].verdict is Verdict.FAIL
+    assert "virtio-mem" in checks["pinned memory"].todo
 
 
 async def test_a_confidential_guest_fails(tmp_path, autojump_clock):

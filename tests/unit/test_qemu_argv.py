@@ -118,6 +118,15 @@ def test_a_guest_that_is_left_running_is_not_tied_to_us():
     assert built(die_with_parent=False).argv()[0] == "qemu-system-x86_64"
 
 
+def test_virtio_mem_in_place_of_a_balloon():
+    command = built(guest(actuator="virtio-mem", memory=Size(1500 * MIB)))
+    assert values(command, "-m") == ["size=1024M,maxmem=1536M"]  # its floor, and whole blocks of 128 MiB
+    assert values(command, "-object") == ["memory-backend-ram,id=plugged,size=512M,reserve=off"]
+    assert "virtio-mem-pci,id=virtiomem0,memdev=plugged,requested-size=0" in values(command, "-device")
+    assert not any("balloon" in device for device in values(command, "-device"))
+    assert values(command, "-append")[0].endswith(" memhp_default_state=online_movable swiotlb=noforce")
+
+
 def test_memory_that_is_no_whole_mebibyte():
     assert values(built(guest(memory=Size(768 * MIB + 4096))), "-m") == ["size=786436K"]
 

@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from msgspec.structs import replace
 
 from qmpalloc.rules.ledger import GRANT_CHUNK_BYTES, Account, committed_bytes, next_orders
-from qmpalloc.units import MIB
+from qmpalloc.units import MIB, Grid
 
 
 def account(name, target, charge, desired, commandable=True, actual=None):
@@ -31,6 +31,12 @@ def test_the_donor_shrinks_first_and_the_receiver_waits():
 def test_the_receiver_is_granted_what_came_back():
     assert orders([account("a", 400, 440, 400), account("b", 500, 500, 600)], 1000) == [("b", 560, "grant")]
     assert orders([account("a", 400, 400, 400), account("b", 560, 560, 600)], 1000) == [("b", 600, "grant")]
+
+
+def test_a_guest_that_is_moved_in_blocks_is_granted_whole_ones():
+    blocks = replace(account("b", 500, 500, 650), grid=Grid(200 * MIB, 50 * MIB))
+    assert orders([account("a", 400, 420, 400), blocks], 1000) == [("b", 550, "grant")]
+    assert orders([account("a", 400, 460, 400), blocks], 1000) == []  # less than a block has come back
 
 
 def test_memory_outside_of_a_balloon_is_no_room():

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpalloc.units import GIB, MIB, align_down, format_count, format_size, parse_duration, parse_size
+from qmpalloc.units import GIB, MIB, Grid, align_down, format_count, format_size, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,12 @@ def test_a_size_that_is_printed_is_accepted(size_bytes):
 )
 def test_format_count(number, text):
     assert format_count(number) == text
+
+
+def test_a_grid_is_whole_steps_from_its_start():
+    grid = Grid(200 * MIB, 128 * MIB)
+    sizes = [150 * MIB, 200 * MIB, 327 * MIB, 328 * MIB]
+    assert [grid.fit(size) // MIB for size in sizes] == [200, 200, 200, 328]
+    assert [grid.fit_up(size) // MIB for size in sizes] == [200, 200, 328, 328]
+    assert grid.down(150 * MIB) == 72 * MIB  # below the start: nothing that the guest could have
+    assert (Grid().fit(4097), Grid().fit_up(4097)) == (4096, 8192)
