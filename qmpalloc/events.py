@@ -111,7 +111,7 @@ class CurveSeen(Event, frozen=True, kw_only=True, tag="curve"):
 class SizeChanged(Event, frozen=True, kw_only=True, tag="size"):
     """A guest's target or actual size changed, and what is committed in all.
 
-    That is the sum of max(target, actual), and of the memory the guests have outside of their balloons (virtio-mem).
+    That is the sum of max(target, actual), and of the memory the guests have beside it (virtio-mem beside a balloon).
     """
 
     guest: str
@@ -131,7 +131,7 @@ class Decided(Event, frozen=True, kw_only=True, tag="decision"):
 
 
 class Commanded(Event, frozen=True, kw_only=True, tag="command"):
-    """A ``balloon`` command was answered; `error` is empty when QEMU accepted it.
+    """A command for a size was answered; `error` is empty when QEMU accepted it.
 
     ``adopt`` pins a guest at the size it was found with, so that its target is known. ``repeat`` asks again for a
     target beside which the guest stands still, ``accept`` sets the target of a stuck one to what it has achieved.

@@ -25,7 +25,7 @@ class GuestState(StrEnum):
     LATE = "late"  # the last sample is older than it should be: hold
     LOST = "lost"  # no usable sample for long: back to baseline
     PAUSED = "paused"  # QEMU has stopped the virtual CPUs: hold
-    HELD = "held"  # connected, but must not be controlled (no balloon device, vfio, …)
+    HELD = "held"  # connected, but must not be controlled (neither balloon nor virtio-mem, …)
     HUNG = "hung"  # the monitor does not answer; its memory stays charged
     GONE = "gone"  # QEMU has ended; its memory is free
 
@@ -58,7 +58,7 @@ class Limiter(StrEnum):
     STEP = "step"  # no guest loses more than this at once
     DANGER = "danger"  # the guest is short of memory it cannot do without
     GATE = "gate"  # the policy's condition for moving did not hold
-    STUCK = "stuck"  # its balloon does not do what it is asked
+    STUCK = "stuck"  # its size does not do what it is asked
     HOST = "host"  # the host itself is short of memory
     STATE = "state"  # the guest is not fresh
     PAUSE = "pause"  # a person has paused control
@@ -129,7 +129,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         name: The guest's name in the configuration.
         state: Only `GuestState.FRESH` guests may be given a new target.
         target_bytes: Size last decided; the ledger may still be on its way there, donors first.
-        actual_bytes: Size QEMU reports (``query-balloon``).
+        actual_bytes: Size QEMU reports.
         charge_bytes: What the ledger counts against the budget: max(size last asked of QEMU, actual), or more while
             the outcome of a command is unknown; and `outside_bytes`.
         floor_bytes: The least it may be set to now: the larger of the configured floor and what it cannot give up.
@@ -149,7 +149,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
             tell.
         rescue_bytes: The size it is to have while it is in danger; 0 when it is not.
         psi_some_avg10: Per cent of time that some task waited for memory, 10 s average.
-        frozen: Why it can give nothing now whatever a policy decides (it was in danger, or its balloon does not move);
+        frozen: Why it can give nothing now whatever a policy decides (it was in danger, or its size does not move);
             empty when it can.
         curve: Its miss-ratio curve; None where it is not sampled.
         no_curve: Why there is none, for people.

@@ -58,7 +58,7 @@ class Summary(Struct, kw_only=True):
         found_bytes: That sum when the guests were found, before anything was asked of them.
         decisions: Number of policy calls.
         moves: Transfers decided.
-        commands: ``balloon`` commands sent.
+        commands: Sizes asked of QEMUs.
         samples: Samples accepted.
         rejected_samples: Readings not used (repeated ones are not counted).
         duration_s: From the first event to the last.

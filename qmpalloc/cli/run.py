@@ -15,7 +15,7 @@ from qmpalloc.config import Config
 
 @click.command()
 @config_argument
-@click.option("--dry-run", is_flag=True, help="Decide and show, but send no balloon command.")
+@click.option("--dry-run", is_flag=True, help="Decide and show, but resize no guest.")
 @headless_option
 @duration_option
 @click.option(

@@ -1,4 +1,4 @@
-"""``qmpalloc watch``: observe guests without ever sending a balloon command."""
+"""``qmpalloc watch``: observe guests without ever resizing one."""
 
 from __future__ import annotations
 

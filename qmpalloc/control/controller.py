@@ -42,7 +42,7 @@ class Controller:
         config: The configuration.
         policy: Decides.
         sinks: Take the events.
-        mode: ``run`` sends balloon commands, the others none.
+        mode: ``run`` resizes guests, the others do not.
         read_host: Tells how the host's own memory is, see `qmpalloc.host.memory`; without it nobody watches the host.
 
     Attributes:
@@ -214,7 +214,7 @@ class Controller:
         if self.mode == "run":
             self._set_control("running", f"policy {self.config.policy}")
         else:
-            self._set_control("watching", "no balloon command is sent")
+            self._set_control("watching", "no guest is resized")
         self._reporter.show_sizes(again=True)  # what is committed now belongs to the time of control
         interval_s = float(self.config.control.interval)
         start_s = next_s = trio.current_time()

@@ -39,7 +39,7 @@ class Danger:
         Args:
             earlier: The accepted sample before.
             sample: The newest.
-            outside_bytes: Memory it has outside of the balloon.
+            outside_bytes: Memory it has beside its size.
             now_s: The time.
         """
         # What it tells is of the size it had then: it may have been granted more a moment ago.

@@ -120,7 +120,7 @@ class GuestMemory:
         self._needed_bytes = with_reserve(needed_bytes, self._reserve_bytes)
 
     def _learn_gap(self, size_bytes: int, total_bytes: int) -> None:
-        """Learn RAM - MemTotal. Where MemTotal follows the balloon, only while the size rests from sample to sample."""
+        """Learn RAM - MemTotal. Where MemTotal follows the size, only while that rests from sample to sample."""
         at_rest, self._gap_at_bytes = size_bytes == self._gap_at_bytes, size_bytes
         if at_rest or self._gap_bytes is None:
             beside_bytes = self.facts.visible_bytes - self.facts.ram_bytes if self.facts else 0

@@ -92,6 +92,8 @@ def report_unrestored(guests: Sequence[Guest], journal: Journal) -> bool:
             f"{guest.name} at {format_size(guest.size.actual_bytes)} of {format_size(guest.memory.baseline_bytes)}"
             for guest in away
         ]
-        hint = "one that has its target goes on by itself; else run again, or use QEMU's balloon command"
+        hint = (
+            "one that has its target goes on by itself; else run again, or use QEMU's balloon command or requested-size"
+        )
         journal.fault(None, "exit", f"not back at baseline: {', '.join(where)}", hint)
     return bool(away)

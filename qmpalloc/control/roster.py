@@ -71,7 +71,7 @@ def sockets(guest: GuestConfig) -> frozenset[str]:
 
 
 def boot_bytes(guest: GuestConfig) -> int:
-    """Return what a guest may occupy from the moment it starts until its balloon works."""
+    """Return what a guest may occupy from the moment it starts until what moves its memory works."""
     return max(guest.cap, guest.vm.memory if guest.vm is not None else 0)
 
 

@@ -109,7 +109,7 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     2. It is in danger: its baseline at once, or what it needs; what it needs no more it gives back in steps.
     3. Nobody has heard of it for long: its baseline, in steps. The size a person chose is all that can be defended; in
        steps, for what it needs may have grown unseen.
-    4. Its balloon does not do what it is asked, or its counts are not fresh: left alone.
+    4. Its size does not do what it is asked, or its counts are not fresh: left alone.
     5. The wish, within the cap, the step and the floor.
     """
     if guest.state in UNCONTROLLED or guest.state is GuestState.GONE:

@@ -78,7 +78,7 @@ async def run_case(
         report: Takes lines for people.
 
     Raises:
-        HostError: The guest ended or hung, its load ended, or its balloon did not move.
+        HostError: The guest ended or hung, its load ended, or its size did not change.
         QmpallocError: What else a guest or its QEMU can do.
     """
     started_s = time.monotonic()
