@@ -73,14 +73,14 @@ async def ask_facts(actuator: Actuator) -> Facts:
         NonsenseError: It answers what QMP does not allow.
     """
     monitor, memory = actuator.monitor, await actuator.memory()
-    balloon_path = await monitor.find_balloon() or ""
+    balloon_path = actuator.path if actuator.takes_back else await monitor.find_balloon()
     # A size that what is plugged adds up to is also what the guest's kernel counts.
     deflate = actuator.takes_back and await _property(monitor, actuator.path, "deflate-on-oom")
     facts = Facts(
         ram_bytes=memory.ram_bytes,
         actuator=actuator.kind,
         takes_back=actuator.takes_back,
-        balloon_path=balloon_path,
+        balloon_path=balloon_path or "",
         deflate_on_oom=deflate is True,
         qemu_version=".".join(str(part) for part in monitor.qemu_version),
         process_id=monitor.process_id,

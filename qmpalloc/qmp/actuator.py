@@ -11,9 +11,12 @@ from typing import ClassVar, Literal, Protocol
 
 from qmpalloc.errors import RefusedError
 from qmpalloc.model import MemorySizes
-from qmpalloc.qmp.monitor import Monitor
+from qmpalloc.qmp.monitor import BALLOON_TYPE, Monitor
 from qmpalloc.qmp.monitor_types import MemoryDevice
 from qmpalloc.units import Grid
+
+VIRTIO_MEM_TYPE = "virtio-mem-"
+"""How the types of all virtio-mem devices begin: -pci, -ccw."""
 
 ActuatorKind = Literal["balloon", "virtio-mem"]
 
@@ -175,15 +178,15 @@ async def find_actuators(monitor: Monitor) -> list[Actuator]:
     A balloon first: it gives any page, in steps of 4 KiB; virtio-mem only whole blocks that hold nothing but movable
     memory. Of several virtio-mem devices the one with most room.
     """
-    found: list[Actuator] = []
-    path = await monitor.find_balloon()
-    if path is not None:
-        found.append(Balloon(monitor, path))
-    rooms = {device.data.memaddr: device.data.max_size for device in await monitor.memory_devices() if device.plugs}
-    devices = [(path, await monitor.memory_address(path)) for path in await monitor.find_devices("virtio-mem")]
-    known = [(path, address) for path, address in devices if address in rooms]
-    if known:
-        found.append(VirtioMem(monitor, *max(known, key=lambda device: rooms[device[1]])))
+    devices = await monitor.devices()
+    found: list[Actuator] = [Balloon(monitor, path) for path, kind in devices if kind.startswith(BALLOON_TYPE)]
+    plugging = [path for path, kind in devices if kind.startswith(VIRTIO_MEM_TYPE)]
+    if plugging:
+        listed = await monitor.memory_devices()
+        rooms = {device.data.memaddr: device.data.max_size for device in listed if device.plugs}
+        places = {path: await monitor.memory_address(path) for path in plugging}
+        path = max(places, key=lambda path: rooms.get(places[path], 0))
+        found.append(VirtioMem(monitor, path, places[path]))
     return found
 
 

@@ -42,6 +42,9 @@ PRECONFIG_TEXTS = ("after machine initialization", "'preconfig'")
 
 UNUSED_LIMITS = ("iops_rd", "iops_wr", "bps", "bps_rd", "bps_wr")
 T = TypeVar("T")
+BALLOON_TYPE = "virtio-balloon"
+"""How the types of all balloon devices begin: -pci and its transitional kinds, -ccw, and -device on virtio-mmio."""
+
 DEVICE_CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")
 
 
@@ -145,13 +148,13 @@ class Monitor:
         """Return where a memory device begins in the guest's memory.
 
         Args:
-            qom_path: Of the device, from `find_devices`.
+            qom_path: Of the device, from `devices`.
         """
         result = await self._execute("qom-get", {"path": qom_path, "property": "memaddr"})
         return self._typed(result, Count, "qom-get memaddr")
 
-    async def find_devices(self, kind: str) -> list[str]:
-        """Return the QOM paths of the devices whose type begins with `kind`, whether they have an id or not."""
+    async def devices(self) -> list[tuple[str, str]]:
+        """Return QOM path and type of each device of the command line, or plugged later, with an id or without."""
         found = []
         for container in DEVICE_CONTAINERS:
             try:
@@ -159,14 +162,12 @@ class Monitor:
             except RefusedError:
                 continue  # a machine type without that container
             children = self._typed(listing, list[QomProperty], "qom-list")
-            found += [f"{container}/{child.name}" for child in children if child.type.startswith(f"child<{kind}")]
+            found += [(f"{container}/{child.name}", child.child_type) for child in children if child.child_type]
         return found
 
     async def find_balloon(self) -> str | None:
         """Return the QOM path of the balloon device; None when there is none."""
-        # virtio-balloon-pci and its transitional kinds, -ccw, and -device on virtio-mmio
-        paths = await self.find_devices("virtio-balloon")
-        return paths[0] if paths else None
+        return next((path for path, kind in await self.devices() if kind.startswith(BALLOON_TYPE)), None)
 
     async def balloon_stats(self, qom_path: str) -> BalloonStats:
         """Return what the guest's balloon driver last reported.

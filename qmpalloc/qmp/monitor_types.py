@@ -84,6 +84,11 @@ class QomProperty(Struct, frozen=True, kw_only=True):
     name: str
     type: str
 
+    @property
+    def child_type(self) -> str:
+        """The type of a child; empty for other properties."""
+        return self.type.removeprefix("child<").removesuffix(">") if self.type.startswith("child<") else ""
+
 
 class BalloonStats(Struct, frozen=True, kw_only=True):
     """What the guest's balloon driver last reported. The guest chooses these numbers; None is unknown.
