@@ -136,6 +136,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         cap_bytes: The most it may be set to.
         baseline_bytes: The size it is returned to when control ends.
         outside_bytes: Memory it has beside what is moved (virtio-mem beside a balloon): only the charge holds it.
+        grid: The sizes that it can be set to: a target between two of them is rounded down.
         weight: Relative importance; 1.0 unless configured.
         hits: Page-cache hits of reads since the last decision; None when not known.
         misses: Pages the kernel had to bring in for reads since the last decision; None when not known.
@@ -174,6 +175,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     cap_bytes: int
     baseline_bytes: int
     outside_bytes: int = 0
+    grid: Grid = Grid()
     weight: float = 1.0
     hits: int | None = None
     misses: int | None = None

@@ -8,7 +8,7 @@ from qmpalloc.control.memory import GuestMemory
 from qmpalloc.control.size import GuestSize
 from qmpalloc.rules.danger import FREEZE_S, NEED_STEP_BYTES, Level, find_danger, find_stalls, needed_bytes
 from qmpalloc.sample import Sample
-from qmpalloc.units import align_down, format_size
+from qmpalloc.units import format_size
 
 
 class Danger:
@@ -123,5 +123,5 @@ class Danger:
         """
         if self.why(now_s) is None:
             return 0
-        wanted = max(self._memory.baseline_bytes, self._decided_bytes, align_down(self._rescue_bytes))
+        wanted = max(self._memory.baseline_bytes, self._decided_bytes, self._memory.grid.fit_up(self._rescue_bytes))
         return min(wanted, self._size.most_bytes)

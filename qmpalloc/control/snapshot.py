@@ -21,6 +21,7 @@ def snapshot_of(guest: Guest, now_s: float) -> GuestSnapshot:
         cap_bytes=memory.cap_bytes,
         baseline_bytes=memory.baseline_bytes,
         outside_bytes=guest.outside_bytes,
+        grid=memory.grid,
         weight=guest.config.weight,
         hits=delta.hits if delta else None,
         misses=delta.misses if delta else None,

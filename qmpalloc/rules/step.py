@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qmpalloc.model import GuestSnapshot
-from qmpalloc.units import MIB, align_down
+from qmpalloc.units import MIB
 
 TAKE_MIN_BYTES = 128 * MIB
 TAKE_SHARE = 0.25
@@ -17,10 +17,10 @@ def take_step(size_bytes: int) -> int:
 
 
 def lowest_bytes(guest: GuestSnapshot) -> int:
-    """Return the least size, in whole pages, that one step leaves a guest; its target, if a step before is still due.
+    """Return the least size that one step leaves a guest, on its grid; its target, if a step before is still due.
 
     Counted from the size it really has, where that is larger: steps that a slow balloon has not taken yet do not add
     up.
     """
     size_bytes = max(guest.target_bytes, guest.actual_bytes)
-    return min(guest.target_bytes, max(0, -align_down(take_step(size_bytes) - size_bytes)))
+    return min(guest.target_bytes, guest.grid.fit_up(size_bytes - take_step(size_bytes)))

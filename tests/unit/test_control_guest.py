@@ -13,7 +13,7 @@ from qmpalloc.errors import SampleError
 from qmpalloc.model import GuestState, Limiter, MemorySizes, Snapshot
 from qmpalloc.rules.danger import FREEZE_S, find_danger, least_available_bytes, with_reserve
 from qmpalloc.sample import Counters, Memory, Sample, SwapPages
-from qmpalloc.units import GIB, MIB, align_up
+from qmpalloc.units import GIB, MIB, Grid, align_up
 
 CONTROL = ControlConfig(late_after=Duration(5.0), lost_after=Duration(20.0))
 FACTS = Facts(ram_bytes=2 * GIB, balloon_path="/machine/peripheral/balloon0", deflate_on_oom=True, qemu_version="7.2.0")
@@ -544,3 +544,56 @@ class TestTheEndOfDanger:
             end(guest)
             assert guest.danger.why(3.0) is None
             assert guest.danger.rescue_bytes(3.0) == 0
+
+
+class TestVirtioMem:
+    """A guest of 256 MiB, on top of which up to 1 GiB is plugged in blocks of 128 MiB."""
+
+    FACTS = Facts(
+        ram_bytes=1280 * MIB, deflate_on_oom=False, qemu_version="7.2.0", grid=Grid(256 * MIB, 128 * MIB),
+        actuator="virtio-mem", takes_back=False,
+    )  # fmt: skip
+
+    def connected(self, **changes):
+        guest = make_guest(**{"floor": Size(300 * MIB), "cap": Size(GIB), "baseline": Size(700 * MIB)} | changes)
+        guest.connected(self.FACTS, 640 * MIB, 0.0, paused=False)
+        return guest
+
+    def test_all_sizes_are_whole_blocks(self):
+        guest = self.connected()
+        memory = guest.memory
+        sizes = [memory.floor_bytes, memory.baseline_bytes, memory.cap_bytes]
+        assert sizes == [384 * MIB, 640 * MIB, GIB]
+        guest.size.desired_bytes = 900 * MIB
+        assert guest.size.desired_bytes == 896 * MIB
+
+    def test_a_cap_below_its_ram_leaves_it_its_ram(self):
+        assert self.connected(cap=Size(200 * MIB), floor=Size(100 * MIB)).memory.cap_bytes == 256 * MIB
+
+    def test_the_old_size_stays_charged_until_the_new_one_is_confirmed(self):
+        guest = self.connected()
+        guest.size.ordered(384 * MIB)
+        guest.measured(384 * MIB, 1.0)
+        assert guest.charge_bytes == 640 * MIB
+        guest.size.confirmed()
+        assert guest.charge_bytes == 384 * MIB
+
+    def test_after_a_reset_it_is_charged_with_its_target_and_its_fall_is_no_interference(self):
+        guest = self.connected()
+        guest.was_reset(1.0)
+        guest.measured(256 * MIB, 1.5)
+        assert guest.charge_bytes == 640 * MIB
+        assert not guest.size.moved_unasked
+
+    def test_what_it_has_more_was_asked_for_by_somebody_else(self):
+        guest = self.connected()
+        guest.measured(768 * MIB, 1.0)
+        assert guest.size.moved_unasked
+        assert guest.danger.why(1.0) is None
+        assert guest.charge_bytes == 768 * MIB
+
+    def test_in_danger_it_is_given_no_less_than_it_needs(self):
+        guest = self.connected()
+        guest.danger.begin("danger: test", 1.0)
+        guest.danger._rescue_bytes = 650 * MIB
+        assert guest.danger.rescue_bytes(1.0) == 768 * MIB

@@ -10,7 +10,7 @@ from qmpalloc.model import Band, Curve, Decision, GuestDecision, GuestSnapshot, 
 from qmpalloc.rules.budget import UNCONTROLLED
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.rules.step import TAKE_MIN_BYTES
-from qmpalloc.units import MIB
+from qmpalloc.units import MIB, Grid
 
 
 def guest(name, size=1000, *, floor=200, cap=4000, baseline=1000, state=GuestState.FRESH, actual=None):
@@ -55,6 +55,13 @@ def test_the_floor_that_a_guest_needs_lifts_it_even_if_the_policy_holds():
 def test_a_guest_loses_no_more_than_a_quarter_at_once():
     assert limited([guest("a", 2000)], [300]) == [(1500, Limiter.STEP)]
     assert limited([guest("a", 400)], [200]) == [(400 - TAKE_MIN_BYTES // MIB, Limiter.STEP)]
+
+
+def test_a_guest_that_is_moved_in_blocks_loses_whole_ones_and_no_more_than_a_quarter():
+    in_blocks = structs.replace(guest("a", 2000), grid=Grid(0, 400 * MIB))
+    assert limited([in_blocks], [300]) == [(1600, Limiter.STEP)]
+    large = structs.replace(guest("a", 2000), grid=Grid(0, 1000 * MIB))
+    assert limited([large], [300]) == [(2000, Limiter.STEP)]
 
 
 @pytest.mark.parametrize("state", sorted(UNCONTROLLED | {GuestState.LATE, GuestState.WARMING, GuestState.GONE}))
