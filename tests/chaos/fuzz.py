@@ -35,7 +35,7 @@ from qmpalloc.qmp.agent_types import ExecReply, ExecStatusReply, Handle, InfoRep
 from qmpalloc.qmp.connection import Connection
 from qmpalloc.qmp.framing import Framer, MessageFramer, decode
 from qmpalloc.qmp.monitor import Monitor
-from qmpalloc.qmp.monitor_types import BalloonActual, BlockEntry, GuestStats, QomProperty, VmStatus
+from qmpalloc.qmp.monitor_types import BalloonActual, BlockEntry, GuestStats, MemoryDevice, QomProperty, VmStatus
 from qmpalloc.qmp.replies import typed, unpack
 from qmpalloc.qmp.subscriptions import parse_event
 from qmpalloc.sample import parse
@@ -188,6 +188,7 @@ KINDS: dict[str, Callable[[object], object]] = {
     "size": _typed(BalloonActual),
     "status": _typed(VmStatus),
     "children": _typed(list[QomProperty]),
+    "memory devices": _typed(list[MemoryDevice]),
     "statistics": _statistics,
     "disks": lambda value: [entry.values() for entry in typed(value, list[BlockEntry], "command", "fuzz")],
     "agent": lambda value: typed(value, InfoReply, "command", "fuzz").values(),
@@ -204,6 +205,7 @@ REPLIES = (
     b'{"return":{"status":"running","running":true,"singlestep":false},"id":"qmpalloc-1"}',
     b'{"return":{"name":"web"},"id":"qmpalloc-1"}',
     b'{"return":[{"name":"balloon0","type":"child<virtio-balloon-pci>"}],"id":"qmpalloc-1"}',
+    b'{"return":[{"type":"virtio-mem","data":{"size":0,"requested-size":2097152,"block-size":2097152,"memaddr":1}}]}',
     b'{"return":{"stats":{"stat-oom-kills":0,"stat-alloc-stalls":7,"stat-swap-in":-1},"last-update":1700000000}}',
     b'{"return":[{"device":"vd0","stats":{"rd_bytes":1,"rd_operations":2,"rd_total_time_ns":3}}]}',
     b'{"return":[{"qdev":"/machine/peripheral/vd0/virtio-backend","stats":{"rd_bytes":1,"rd_operations":2}}]}',
@@ -223,7 +225,7 @@ MONITOR_LINES = (
     EVENT + GREETING + EVENT * 3,
     b"".join(json.dumps(json.loads(line), indent=4).encode() + b"\r\n" for line in (GREETING, EVENT, *REPLIES)),
 )
-AGENT_LINES = (b'\xff{"return":123456,"id":"qmpalloc-1"}\n' + REPLIES[8] + b"\n", b"\n".join(REPLIES) + b"\n")
+AGENT_LINES = (b'\xff{"return":123456,"id":"qmpalloc-1"}\n' + REPLIES[9] + b"\n", b"\n".join(REPLIES) + b"\n")
 
 
 def run_cases(rng: random.Random, enough: Callable[[int], bool]) -> Counter[str]:

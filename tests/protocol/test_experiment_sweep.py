@@ -179,7 +179,7 @@ async def test_a_balloon_that_stands_still_ends_the_sweep(autojump_clock):
         guest.qemu.balloon.stalled = True
         await trio.sleep_forever()
 
-    with pytest.raises(HostError, match="the balloon does not reach 416M"):
+    with pytest.raises(HostError, match="its balloon does not reach 416M"):
         await Bench(case(Uniform())).run(trouble=stall)
 
 
