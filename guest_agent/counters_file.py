@@ -7,6 +7,7 @@ import sys
 import time
 
 from guest_agent import procfs
+from guest_agent.zram import Zram
 
 FORMAT = "qmpalloc-counters"
 VERSION = 1
@@ -16,6 +17,9 @@ _ERROR_MAX_CHARS = 400
 _MOUNTS_EVERY = 60
 """Files between two looks at what is mounted."""
 _KERNEL_MAX_CHARS = 64
+_REFAULTS = {"refaults": "workingset_refault_file", "refaults_anon": "workingset_refault_anon"}
+_SWAP = {"in": "pswpin", "out": "pswpout", "read_ahead": "swap_ra"}
+"""Fields of the file, by the names that /proc/vmstat has for them."""
 
 
 def log(message: str) -> None:
@@ -66,6 +70,7 @@ class Series:
         self.boot_id = (procfs.read("/proc/sys/kernel/random/boot_id") or "").strip()
         self._kernel = printable(os.uname().release, _KERNEL_MAX_CHARS)
         self._page_size = os.sysconf("SC_PAGE_SIZE")
+        self._zram = Zram(self._page_size)
         self._tmpfs: list[str] = []
         self._mounts_due = sequence
 
@@ -77,9 +82,12 @@ class Series:
             error: Why nothing, or not everything, is counted.
         """
         vmstat = procfs.vmstat(procfs.read("/proc/vmstat"))
-        if counters is not None and "workingset_refault_file" in vmstat:
-            counters = {**counters, "refaults": vmstat["workingset_refault_file"]}
-        swap = {name: vmstat[key] for name, key in (("in", "pswpin"), ("out", "pswpout")) if key in vmstat}
+        if counters is not None:
+            counters = {**counters, **{name: vmstat[key] for name, key in _REFAULTS.items() if key in vmstat}}
+        swap = {name: vmstat[key] for name, key in _SWAP.items() if key in vmstat}
+        in_zram = self._zram.pages()
+        if in_zram is not None:
+            swap["in_zram"] = in_zram
         collector = {"cpu_ns": time.process_time_ns(), "intervals_missed": self.intervals_missed}
         rss_bytes = procfs.resident_bytes(procfs.read("/proc/self/statm"))
         if rss_bytes is not None:

@@ -48,6 +48,7 @@ _SAMPLES = (
     "super_block.s_dev",
 )
 _SAMPLES_FAULTS = ("vm_fault.pgoff", "VM_FAULT_LOCKED")
+_MAJOR = ("VM_FAULT_MAJOR",)
 # The number of a large folio's pages, newest name first: "mm: rename _folio_nr_pages to _nr_pages" of 6.15.
 _FOLIO_PAGES = ("_nr_pages", "_folio_nr_pages")
 _ENUMERATIONS = ("pageflags", "vm_fault_reason")
@@ -68,7 +69,9 @@ class Probes:
     """
 
     def __init__(self, btf: bytes) -> None:
-        needed = {*_FOLIO, *_SAMPLES, *_SAMPLES_FAULTS}.union(*(hook.definitions for hook in _FUNCTIONS.values()))
+        needed = {*_FOLIO, *_SAMPLES, *_SAMPLES_FAULTS, *_MAJOR}.union(
+            *(hook.definitions for hook in _FUNCTIONS.values())
+        )
         structures = {definition.partition(".")[0] for definition in needed if "." in definition}
         types = Btf(btf, {*_FUNCTIONS, *structures, *_ENUMERATIONS, *map("btf_trace_{}".format, _TRACEPOINTS)})
         self._definitions = {definition: _look_up(types, definition) for definition in sorted(needed)}
@@ -114,6 +117,8 @@ class Probes:
             counted.add("accesses")
         if "mm_filemap_delete_from_page_cache" in self.hooks:
             counted.add("evictions")
+        if "filemap_fault" in self.hooks and self._are_known(_MAJOR):
+            counted.add("faults_major")
         if "mm_filemap_add_to_page_cache" in self.hooks:
             # A miss is told from what a page fault reads ahead only if faults are hooked as well.
             if "filemap_fault" in self.hooks:

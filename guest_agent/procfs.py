@@ -18,6 +18,8 @@ _MEMINFO = {
     "SUnreclaim": "slab_unreclaimable",
     "KernelStack": "kernel_stack",
     "PageTables": "page_tables",
+    "SwapTotal": "swap_total",
+    "SwapFree": "swap_free",
 }
 
 
@@ -76,7 +78,7 @@ def vmstat(text: str | None) -> dict[str, int]:
 
     ``allocstall`` is the sum over all zones.
     """
-    wanted = ("pswpin", "pswpout", "oom_kill", "workingset_refault_file")
+    wanted = ("pswpin", "pswpout", "swap_ra", "oom_kill", "workingset_refault_file", "workingset_refault_anon")
     facts: dict[str, int] = {}
     for line in (text or "").splitlines():
         name, _, value = line.partition(" ")
@@ -87,6 +89,28 @@ def vmstat(text: str | None) -> dict[str, int]:
         elif name.startswith("allocstall_"):  # one for each zone
             facts["allocstall"] = facts.get("allocstall", 0) + int(value)
     return facts
+
+
+def zram_swaps(swaps: str) -> list[str]:
+    """Return the names of the zram devices in ``/proc/swaps``."""
+    paths = [line.split(" ", 1)[0].partition("\t")[0] for line in swaps.splitlines()[1:]]
+    return [path[5:] for path in paths if path.startswith("/dev/zram") and path[9:].isdigit()]
+
+
+def zram_pages_read(stat: str | None, bd_stat: str | None, page_size: int) -> int | None:
+    """Return how many pages a zram device has given back from memory; None if it does not say.
+
+    Args:
+        stat: ``/sys/block/zramN/stat``, in sectors of 512 bytes (Documentation/block/stat.rst).
+        bd_stat: ``/sys/block/zramN/bd_stat``, in units of 4 KiB: what it had written back to a disk, and read from
+            there, is the second number (Documentation/admin-guide/blockdev/zram.rst).
+        page_size: Bytes of a page.
+    """
+    read, written_back = (stat or "").split(), (bd_stat or "").split()
+    if len(read) < 3 or not read[2].isdigit():
+        return None
+    from_disk = int(written_back[1]) * 4096 if len(written_back) > 1 and written_back[1].isdigit() else 0
+    return max(0, int(read[2]) * 512 - from_disk) // page_size
 
 
 def psi_memory(pressure: str | None) -> dict[str, int | float]:

@@ -32,6 +32,7 @@ struct counts {
 	u64 scopes_lost;
 	u64 faults;
 	u64 samples_lost;
+	u64 faults_major;
 };
 BPF_PERCPU_ARRAY(counts, struct counts, 1);
 
@@ -305,6 +306,15 @@ KFUNC_PROBE(filemap_fault, void *vmf)
 KRETFUNC_PROBE(filemap_fault, void *vmf, u32 ret)
 {
 	LEAVE(fault);
+#ifdef VALUE_VM_FAULT_MAJOR
+	/* Its page was not there. A fault that comes again (VM_FAULT_RETRY) finds it, so that each counts once. */
+	if (ret & VALUE_VM_FAULT_MAJOR) {
+		struct counts *count = this_cpu_counts();
+
+		if (count)
+			count->faults_major += 1;
+	}
+#endif
 #ifdef SAMPLES_FAULTS
 	/* Not VM_FAULT_RETRY: that one comes again. */
 	if (ret & VALUE_VM_FAULT_LOCKED) {

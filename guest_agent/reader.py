@@ -26,10 +26,19 @@ SLOTS = (
     "scopes_lost",
     "faults",
     "samples_lost",
+    "faults_major",
 )
 """The members of ``struct counts`` in program.c, in its order."""
 
-COUNTERS = ("accesses", "inserts_read", "inserts_fault", "inserts_write", "inserts_other", "evictions")
+COUNTERS = (
+    "accesses",
+    "inserts_read",
+    "inserts_fault",
+    "inserts_write",
+    "inserts_other",
+    "evictions",
+    "faults_major",
+)
 """What hooks count, by the names of the file."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from qmpalloc.sample import Memory
+from qmpalloc.sample import Memory, PageIns
 from qmpalloc.units import MIB, Grid, format_size
 
 
@@ -141,9 +141,10 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         hits: Page-cache hits of reads since the last decision; None when not known.
         misses: Pages the kernel had to bring in for reads since the last decision; None when not known.
         interval_s: Guest time that `hits` and `misses` cover, seconds; None when not known.
-        refaults: Pages that had been evicted and came back, same interval.
+        refaults: Pages of files that had been evicted and came back, same interval.
         faults: Pages brought in by page faults (``mmap``, programs), same interval; their hits are not counted.
         swap_ins: Pages read back from swap, same interval.
+        swap_ins_zram: Of these, the ones from zram, for which no disk is read; None if it does not tell.
         memory: The guest's memory facts in its last sample.
         in_use_bytes: The size below which it would lose memory of which nobody counts how it is used: what it cannot
             give up, and the files that its programs map, with what must be available beside. None if it does not
@@ -162,7 +163,8 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
             0 for reads that come at a rate of their own, 1/n for one that has n reads outstanding; None if not known.
         disk_read_pages: Pages that QEMU itself has seen being read from the guest's disks, all together, in the same
             interval as `hits`; None if not known.
-        misses_lately: Misses of the last minutes, each counting half after a minute; None if not known.
+        page_ins_lately: Pages of the last minutes for which its disks must have been read (`PageIns.from_disks`), each
+            counting half after a minute; None if not known.
         disk_read_pages_lately: Pages that QEMU has seen being read, the same.
     """
 
@@ -183,6 +185,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     refaults: int | None = None
     faults: int | None = None
     swap_ins: int | None = None
+    swap_ins_zram: int | None = None
     memory: Memory | None = None
     in_use_bytes: int | None = 0
     rescue_bytes: int = 0
@@ -196,7 +199,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     miss_s: float | None = None
     waits: float | None = None
     disk_read_pages: int | None = None
-    misses_lately: int | None = None
+    page_ins_lately: int | None = None
     disk_read_pages_lately: int | None = None
 
     @property
@@ -217,10 +220,15 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         return max(0, self.hits + self.misses) / self.interval_s
 
     @property
+    def page_ins(self) -> PageIns:
+        """What was brought in since the last decision, by cause."""
+        return PageIns(reads=self.misses, faults=self.faults, swap_ins=self.swap_ins, swap_ins_zram=self.swap_ins_zram)
+
+    @property
     def page_ins_per_s(self) -> float | None:
-        """Pages per second brought in by reads, page faults and from swap, as far as known; None when none is."""
-        known = [max(0, count) for count in (self.misses, self.faults, self.swap_ins) if count is not None]
-        return sum(known) / self.interval_s if known and self.interval_s else None
+        """Pages per second brought in for whatever cause, as far as known; None when none is."""
+        total = self.page_ins.total
+        return total / self.interval_s if total is not None and self.interval_s else None
 
     @property
     def undecidable(self) -> str:

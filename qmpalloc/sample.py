@@ -44,6 +44,8 @@ class Counters(Struct, frozen=True, kw_only=True):
     """Pages brought in for a read, read-ahead included: the misses."""
     inserts_fault: Count | None = None
     """Pages brought in for a page fault of a mapped file."""
+    faults_major: Count | None = None
+    """Page faults of mapped files that did not find their page in memory; each brings in one page or more."""
     inserts_write: Count | None = None
     """Pages created by buffered writes."""
     inserts_other: Count | None = None
@@ -51,7 +53,9 @@ class Counters(Struct, frozen=True, kw_only=True):
     evictions: Count | None = None
     """Pages removed, by reclaim, truncation or dropping; tmpfs excepted."""
     refaults: Count | None = None
-    """Evicted pages that came back (``workingset_refault_file``), since the guest's boot."""
+    """Evicted pages of files that came back (``workingset_refault_file``), since the guest's boot."""
+    refaults_anon: Count | None = None
+    """Evicted pages of programs and of tmpfs that came back (``workingset_refault_anon``), since the guest's boot."""
     events_lost: Count | None = None
     """Events the collector knows it did not count."""
 
@@ -70,6 +74,9 @@ class Memory(Struct, frozen=True, kw_only=True):
     shmem: Bytes | None = None
     tmpfs: Bytes | None = None
     """Used on mounted tmpfs: a part of `shmem`."""
+    swap_total: Bytes | None = None
+    """Room on all swap devices; 0 without any."""
+    swap_free: Bytes | None = None
     slab_unreclaimable: Bytes | None = None
     kernel_stack: Bytes | None = None
     page_tables: Bytes | None = None
@@ -108,10 +115,14 @@ class Memory(Struct, frozen=True, kw_only=True):
 
 
 class SwapPages(Struct, frozen=True, kw_only=True, rename={"in_": "in"}):
-    """Cumulative pages swapped in and out (``/proc/vmstat``)."""
+    """Cumulative pages swapped in and out (``/proc/vmstat``), of all swap devices together."""
 
     in_: Count | None = None
     out: Count | None = None
+    in_zram: Count | None = None
+    """Of `in_`, those from zram, which touches no disk; since the collector's start."""
+    read_ahead: Count | None = None
+    """Of `in_`, those that nobody had asked for yet."""
 
 
 class Psi(Struct, frozen=True, kw_only=True):
@@ -156,6 +167,54 @@ class Sample(Struct, frozen=True, kw_only=True):
     error: Annotated[str, Meta(max_length=400, pattern=r"^[\x20-\x7e]*\Z")] | None = None
 
 
+class PageIns(Struct, frozen=True, kw_only=True):
+    """Pages that a guest brought in, by cause: what having no more memory costs it. None is unknown.
+
+    This is the one definition of page-ins. The causes exclude each other: read-ahead belongs to what it was done for.
+
+    Attributes:
+        reads: By reads, the misses.
+        faults: By page faults of mapped files.
+        swap_ins: From swap, zram included.
+        swap_ins_zram: Of `swap_ins`, those from zram: they cost time, but no disk is read for them.
+    """
+
+    reads: int | None = None
+    faults: int | None = None
+    swap_ins: int | None = None
+    swap_ins_zram: int | None = None
+
+    @property
+    def total(self) -> int | None:
+        """Pages of all causes, as far as known; None when none is. No cause takes any away."""
+        return _sum(self.reads, self.faults, self.swap_ins)
+
+    @property
+    def beside_reads(self) -> int:
+        """Pages of all causes but reads, as far as known."""
+        return _sum(self.faults, self.swap_ins) or 0
+
+    @property
+    def from_disks(self) -> int | None:
+        """Pages for which a disk must have been read, as far as known; None when none is.
+
+        What comes from swap is left out where the guest does not tell how much of it is zram's.
+        """
+        return _sum(self.reads, self.faults, self.swap_ins_disk)
+
+    @property
+    def swap_ins_disk(self) -> int | None:
+        """Pages from swap that is on a disk; None if not known."""
+        if self.swap_ins is None or self.swap_ins_zram is None:
+            return None
+        return max(0, self.swap_ins - self.swap_ins_zram)
+
+
+def _sum(*counts: int | None) -> int | None:
+    known = [max(0, count) for count in counts if count is not None]
+    return sum(known) if known else None
+
+
 class Delta(Struct, frozen=True, kw_only=True):
     """The difference of two samples of one collector: what happened in between. Counts in pages; None is unknown.
 
@@ -164,7 +223,12 @@ class Delta(Struct, frozen=True, kw_only=True):
         accesses: Pages touched by buffered reads.
         misses: Pages the kernel had to bring in for reads, read-ahead included.
         inserts_fault: Pages brought in for page faults of mapped files.
+        faults_major: Page faults of mapped files that did not find their page in memory.
+        refaults: Evicted pages of files that came back.
+        refaults_anon: Evicted pages of programs and of tmpfs that came back.
         swap_ins: Pages read back from swap.
+        swap_ins_zram: Of these, the ones from zram.
+        swap_outs: Pages written to swap.
         hits: `accesses` minus `misses`. It can be slightly negative in one interval, when read-ahead has brought in
             pages that are only accessed in the next; sums over time are exact, which clamping to 0 would spoil.
     """
@@ -173,17 +237,22 @@ class Delta(Struct, frozen=True, kw_only=True):
     accesses: int | None = None
     misses: int | None = None
     inserts_fault: int | None = None
+    faults_major: int | None = None
     inserts_write: int | None = None
     evictions: int | None = None
     refaults: int | None = None
+    refaults_anon: int | None = None
     swap_ins: int | None = None
+    swap_ins_zram: int | None = None
+    swap_outs: int | None = None
     events_lost: int | None = None
 
     @property
-    def page_ins(self) -> int | None:
-        """Pages brought in by reads, page faults and from swap, as far as known; None when nothing is."""
-        known = [count for count in (self.misses, self.inserts_fault, self.swap_ins) if count is not None]
-        return sum(known) if known else None
+    def page_ins(self) -> PageIns:
+        """What was brought in, by cause."""
+        return PageIns(
+            reads=self.misses, faults=self.inserts_fault, swap_ins=self.swap_ins, swap_ins_zram=self.swap_ins_zram
+        )
 
     @property
     def hits(self) -> int | None:
@@ -197,6 +266,9 @@ class Accepted(Struct, frozen=True, kw_only=True):
     sample: Sample
     delta: Delta | None
 
+
+_IN_SWAP = ("tmpfs", "swap_total", "swap_free")
+"""Sizes that are, or may be, swap's; all others are in memory."""
 
 _decoder = msgspec.json.Decoder(Sample)
 
@@ -225,8 +297,7 @@ def parse(data: bytes) -> Sample:
         sample = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _explain(data, error) from error
-    # What is on tmpfs may be in swap; all else is in memory.
-    sizes = [getattr(sample.memory_bytes, field) for field in Memory.__struct_fields__ if field != "tmpfs"]
+    sizes = [getattr(sample.memory_bytes, field) for field in Memory.__struct_fields__ if field not in _IN_SWAP]
     total = sample.memory_bytes.total
     if total is not None and any(size is not None and size > total for size in sizes):
         raise SampleError(SampleFault.MALFORMED, "the counters file claims a part of memory larger than all of it")
@@ -328,9 +399,13 @@ def difference(earlier: Sample, later: Sample) -> Delta:
         accesses=change("accesses"),
         misses=change("inserts_read"),
         inserts_fault=change("inserts_fault"),
+        faults_major=change("faults_major"),
         inserts_write=change("inserts_write"),
         evictions=change("evictions"),
         refaults=change("refaults"),
+        refaults_anon=change("refaults_anon"),
         swap_ins=change("swap in", earlier.swap_pages.in_, later.swap_pages.in_),
+        swap_ins_zram=change("swap in_zram", earlier.swap_pages.in_zram, later.swap_pages.in_zram),
+        swap_outs=change("swap out", earlier.swap_pages.out, later.swap_pages.out),
         events_lost=change("events_lost"),
     )

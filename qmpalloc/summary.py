@@ -19,6 +19,7 @@ from qmpalloc.events import (
     SampleRejected,
     SizeChanged,
 )
+from qmpalloc.sample import PageIns
 
 
 class GuestSummary(Struct, kw_only=True):
@@ -34,16 +35,17 @@ class GuestSummary(Struct, kw_only=True):
     faults: int | None = None
     """Pages brought in by page faults."""
     swap_ins: int | None = None
+    swap_ins_zram: int | None = None
+    """Of these, the ones for which no disk was read."""
+    page_ins: int | None = None
+    """Pages brought in for whatever cause."""
     disk_read_pages: int | None = None
     """What QEMU read from its disks."""
 
     @property
-    def page_ins(self) -> int | None:
-        """Pages brought in by reads, page faults and from swap, as far as known."""
-        total = None
-        for count in (self.misses, self.faults, self.swap_ins):
-            total = _plus(total, count)
-        return total
+    def causes(self) -> PageIns:
+        """What was brought in, by cause."""
+        return PageIns(reads=self.misses, faults=self.faults, swap_ins=self.swap_ins, swap_ins_zram=self.swap_ins_zram)
 
 
 class Summary(Struct, kw_only=True):
@@ -113,6 +115,8 @@ class Summarizer:
                     guest.misses = _plus(guest.misses, event.delta.misses)
                     guest.faults = _plus(guest.faults, event.delta.inserts_fault)
                     guest.swap_ins = _plus(guest.swap_ins, event.delta.swap_ins)
+                    guest.swap_ins_zram = _plus(guest.swap_ins_zram, event.delta.swap_ins_zram)
+                    guest.page_ins = guest.causes.total
                     guest.disk_read_pages = _plus(guest.disk_read_pages, event.disk_read_pages)
             case SampleRejected():
                 summary.rejected_samples += 1

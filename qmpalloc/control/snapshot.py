@@ -29,6 +29,7 @@ def snapshot_of(guest: Guest, now_s: float) -> GuestSnapshot:
         refaults=delta.refaults if delta else None,
         faults=delta.inserts_fault if delta else None,
         swap_ins=delta.swap_ins if delta else None,
+        swap_ins_zram=delta.swap_ins_zram if delta else None,
         memory=newest.memory_bytes if newest else None,
         in_use_bytes=memory.in_use_bytes(newest),
         rescue_bytes=guest.danger.rescue_bytes(now_s),
@@ -42,6 +43,6 @@ def snapshot_of(guest: Guest, now_s: float) -> GuestSnapshot:
         miss_s=known.miss_s,
         waits=known.waits,
         disk_read_pages=known.disk_read_pages,
-        misses_lately=known.misses_lately,
+        page_ins_lately=known.page_ins_lately,
         disk_read_pages_lately=known.disk_read_pages_lately,
     )

@@ -1,4 +1,4 @@
-"""What a guest reports that it missed, beside what QEMU saw its disks read: who forges misses has no reads for them."""
+"""What a guest says it brought in, beside what QEMU saw its disks read: who forges page-ins has no reads for them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class DiskCrossCheck:
     """One series of QEMU's counts, beside the guest's.
 
     Attributes:
-        misses_lately: Pages that the guest says it brought in; each counts half after a minute. An interval alone would
-            allow a guest a few misses too many for ever.
+        page_ins_lately: Pages that the guest says it brought in from its disks, for whatever cause; each counts half
+            after a minute. An interval alone would allow a guest a few too many for ever.
         pages_lately: Pages that QEMU read from its disks, the same.
     """
 
@@ -27,7 +27,7 @@ class DiskCrossCheck:
         """Begin with the first count."""
         self._last = self._at_window = first
         self._at_sample: Reads | None = None
-        self.misses_lately = self.pages_lately = 0.0
+        self.page_ins_lately = self.pages_lately = 0.0
 
     def take_reads(self, reads: Reads) -> bool:
         """Take what QEMU says now; return False if it went back and so belongs to another series."""
@@ -37,10 +37,10 @@ class DiskCrossCheck:
         self._last = reads
         return True
 
-    def take_misses(self, misses: int, interval_s: float) -> None:
-        """Take what the guest reports of an interval."""
+    def take_page_ins(self, from_disks: int, interval_s: float) -> None:
+        """Take what the guest reports of an interval: `PageIns.from_disks`."""
         kept = 0.5 ** (max(0.0, interval_s) / TUNING.disks.half_life_s)
-        self.misses_lately = self.misses_lately * kept + max(0, misses)
+        self.page_ins_lately = self.page_ins_lately * kept + max(0, from_disks)
         self.pages_lately *= kept
 
     def since_sample(self) -> tuple[int | None, float | None]:

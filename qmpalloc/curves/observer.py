@@ -34,7 +34,7 @@ class CurveFacts(Struct, frozen=True, kw_only=True):
     miss_s: float | None = None
     waits: float | None = None
     disk_read_pages: int | None = None
-    misses_lately: int | None = None
+    page_ins_lately: int | None = None
     disk_read_pages_lately: int | None = None
 
 
@@ -164,8 +164,8 @@ class CurveObserver:
         disk_miss_s = None
         if self._disks is not None:
             self.disk_read_pages, disk_miss_s = self._disks.since_sample()
-            if delta is not None and delta.misses is not None:
-                self._disks.take_misses(delta.misses, delta.interval_s)
+            if delta is not None and (from_disks := delta.page_ins.from_disks) is not None:
+                self._disks.take_page_ins(from_disks, delta.interval_s)
         if self.tracker is None:
             return
         # A program that held memory has ended: the tracker tells no sizes apart beyond what it was made for.
@@ -217,11 +217,11 @@ class CurveObserver:
         facts = CurveFacts(
             no_curve=self._absent or ("the size of its cache is not known" if self.tracker is None else "")
         )
-        if self._disks is not None:  # misses are held against the disks whether accesses are sampled or not
+        if self._disks is not None:  # page-ins are held against the disks whether accesses are sampled or not
             facts = structs.replace(
                 facts,
                 disk_read_pages=self._disks.window_pages,
-                misses_lately=round(self._disks.misses_lately),
+                page_ins_lately=round(self._disks.page_ins_lately),
                 disk_read_pages_lately=round(self._disks.pages_lately),
             )
         if facts.no_curve or self.tracker is None:

@@ -6,7 +6,7 @@ from qmpalloc.model import GuestSnapshot
 from qmpalloc.units import format_count
 
 _DISK_TOLERANCE, _DISK_SLACK_PAGES = 1.25, 2_000
-"""Misses by page that the disks read, and pages beside that: both are not read at the same moment."""
+"""Page-ins by page that the disks read, and pages beside that: both are not read at the same moment."""
 
 _HITS_NOTHING = 0.95
 """Of a guest's accesses that miss, from which on it is said to hit nothing. A slow guest that hits more has few hits by
@@ -35,8 +35,7 @@ def missed_per_s(guest: GuestSnapshot) -> float:
 
 def page_ins_most(guest: GuestSnapshot, misses_per_s: float) -> float:
     """Return what to promise of a guest that is to miss so much: it brings in the rest as it does now."""
-    others = [count for count in (guest.faults, guest.swap_ins) if count is not None]
-    return misses_per_s + (max(0, sum(others)) / guest.interval_s if guest.interval_s else 0.0)
+    return misses_per_s + (guest.page_ins.beside_reads / guest.interval_s if guest.interval_s else 0.0)
 
 
 def counted_per_s(changed: float, everyone: float) -> float:
@@ -98,15 +97,15 @@ def uncounted(guest: GuestSnapshot) -> str:
 
 
 def unconfirmed(guest: GuestSnapshot) -> str:
-    """Return in which way the guest's disks contradict its misses; empty when they do not, or are not known.
+    """Return in which way the guest's disks contradict its page-ins; empty when they do not, or are not known.
 
-    Its memory is worth at most the misses it has, and those must have come from the disk that QEMU serves: in the last
-    interval, and in the last minutes, or a few misses too many would be free in each interval.
+    Its memory is worth at most what it brings in, and that must have come from the disks that QEMU serves, but for
+    zram's: in the last interval, and in the last minutes, or a few pages too many would be free in each interval.
     """
-    for misses, pages, when in (
-        (guest.misses, guest.disk_read_pages, ""),
-        (guest.misses_lately, guest.disk_read_pages_lately, " lately"),
+    for claimed, pages, when in (
+        (guest.page_ins.from_disks, guest.disk_read_pages, ""),
+        (guest.page_ins_lately, guest.disk_read_pages_lately, " lately"),
     ):
-        if misses is not None and pages is not None and misses > pages * _DISK_TOLERANCE + _DISK_SLACK_PAGES:
-            return f"reports {format_count(misses)} misses{when}, but its disks read {format_count(pages)} pages"
+        if claimed is not None and pages is not None and claimed > pages * _DISK_TOLERANCE + _DISK_SLACK_PAGES:
+            return f"reports {format_count(claimed)} page-ins{when}, but its disks read {format_count(pages)} pages"
     return ""

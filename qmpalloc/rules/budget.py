@@ -181,7 +181,7 @@ class _Place(Struct, frozen=True):
             return _UNKNOWN_PER_S * (1 - size_bytes / guest.target_bytes)
         if guest.curve is not None and not guest.curve.weak:
             then, now = np.interp([size_bytes, guest.target_bytes], guest.curve.sizes_bytes, guest.curve.miss_ratio)
-            others = max(0, (guest.faults or 0) + (guest.swap_ins or 0)) / (guest.interval_s or 1.0)
+            others = guest.page_ins.beside_reads / (guest.interval_s or 1.0)
             return guest.weight * (accesses * float(then - now) + others * (1 - size_bytes / guest.target_bytes))
         uses = accesses + (guest.page_ins_per_s or 0.0)
         return guest.weight * uses * (1 - size_bytes / guest.target_bytes)

@@ -47,7 +47,7 @@ def _core(guest: GuestFacts, scale: Scale, width: int, *, selected: bool) -> lis
         parts.sample_age(guest, scale),
         ("  hits ", palette.LABEL), hits.rjust(5), ("/s", palette.LABEL),
         ("  misses ", palette.LABEL), misses.rjust(5), ("/s", palette.LABEL),
-        ("  faults ", palette.LABEL), parts.faults(guest).rjust(4), ("/s", palette.LABEL),
+        ("  page-ins ", palette.LABEL), parts.page_ins(guest).rjust(5), ("/s", palette.LABEL),
         ("  ratio ", palette.LABEL), (ratio.rjust(5), "bold"), " ",
     )  # fmt: skip
     first.append(sparkline(guest.ratio, width - first.cell_len, top=1.0), palette.HITS)

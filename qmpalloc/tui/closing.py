@@ -15,8 +15,8 @@ from qmpalloc.tui.text import clean, number, percent, run_time, size
 def closing_table(dashboard: Dashboard) -> Table:
     """Return the closing table: sizes at start and end, counts of the time of control, moves, and the totals.
 
-    The figures are those of ``summary.json``. Page-ins are what reads missed, page faults brought in and swap gave
-    back; beside them stands what QEMU read from the disks.
+    The figures are those of ``summary.json``. Beside the page-ins (`qmpalloc.sample.PageIns`) stands what QEMU read
+    from the disks.
     """
     summary = dashboard.summarizer.summary
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)

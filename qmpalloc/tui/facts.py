@@ -9,7 +9,7 @@ from typing import Literal
 from qmpalloc.errors import SampleFault
 from qmpalloc.events import GuestHeader
 from qmpalloc.model import Band, Curve, GuestDecision, GuestSnapshot, GuestState
-from qmpalloc.sample import Delta, Sample
+from qmpalloc.sample import Delta, PageIns, Sample
 from qmpalloc.tui.text import clean, number
 from qmpalloc.units import MIB
 
@@ -109,12 +109,18 @@ class GuestFacts:
         return self.delta is not None and self.state in (GuestState.FRESH, GuestState.LATE, GuestState.HELD)
 
 
-def page_in_text(misses: int | None, faults: int | None, swap_ins: int | None, disk: int | None, seconds: float) -> str:
+def page_in_text(page_ins: PageIns, disk: int | None, seconds: float) -> str:
     """Return what a guest brings in by the second, by cause: ``misses 12/s faults 1.2k/s disk 1.2k/s``.
 
     Faults and swap-ins where there are any; what is not known is left out.
     """
-    parts = [("misses", misses), ("faults", faults or None), ("swap-ins", swap_ins or None), ("disk", disk)]
+    parts = [
+        ("misses", page_ins.reads),
+        ("faults", page_ins.faults or None),
+        ("swap-ins", page_ins.swap_ins or None),
+        ("zram", page_ins.swap_ins_zram or None),
+        ("disk", disk),
+    ]
     return " ".join(f"{name} {number(count / seconds)}/s" for name, count in parts if count is not None and seconds)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from qmpalloc.sample import Memory, PageIns
 from qmpalloc.tui import palette, parts
 from qmpalloc.tui.facts import GuestFacts
 from qmpalloc.tui.text import UNKNOWN, clean, number, percent, size
@@ -44,7 +45,14 @@ def _memory(guest: GuestFacts) -> list[tuple[str, str]]:
         ("free", size(memory.free)),
         ("active file", size(memory.active_file)),
         ("fixed", size(memory.unreclaimable_bytes)),
+        *_swap(memory),
     ]
+
+
+def _swap(memory: Memory) -> list[tuple[str, str]]:
+    """Return how much of its swap is used; nothing where it has none, or does not tell."""
+    total, free = memory.swap_total, memory.swap_free
+    return [("swap", f"{size(max(0, total - free))} of {size(total)}")] if total and free is not None else []
 
 
 def _rate(guest: GuestFacts, count: int | None) -> str:
@@ -52,9 +60,10 @@ def _rate(guest: GuestFacts, count: int | None) -> str:
 
 
 def _page_ins(guest: GuestFacts) -> list[tuple[str, str]]:
-    """Return what comes back from swap, if there is any, and what the disks read in all, if that is known."""
-    swap_ins = guest.delta.swap_ins if guest.delta else None
-    facts = [("swap-ins", swap_ins or None), ("disk", guest.disk_read_pages)]
+    """Return the page-ins beside misses by cause, where there are any, and what the disks read, if that is known."""
+    found = guest.delta.page_ins if guest.delta else PageIns()
+    causes = [("faults", found.faults), ("swap-ins", found.swap_ins), ("zram", found.swap_ins_zram)]
+    facts = [*((name, count or None) for name, count in causes), ("disk", guest.disk_read_pages)]
     return [(name, _rate(guest, count)) for name, count in facts if count is not None]
 
 

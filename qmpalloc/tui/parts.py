@@ -36,10 +36,11 @@ def rates(guest: GuestFacts) -> tuple[str, str, str]:
     return number(guest.hits_s[-1]), number(guest.misses_s[-1]), percent(guest.ratio[-1])
 
 
-def faults(guest: GuestFacts) -> str:
-    """Return the pages per second that page faults brought in by the last sample; unknown as `rates`."""
+def page_ins(guest: GuestFacts) -> str:
+    """Return the page-ins per second of the last sample, of all causes; unknown as `rates`."""
     delta = guest.delta if guest.rate_known else None
-    return number(None if delta is None or delta.inserts_fault is None else delta.inserts_fault / delta.interval_s)
+    total = delta.page_ins.total if delta is not None else None
+    return number(None if delta is None or total is None else total / delta.interval_s)
 
 
 def bar(guest: GuestFacts, scale: Scale, width: int) -> Text:

@@ -54,8 +54,8 @@ class PlainLog:
     def _sample(self, event: Sampled) -> str | None:
         if event.delta is not None:
             delta = event.delta
-            causes = delta.misses, delta.inserts_fault, delta.swap_ins, event.disk_read_pages
-            page_ins, ratio = page_in_text(*causes, delta.interval_s), percent(hit_ratio(delta.hits, delta.misses))
+            page_ins = page_in_text(delta.page_ins, event.disk_read_pages, delta.interval_s)
+            ratio = percent(hit_ratio(delta.hits, delta.misses))
             self._rates[event.guest] = f"{clean(event.guest)} {page_ins} ratio {ratio}"
         interval_s = self._header.interval_s if self._header else 0.0
         # Decisions come once per interval and say more; only without them samples speak for themselves.
@@ -113,8 +113,7 @@ def _decided(event: Decided) -> str:
         e = (seen_terms(seen) | verdict.terms).get("e")
         change = verdict.target_bytes - seen.target_bytes
         parts.append(f"{clean(verdict.name)} {'' if e is None else f'e {number(e)} '}{size(verdict.target_bytes)}")
-        causes = seen.misses, seen.faults, seen.swap_ins, seen.disk_read_pages
-        if page_ins := page_in_text(*causes, seen.interval_s or 0.0):
+        if page_ins := page_in_text(seen.page_ins, seen.disk_read_pages, seen.interval_s or 0.0):
             parts[-1] += f" {page_ins}"
         if change:
             parts[-1] += f" ({signed_size(change)}: {clean(verdict.reason)})"

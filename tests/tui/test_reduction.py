@@ -83,7 +83,7 @@ def test_unknown_counts_stay_unknown():
     dashboard = reduce([*run(1, 3), blind])
     assert dashboard.guests["web"].misses_s[-1] is None
     assert dashboard.guests["web"].ratio[-1] is None
-    assert "hits     -/s  misses     -/s  faults    3/s  ratio     -" in draw(dashboard)
+    assert "hits     -/s  misses     -/s  page-ins     3/s  ratio     -" in draw(dashboard)
 
 
 def test_a_guest_that_is_not_heard_of_has_no_rates():

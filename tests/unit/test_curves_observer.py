@@ -250,16 +250,16 @@ def test_without_most_samples_ghost_hits_are_not_known():
 
 def test_misses_and_disk_reads_of_the_last_minutes():
     feed = Feed().run()
-    assert (feed.facts.misses_lately, feed.facts.disk_read_pages_lately) == (None, None)
+    assert (feed.facts.page_ins_lately, feed.facts.disk_read_pages_lately) == (None, None)
     feed.observer.take_reads(Reads(1_000, 1.0))
     feed.counters(misses=500)
     feed.observer.take_reads(Reads(1_400, 1.0))
     feed.observer.close_window()
-    assert (feed.facts.misses_lately, feed.facts.disk_read_pages_lately) == (500, 400)
+    assert (feed.facts.page_ins_lately, feed.facts.disk_read_pages_lately) == (500, 400)
     feed.observer.take_reads(Reads(10, 0.0))  # another QEMU
-    assert (feed.facts.misses_lately, feed.facts.disk_read_pages_lately) == (0, 0)
+    assert (feed.facts.page_ins_lately, feed.facts.disk_read_pages_lately) == (0, 0)
     feed.observer.forget_series()
-    assert feed.facts.misses_lately is None
+    assert feed.facts.page_ins_lately is None
 
 
 def test_disk_reads_of_the_decision_interval():
@@ -287,7 +287,7 @@ def test_the_disks_are_known_of_a_guest_that_is_not_sampled():
         feed.observer.take_reads(Reads(1_400, 1.0))
         facts = feed.facts
         assert facts.curve is None
-        assert (facts.disk_read_pages, facts.misses_lately, facts.disk_read_pages_lately) == (400, 500, 400)
+        assert (facts.disk_read_pages, facts.page_ins_lately, facts.disk_read_pages_lately) == (400, 500, 400)
         feed = Feed()
 
 

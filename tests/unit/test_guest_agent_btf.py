@@ -61,7 +61,7 @@ def kernel(*, folio_pages="_folio_nr_pages", without=(), parameters=None):
     build.structure("address_space", [("host", number, 0)])
     build.structure("inode", [("i_sb", number, 320), ("i_ino", number, 512), ("i_generation", number, 2816)])
     build.structure("super_block", [("s_dev", number, 128)])
-    build.enumeration("vm_fault_reason", {"VM_FAULT_OOM": 1, "VM_FAULT_LOCKED": 512})
+    build.enumeration("vm_fault_reason", {"VM_FAULT_OOM": 1, "VM_FAULT_MAJOR": 4, "VM_FAULT_LOCKED": 512})
     build.structure("readahead_control", [("file", number, 0), ("mapping", number, 64), ("_index", number, 192)])
     vm_fault_part = build.structure("", [("vma", number, 0), ("pgoff", number, 128)])
     constant = build.add(CONST, "", vm_fault_part)
@@ -92,7 +92,9 @@ def kernel(*, folio_pages="_folio_nr_pages", without=(), parameters=None):
     return build.build()
 
 
-EVERYTHING = {"accesses", "evictions", "inserts_read", "inserts_fault", "inserts_write", "inserts_other"}
+EVERYTHING = {
+    "accesses", "evictions", "faults_major", "inserts_read", "inserts_fault", "inserts_write", "inserts_other",
+}  # fmt: skip
 
 
 def test_finds_members_inside_anonymous_parts_and_behind_modifiers():
@@ -138,7 +140,7 @@ def test_takes_the_new_name_of_a_renamed_member():
         ("force_page_cache_ra", set()),
         ("page_cache_async_ra", {"inserts_read", "inserts_other"}),
         # without it, what faults read ahead would pass for misses of reads
-        ("filemap_fault", {"inserts_read", "inserts_fault", "inserts_other"}),
+        ("filemap_fault", {"faults_major", "inserts_read", "inserts_fault", "inserts_other"}),
         ("generic_perform_write", set()),
         ("mm_filemap_delete_from_page_cache", {"evictions"}),
         ("mm_filemap_add_to_page_cache", {"inserts_read", "inserts_fault", "inserts_write", "inserts_other"}),
@@ -165,7 +167,7 @@ def test_does_not_hook_a_function_whose_parameters_differ():
 
 def test_without_the_size_of_folios_counts_accesses_only():
     probes = Probes(kernel(folio_pages="_something_else"))
-    assert probes.countable == {"accesses"}
+    assert probes.countable == {"accesses", "faults_major"}
 
 
 def test_understands_a_real_kernel():

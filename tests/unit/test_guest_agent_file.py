@@ -14,7 +14,7 @@ from guest_agent import counters_file, probes, procfs
 from guest_agent.counters_file import CountersFile, Series, printable, publish, to_json
 from guest_agent.reader import COUNTERS, SLOTS, combine, missed_ticks, next_tick_ns
 from qmpalloc.errors import SampleError, SampleFault
-from qmpalloc.sample import FILE_MAX_BYTES, FORMAT, VERSION, Counters, parse
+from qmpalloc.sample import FILE_MAX_BYTES, FORMAT, VERSION, Counters, SwapPages, parse
 
 SOURCES = Path(counters_file.__file__).parent
 COUNTS = dict.fromkeys((*COUNTERS, "events_lost"), 2**63 - 1)
@@ -29,13 +29,16 @@ AnonPages:         16548 kB
 Shmem:               276 kB
 KernelStack:        1144 kB
 PageTables:          704 kB
+SwapTotal:        262140 kB
+SwapFree:              0 kB
 SUnreclaim:        12368 kB
 HugePages_Total:       0
 """
 VMSTAT = (
-    "nr_free_pages 207000\nworkingset_refault_anon 1\nworkingset_refault_file 42\npswpin 3\npswpout 4\n"
+    "nr_free_pages 207000\nworkingset_refault_anon 17\nworkingset_refault_file 42\npswpin 3\npswpout 4\nswap_ra 2\n"
     "allocstall_dma 0\nallocstall_normal 5\nallocstall_movable 6\noom_kill 1\n"
 )
+SWAPS = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 PRESSURE = "some avg10=1.25 avg60=0.00 avg300=0.00 total=96\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=90\n"
 
 
@@ -46,6 +49,7 @@ def kernel_files(monkeypatch):
         "/proc/meminfo": MEMINFO,
         "/proc/vmstat": VMSTAT,
         "/proc/pressure/memory": PRESSURE,
+        "/proc/swaps": SWAPS,
         "/proc/self/statm": "5000 2792 1500 1 0 1300 0\n",
         "/proc/sys/kernel/random/boot_id": "de9d2e88-11fa-4a03-8f4c-421442911772\n",
         "/sys/kernel/mm/lru_gen/enabled": "0x0007\n",
@@ -61,17 +65,18 @@ def series(kernel_files):
 
 def test_the_host_agrees_on_format_and_names():
     assert (counters_file.FORMAT, counters_file.VERSION) == (FORMAT, VERSION)
-    assert {*COUNTERS, "events_lost", "refaults"} == set(Counters.__struct_fields__)
+    assert {*COUNTERS, "events_lost", "refaults", "refaults_anon"} == set(Counters.__struct_fields__)
 
 
 def test_a_file_with_every_field_at_its_largest_is_accepted_and_small(series):
     content = series.render(COUNTS)
     sample = parse(content)
     assert len(content) < FILE_MAX_BYTES / 2
-    assert sample.counters == Counters(**COUNTS, refaults=42)
+    assert sample.counters == Counters(**COUNTS, refaults=42, refaults_anon=17)
     assert sample.memory_bytes.total == 990152 * 1024
     assert sample.memory_bytes.slab_unreclaimable == 12368 * 1024
     assert (sample.swap_pages.in_, sample.swap_pages.out, sample.oom_kills) == (3, 4, 1)
+    assert (sample.swap_pages.in_zram, sample.swap_pages.read_ahead) == (0, 2)
     assert sample.allocation_stalls == 5 + 6
     assert (sample.psi_memory.some_total_us, sample.psi_memory.some_avg10) == (96, 1.25)
     assert (sample.lru, sample.interval_ms, sample.sequence) == ("lru_gen", 1000, 0)
@@ -80,16 +85,60 @@ def test_a_file_with_every_field_at_its_largest_is_accepted_and_small(series):
 
 
 def test_unknown_is_absent(series, kernel_files):
-    for path in ("/proc/vmstat", "/proc/pressure/memory", "/proc/meminfo", "/proc/self/statm"):
+    for path in ("/proc/vmstat", "/proc/pressure/memory", "/proc/meminfo", "/proc/self/statm", "/proc/swaps"):
         del kernel_files[path]
     sample = parse(series.render({"events_lost": 0}))
     assert sample.counters == Counters(events_lost=0)
     assert sample.memory_bytes.total is None
-    assert sample.swap_pages.in_ is None
+    assert sample.swap_pages == SwapPages()
     assert sample.psi_memory.full_avg10 is None
     assert sample.oom_kills is None
     assert sample.allocation_stalls is None
     assert sample.collector.rss_bytes is None
+
+
+def zram(kernel_files, pages, *names, from_disk=None):
+    """A guest that uses these zram devices as swap beside a disk, each of which has given back so many pages."""
+    used = "".join(f"/dev/{name:<40}partition\t524284\t\t0\t\t100\n" for name in ("vdb", *names))
+    kernel_files["/proc/swaps"] = SWAPS + used
+    for name in names:
+        kernel_files[f"/sys/block/{name}/stat"] = f"  {pages} 0 {pages * 8} 12 0 0 0 0 0 0 0\n"
+        if from_disk is not None:
+            kernel_files[f"/sys/block/{name}/bd_stat"] = f"  90 {from_disk} 0\n"
+
+
+def in_zram(series):
+    return parse(series.render(COUNTS)).swap_pages.in_zram
+
+
+def test_what_comes_back_from_zram_is_told_apart(series, kernel_files):
+    zram(kernel_files, 1000, "zram0")
+    assert in_zram(series) == 0  # what it gave before anybody looked is not known to be swap's
+    zram(kernel_files, 1500, "zram0", "zram1")
+    assert in_zram(series) == 500
+    zram(kernel_files, 1700, "zram0", "zram1", from_disk=60)  # written back to a disk, and read from there
+    assert in_zram(series) == 500 + 140 + 140
+
+
+def test_zram_that_is_not_there_gives_nothing_back(series, kernel_files):
+    zram(kernel_files, 0)
+    assert in_zram(series) == 0
+    del kernel_files["/proc/swaps"]
+    assert in_zram(series) is None
+
+
+def test_zram_that_goes_or_is_reset_takes_nothing_back(series, kernel_files):
+    zram(kernel_files, 1000, "zram0")
+    assert in_zram(series) == 0
+    zram(kernel_files, 1300, "zram0")
+    kernel_files["/proc/swaps"] = SWAPS  # swapoff has read what was left
+    assert in_zram(series) == 300
+    zram(kernel_files, 10, "zram0")  # reset, and used again
+    assert [in_zram(series), in_zram(series)] == [300, 300]
+    zram(kernel_files, 4, "zram0")  # reset meanwhile
+    assert in_zram(series) == 300
+    del kernel_files["/sys/block/zram0/stat"]
+    assert in_zram(series) == 300
 
 
 @given(message=st.text(max_size=1000))

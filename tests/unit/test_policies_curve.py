@@ -167,7 +167,7 @@ WEAK = structs.replace(FLAT, weak=("only 12 sampled accesses",))
         (guest("b", FLAT, frozen="its balloon does not move"), "its balloon does not move"),
         (
             guest("b", STRAIGHT, disk_read_pages=100),
-            "reports 7.89k misses, but its disks read 100 pages",
+            "reports 7.89k page-ins, but its disks read 100 pages",
         ),
     ],
 )

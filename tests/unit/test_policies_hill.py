@@ -1,8 +1,10 @@
 """Policy hill: a step at a time, by ghost hits."""
 
+import pytest
 from made_up_guests import guest, line, snapshot, targets
 
 from qmpalloc.policy import load
+from qmpalloc.policy.evidence import unconfirmed
 
 
 def test_hill_moves_a_step_from_the_least_loss_to_the_largest_gain():
@@ -48,10 +50,26 @@ def test_hill_believes_no_more_ghost_hits_than_there_are_misses_nor_any_that_the
     assert targets(decide(misses=16)) == [500, 500]  # all of them in a step are 1 hit/s for each MiB
     denied = decide(misses=5_000, disk_read_pages=100)
     assert targets(denied) == [500, 500]
-    assert denied.guests[0].reason == "reports 5k misses, but its disks read 100 pages"
-    few_in_each_interval = decide(misses=1_000, disk_read_pages=0, misses_lately=9_000, disk_read_pages_lately=0)
+    assert denied.guests[0].reason == "reports 5k page-ins, but its disks read 100 pages"
+    few_in_each_interval = decide(misses=1_000, disk_read_pages=0, page_ins_lately=9_000, disk_read_pages_lately=0)
     assert targets(few_in_each_interval) == [500, 500]
-    assert few_in_each_interval.guests[0].reason == "reports 9k misses lately, but its disks read 0 pages"
+    assert few_in_each_interval.guests[0].reason == "reports 9k page-ins lately, but its disks read 0 pages"
+
+
+@pytest.mark.parametrize(
+    ("claims", "denied"),
+    [
+        ({"faults": 5_000}, "10k"),
+        ({"swap_ins": 5_000, "swap_ins_zram": 0}, "10k"),
+        ({"faults": 5_000, "swap_ins": 5_000, "swap_ins_zram": 1_000}, "14k"),
+        ({"swap_ins": 5_000, "swap_ins_zram": 5_000}, ""),  # no disk is read for zram
+        ({"swap_ins": 5_000}, ""),  # an older collector, which does not tell it apart
+        ({"faults": 3_000}, ""),  # within what is tolerated
+    ],
+)
+def test_page_ins_of_any_kind_but_zram_are_confirmed_by_the_disks(claims, denied):
+    said = unconfirmed(guest("any", misses=5_000, disk_read_pages=5_000, **claims))
+    assert said == (denied and f"reports {denied} page-ins, but its disks read 5k pages")
 
 
 def test_hill_takes_what_no_guest_has_before_it_takes_from_one():

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpalloc.errors import SampleError, SampleFault
-from qmpalloc.sample import FILE_MAX_BYTES, Counters, Sample, SampleTracker, difference, parse
+from qmpalloc.sample import (
+    FILE_MAX_BYTES,
+    Counters,
+    PageIns,
+    Sample,
+    SampleTracker,
+    SwapPages,
+    difference,
+    parse,
+)
 
 GOOD = {
     "format": "qmpalloc-counters",
@@ -166,6 +175,22 @@ class TestTracker:
         delta = self.tracker.accept(advanced(self.first, seconds=4.0, accesses=5000), 104.0).delta
         assert (delta.accesses, delta.interval_s) == (4000, 4.0)
 
+    @pytest.mark.parametrize("field", ["faults_major", "refaults_anon", "inserts_fault"])
+    def test_a_cause_that_goes_back(self, field):
+        before = advanced(self.first, **{field: 50})
+        self.tracker.accept(before, 101.0)
+        assert self.fault(advanced(before, **{field: 49}), 102.0) is SampleFault.BACKWARDS
+
+    @pytest.mark.parametrize("field", ["in_", "out", "in_zram"])
+    def test_swap_that_goes_back(self, field):
+        def at(sequence, count):
+            pages = SwapPages(**{field: count})
+            return msgspec.structs.replace(advanced(self.first, seconds=sequence), sequence=sequence, swap_pages=pages)
+
+        self.tracker.accept(at(8, 50), 110.0)
+        assert self.fault(at(9, 49), 111.0) is SampleFault.BACKWARDS
+        assert self.tracker.accept(at(10, 60), 112.0).delta is not None
+
     def test_more_pages_than_a_machine_can_read(self):
         assert self.fault(advanced(self.first, accesses=2**60)) is SampleFault.ABSURD
 
@@ -178,3 +203,28 @@ class TestTracker:
         assert delta.accesses == 1000
         assert delta.misses is None
         assert delta.hits is None
+
+
+def test_page_ins_are_what_reads_and_faults_and_swap_bring_in():
+    swap = {"in": 40, "out": 90, "in_zram": 10, "read_ahead": 12}
+    counters = {"accesses": 1000, "inserts_read": 500, "inserts_fault": 30, "faults_major": 4, "refaults_anon": 25}
+    first = sample(counters=counters | dict.fromkeys(("inserts_fault", "faults_major", "refaults_anon"), 0))
+    later = sample(sequence=8, monotonic_ns=6_000_000_000, counters=counters | {"inserts_read": 700}, swap_pages=swap)
+    first = msgspec.structs.replace(first, swap_pages=SwapPages(in_=0, out=0, in_zram=0))
+    delta = difference(first, later)
+    assert delta.page_ins == PageIns(reads=200, faults=30, swap_ins=40, swap_ins_zram=10)
+    assert (delta.page_ins.total, delta.page_ins.beside_reads, delta.page_ins.from_disks) == (270, 70, 260)
+    assert (delta.faults_major, delta.refaults_anon, delta.swap_outs) == (4, 25, 90)
+
+
+def test_page_ins_as_far_as_they_are_known():
+    assert (PageIns().total, PageIns().beside_reads, PageIns().from_disks) == (None, 0, None)
+    assert (PageIns(reads=-3, faults=5).total, PageIns(faults=5).total) == (5, 5)
+    # A collector that does not tell zram apart: nobody knows how much of it a disk must have read.
+    assert (PageIns(reads=7, swap_ins=40).total, PageIns(reads=7, swap_ins=40).from_disks) == (47, 7)
+    assert PageIns(swap_ins=10, swap_ins_zram=12).from_disks == 0  # the two are not read at the same moment
+
+
+def test_a_swap_that_is_larger_than_memory_and_full_is_no_mistake():
+    memory = {"total": 1 << 30, "anon": 1 << 29, "swap_total": 4 << 30, "swap_free": 0}
+    assert sample(memory_bytes=memory).memory_bytes.swap_free == 0

@@ -17,10 +17,11 @@ from msgspec import Struct, structs
 from qmpalloc.experiment.analysis import latency
 from qmpalloc.experiment.analysis.statistics import all_known
 from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Reading
+from qmpalloc.sample import PageIns
 from qmpalloc.units import PAGE_BYTES
 
 COUNTED = ("accesses", "misses", "disk_read_bytes", "disk_reads")
-PERHAPS_COUNTED = ("refaults", "evictions", "events_lost", "faults")
+PERHAPS_COUNTED = ("refaults", "evictions", "events_lost", "faults", "swap_ins", "swap_ins_zram")
 """Counters of a reading; the latter are None where they are not known."""
 
 
@@ -35,8 +36,10 @@ class Counts(Struct, frozen=True, kw_only=True):
         disk_read_s: Time they took, summed.
         events_lost: Events the collectors did not count; None if not known.
         faults: Pages brought in for faults of mapped files; None if not known.
+        swap_ins: Pages that came back from swap; None if not known.
+        swap_ins_zram: Of these, the ones from zram; None if not known.
         witnessed: Pages that the disks must have read for what is counted: misses, and where programs run, whose disks
-            are all looked at, those of faults.
+            are all looked at, all page-ins but zram's.
     """
 
     accesses: int = 0
@@ -46,7 +49,19 @@ class Counts(Struct, frozen=True, kw_only=True):
     disk_read_s: float = 0.0
     events_lost: int | None = None
     faults: int | None = None
+    swap_ins: int | None = None
+    swap_ins_zram: int | None = None
     witnessed: int = 0
+
+    @property
+    def causes(self) -> PageIns:
+        """What was brought in, by cause."""
+        return PageIns(reads=self.misses, faults=self.faults, swap_ins=self.swap_ins, swap_ins_zram=self.swap_ins_zram)
+
+    @property
+    def page_ins(self) -> int:
+        """Pages brought in for whatever cause, as far as known."""
+        return self.causes.total or 0
 
     @property
     def hits(self) -> int:
@@ -70,7 +85,7 @@ class Counts(Struct, frozen=True, kw_only=True):
 
 
 def total(parts: Iterable[Counts]) -> Counts:
-    """Return the sum of counts; events lost and faults are known only where all are."""
+    """Return the sum of counts; what is not always known is known only where all are."""
     known = list(parts)
     if not known:
         return Counts()
@@ -201,6 +216,12 @@ def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs
     running = [part for part in _progress(before.load, after.load) if part.reads > 0 or part.name in programs]
     counts = {name: getattr(after, name) - getattr(before, name) for name in COUNTED}
     known: dict[str, Any] = {name: _difference(getattr(before, name), getattr(after, name)) for name in PERHAPS_COUNTED}
+    read = PageIns(
+        reads=counts["misses"],
+        faults=known["faults"],
+        swap_ins=known["swap_ins"],
+        swap_ins_zram=known["swap_ins_zram"],
+    )
     return Trial(
         trial=after.trial,
         covers=after.trial - before.trial,
@@ -212,7 +233,7 @@ def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs
         **counts,
         **known,
         disk_read_s=(after.disk_read_ns - before.disk_read_ns) / 1e9,
-        witnessed=counts["misses"] + (known["faults"] or 0 if programs else 0),
+        witnessed=(read.from_disks or 0) if programs else counts["misses"],
         phase="+".join(part.name for part in running),
         **_reads([part for part in running if part.reads > 0], open_loop),
     )

@@ -96,7 +96,7 @@ def _in_hits(run: RunResult) -> float | None:
 
 
 def witness(results: Results) -> Iterator[Block]:
-    """Yield the collector's misses beside the bytes that the disks say they read."""
+    """Yield the collector's page-ins beside the bytes that the disks say they read."""
     yield Heading("Do the counts agree with the disk?")
     rows, apart = [], []
     for arm in results.arms_counted:
@@ -108,7 +108,7 @@ def witness(results: Results) -> Iterator[Block]:
             if _agreement(counts) == DOUBTFUL:
                 apart.append(name)
     programs = any(guest.programs for guest in results.specification.guests)
-    counted = "Misses counted, and faults where programs run" if programs else "Misses counted"
+    counted = "Page-ins counted where programs run, misses elsewhere" if programs else "Misses counted"
     columns = ("Arm, guest", counted, "Read from the disk", "Apart", "Events lost", "")
     caption = f"Misses of the collectors beside what QEMU's disks read, all repeats ({words.conditions(results)})"
     yield Table(caption, columns, tuple(rows))

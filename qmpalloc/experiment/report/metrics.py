@@ -66,10 +66,13 @@ def _page_ins(results: Results, conditions: str) -> Iterator[Block]:
     for arm in results.arms_counted:
         for guest in results.specification.guests:
             counts = total(run.guests[guest.name].counts for run in results.counted(arm.name))
-            faults = words.NOTHING if counts.faults is None else words.whole(counts.faults)
-            read = words.mebibytes(counts.disk_read_bytes)
-            rows.append((f"{arm.name}, {guest.name}", words.whole(counts.misses), faults, read))
-    columns = ("Arm, guest", "Pages in for reads", "Pages in for faults of mapped files", "Read from the disks")
+            causes = counts.causes
+            each = [
+                words.NOTHING if count is None else words.whole(count)
+                for count in (causes.reads, causes.faults, causes.swap_ins, causes.total)
+            ]
+            rows.append((f"{arm.name}, {guest.name}", *each, words.mebibytes(counts.disk_read_bytes)))
+    columns = ("Arm, guest", "By reads", "By faults of mapped files", "From swap", "Page-ins", "Read from the disks")
     yield Table(f"What had to be read for that, all repeats ({conditions})", columns, tuple(rows))
 
 

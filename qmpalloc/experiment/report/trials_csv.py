@@ -12,7 +12,7 @@ FIELDS = (
     "trial", "guest", "hits", "misses", "target_bytes", "actual_bytes",
     "covers", "start_s", "end_s", "seconds", "accesses", "refaults", "evictions", "events_lost",
     "disk_read_bytes", "disk_reads", "disk_read_s", "reads", "read_mean_s", "read_p50_s", "read_p99_s", "phase",
-    "faults",
+    "faults", "swap_ins", "page_ins",
 )  # fmt: skip
 """Attributes of `qmpalloc.experiment.analysis.trials.Trial`, in order."""
 

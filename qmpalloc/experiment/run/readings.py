@@ -151,4 +151,6 @@ async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> 
         disk_read_ns=sum(disk.rd_total_time_ns for disk in read),
         load=progress,
         faults=sample.counters.inserts_fault,
+        swap_ins=sample.swap_pages.in_,
+        swap_ins_zram=sample.swap_pages.in_zram,
     )

@@ -124,6 +124,8 @@ class Reading(Struct, frozen=True, kw_only=True):
         disk_read_ns: Time they took, summed.
         load: What the generator had written last; None when nothing yet.
         faults: Pages brought in for faults of mapped files, since the collector started; None if not known.
+        swap_ins: Pages that came back from swap, since the guest's boot; None if not known.
+        swap_ins_zram: Of these, the ones from zram, since the collector started; None if not known.
     """
 
     trial: int
@@ -142,6 +144,8 @@ class Reading(Struct, frozen=True, kw_only=True):
     disk_read_ns: int
     load: LoadProgress | None
     faults: int | None = None
+    swap_ins: int | None = None
+    swap_ins_zram: int | None = None
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
