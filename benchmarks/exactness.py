@@ -1,11 +1,16 @@
 """How exact the collector counts, beside the cachestat tools: boots guests, runs known loads in them, writes a table.
 
     python benchmarks/exactness.py [--suite trixie] [--suite bookworm] [--output runs/exactness.md]
+    python benchmarks/exactness.py [--suite trixie] [--suite bookworm] --page-ins runs/exactness_page_ins.csv
 
 Linux 6.12 (Debian 13) with the multi-generational LRU on and off, and Linux 6.1 (Debian 12); ext4 and XFS; all loads of
 benchmarks/guest/known_loads.py. bcc's cachestat and that of libbpf-tools run beside the collector all the time, so that
 all three see the same loads. Takes some 15 minutes without KVM; the guests of both suites run at once. Ends with status
 1 if a count of ours differs from what it must be by more than 0.1 %.
+
+The second form measures page-ins instead: mapped files, swap and zram, by the loads of benchmarks/guest/
+known_page_ins.py, beside what QEMU counts of the system's disk and of the swap disk. One guest after the other; some 5
+minutes each.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import exact_page_ins
 import trio
 
 from qmpalloc import config as configuration
@@ -217,6 +223,17 @@ def document(rows: list[Row], preface: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measure_page_ins(suites: list[str], file: Path) -> int:
+    """Measure the page-ins of a guest of each suite, one after the other; return 1 if a count is wrong."""
+    right = True
+    with tempfile.TemporaryDirectory(prefix="qmpalloc-exactness-") as directory:
+        for suite in suites:
+            rows = trio.run(exact_page_ins.measure, suite, Path(directory))
+            exact_page_ins.write_csv(rows, file)
+            right = right and all(row["right"] for row in rows)
+    return 0 if right else 1
+
+
 def main() -> int:
     """Measure the suites asked for and write the document; return 1 if a count of ours is wrong."""
     parser = argparse.ArgumentParser(description="Compare the collector and cachestat with known loads.")
@@ -225,7 +242,10 @@ def main() -> int:
     parser.add_argument(
         "--raw", type=Path, help="keep the counts here as JSON; what it has of other suites is shown too"
     )
+    parser.add_argument("--page-ins", type=Path, metavar="CSV", help="measure page-ins, and write them here")
     options = parser.parse_args()
+    if options.page_ins is not None:
+        return measure_page_ins(options.suite or SUITES, options.page_ins)
     raw: Path | None = options.raw
     found: dict[str, list[Row]] = json.loads(raw.read_text()) if raw is not None and raw.exists() else {}
 

@@ -169,32 +169,51 @@ def back(out: list[int]) -> Expected:
     return {"refaults": len(out), "root_disk": len(out)}
 
 
-def swapped(device: str, *, disk: bool, cluster: int, swap_pages: int = 0) -> Step:
-    """Return the load that touches anonymous memory, all of which that the swap device can hold is there.
+def swapped(device: str, *, disk: bool, cluster: int, full: bool = False) -> Step:
+    """Return the load that touches anonymous memory, all of which has been swapped out.
 
     Args:
         device: The swap device.
         disk: Whether it is a disk that QEMU serves.
         cluster: ``vm.page-cluster``: the kernel reads ahead up to 2 ** cluster pages.
-        swap_pages: Size of the swap area; 0: all of the device.
+        full: Use a part of the device only, and fill what the load leaves of it.
     """
     Path("/proc/sys/vm/page-cluster").write_text(str(cluster))
-    size = [str(swap_pages * PAGE_BYTES // 1024)] if swap_pages else []
+    size = [str(SMALL_SWAP_PAGES * PAGE_BYTES // 1024)] if full else []
     run("mkswap", "--quiet", "--force", device, *size)
     run("swapon", device)
-    size_bytes = ANON_PAGES * PAGE_BYTES
-    mapping = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    block = os.urandom(1 << 20)
-    for offset in range(0, size_bytes, len(block)):
-        mapping[offset : offset + len(block)] = block
-    out = push_out(mapping, ANON_PAGES)
+    pages = SMALL_SWAP_PAGES - 96 if full else ANON_PAGES
+    mapping = anonymous(pages)
+    out = push_out(mapping, pages)
+    if cluster:
+        out.sort()  # at random hardly anything is read ahead
+    if full:
+        others = anonymous(1024)
+        others.madvise(MADV_PAGEOUT)  # what is swapped out of it stays in memory, too, with nothing free
+        assert swap_free() == 0
     expected: Expected = {
         "swap_in": len(out),
         "refaults_anon": len(out),
         "swap_disk" if disk else "in_zram": len(out),
         "read_ahead": 0 if cluster == 0 or not disk else None,
     }
-    return Step(expected, lambda: touch(mapping, out))
+    held = (mapping, others) if full else (mapping,)
+    return Step(expected, lambda: touch(held[0], out))
+
+
+def anonymous(pages: int) -> mmap.mmap:
+    """Return so much memory, filled with what no kernel takes for empty or for one value."""
+    mapping = mmap.mmap(-1, pages * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block = os.urandom(16 * PAGE_BYTES)
+    for offset in range(0, len(mapping), len(block)):
+        mapping[offset : offset + len(block)] = block
+    return mapping
+
+
+def swap_free() -> int:
+    """Return the bytes free on all swap devices."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapFree:"))
 
 
 def run(*command: str) -> None:
@@ -233,8 +252,7 @@ def steps(path: Path, disk: str) -> Iterator[tuple[str, Callable[[], Step]]]:
     yield "evicted, read again", lambda: evicted(path, read=True)
     yield "swap disk, no read-ahead", lambda: swapped(disk, disk=True, cluster=0)
     yield "swap disk, read-ahead", lambda: swapped(disk, disk=True, cluster=3)
-    full = SMALL_SWAP_PAGES
-    yield "swap disk, full", lambda: swapped(disk, disk=True, cluster=3, swap_pages=full)
+    yield "swap disk, full, read-ahead", lambda: swapped(disk, disk=True, cluster=3, full=True)
     yield "zram", lambda: swapped(make_zram(), disk=False, cluster=0)
 
 

@@ -67,7 +67,8 @@ class Load(Struct, frozen=True, kw_only=True):
     def values(self, miss_ratios: Values, objective: Objective) -> Values:
         """Return the objective, to be maximised, at each miss ratio.
 
-        ``hits``: weighted hits per second, the paper's measure. ``misses``: minus the weighted misses per second.
+        ``hits``: weighted hits per second, the paper's measure. ``misses``: minus the weighted page-ins per second;
+        those of other causes than reads are as they are at every size, and left out.
         ``fair``: weight times the logarithm of the hits per second: a tenth more is worth the same to every guest, so
         that none is left to starve for the sake of a faster one.
         """

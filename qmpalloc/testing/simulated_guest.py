@@ -145,8 +145,8 @@ class SimulatedGuest:
         return cache.batch(bytes.fromhex(self._digest("boot")[:32]), bytes.fromhex(self._digest("start")[:16]))
 
     def _read_disk(self, cache: ReplayCache) -> None:
-        """Have QEMU count what the misses read from the disk; it takes the time that the load waits."""
-        pages = int(cache.misses)
+        """Have QEMU count what misses and page faults read from the disk; it takes the time that the load waits."""
+        pages = int(cache.misses) + int(self._faults)
         time_ns = round(pages * cache.guest.miss_s * 1e9)
         stats = {"rd_bytes": pages * PAGE_BYTES, "rd_operations": pages, "rd_total_time_ns": time_ns}
         self.qemu.blocks = [{"device": "data", "stats": stats}]

@@ -14,7 +14,7 @@ from qmpalloc.events import Commanded, Decided, Faulted, Reloaded, Sampled, Samp
 from qmpalloc.model import GuestState
 from qmpalloc.tui import Dashboard, Ui, closing_table
 from qmpalloc.tui.dashboard import LOG
-from qmpalloc.tui.facts import HISTORY, hit_ratio
+from qmpalloc.tui.facts import HISTORY, hit_ratio, page_in_text
 
 WALL = 1_800_000_000.0
 
@@ -189,3 +189,27 @@ def test_a_renamed_guest_keeps_its_history():
     assert list(dashboard.guests) == [facts.name for facts in dashboard.guests.values()] == list(renamed.values())
     assert all(one is other for one, other in zip(dashboard.guests.values(), before, strict=True))
     assert "new-" in draw(dashboard)
+
+
+def swapping():
+    """A run whose guest swaps in from zram and disk, its swap full; the last sample by hand."""
+    generator = Run(1)
+    list(generator.events(3))
+    sampled = next(event for event in generator.second(4, troubles=False) if isinstance(event, Sampled))
+    counts = {"interval_s": 1.0, "misses": 100, "inserts_fault": 20, "swap_ins": 50, "swap_ins_zram": 30}
+    delta = msgspec.structs.replace(sampled.delta, **counts)
+    memory = msgspec.structs.replace(sampled.sample.memory_bytes, swap_total=64 << 20, swap_free=0)
+    sample = msgspec.structs.replace(sampled.sample, memory_bytes=memory)
+    return msgspec.structs.replace(sampled, sample=sample, delta=delta, disk_read_pages=140)
+
+
+def test_page_ins_are_one_figure_and_told_by_cause():
+    frame = draw(reduce([*run(1, 3), swapping()]), 160, 50)
+    assert "misses   100/s  page-ins   170/s" in frame
+    assert "faults 20/s  swap-ins 50/s  zram 30/s  disk 140/s" in frame
+    page_ins = swapping().delta.page_ins
+    assert page_in_text(page_ins, 140, 1.0) == "misses 100/s faults 20/s swap-ins 50/s zram 30/s disk 140/s"
+
+
+def test_how_full_its_swap_is_is_shown():
+    assert "swap 64M of 64M" in draw(reduce([*run(1, 3), swapping()]), 200, 50)

@@ -190,6 +190,17 @@ def test_the_summary_of_a_run():
     assert summary.reason == "duration reached"
 
 
+def test_the_summary_adds_up_page_ins_of_all_causes():
+    summarizer = Summarizer()
+    summarizer(header("watch"))
+    for number in (1, 2):
+        delta = Delta(interval_s=1.0, misses=10 * number, inserts_fault=4, swap_ins=3, swap_ins_zram=2)
+        summarizer(Sampled(**at(number), guest="a", sample=SAMPLE, delta=delta))
+    found, other = summarizer.summary.guests
+    assert (found.misses, found.faults, found.swap_ins, found.swap_ins_zram, found.page_ins) == (30, 8, 6, 4, 44)
+    assert other.page_ins is None
+
+
 def test_what_was_never_counted_is_unknown_in_the_summary():
     summarizer = Summarizer()
     summarizer(RUN[0])
