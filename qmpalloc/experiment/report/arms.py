@@ -80,6 +80,7 @@ def arms_table(results: Results) -> Iterator[Block]:
         _row("Trials to finish", results, lambda run: run.result.trials_to_finish, words.whole),
         _row("Hits in all", results, lambda run: _finished(run, run.counts.hits), words.whole),
         _row("Misses in all", results, lambda run: _finished(run, run.counts.misses), words.whole),
+        _row("Page-ins in all", results, lambda run: _finished(run, run.counts.page_ins), words.whole),
         _row("Hit ratio", results, lambda run: _finished(run, run.counts.hit_ratio), words.percent),
     ]
     for label, field in (("time", "time"), ("trials to finish", "trials"), ("hits", "hits"), ("misses", "misses")):

@@ -64,6 +64,7 @@ def _repeat(run: RunResult, moved: Movement) -> dict[str, Any]:
         "hits_by_trial": run.result.hits,
         "hits": counts.hits,
         "misses": counts.misses,
+        "page_ins": counts.page_ins,
         "hit_ratio": counts.hit_ratio,
         "finished": {name: {phase.name: phase.trial for phase in guest.phases} for name, guest in run.guests.items()},
         "disk_ratio": run.disk_ratio,
