@@ -85,7 +85,8 @@ class Series:
         if counters is not None:
             counters = {**counters, **{name: vmstat[key] for name, key in _REFAULTS.items() if key in vmstat}}
         swap = {name: vmstat[key] for name, key in _SWAP.items() if key in vmstat}
-        in_zram = self._zram.pages()
+        memory = self._memory_bytes()
+        in_zram = self._zram.pages(memory.get("swap_total"))
         if in_zram is not None:
             swap["in_zram"] = in_zram
         collector = {"cpu_ns": time.process_time_ns(), "intervals_missed": self.intervals_missed}
@@ -104,7 +105,7 @@ class Series:
             "page_size": self._page_size,
             "lru": procfs.lru_flavour(procfs.read("/sys/kernel/mm/lru_gen/enabled")),
             "counters": counters or {},
-            "memory_bytes": self._memory_bytes(),
+            "memory_bytes": memory,
             "swap_pages": swap,
             "psi_memory": procfs.psi_memory(procfs.read("/proc/pressure/memory")),
             "collector": collector,

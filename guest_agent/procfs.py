@@ -21,6 +21,7 @@ _MEMINFO = {
     "SwapTotal": "swap_total",
     "SwapFree": "swap_free",
 }
+_VMSTAT = {"pswpin", "pswpout", "swap_ra", "oom_kill", "workingset_refault_file", "workingset_refault_anon"}
 
 
 def read(path: str) -> str | None:
@@ -78,13 +79,12 @@ def vmstat(text: str | None) -> dict[str, int]:
 
     ``allocstall`` is the sum over all zones.
     """
-    wanted = ("pswpin", "pswpout", "swap_ra", "oom_kill", "workingset_refault_file", "workingset_refault_anon")
     facts: dict[str, int] = {}
     for line in (text or "").splitlines():
         name, _, value = line.partition(" ")
         if not value.isdigit():
             continue
-        if name in wanted:
+        if name in _VMSTAT:
             facts[name] = int(value)
         elif name.startswith("allocstall_"):  # one for each zone
             facts["allocstall"] = facts.get("allocstall", 0) + int(value)

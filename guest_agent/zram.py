@@ -20,8 +20,14 @@ class Zram:
         self._read: dict[str, int] = {}  # by device, when it was last looked at
         self._pages = 0
 
-    def pages(self) -> int | None:
-        """Return the pages that came back from zram since this was made; None where the kernel tells no devices."""
+    def pages(self, swap_bytes: int | None) -> int | None:
+        """Return the pages that came back from zram since this was made; None where the kernel tells no devices.
+
+        Args:
+            swap_bytes: Room on all swap devices: most guests have none, and nothing to ask for; None if not known.
+        """
+        if swap_bytes == 0 and not self._read:
+            return self._pages
         swaps = procfs.read("/proc/swaps")
         if swaps is None:
             return None

@@ -125,6 +125,8 @@ def test_zram_that_is_not_there_gives_nothing_back(series, kernel_files):
     assert in_zram(series) == 0
     del kernel_files["/proc/swaps"]
     assert in_zram(series) is None
+    kernel_files["/proc/meminfo"] = MEMINFO.replace("262140", "0")  # no swap at all: there is nothing to ask for
+    assert in_zram(series) == 0
 
 
 def test_zram_that_goes_or_is_reset_takes_nothing_back(series, kernel_files):
