@@ -53,3 +53,48 @@ async def test_a_cold_read_misses_and_a_warm_one_hits(running, suite):
     assert abs(warm.hits - FILE_PAGES) <= TOLERANCE
     assert warm.misses <= TOLERANCE
     assert cold.events_lost == warm.events_lost == 0
+
+
+PAGES = 2_000
+BRING_IN = f"""
+import mmap, random
+pages = random.Random(1).sample(range({FILE_PAGES}), {PAGES})
+with open("/data/exact.dat", "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+mapped.madvise(mmap.MADV_RANDOM)
+for page in pages:
+    mapped[page * mmap.PAGESIZE]
+own = mmap.mmap(-1, {PAGES} * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for page in range({PAGES}):
+    own[page * mmap.PAGESIZE] = 1
+own.madvise(21)  # MADV_PAGEOUT: to swap
+for page in range({PAGES}):
+    own[page * mmap.PAGESIZE]
+"""
+ZRAM = "modprobe zram && echo 64M >/sys/block/zram0/disksize && mkswap -q /dev/zram0 && swapon /dev/zram0"
+
+
+async def test_page_ins_are_told_by_cause(running):
+    async with (
+        open_guest(str(running.sockets.monitor), str(running.sockets.agent)) as guest,
+        open_agent(str(running.lab_socket)) as lab,
+    ):
+        for command in (["sh", "-c", ZRAM], ["python3", "-c", "import mmap, random"]):
+            result = await lab.run(command)
+            assert result.exit_code == 0, result.err
+        assert (await lab.run(["dd", "if=/data/exact.dat", "iflag=nocache", "count=0"])).exit_code == 0
+        await guest.next_delta(1.5)
+        result = await lab.run(["python3", "-c", BRING_IN])
+        assert result.exit_code == 0, result.err
+        seen = (await guest.next_delta(2.5)).delta
+        sample = await guest.read_sample()
+    assert seen is not None
+    print(sample.kernel, seen)
+    tolerance = PAGES // 20  # programs are mapped files, too
+    assert abs(seen.page_ins.faults - PAGES) <= tolerance
+    assert abs(seen.faults_major - PAGES) <= tolerance
+    assert abs(seen.page_ins.swap_ins - PAGES) <= tolerance
+    assert abs(seen.page_ins.swap_ins_zram - PAGES) <= tolerance
+    assert abs(seen.refaults_anon - PAGES) <= tolerance
+    assert abs(seen.page_ins.from_disks - PAGES) <= tolerance
+    assert sample.memory_bytes.swap_total > 60 << 20
