@@ -63,6 +63,29 @@ class PerCpuCounters:
         return [sum(self._values[slot :: self._slots]) for slot in range(self._slots)]
 
 
+class Element:
+    """Entry 0 of an array map.
+
+    Args:
+        map_fd: Descriptor of the map.
+        size_bytes: Of its value.
+    """
+
+    def __init__(self, map_fd: int, size_bytes: int) -> None:
+        self._key = ctypes.c_uint32(0)
+        self._value = ctypes.create_string_buffer(size_bytes)
+        self._attr = _ElementAttr(map_fd, ctypes.addressof(self._key), ctypes.addressof(self._value), 0)
+
+    def read(self) -> bytes:
+        """Return its value.
+
+        Raises:
+            OSError: The map cannot be read.
+        """
+        _bpf(_MAP_LOOKUP_ELEM, self._attr)
+        return self._value.raw
+
+
 def set_element(map_fd: int, value: int) -> None:
     """Set entry 0 of an array map whose value is a 64-bit number.
 

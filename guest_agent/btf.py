@@ -86,6 +86,11 @@ class Btf:
         at, name = self._by_name.get((_STRUCT, structure)), self._string_offset(member)
         return None if at is None or name is None else self._member_offset(at, name)
 
+    def size_bytes(self, structure: str) -> int | None:
+        """Return the size of a structure; None if there is none of that name."""
+        at = self._by_name.get((_STRUCT, structure))
+        return None if at is None else int(_TYPE.unpack_from(self._types, at)[2])
+
     def _member_offset(self, at: int, wanted: int) -> int | None:
         _, info, _ = _TYPE.unpack_from(self._types, at)
         for index in range(info & 0xFFFF):

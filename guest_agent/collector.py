@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from guest_agent import procfs
+from guest_agent import ages, procfs
 from guest_agent.btf import BtfError
 from guest_agent.counters_file import DIRECTORY, CountersFile, Series, log, publish
 from guest_agent.probes import KERNEL_BTF, Probes
@@ -24,6 +24,8 @@ EXIT_UNSUITABLE = 78
 
 _PROGRAM = Path(__file__).with_name("program.c")
 _LARGE_BYTES = 1 << 20
+_WITHOUT = {"samples": "accesses are not sampled", "ages": "ages of memory are not told"}
+"""What the log says where a part cannot be had, by its name."""
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
 # Not `-m`: runpy and what it imports would stay in the reader's memory. Nor PYTHONPATH: -I ignores it, for good.
 _READER = (
@@ -173,9 +175,19 @@ def open_mapped_files(maps: str) -> list[int]:
 
 
 def become_reader(
-    module: Any, directory: Path, series: Series, counted: set[str], missing: list[str], *, sampling: bool = False
+    module: Any,
+    directory: Path,
+    series: Series,
+    counted: set[str],
+    missing: list[str],
+    *,
+    sampling: bool = False,
+    ages_shift: int = 0,
 ) -> NoReturn:
-    """Replace this process by the reader. What keeps the programs attached are the descriptors it inherits."""
+    """Replace this process by the reader. What keeps the programs attached are the descriptors it inherits.
+
+    `ages_shift` is how many frames of memory one stands for, as a power of two; 0: no ages are told.
+    """
     attachments = [
         *module.kfunc_entry_fds.values(),
         *module.kfunc_exit_fds.values(),
@@ -184,30 +196,83 @@ def become_reader(
     programs = [function.fd for function in module.funcs.values()]
     counters = module[b"counts"].map_fd
     sampled = [module[b"samples"].map_fd, module[b"sample_mask"].map_fd] if sampling else []
-    for fd in (*attachments, *programs, counters, *sampled):
+    aged = [module[b"ages"].map_fd] if ages_shift else []
+    for fd in (*attachments, *programs, counters, *sampled, *aged):
         os.set_inheritable(fd, True)
     root = str(Path(__file__).resolve().parent.parent)
     state = [str(directory), series.start_id, str(series.sequence), str(series.interval_ms), str(counters)]
     compiler = open_mapped_files(Path("/proc/self/maps").read_text())
     for fd in compiler:
         os.set_inheritable(fd, True)
-    lists = [",".join(map(str, words)) for words in (programs, sorted(counted), missing, compiler, sampled)]
+    words = (programs, sorted(counted), missing, compiler, sampled, [*aged, ages_shift] if aged else [])
+    lists = [",".join(map(str, each)) for each in words]
     # A signal that comes before the reader looks for one waits for it, instead of leaving the file behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     # -I and -S: nothing of the environment or of site-packages; -B: it may not write beside its sources.
     os.execv(sys.executable, [sys.executable, "-ISB", "-c", _READER, root, *state, *lists])
 
 
-def compile_with_samples(probes: Probes) -> Any | None:
-    """Return the bcc object of program.c with sampling; None, and a line in the log, where that does not work."""
-    if not probes.can_sample:
-        log("accesses are not sampled: this kernel lacks what that takes")
-        return None
-    try:
-        return compile_and_attach([*probes.compiler_flags, *probes.sampling_flags(secrets.randbits(64))])
-    except CannotCountError as error:
-        log(f"accesses are not sampled: {error}")
-        return None
+def address_of(symbol: str, path: str = "/proc/kallsyms") -> int:
+    """Return where a symbol of the kernel is; 0 where the kernel does not say."""
+    ending = f" {symbol}\n"
+    with Path(path).open() as lines:  # tens of thousands of them
+        return next((int(line.split(maxsplit=1)[0], 16) for line in lines if line.endswith(ending)), 0)
+
+
+class Watch:
+    """The page frames whose ages are to be told.
+
+    Args:
+        probes: What this kernel offers.
+
+    Attributes:
+        frames: Their numbers, rising.
+        shift: How many frames one stands for, as a power of two.
+        flags: What the compiler is told.
+
+    Raises:
+        NoAgesError: This kernel lacks what that takes.
+    """
+
+    def __init__(self, probes: Probes) -> None:
+        if not probes.can_tell_ages:
+            raise ages.NoAgesError("this kernel has no DAMON (CONFIG_DAMON_PADDR, CONFIG_DAMON_SYSFS)")
+        page_size = os.sysconf("SC_PAGE_SIZE")
+        ranges = ages.memory_ranges()
+        self.shift = ages.block_shift(ranges, page_size)
+        self.frames = ages.picked(ranges, self.shift, page_size, os.urandom(4096))
+        try:
+            vmemmap = address_of("vmemmap_base")
+        except OSError:
+            vmemmap = 0
+        if not self.frames or not vmemmap:
+            raise ages.NoAgesError("the kernel does not say where its pages are (vmemmap_base in /proc/kallsyms)")
+        self.flags = probes.ages_flags(
+            shift=self.shift, frames=(self.frames[-1] >> self.shift) + 1, step_ms=ages.STEP_MS, vmemmap=vmemmap
+        )
+
+
+def compile_most(flags: list[str], extras: list[tuple[str, list[str]]]) -> tuple[Any, list[str]]:
+    """Return the bcc object of program.c with as much as this kernel takes of what is not needed for counting.
+
+    Args:
+        flags: What counting takes.
+        extras: Name and flags of each further part, the most important first. The last one is left out first.
+
+    Returns:
+        The object, and the names of the extras in it. What was left out is told in the log.
+
+    Raises:
+        CannotCountError: Not even counting works.
+    """
+    for count in range(len(extras), 0, -1):
+        try:
+            module = compile_and_attach([*flags, *(flag for _, more in extras[:count] for flag in more)])
+        except CannotCountError as error:
+            log(f"{_WITHOUT[extras[count - 1][0]]}: {error}")
+        else:
+            return module, [name for name, _ in extras[:count]]
+    return compile_and_attach(flags), []
 
 
 def describe(counted: set[str], missing: list[str]) -> str:
@@ -218,13 +283,14 @@ def describe(counted: set[str], missing: list[str]) -> str:
     return line + (f"; not usable in this kernel: {', '.join(missing)}" if missing else "")
 
 
-def start(directory: Path, series: Series, *, sampling: bool = True) -> NoReturn:
+def start(directory: Path, series: Series, *, sampling: bool = True, with_ages: bool = True) -> NoReturn:
     """Attach all hooks that this kernel has and become the reader.
 
     Args:
         directory: Where the files go.
         series: Of the counters file.
         sampling: Whether accesses are sampled, if they can be. What is counted does not depend on it.
+        with_ages: Whether it is told how old memory is, if that can be.
 
     Raises:
         CannotCountError: Nothing can be counted.
@@ -243,11 +309,35 @@ def start(directory: Path, series: Series, *, sampling: bool = True) -> NoReturn
             f"nothing can be counted on Linux {release}, 6.1 or later is needed: no usable {', '.join(probes.missing)}"
         )
     check_headers(release)
-    sampled = compile_with_samples(probes) if sampling else None
-    module = compile_and_attach(probes.compiler_flags) if sampled is None else sampled
+    extras = []
+    if sampling and probes.can_sample:
+        extras.append(("samples", probes.sampling_flags(secrets.randbits(64))))
+    elif sampling:
+        log(f"{_WITHOUT['samples']}: this kernel lacks what that takes")
+    watch = _watch(probes) if with_ages else None
+    if watch is not None:
+        extras.append(("ages", watch.flags))
+    module, told = compile_most(probes.compiler_flags, extras)
+    shift = 0
+    if watch is not None and "ages" in told:
+        try:
+            ages.start(str(directory), watch.frames, os.sysconf("SC_PAGE_SIZE"))
+            shift = watch.shift
+        except ages.NoAgesError as error:
+            log(f"{_WITHOUT['ages']}: {error}")
     log(describe(counted, probes.missing))
     tell_service_manager("READY=1")
-    become_reader(module, directory, series, counted, probes.missing, sampling=sampled is not None)
+    become_reader(
+        module, directory, series, counted, probes.missing, sampling="samples" in told, ages_shift=shift
+    )  # fmt: skip
+
+
+def _watch(probes: Probes) -> Watch | None:
+    try:
+        return Watch(probes)
+    except ages.NoAgesError as error:
+        log(f"{_WITHOUT['ages']}: {error}")
+        return None
 
 
 def _stop(_number: int, _frame: object) -> NoReturn:
@@ -262,6 +352,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--interval-ms", type=int, default=1000, help="how often it is replaced (%(default)s)")
     parser.add_argument("--no-samples", action="store_true", help="count only, and write no samples.bin")
+    parser.add_argument("--no-ages", action="store_true", help="do not tell how long memory has not been touched")
     options = parser.parse_args(arguments)
     if not 10 <= options.interval_ms <= 3_600_000:
         parser.error("--interval-ms must be between 10 and 3600000")
@@ -279,7 +370,7 @@ def main(arguments: list[str]) -> int:
     if problem:
         log(problem)
     try:
-        start(options.directory, series, sampling=not options.no_samples)
+        start(options.directory, series, sampling=not options.no_samples, with_ages=not options.no_ages)
     except (CannotCountError, OSError) as error:
         log(str(error))
         publish(file, series, None, str(error))

@@ -74,12 +74,18 @@ class Series:
         self._tmpfs: list[str] = []
         self._mounts_due = sequence
 
-    def render(self, counters: dict[str, int] | None = None, error: str | None = None) -> bytes:
+    def render(
+        self,
+        counters: dict[str, int] | None = None,
+        error: str | None = None,
+        ages: dict[str, object] | None = None,
+    ) -> bytes:
         """Return the content of the next file.
 
         Args:
             counters: The cumulative counts, without those that are unknown; None while nothing is counted.
             error: Why nothing, or not everything, is counted.
+            ages: How long memory has not been touched; None where that is not known.
         """
         vmstat = procfs.vmstat(procfs.read("/proc/vmstat"))
         if counters is not None:
@@ -110,6 +116,8 @@ class Series:
             "psi_memory": procfs.psi_memory(procfs.read("/proc/pressure/memory")),
             "collector": collector,
         }
+        if ages is not None:
+            content["ages"] = ages
         if self.missing_hooks:
             content["missing_hooks"] = self.missing_hooks
         for name, key in (("oom_kills", "oom_kill"), ("allocation_stalls", "allocstall")):
@@ -188,14 +196,20 @@ def _unlink(path: str) -> None:
         return
 
 
-def publish(file: CountersFile, series: Series, counters: dict[str, int] | None, error: str | None = None) -> str:
+def publish(
+    file: CountersFile,
+    series: Series,
+    counters: dict[str, int] | None,
+    error: str | None = None,
+    ages: dict[str, object] | None = None,
+) -> str:
     """Write the next file; if that fails, say so in the old one.
 
     Returns:
         What failed, or the empty string.
     """
     try:
-        file.replace(series.render(counters, error))
+        file.replace(series.render(counters, error, ages))
     except OSError as failure:
         problem = f"cannot replace {file.path}: {os.strerror(failure.errno or 0)}"
     else:

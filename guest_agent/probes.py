@@ -49,6 +49,20 @@ _SAMPLES = (
 )
 _SAMPLES_FAULTS = ("vm_fault.pgoff", "VM_FAULT_LOCKED")
 _MAJOR = ("VM_FAULT_MAJOR",)
+# What the age of memory is told by.
+_AGES = (
+    "damon_region.ar",
+    "damon_region.nr_accesses",
+    "page.compound_head",
+    "page._mapcount",
+    "folio.flags",
+    "folio.mapping",
+    "folio.index",
+    "PG_lru",
+    "PG_unevictable",
+    "PG_swapbacked",
+)
+_AGES_TRACEPOINT = "damon_aggregated"
 # The number of a large folio's pages, newest name first: "mm: rename _folio_nr_pages to _nr_pages" of 6.15.
 _FOLIO_PAGES = ("_nr_pages", "_folio_nr_pages")
 _ENUMERATIONS = ("pageflags", "vm_fault_reason")
@@ -69,15 +83,17 @@ class Probes:
     """
 
     def __init__(self, btf: bytes) -> None:
-        needed = {*_FOLIO, *_SAMPLES, *_SAMPLES_FAULTS, *_MAJOR}.union(
+        needed = {*_FOLIO, *_SAMPLES, *_SAMPLES_FAULTS, *_MAJOR, *_AGES}.union(
             *(hook.definitions for hook in _FUNCTIONS.values())
         )
         structures = {definition.partition(".")[0] for definition in needed if "." in definition}
-        types = Btf(btf, {*_FUNCTIONS, *structures, *_ENUMERATIONS, *map("btf_trace_{}".format, _TRACEPOINTS)})
+        traced = map("btf_trace_{}".format, (*_TRACEPOINTS, _AGES_TRACEPOINT))
+        types = Btf(btf, {*_FUNCTIONS, *structures, *_ENUMERATIONS, *traced})
         self._definitions = {definition: _look_up(types, definition) for definition in sorted(needed)}
         self.hooks = {name for name, hook in _FUNCTIONS.items() if self._is_usable(types, name, hook)}
         if self._are_known(_FOLIO):
             self.hooks.update(name for name in _TRACEPOINTS if types.has_tracepoint(name))
+        self._page_bytes = types.size_bytes("page") if types.has_tracepoint(_AGES_TRACEPOINT) else None
         self.missing = [name for name in (*_FUNCTIONS, *_TRACEPOINTS) if name not in self.hooks]
 
     def _is_usable(self, types: Btf, name: str, hook: _Hook) -> bool:
@@ -108,6 +124,25 @@ class Probes:
         if "filemap_fault" in self.hooks and self._are_known(_SAMPLES_FAULTS):
             flags.append("-DSAMPLES_FAULTS")
         return flags
+
+    @property
+    def can_tell_ages(self) -> bool:
+        """Whether this kernel's DAMON tells what it finds."""
+        return self._page_bytes is not None and self._are_known(_AGES)
+
+    def ages_flags(self, *, shift: int, frames: int, step_ms: int, vmemmap: int) -> list[str]:
+        """Return what more the compiler is told for ages of memory to be kept.
+
+        Args:
+            shift: How many frames one stands for, as a power of two.
+            frames: Number of blocks of so many up to the end of memory.
+            step_ms: Time between two looks.
+            vmemmap: Where the kernel keeps the address of its array of pages.
+        """
+        return [
+            "-DAGES", f"-DAGES_SHIFT={shift}", f"-DAGES_FRAMES={frames}", f"-DAGES_STEP_NS={step_ms * 1_000_000}ULL",
+            f"-DAGES_VMEMMAP={vmemmap:#x}ULL", f"-DSIZE_page={self._page_bytes}",
+        ]  # fmt: skip
 
     @property
     def countable(self) -> set[str]:

@@ -444,3 +444,104 @@ RAW_TRACEPOINT_PROBE(mm_filemap_delete_from_page_cache)
 	return 0;
 }
 #endif
+
+/* ------------------------------------------------------------------------------------------- ages of memory */
+
+/*
+ * DAMON watches page frames, one of every 2 ** AGES_SHIFT, and tells of each at every step whether it was accessed:
+ * see ages.py. Here it is kept since which step each was not, what it is used for, and how many there are of each age.
+ */
+#ifdef AGES
+#define AGE_BINS 10
+#define AGE_KINDS 4
+#define AGE_NUMBERS (AGE_KINDS * AGE_BINS)
+
+/* Known to ages.py. */
+struct ages {
+	u64 steps;
+	u64 began_ns;
+	/* Frames by age: of the present step, and of the one before, which is complete. */
+	u32 idle[2 * AGE_NUMBERS];
+	/* Touches by the age that they ended, since the start. */
+	u64 touched[AGE_NUMBERS];
+};
+BPF_ARRAY(ages, struct ages, 1);
+
+struct watched_frame {
+	/* Whose page is in it: another owner begins anew. 0: nobody's that is reclaimed. */
+	u64 owner;
+	u64 touched_at;
+};
+BPF_ARRAY(watched_frames, struct watched_frame, AGES_FRAMES);
+
+static __always_inline u32 age_bin(u64 steps)
+{
+	u32 bin = 0, at;
+
+#pragma unroll
+	for (at = 0; at < AGE_BINS - 1; at++)
+		bin += steps >> at != 0;
+	return bin;
+}
+
+RAW_TRACEPOINT_PROBE(damon_aggregated)
+{
+	char *region = (char *)ctx->args[1];
+	char *page, *head;
+	u64 start = 0, base = 0, compound = 0, flags = 0, mapping = 0, index = 0, owner, now = bpf_ktime_get_ns();
+	u32 accessed = 0, at, kind;
+	s32 mapcount = -1;
+	int zero = 0, slot;
+	struct ages *all = ages.lookup(&zero);
+	struct watched_frame *frame;
+
+	READ_FIELD(start, region, damon_region, ar);
+	READ_FIELD(accessed, region, damon_region, nr_accesses);
+	slot = start >> (PAGE_SHIFT + AGES_SHIFT);
+	frame = watched_frames.lookup(&slot);
+	if (!all || !frame)
+		return 0;
+	/* All regions of a step are told of at once, the next ones a step later. */
+	if (now - all->began_ns > AGES_STEP_NS / 2) {
+		all->began_ns = now;
+		all->steps++;
+		if (all->steps & 1)
+			__builtin_memset(&all->idle[AGE_NUMBERS], 0, AGE_NUMBERS * sizeof(u32));
+		else
+			__builtin_memset(&all->idle[0], 0, AGE_NUMBERS * sizeof(u32));
+	}
+	bpf_probe_read_kernel(&base, sizeof(base), (void *)AGES_VMEMMAP);
+	page = head = (char *)base + (start >> PAGE_SHIFT) * SIZE_page;
+	READ_FIELD(compound, page, page, compound_head);
+	if (compound & 1)
+		head = (char *)(compound - 1);
+	READ_FIELD(flags, head, folio, flags);
+	/* Only what is on the lists of reclaim, and not locked into memory. */
+	if (!(flags & (1ULL << VALUE_PG_lru)) || flags & (1ULL << VALUE_PG_unevictable)) {
+		frame->owner = 0;
+		return 0;
+	}
+	READ_FIELD(mapping, head, folio, mapping);
+	READ_FIELD(index, head, folio, index);
+	READ_FIELD(mapcount, page, page, _mapcount);
+	/* 1. Of a file, read only. 2. Of a file, mapped. 3. Anonymous: bit 0 of the mapping. 4. Shared memory, tmpfs. */
+	if (!(flags & (1ULL << VALUE_PG_swapbacked)))
+		kind = mapcount >= 0;
+	else
+		kind = mapping & 1 ? 2 : 3;
+	owner = mapping + index + 1;
+	if (frame->owner != owner) {
+		frame->owner = owner;
+		frame->touched_at = all->steps;
+	} else if (accessed) {
+		at = kind * AGE_BINS + age_bin(all->steps - frame->touched_at);
+		if (at < AGE_NUMBERS)
+			all->touched[at]++;
+		frame->touched_at = all->steps;
+	}
+	at = (all->steps & 1) * AGE_NUMBERS + kind * AGE_BINS + age_bin(all->steps - frame->touched_at);
+	if (at < 2 * AGE_NUMBERS)
+		all->idle[at]++;
+	return 0;
+}
+#endif

@@ -1,7 +1,8 @@
 """Stage two: reads the counters every interval and writes the file, until told to stop.
 
 It is started by `collector` through ``exec`` and inherits, by number, the descriptors of the counters, of all programs,
-of their attachments, of the lock and, if accesses are sampled, of the ring and of the map that holds the rate.
+of their attachments, of the lock and, if accesses are sampled, of the ring and of the map that holds the rate; if ages
+of memory are told, of their map.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import os
 import signal
 import time
 
+from guest_agent import ages as damon
 from guest_agent import bpf, procfs
+from guest_agent.ages import Ages
 from guest_agent.counters_file import CountersFile, Series, log, publish
 from guest_agent.sampler import Sampler
 from guest_agent.samples import Ring
@@ -77,6 +80,7 @@ def run(
     program_fds: list[int],
     counted: set[str],
     sampler: Sampler | None = None,
+    ages: Ages | None = None,
 ) -> None:
     """Write the files every interval until a signal says stop, then remove them.
 
@@ -94,7 +98,7 @@ def run(
         skipped = sum(map(bpf.recursion_misses, program_fds))
         slots = sampler.step(per_cpu) if sampler else per_cpu.read()
         counters = combine(dict(zip(SLOTS, slots, strict=True)), counted, skipped)
-        earlier, problem = problem, publish(file, series, counters)
+        earlier, problem = problem, publish(file, series, counters, ages=ages.read() if ages else None)
         if problem != earlier:
             log(problem or f"{file.path} is written again")
         last_ns, tick_ns = tick_ns, next_tick_ns(tick_ns, time.monotonic_ns(), interval_ns)
@@ -123,9 +127,8 @@ def _names(words: str) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Run stage two. The arguments are those `collector` passes; people start `collector`."""
-    directory, start_id, sequence, interval_ms, counters_fd, program_fds, counted, missing, compiler_fds, sample_fds = (
-        arguments
-    )
+    directory, start_id, sequence, interval_ms, counters_fd, *lists = arguments
+    program_fds, counted, missing, compiler_fds, sample_fds, aged = lists
     file = CountersFile(directory)
     series = Series(start_id, int(interval_ms), int(sequence), _names(missing))
     forget_compiler([int(fd) for fd in compiler_fds.split(",") if fd])
@@ -135,10 +138,15 @@ def main(arguments: list[str]) -> int:
         if sample_fds:
             ring_fd, mask_fd = map(int, sample_fds.split(","))
             sampler = Sampler(directory, series, SLOTS, Ring.of_map(ring_fd), mask_fd)
-        run(file, series, int(counters_fd), [int(fd) for fd in program_fds.split(",")], set(_names(counted)), sampler)
+        ages = Ages(*map(int, aged.split(","))) if aged else None
+        programs = [int(fd) for fd in program_fds.split(",")]
+        run(file, series, int(counters_fd), programs, set(_names(counted)), sampler, ages)
     except OSError as error:
         message = f"cannot read the counters: {error}"
         log(message)
         publish(file, series, None, message)
         return 1
+    finally:
+        if aged:
+            damon.stop(directory)
     return 0

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+from qmpalloc.idle import IdleMemory
 from qmpalloc.sample import Memory, PageIns
 from qmpalloc.units import MIB, Grid, format_size
 
@@ -147,8 +148,9 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         swap_ins_zram: Of these, the ones from zram, for which no disk is read; None if it does not tell.
         memory: The guest's memory facts in its last sample.
         in_use_bytes: The size below which it would lose memory of which nobody counts how it is used: what it cannot
-            give up, and the files that its programs map, with what must be available beside. None if it does not
-            tell.
+            give up, and the files that its programs map, with what must be available beside; without what nothing has
+            touched for a minute, where that is known. None if it does not tell.
+        idle: How long nothing has touched its memory; None where its kernel does not tell.
         rescue_bytes: The size it is to have while it is in danger; 0 when it is not.
         psi_some_avg10: Per cent of time that some task waited for memory, 10 s average.
         frozen: Why it can give nothing now whatever a policy decides (it was in danger, or its size does not move);
@@ -188,6 +190,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     swap_ins_zram: int | None = None
     memory: Memory | None = None
     in_use_bytes: int | None = 0
+    idle: IdleMemory | None = None
     rescue_bytes: int = 0
     psi_some_avg10: float | None = None
     frozen: str = ""

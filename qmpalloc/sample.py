@@ -80,6 +80,8 @@ class Memory(Struct, frozen=True, kw_only=True):
     slab_unreclaimable: Bytes | None = None
     kernel_stack: Bytes | None = None
     page_tables: Bytes | None = None
+    swap_total: Bytes | None = None
+    swap_free: Bytes | None = None
 
     @property
     def file_bytes(self) -> int | None:
@@ -112,6 +114,39 @@ class Memory(Struct, frozen=True, kw_only=True):
         """Bytes the guest cannot give up, or of files that its programs map; None if that is not known."""
         unreclaimable, mapped = self.unreclaimable_bytes, self.mapped_file_bytes
         return None if unreclaimable is None or mapped is None else unreclaimable + mapped
+
+
+AGE_BINS = 10
+"""Not touched for less than a step; for 1, 2, 4, … 128 steps and less than twice that; for 256 and more."""
+
+ByAge = Annotated[tuple[Count, ...], Meta(min_length=AGE_BINS, max_length=AGE_BINS)]
+
+
+class AgesByKind(Struct, frozen=True, kw_only=True):
+    """Page frames by what they are used for and by age: of files read only, mapped, anonymous, shared (tmpfs)."""
+
+    file: ByAge
+    mapped: ByAge
+    anon: ByAge
+    shmem: ByAge
+
+
+class Ages(Struct, frozen=True, kw_only=True):
+    """How long memory has not been touched, by a random sample of page frames.
+
+    Attributes:
+        step_ms: Time between two looks at each frame, ms.
+        pages_each: Pages that a frame stands for.
+        steps: Looks since the start: no age can be told that is longer.
+        idle: Frames by age, at the last look.
+        touched: Touches by the age that they ended, since the start.
+    """
+
+    step_ms: Annotated[int, Meta(ge=10, le=3_600_000)]
+    pages_each: Annotated[int, Meta(ge=1, le=2**30)]
+    steps: Count
+    idle: AgesByKind
+    touched: AgesByKind
 
 
 class SwapPages(Struct, frozen=True, kw_only=True, rename={"in_": "in"}):
@@ -163,6 +198,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     oom_kills: Count | None = None
     allocation_stalls: Count | None = None
     collector: CollectorUse = CollectorUse()
+    ages: Ages | None = None
     missing_hooks: Annotated[tuple[Printable, ...], Meta(max_length=32)] = ()
     error: Annotated[str, Meta(max_length=400, pattern=r"^[\x20-\x7e]*\Z")] | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct, structs
 
 from qmpalloc.config import GuestConfig
+from qmpalloc.idle import idle_bytes
 from qmpalloc.model import MemorySizes
 from qmpalloc.rules.danger import with_reserve
 from qmpalloc.sample import Sample
@@ -105,6 +106,7 @@ class GuestMemory:
         The size QEMU counts includes what the guest's kernel took before it could account for it (RAM - MemTotal).
         Memory that the kernel uses outside of the balloon makes that difference smaller, or negative: so much less
         must be inside. What the kernel needs for itself must be, for such memory is often for programs only.
+        Anonymous memory that nothing touches any more can be given up where swap has room for it.
 
         Args:
             sample: What it tells.
@@ -116,7 +118,8 @@ class GuestMemory:
         if memory.total is not None and self.facts is not None:
             self._learn_gap(self.facts.ram_bytes if self.facts.deflate_on_oom else actual_bytes, memory.total)
         least_bytes = memory.unreclaimable_bytes - (memory.anon or 0) - (memory.shmem or 0)
-        needed_bytes = max((self._gap_bytes or 0) + memory.unreclaimable_bytes, least_bytes)
+        held_bytes = memory.unreclaimable_bytes - idle_bytes(sample, anonymous=True)
+        needed_bytes = max((self._gap_bytes or 0) + held_bytes, least_bytes)
         self._needed_bytes = with_reserve(needed_bytes, self._reserve_bytes)
 
     def _learn_gap(self, size_bytes: int, total_bytes: int) -> None:
@@ -156,7 +159,7 @@ class GuestMemory:
         return max(self.grid.fit(min(self.config.baseline, self.cap_bytes)), self.floor_bytes)
 
     def in_use_bytes(self, sample: Sample | None) -> int | None:
-        """Return the size below which it loses what it cannot give up, or files that its programs map.
+        """Return the size below which it loses what it cannot give up, or files that its programs map and use.
 
         Args:
             sample: Its newest; None if there is none.
@@ -165,6 +168,7 @@ class GuestMemory:
             Bytes; None if it does not tell.
         """
         in_use_bytes = sample.memory_bytes.in_use_bytes if sample else None
-        if in_use_bytes is None:
+        if sample is None or in_use_bytes is None:
             return None
+        in_use_bytes -= idle_bytes(sample, anonymous=False) + idle_bytes(sample, anonymous=True)
         return with_reserve((self._gap_bytes or 0) + in_use_bytes, self._reserve_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qmpalloc.control.guest import Guest
+from qmpalloc.idle import idle_memory
 from qmpalloc.model import GuestSnapshot
 
 
@@ -32,6 +33,7 @@ def snapshot_of(guest: Guest, now_s: float) -> GuestSnapshot:
         swap_ins_zram=delta.swap_ins_zram if delta else None,
         memory=newest.memory_bytes if newest else None,
         in_use_bytes=memory.in_use_bytes(newest),
+        idle=idle_memory(newest),
         rescue_bytes=guest.danger.rescue_bytes(now_s),
         psi_some_avg10=newest.psi_memory.some_avg10 if newest else None,
         frozen=guest.danger.why(now_s) or guest.progress.stuck(now_s),

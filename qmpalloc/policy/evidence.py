@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qmpalloc.curves.mapping import FREE_BYTES
 from qmpalloc.model import GuestSnapshot
 from qmpalloc.units import format_count
 
@@ -78,6 +79,18 @@ def _uncounted(guest: GuestSnapshot) -> tuple[int, int, int]:
     """
     faults, swapped, misses = (max(0, count or 0) for count in (guest.faults, guest.swap_ins, guest.misses))
     return faults, swapped, max(0, (guest.refaults or 0) - faults - misses)
+
+
+def returned_per_s(guest: GuestSnapshot) -> float:
+    """Return the pages per second that came back, by faults or from swap, after the guest had to drop them."""
+    faulted = min(max(0, guest.faults or 0), max(0, guest.refaults or 0))
+    return (faulted + max(0, guest.swap_ins or 0)) / guest.interval_s if guest.interval_s else 0.0
+
+
+def spare_bytes(guest: GuestSnapshot) -> int:
+    """Return what the guest has free beyond what a kernel keeps free: taking that costs nothing."""
+    free = guest.memory.free if guest.memory is not None else None
+    return max(0, (free or 0) - FREE_BYTES)
 
 
 def losable_per_s(guest: GuestSnapshot) -> float:

@@ -78,7 +78,7 @@ def test_without_bcc(monkeypatch):
 
 def test_what_cannot_be_sampled_is_counted(tmp_path, monkeypatch, capsys):
     class Probed:
-        countable, missing, compiler_flags, can_sample = {"accesses"}, [], ["-DX"], True
+        countable, missing, compiler_flags, can_sample, can_tell_ages = {"accesses"}, [], ["-DX"], True, False
 
         def __init__(self, _):
             pass
@@ -92,7 +92,8 @@ def test_what_cannot_be_sampled_is_counted(tmp_path, monkeypatch, capsys):
             raise CannotCountError("bcc: too complex")
         return "module"
 
-    def become_reader(*arguments, sampling):
+    def become_reader(*arguments, sampling, ages_shift):
+        assert ages_shift == 0
         became.append((arguments[0], sampling))
 
     compiled, became = [], []
@@ -105,7 +106,9 @@ def test_what_cannot_be_sampled_is_counted(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(collector, "become_reader", become_reader)
     collector.start(tmp_path, Series("00112233aabbccdd", 1000))
     assert (compiled, became) == ([["-DX", "-DSAMPLES"], ["-DX"]], [("module", False)])
-    assert "accesses are not sampled: bcc: too complex" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "accesses are not sampled: bcc: too complex" in said
+    assert "ages of memory are not told: this kernel has no DAMON" in said
     Probed.can_sample = False
     collector.start(tmp_path, Series("00112233aabbccdd", 1000))
     collector.start(tmp_path, Series("00112233aabbccdd", 1000), sampling=False)
@@ -220,7 +223,7 @@ def test_the_log_names_what_is_not_counted():
 
 
 def test_told_to_stop_while_starting(tmp_path, monkeypatch):
-    def stopped(directory, series, *, sampling):
+    def stopped(directory, series, *, sampling, with_ages):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(collector, "start", stopped)
@@ -402,7 +405,8 @@ def test_what_stage_one_passes_on_stage_two_understands(tmp_path, monkeypatch):
     for missing, sampling in (([], True), (["filemap_splice_read", "filemap_fault"], False)):
         with pytest.raises(SystemExit):
             collector.become_reader(Module(), tmp_path, series, {"accesses", "evictions"}, missing, sampling=sampling)
-        file, passed, counters_fd, program_fds, counted, sampler = seen.pop()
+        file, passed, counters_fd, program_fds, counted, sampler, aged = seen.pop()
+        assert aged is None
         assert sampler == ((str(tmp_path), passed, SLOTS, 8, 8) if sampling else None)
         assert file.path == str(tmp_path / "counters.json")
         assert (passed.start_id, passed.interval_ms, passed.sequence) == ("00112233aabbccdd", 500, 4)

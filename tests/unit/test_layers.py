@@ -9,7 +9,7 @@ import qmpalloc
 # Modules of one layer may know each other (model and sample do), but only in one direction.
 LAYERS = [
     {"errors", "units", "text", "allowance", "files"},
-    {"sample", "model", "config"},
+    {"sample", "idle", "model", "config"},
     {"events"},
     {"curves", "rules"},
     {"policy"},
@@ -57,6 +57,7 @@ PURE = [
         "allowance.py",
         "files.py",
         "sample.py",
+        "idle.py",
         "model.py",
         "config",
         "events.py",

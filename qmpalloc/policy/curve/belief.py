@@ -6,7 +6,11 @@ misses no more than now. Sources only narrow this, one after the other:
 * what it missed at other sizes under the same load (`qmpalloc.policy.curve.measured`),
 * what it reads again that it had to drop (refaults), and ghost hits: the slope next to the present size,
 * a scan that has turned its cache over: nothing to lose,
+* how long nothing has touched its memory (`qmpalloc.idle`): what is old costs little,
 * its curve, where that is good: both bounds at once.
+
+Memory whose use no read shows, mapped files above all, is bounded by its age alone: what it brings in by faults and
+from swap counts like a miss.
 
 A guest that would lose is charged from the lower bound here to the upper one there; one that would gain is credited
 from the upper bound here to the upper one there, and with a tenth of what lies between the bounds. Idle guests, scans,
@@ -31,6 +35,8 @@ from qmpalloc.policy.evidence import (
     hits_nothing,
     missed_anyway,
     page_ins_most,
+    returned_per_s,
+    spare_bytes,
     unconfirmed,
     uncounted,
 )
@@ -112,6 +118,31 @@ class Belief(Struct, frozen=True, kw_only=True):
     def values(self, sizes_bytes: Sequence[float] | NDArray[Any], objective: Objective) -> Values:
         """Return what the objective gains at each size against the present one, on average over the horizon."""
         sizes = np.asarray(sizes_bytes, dtype=float)
+        return np.asarray(self._of_reads(sizes, objective) + self._of_unread(sizes, objective))
+
+    def unread_per_s(self, sizes: NDArray[np.float64]) -> Values:
+        """Return how many more pages than now it brings in for want of memory whose use no read shows, at most.
+
+        With more memory, fewer: what it had before and brings in again may be gone with a step more, as far as a guest
+        in doubt is credited.
+        """
+        guest = self.guest
+        target = float(guest.target_bytes)
+        more = np.zeros(len(sizes))
+        if guest.idle is not None:
+            more = guest.idle.unread_per_s(np.maximum(0.0, target - spare_bytes(guest) - sizes))
+        less = self.credit * returned_per_s(guest) * np.clip((sizes - target) / take_step(int(target)), 0.0, 1.0)
+        return np.asarray(more - less)
+
+    def _of_unread(self, sizes: NDArray[np.float64], objective: Objective) -> Values:
+        more, weight = self.unread_per_s(sizes), self.load.weight
+        if objective != "fair":
+            return np.asarray(-weight * more)
+        hot = self.guest.idle.hot_pages if self.guest.idle is not None else 0
+        uses = self.load.accesses_per_s + hot + np.abs(more) + 1.0
+        return np.asarray(weight * np.log(1.0 - more / (uses + np.abs(more))))
+
+    def _of_reads(self, sizes: NDArray[np.float64], objective: Objective) -> Values:
         target = float(self.guest.target_bytes)
         here = np.interp(target, self.sizes, self.most), np.interp(target, self.sizes, self.least)
         worst, best = self.load.values(np.array([here[0], here[1]]), objective)
@@ -157,7 +188,8 @@ class Belief(Struct, frozen=True, kw_only=True):
         most = float(self.bounds([size_bytes], tuning)[1][0])
         rate = max(self.most_per_s, self.load.accesses_per_s, float(self.load.rates(np.array([ratio]))[0]))
         for_s = None if self.curve is None else self.promised_s
-        return Promise(page_ins_per_s=page_ins_most(self.guest, rate * most), for_s=for_s)
+        unread = max(0.0, float(self.unread_per_s(np.array([float(size_bytes)]))[0]))
+        return Promise(page_ins_per_s=page_ins_most(self.guest, rate * most) + unread, for_s=for_s)
 
 
 def of_curve(guest: GuestSnapshot, curve: Curve, load: Load, **more: Any) -> Belief:
@@ -203,11 +235,12 @@ def believe(
         belief = _bounds(guest, load, here, pace.lasts_s, cap)
         belief = structs.replace(belief, credit=tuning.credit)
         sources = (_settling,) if _settles(guest) else (_measured, _lacking, _ghosts)
+        sources = (*sources, _aged)
         for source in () if held else sources:
             belief = source(belief, points, tuning)
     # What may not be taken, and not be given. Who has hardly been seen gives nothing on bounds alone, if it is no scan.
     target = guest.target_bytes
-    kept = held or uncounted(guest) or (doubted and pace.unseen and not missed_anyway(guest))
+    kept = held or (uncounted(guest) and guest.idle is None) or (doubted and pace.unseen and not missed_anyway(guest))
     return structs.replace(
         belief,
         floor_bytes=target if kept else min(guest.floor_bytes, target),
@@ -346,6 +379,25 @@ def _ghosts(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
     least = np.where(sizes == target, here, np.minimum(least, most))
     told = "by its ghost hits"
     return structs.replace(belief, sizes=sizes, most=most, least=least, below=told, above=told)
+
+
+def _aged(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+    """Narrow by how long nothing has touched its memory: so much more is missed at most with less of it."""
+    del points, tuning
+    guest, idle, rate = belief.guest, belief.guest.idle, belief.load.accesses_per_s
+    if idle is None or rate <= 0:
+        return belief
+    target = float(guest.target_bytes)
+    ages = np.cumsum(np.diff(np.add(idle.read, idle.unread)[::-1], prepend=0))
+    sizes = np.unique([*belief.sizes, *(target - spare_bytes(guest) - ages)])
+    sizes = sizes[sizes >= belief.sizes[0]]
+    most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
+    here = float(np.interp(target, sizes, most))
+    bound = here + idle.read_per_s(np.maximum(0.0, target - spare_bytes(guest) - sizes)) / rate
+    narrows = (sizes < target) & (bound < most)
+    below = "by how long nothing has touched its memory" if narrows.any() else belief.below
+    most = np.where(narrows, bound, most)
+    return structs.replace(belief, sizes=sizes, most=most, least=np.minimum(least, most), below=below)
 
 
 def _corrected(belief: Belief, points: Sequence[Point]) -> Belief:

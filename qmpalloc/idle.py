@@ -1,0 +1,122 @@
+"""How much of a guest's memory nothing has touched, for how long; and what it costs at most to take that. Pure.
+
+If n pages were not touched for T seconds, taking them costs at most about n / T page-ins a second for as long as the
+load stays what it was. Summed over a ladder of ages this bounds what any kind of memory is worth: cache of files that
+are read, mapped files, and anonymous memory where there is swap. It says nothing of a load that wakes up: that is what
+promises are for (`qmpalloc.rules.promises`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from qmpalloc.sample import AGE_BINS, Sample
+from qmpalloc.units import PAGE_BYTES
+
+IDLE_S = 64.0
+"""Memory that nothing has touched for this long is not in use: a program that needs it again reads it in once."""
+
+
+class IdleMemory(Struct, frozen=True, kw_only=True):
+    """Memory that reclaim could take, by how long nothing has touched it. One entry for each age.
+
+    Attributes:
+        seconds: Ages, rising.
+        read: Bytes of cache of files that no program maps, not touched for that long; never rising.
+        unread: The same of memory whose use no read shows: mapped files, and anonymous and shared memory as far as
+            swap has room for it.
+        hot_pages: Pages of the second kind that were touched within the last step.
+    """
+
+    seconds: tuple[float, ...]
+    read: tuple[int, ...]
+    unread: tuple[int, ...]
+    hot_pages: int = 0
+
+    def unread_bytes(self, seconds: float) -> int:
+        """Return the bytes of memory of the second kind that was not touched for so long."""
+        return max((size for age, size in zip(self.seconds, self.unread, strict=True) if age >= seconds), default=0)
+
+    def read_per_s(self, taken_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return how many page-ins per second of cache it costs, at most, to take so much, oldest first."""
+        return self._per_s(self.read, taken_bytes)
+
+    def unread_per_s(self, taken_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the same of memory whose use no read shows."""
+        return self._per_s(self.unread, taken_bytes)
+
+    def _per_s(self, of: tuple[int, ...], taken_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what taking costs that part; both parts are taken alike, by age."""
+        both = _by_class(np.add(self.read, self.unread))
+        part = _by_class(np.array(of))
+        taken = np.concatenate([[0.0], np.cumsum(both[::-1])])
+        costs = part / PAGE_BYTES / np.array(self.seconds)
+        cost = np.concatenate([[0.0], np.cumsum(costs[::-1])])
+        # What is younger than all ages is touched at least so often.
+        beyond = np.maximum(0.0, taken_bytes - taken[-1]) / PAGE_BYTES / self.seconds[0]
+        return np.asarray(np.interp(taken_bytes, taken, cost) + beyond)
+
+
+def _by_class(at_least: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the bytes of each age and below the next, from those of at least each age."""
+    return np.asarray(at_least - np.append(at_least[1:], 0.0), dtype=float)
+
+
+def idle_memory(sample: Sample | None) -> IdleMemory | None:
+    """Return what a sample tells of memory that nothing touches; None where it tells no ages.
+
+    A kind is never more than the kernel counts of it, so that a guest cannot claim to have more than it has; and it is
+    counted for a standard deviation less than the sample of frames says.
+    """
+    ages = None if sample is None else sample.ages
+    if sample is None or ages is None:
+        return None
+    memory, each = sample.memory_bytes, ages.pages_each * sample.page_size
+    mapped = memory.mapped_file_bytes or 0
+    file = _at_least(ages.idle.file, each, (memory.file_bytes or 0) - mapped)
+    unread = _at_least(ages.idle.mapped, each, mapped)
+    swap = swappable_bytes(sample)
+    swapped = [_at_least(ages.idle.anon, each, memory.anon or 0), _at_least(ages.idle.shmem, each, memory.shmem or 0)]
+    unread = [one + min(anon + shmem, swap) for one, anon, shmem in zip(unread, *swapped, strict=True)]
+    hot = ages.idle.mapped[0] + (ages.idle.anon[0] + ages.idle.shmem[0] if swap else 0)
+    step_s = ages.step_ms / 1000
+    return IdleMemory(
+        seconds=tuple(step_s * 2**power for power in range(AGE_BINS - 1)),
+        read=tuple(file),
+        unread=tuple(unread),
+        hot_pages=hot * ages.pages_each,
+    )
+
+
+def swappable_bytes(sample: Sample) -> int:
+    """Return how much anonymous memory swap has room for."""
+    return sample.memory_bytes.swap_free or 0
+
+
+def idle_bytes(sample: Sample, *, anonymous: bool) -> int:
+    """Return the bytes that nothing has touched for `IDLE_S`: of mapped files, or of memory that can be swapped out."""
+    ages, memory = sample.ages, sample.memory_bytes
+    if ages is None:
+        return 0
+    each = ages.pages_each * sample.page_size
+    from_bin = 1 + max(0, math.ceil(math.log2(IDLE_S * 1000 / ages.step_ms)))
+    if not anonymous:
+        return _size(sum(ages.idle.mapped[from_bin:]), each, memory.mapped_file_bytes or 0)
+    anon = _size(sum(ages.idle.anon[from_bin:]), each, memory.anon or 0)
+    shmem = _size(sum(ages.idle.shmem[from_bin:]), each, memory.shmem or 0)
+    return min(anon + shmem, swappable_bytes(sample))
+
+
+def _at_least(frames: Iterable[int], bytes_each: int, most_bytes: int) -> list[int]:
+    """Return the bytes of at least each age but the youngest."""
+    counts = list(frames)
+    return [_size(sum(counts[index:]), bytes_each, most_bytes) for index in range(1, len(counts))]
+
+
+def _size(frames: int, bytes_each: int, most_bytes: int) -> int:
+    return min(int((frames - math.sqrt(frames)) * bytes_each), max(0, most_bytes))

@@ -1,0 +1,98 @@
+"""What ages of memory bound: how much is idle, and what it costs at most to take it."""
+
+import numpy as np
+import pytest
+
+from qmpalloc.errors import SampleError
+from qmpalloc.idle import IDLE_S, IdleMemory, idle_bytes, idle_memory
+from qmpalloc.sample import Ages, AgesByKind, Memory, Sample, parse
+from qmpalloc.units import MIB, PAGE_BYTES
+
+NONE = (0,) * 10
+EACH = 128 * PAGE_BYTES
+
+
+def ages(**kinds):
+    every = dict.fromkeys(("file", "mapped", "anon", "shmem"), NONE)
+    return Ages(step_ms=1000, pages_each=128, steps=600, idle=AgesByKind(**every | kinds), touched=AgesByKind(**every))
+
+
+def sample(told, **memory):
+    facts = {"total": 1024 * MIB, "active_file": 400 * MIB, "inactive_file": 0, "mapped": 200 * MIB, "shmem": 0}
+    return Sample(
+        format="qmpalloc-counters", version=1, boot_id="6d0bd3a8-2a02-4a36-8c3c-0102030405ff",
+        start_id="0011223344556677", sequence=1, monotonic_ns=1, interval_ms=1000, kernel="6", page_size=4096,
+        memory_bytes=Memory(**facts | {"anon": 300 * MIB, "tmpfs": 0} | memory), ages=told,
+    )  # fmt: skip
+
+
+def oldest(frames):
+    return (*NONE[:9], frames)
+
+
+def test_no_ages_no_idle_memory():
+    assert idle_memory(None) is None
+    assert idle_memory(sample(None)) is None
+    assert idle_bytes(sample(None), anonymous=False) == 0
+
+
+def test_ages_are_steps_doubled_and_the_youngest_is_in_use():
+    found = idle_memory(sample(ages(mapped=(100, *NONE[1:]))))
+    assert found.seconds == (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+    assert found.unread == (0,) * 9
+    assert found.hot_pages == 12_800
+
+
+def test_a_sample_is_believed_less_a_standard_deviation_and_never_beyond_what_the_kernel_counts():
+    found = idle_memory(sample(ages(mapped=oldest(100), file=oldest(10_000))))
+    assert found.unread == (90 * EACH,) * 9
+    assert found.read == (200 * MIB,) * 9
+
+
+def test_a_single_frame_proves_nothing():
+    assert idle_memory(sample(ages(mapped=oldest(1)))).unread == (0,) * 9
+
+
+@pytest.mark.parametrize(("swap_free", "idle"), [(None, 0), (0, 0), (16 * MIB, 16 * MIB), (1024 * MIB, 90 * EACH)])
+def test_anonymous_memory_is_idle_only_as_far_as_swap_has_room(swap_free, idle):
+    told = sample(ages(anon=oldest(100)), swap_free=swap_free)
+    assert idle_memory(told).unread == (idle,) * 9
+    assert idle_bytes(told, anonymous=True) == idle
+    assert idle_bytes(told, anonymous=False) == 0
+
+
+@pytest.mark.parametrize(("bin_", "idle"), [(6, 0), (7, 90 * EACH), (9, 90 * EACH)])
+def test_idle_is_what_nothing_touched_for_a_minute(bin_, idle):
+    frames = tuple(100 if index == bin_ else 0 for index in range(10))
+    assert IDLE_S == 64.0
+    assert idle_bytes(sample(ages(mapped=frames)), anonymous=False) == idle
+
+
+def test_taking_the_oldest_first_costs_a_page_in_per_page_and_age():
+    idle = IdleMemory(seconds=(1.0, 64.0, 256.0), read=(0, 0, 0), unread=(30 * MIB, 20 * MIB, 10 * MIB))
+    pages = 10 * MIB / PAGE_BYTES
+    costs = idle.unread_per_s(np.array([0.0, 5, 10, 20, 30, 31]) * MIB)
+    assert costs == pytest.approx(
+        [0, pages / 512, pages / 256, pages * (1 / 256 + 1 / 64), pages * (1 + 5 / 256), pages * (1.1 + 5 / 256)]
+    )
+
+
+def test_cache_and_mapped_files_of_an_age_go_together():
+    idle = IdleMemory(seconds=(1.0, 256.0), read=(30 * MIB, 30 * MIB), unread=(10 * MIB, 10 * MIB))
+    taken = np.array([20.0 * MIB])
+    assert idle.unread_per_s(taken) == pytest.approx(5 * MIB / PAGE_BYTES / 256)
+    assert idle.read_per_s(taken) == pytest.approx(15 * MIB / PAGE_BYTES / 256)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    ['"ages":{"step_ms":1}', '"ages":{"step_ms":1000,"pages_each":128,"steps":1,"idle":{},"touched":{}}', '"ages":[]'],
+)
+def test_a_forged_table_is_refused_with_its_field(forged):
+    content = (
+        '{"format":"qmpalloc-counters","version":1,"boot_id":"6d0bd3a8-2a02-4a36-8c3c-0102030405ff",'
+        '"start_id":"0011223344556677","sequence":1,"monotonic_ns":1,"interval_ms":1000,"kernel":"6","page_size":4096,'
+        f"{forged}}}"
+    )
+    with pytest.raises(SampleError, match=r"\$\.ages"):
+        parse(content.encode())
