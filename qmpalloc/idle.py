@@ -38,27 +38,34 @@ class IdleMemory(Struct, frozen=True, kw_only=True):
     unread: tuple[int, ...]
     hot_pages: int = 0
 
-    def unread_bytes(self, seconds: float) -> int:
-        """Return the bytes of memory of the second kind that was not touched for so long."""
-        return max((size for age, size in zip(self.seconds, self.unread, strict=True) if age >= seconds), default=0)
+    def bytes_for(self, seconds: float) -> int:
+        """Return the bytes that nothing has touched for so long, of both kinds."""
+        both = zip(self.seconds, self.read, self.unread, strict=True)
+        return max((read + unread for age, read, unread in both if age >= seconds), default=0)
 
-    def read_per_s(self, taken_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return how many page-ins per second of cache it costs, at most, to take so much, oldest first."""
-        return self._per_s(self.read, taken_bytes)
+    def read_per_s(self, taken_bytes: NDArray[np.float64], watched_s: float = math.inf) -> NDArray[np.float64]:
+        """Return how many page-ins per second of cache it costs, at most, to take so much, oldest first.
 
-    def unread_per_s(self, taken_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+        Args:
+            taken_bytes: How much is taken.
+            watched_s: How long the present load has been watched: of the one before, ages tell nothing.
+        """
+        return self._per_s(self.read, taken_bytes, watched_s, math.inf)
+
+    def unread_per_s(self, taken_bytes: NDArray[np.float64], watched_s: float = math.inf) -> NDArray[np.float64]:
         """Return the same of memory whose use no read shows."""
-        return self._per_s(self.unread, taken_bytes)
+        return self._per_s(self.unread, taken_bytes, watched_s, float(self.hot_pages))
 
-    def _per_s(self, of: tuple[int, ...], taken_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _per_s(
+        self, of: tuple[int, ...], taken_bytes: NDArray[np.float64], watched_s: float, hot_pages: float
+    ) -> NDArray[np.float64]:
         """Return what taking costs that part; both parts are taken alike, by age."""
         both = _by_class(np.add(self.read, self.unread))
-        part = _by_class(np.array(of))
         taken = np.concatenate([[0.0], np.cumsum(both[::-1])])
-        costs = part / PAGE_BYTES / np.array(self.seconds)
+        costs = _by_class(np.array(of)) / PAGE_BYTES / np.minimum(self.seconds, max(watched_s, self.seconds[0]))
         cost = np.concatenate([[0.0], np.cumsum(costs[::-1])])
         # What is younger than all ages is touched at least so often.
-        beyond = np.maximum(0.0, taken_bytes - taken[-1]) / PAGE_BYTES / self.seconds[0]
+        beyond = np.minimum(hot_pages, np.maximum(0.0, taken_bytes - taken[-1]) / PAGE_BYTES) / self.seconds[0]
         return np.asarray(np.interp(taken_bytes, taken, cost) + beyond)
 
 

@@ -80,8 +80,6 @@ class Memory(Struct, frozen=True, kw_only=True):
     slab_unreclaimable: Bytes | None = None
     kernel_stack: Bytes | None = None
     page_tables: Bytes | None = None
-    swap_total: Bytes | None = None
-    swap_free: Bytes | None = None
 
     @property
     def file_bytes(self) -> int | None:

@@ -28,12 +28,14 @@ from qmpalloc.curves.simulation import POLICIES
 from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.experiment.spec.access import Access
 from qmpalloc.experiment.spec.references import page_numbers
+from qmpalloc.idle import IdleMemory
 from qmpalloc.model import Decision, GuestSnapshot, GuestState, Policy, Snapshot
 from qmpalloc.rules.limits import apply_limits
-from qmpalloc.sample import Memory
+from qmpalloc.sample import AGE_BINS, Memory
 from qmpalloc.units import MIB, PAGE_BYTES, align_down
 
 _CHUNK = 1_000
+_STEP_S = 1.0
 
 OUTSTANDING = 250
 """Reads that wait for the disk at a time when they come faster than it serves them: Linux lets 256 queue for it, and
@@ -83,6 +85,7 @@ class ReplayGuest:
         scale: int = 8,
         seed: int = 1,
         observed: bool = True,
+        aged: bool = True,
     ) -> None:
         """Make a guest with an empty cache.
 
@@ -102,6 +105,7 @@ class ReplayGuest:
             scale: Pages of the guest that one page of the model stands for, a power of two up to 64.
             seed: Of its references.
             observed: False spares the work of sampling and of its curve.
+            aged: Whether its kernel tells how long memory has not been touched.
         """
         self.name = name
         self.size_bytes = self.baseline_bytes = size_bytes
@@ -110,12 +114,14 @@ class ReplayGuest:
         self.due_per_s = due_per_s
         self._lru, self.own_bytes, self._scale, self._seed = lru, own_bytes, scale, seed
         self._generation = self._files = 0
-        self._observed = observed
+        self._observed, self._aged = observed, aged
+        self._time_s = 0.0
         self._salt = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
         self.tracker = CurveTracker(
             lru, self._room_pages(floor_bytes) * scale, min(self._room_pages(cap_bytes) * scale, 2**20)
         )
         self.mapping, self.service = SizeMapping(system_pages=0, free_bytes=0), ServiceTimes()
+        self._touched_s = np.empty(0)
         self.load(access, file_bytes)
         self.drop_cache()
         self.hits = self.misses = self.refaults = self.interval_s = 0.0
@@ -134,6 +140,8 @@ class ReplayGuest:
         self._pages = max(1, file_bytes // PAGE_BYTES // self._scale)
         self._due = 0.0
         self._seen = np.zeros(self._pages, dtype=bool)
+        ended = self.first_page + self._pages - len(self._touched_s)
+        self._touched_s = np.append(self._touched_s, np.full(max(0, ended), -np.inf))
         phase = str(self._generation)
         self.references: Iterator[int] = page_numbers(
             access, self._pages, seed=self._seed, guest=self.name, phase=phase
@@ -149,6 +157,7 @@ class ReplayGuest:
         self.cache.grow(self.first_page + self._pages)
         self.cache.read(range(self.first_page, self.first_page + self._pages))
         self._seen[:] = True
+        self._touched_s[self.first_page : self.first_page + self._pages] = self._time_s
 
     def drop_cache(self) -> None:
         """Begin with an empty cache, as after a boot."""
@@ -180,6 +189,8 @@ class ReplayGuest:
         self.interval_s = seconds - (left_s if self.due_per_s is None and accesses else min(0.0, left_s))
         self.refaults = float(max(0, misses + known - int(self._seen.sum())) * scale)
         self.pages_read = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        self._time_s += seconds
+        self._touched_s[self.pages_read] = self._time_s
         self._observe(self.pages_read, accesses * scale, misses * scale)
 
     def snapshot(self) -> GuestSnapshot:
@@ -200,6 +211,7 @@ class ReplayGuest:
             misses=round(self.misses),
             refaults=round(self.refaults),
             in_use_bytes=self.own_bytes,
+            idle=self._idle() if self._observed and self._aged else None,
             interval_s=self.interval_s or None,
             curve=self.tracker.curve(self.mapping, self.floor_bytes, self.cap_bytes) if self._observed else None,
             ghost_gain=None if ghosts is None else ghosts[0] * rate,
@@ -233,6 +245,18 @@ class ReplayGuest:
         low = np.uint64(2**10 - 1)
         keys = (keys >> np.uint64(4)) & ~low | (blocks ^ self._salt) & low
         return np.asarray(keys[watched == numbers.astype(np.uint64)])
+
+    def _idle(self) -> IdleMemory:
+        """Return how long nothing has read its cache: the pages cached are taken to be those read last."""
+        cached = self.cache.resident
+        touched = np.sort(self._touched_s)[::-1][:cached]
+        frames = np.searchsorted(-touched, [_STEP_S * 2**power - self._time_s for power in range(AGE_BINS - 1)])
+        scale = self._scale * PAGE_BYTES
+        return IdleMemory(
+            seconds=tuple(_STEP_S * 2**power for power in range(AGE_BINS - 1)),
+            read=tuple(int(cached - count) * scale for count in frames),
+            unread=(0,) * (AGE_BINS - 1),
+        )
 
     def _room_pages(self, size_bytes: int) -> int:
         return max(1, (size_bytes - self.own_bytes) // PAGE_BYTES // self._scale)

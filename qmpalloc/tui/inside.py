@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from qmpalloc.idle import IDLE_S, idle_memory
 from qmpalloc.sample import Memory, PageIns
 from qmpalloc.tui import palette, parts
 from qmpalloc.tui.facts import GuestFacts
@@ -37,12 +38,15 @@ def _memory(guest: GuestFacts) -> list[tuple[str, str]]:
     if guest.sample is None:
         return []
     memory = guest.sample.memory_bytes
+    idle = idle_memory(guest.sample)
+    untouched = [] if idle is None else [("idle 1 min", size(idle.bytes_for(IDLE_S)))]
     outside = [("virtio-mem", size(guest.outside_bytes))] if guest.outside_bytes else []
     return [
         *outside,
         ("file cache", size(memory.file_bytes)),
         ("anon", size(memory.anon)),
         ("free", size(memory.free)),
+        *untouched,
         ("active file", size(memory.active_file)),
         ("fixed", size(memory.unreclaimable_bytes)),
         *_swap(memory),

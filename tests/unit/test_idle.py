@@ -69,12 +69,22 @@ def test_idle_is_what_nothing_touched_for_a_minute(bin_, idle):
 
 
 def test_taking_the_oldest_first_costs_a_page_in_per_page_and_age():
-    idle = IdleMemory(seconds=(1.0, 64.0, 256.0), read=(0, 0, 0), unread=(30 * MIB, 20 * MIB, 10 * MIB))
+    idle = IdleMemory(seconds=(1.0, 64.0, 256.0), read=(0, 0, 0), unread=(30 * MIB, 20 * MIB, 10 * MIB), hot_pages=128)
     pages = 10 * MIB / PAGE_BYTES
-    costs = idle.unread_per_s(np.array([0.0, 5, 10, 20, 30, 31]) * MIB)
+    costs = idle.unread_per_s(np.array([0.0, 5, 10, 20, 30, 30.25, 40]) * MIB)
+    all_old = pages * (1 / 256 + 1 / 64 + 1)
+    # Beyond what is told of, no more than what was touched in the last second, once a second.
     assert costs == pytest.approx(
-        [0, pages / 512, pages / 256, pages * (1 / 256 + 1 / 64), pages * (1 + 5 / 256), pages * (1.1 + 5 / 256)]
+        [0, pages / 512, pages / 256, pages * (1 / 256 + 1 / 64), all_old, all_old + 64, all_old + 128]
     )
+
+
+def test_ages_tell_nothing_of_a_load_that_has_just_begun():
+    idle = IdleMemory(seconds=(1.0, 64.0, 256.0), read=(10 * MIB,) * 3, unread=(10 * MIB,) * 3)
+    taken, pages = np.array([20.0 * MIB]), 10 * MIB / PAGE_BYTES
+    for watched_s, divisor in ((1000.0, 256.0), (10.0, 10.0), (0.0, 1.0)):
+        assert idle.read_per_s(taken, watched_s) == pytest.approx(pages / divisor)
+        assert idle.unread_per_s(taken, watched_s) == pytest.approx(pages / divisor)
 
 
 def test_cache_and_mapped_files_of_an_age_go_together():

@@ -79,6 +79,7 @@ class Belief(Struct, frozen=True, kw_only=True):
         floor_bytes: It is not taken below that.
         cap_bytes: It is not given more.
         credit: Share of what lies between the bounds that counts when it grows.
+        watched_s: How long its present load has been watched.
         most_per_s: Accesses per second that it makes when it works, where `load` is an average.
         curve: The curve it rests on, as it was found; None: on bounds only.
         below: What its loss rests on, in words.
@@ -96,6 +97,7 @@ class Belief(Struct, frozen=True, kw_only=True):
     floor_bytes: int
     cap_bytes: int
     credit: float = 0.0
+    watched_s: float = 0.0
     most_per_s: float = 0.0
     curve: Curve | None = None
     below: str = ""
@@ -130,7 +132,7 @@ class Belief(Struct, frozen=True, kw_only=True):
         target = float(guest.target_bytes)
         more = np.zeros(len(sizes))
         if guest.idle is not None:
-            more = guest.idle.unread_per_s(np.maximum(0.0, target - spare_bytes(guest) - sizes))
+            more = guest.idle.unread_per_s(np.maximum(0.0, target - spare_bytes(guest) - sizes), self.watched_s)
         less = self.credit * returned_per_s(guest) * np.clip((sizes - target) / take_step(int(target)), 0.0, 1.0)
         return np.asarray(more - less)
 
@@ -233,7 +235,7 @@ def believe(
         belief = _with_margin(_corrected(found, points), margin_bytes, tuning)
     else:
         belief = _bounds(guest, load, here, pace.lasts_s, cap)
-        belief = structs.replace(belief, credit=tuning.credit)
+        belief = structs.replace(belief, credit=tuning.credit, watched_s=pace.watched_s)
         sources = (_settling,) if _settles(guest) else (_measured, _lacking, _ghosts)
         sources = (*sources, _aged)
         for source in () if held else sources:
@@ -245,6 +247,7 @@ def believe(
         belief,
         floor_bytes=target if kept else min(guest.floor_bytes, target),
         cap_bytes=target if held or unconfirmed(guest) else cap,
+        watched_s=pace.watched_s,
         most_per_s=pace.most_per_s,
         promised_s=pace.promised_s,
         held=doubted,
@@ -393,7 +396,8 @@ def _aged(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
     sizes = sizes[sizes >= belief.sizes[0]]
     most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
     here = float(np.interp(target, sizes, most))
-    bound = here + idle.read_per_s(np.maximum(0.0, target - spare_bytes(guest) - sizes)) / rate
+    taken = np.maximum(0.0, target - spare_bytes(guest) - sizes)
+    bound = here + idle.read_per_s(taken, belief.watched_s) / rate
     narrows = (sizes < target) & (bound < most)
     below = "by how long nothing has touched its memory" if narrows.any() else belief.below
     most = np.where(narrows, bound, most)

@@ -124,6 +124,7 @@ class Pace(Struct, frozen=True, kw_only=True):
         most_per_s: What it makes when it works, where that is an average; else 0.
         lasts_s: How long its load is thought to go on, seconds.
         promised_s: How long a promise by its curve must hold; None: for as long as the memory is away.
+        watched_s: How long its present load has been watched.
         unseen: It has hardly been seen yet: it may only pause.
     """
 
@@ -131,6 +132,7 @@ class Pace(Struct, frozen=True, kw_only=True):
     most_per_s: float = 0.0
     lasts_s: float = 120.0
     promised_s: float | None = None
+    watched_s: float = 0.0
     unseen: bool = False
 
 
@@ -204,6 +206,7 @@ def pace(guest: GuestSnapshot, known: Known, time_s: float, horizon_s: float, tu
         lasts_s=lasts,
         # An idle guest proves nothing by being idle.
         promised_s=None if known.rests_since_s is not None else max(horizon_s, lasts),
+        watched_s=time_s - max(known.since_s, known.load_since_s),
         unseen=time_s - known.since_s < tuning.patience_s,
     )
 
