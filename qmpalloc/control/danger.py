@@ -6,7 +6,7 @@ import math
 
 from qmpalloc.control.memory import GuestMemory
 from qmpalloc.control.size import GuestSize
-from qmpalloc.rules.danger import FREEZE_S, NEED_STEP_BYTES, Level, find_danger, find_stalls, needed_bytes
+from qmpalloc.rules.danger import FREEZE_S, NEED_STEP_BYTES, Level, find_danger, find_stalls, growth_bytes, needed_bytes
 from qmpalloc.sample import Sample
 from qmpalloc.units import format_size
 
@@ -50,7 +50,8 @@ class Danger:
         if sign:
             self.begin(sign, now_s)
         # As soon as it has memory to spare again it needs no more than that.
-        needed = needed_bytes(sample, size_bytes + outside_bytes, short=bool(sign)) - outside_bytes
+        growth = growth_bytes(earlier, sample)
+        needed = needed_bytes(sample, size_bytes + outside_bytes, short=bool(sign), growth_bytes=growth) - outside_bytes
         if not 0 < self._rescue_bytes - needed <= NEED_STEP_BYTES:  # else it would be moved to and fro for a trifle
             self._rescue_bytes = needed
 

@@ -34,6 +34,9 @@ LEVEL_S = 60.0
 LEARN_S = 10.0
 """How long a rate must have been watched before a rise can be told."""
 
+LEAD_S = 5.0
+"""How far ahead the growth of programs is looked at: a reading, a decision and two balloons take as long."""
+
 FREEZE_S = 60.0
 """How long a guest that was in danger gives nothing."""
 
@@ -62,17 +65,34 @@ def with_reserve(used_bytes: int, reserve_bytes: int) -> int:
     return max(used_bytes + reserve_bytes, int(used_bytes / (1.0 - _AT_FLOOR * AVAILABLE_MIN_SHARE)))
 
 
-def needed_bytes(sample: Sample, actual_bytes: int, *, short: bool) -> int:
+def growth_bytes(earlier: Sample | None, later: Sample) -> int:
+    """Return what programs will have taken within `LEAD_S` if they go on as between the two samples; 0 if not known."""
+    if earlier is None:
+        return 0
+    before, now = (_held(sample) for sample in (earlier, later))
+    seconds = (later.monotonic_ns - earlier.monotonic_ns) / 1e9
+    if before is None or now is None or seconds <= 0:
+        return 0
+    return int(max(0, now - before) / seconds * LEAD_S)
+
+
+def _held(sample: Sample) -> int | None:
+    anon, shmem = sample.memory_bytes.anon, sample.memory_bytes.shmem
+    return None if anon is None or shmem is None else anon + shmem
+
+
+def needed_bytes(sample: Sample, actual_bytes: int, *, short: bool, growth_bytes: int = 0) -> int:
     """Return the size at which a guest would have enough available again; 0 when it does not tell what it has.
 
     Args:
         sample: Its newest sample.
         actual_bytes: Its size as QEMU reports it.
         short: It shows a sign of danger now: then this is more than it has, whatever it says is available.
+        growth_bytes: What its programs are about to take.
     """
     comfort = COMFORT * least_available_bytes(actual_bytes)
     available = sample.memory_bytes.available
-    needed = 0 if available is None else max(0, actual_bytes - available) + comfort
+    needed = 0 if available is None else max(0, actual_bytes - available) + growth_bytes + comfort
     if short:
         needed = max(needed, actual_bytes + comfort // 2)
     return -(-needed // NEED_STEP_BYTES) * NEED_STEP_BYTES
@@ -119,6 +139,9 @@ def find_danger(
     least = least_available_bytes(actual_bytes)
     if available is not None and available < least:
         return f"danger: {format_size(available)} available, below {format_size(least)}"
+    if available is not None and available - growth_bytes(earlier, later) < least:
+        rate = format_size(int(growth_bytes(earlier, later) / LEAD_S))
+        return f"danger: programs take {rate} a second, {format_size(available)} available"
     if earlier is None:
         return None
     killed = _change(earlier.oom_kills, later.oom_kills)

@@ -2,7 +2,10 @@
 
 import itertools
 
-from qmpalloc.rules.danger import LEARN_S, Level, find_danger, find_stalls
+import pytest
+from msgspec import structs
+
+from qmpalloc.rules.danger import LEARN_S, Level, find_danger, find_stalls, growth_bytes, needed_bytes
 from qmpalloc.sample import Counters, Memory, Psi, Sample
 from qmpalloc.units import GIB, MIB
 
@@ -80,6 +83,39 @@ def test_a_standstill_is_danger_only_when_little_is_available():
     assert find_danger(sample(1), sample(2, full_s=0.9), GIB) is None
     found = find_danger(sample(1), sample(2, full_s=0.9, available=60 * MIB), GIB)
     assert found == "danger: all tasks waited for memory 90% of the time, 60M available"
+
+
+def growing(second, held, available):
+    told = sample(second, available=available)
+    return structs.replace(told, memory_bytes=Memory(total=GIB, available=available, anon=held, shmem=0))
+
+
+@pytest.mark.parametrize(
+    ("grown", "available", "danger"),
+    [
+        (40 * MIB, 300 * MIB, None),
+        (40 * MIB, 230 * MIB, "danger: programs take 40M a second, 230M available"),  # 200 MiB in 5 s
+        (-40 * MIB, 100 * MIB, None),
+        (0, 45 * MIB, None),
+        (0, 30 * MIB, "danger: 30M available, below 40M"),
+    ],
+)
+def test_a_program_that_will_soon_lack_memory_is_danger(grown, available, danger):
+    earlier, later = growing(1, 200 * MIB, GIB), growing(2, 200 * MIB + grown, available)
+    assert find_danger(earlier, later, 1000 * MIB) == danger
+    assert growth_bytes(earlier, later) == max(0, 5 * grown)
+
+
+def test_growth_that_is_not_told_is_none():
+    assert growth_bytes(None, sample(1)) == 0
+    assert growth_bytes(sample(1), growing(2, GIB, GIB)) == 0
+
+
+def test_who_grows_needs_what_it_is_about_to_take():
+    told = growing(1, 200 * MIB, 500 * MIB)
+    assert (
+        needed_bytes(told, GIB, short=False, growth_bytes=100 * MIB) == needed_bytes(told, GIB, short=False) + 96 * MIB
+    )
 
 
 class TestStalls:
