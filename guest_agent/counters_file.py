@@ -95,6 +95,9 @@ class Series:
         in_zram = self._zram.pages(memory.get("swap_total"))
         if in_zram is not None:
             swap["in_zram"] = in_zram
+        held_bytes = self._zram.held_bytes()
+        if held_bytes is not None:
+            memory["zram"] = held_bytes
         collector = {"cpu_ns": time.process_time_ns(), "intervals_missed": self.intervals_missed}
         rss_bytes = procfs.resident_bytes(procfs.read("/proc/self/statm"))
         if rss_bytes is not None:

@@ -43,3 +43,14 @@ class Zram:
             if name in used:
                 self._read[name] = now
         return self._pages
+
+    def held_bytes(self) -> int | None:
+        """Return the memory in which the devices in use at the last call of `pages` keep what they took; None: none."""
+        if not self._read:
+            return None
+        held = 0
+        for name in self._read:
+            # "mem_used_total" is the third number (Documentation/admin-guide/blockdev/zram.rst).
+            words = (procfs.read(f"/sys/block/{name}/mm_stat") or "").split()
+            held += int(words[2]) if len(words) > 2 and words[2].isdigit() else 0
+        return held

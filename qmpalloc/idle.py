@@ -15,11 +15,13 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from qmpalloc.sample import AGE_BINS, Sample
-from qmpalloc.units import PAGE_BYTES
+from qmpalloc.sample import AGE_BINS, Memory, Sample
+from qmpalloc.units import MIB, PAGE_BYTES
 
 IDLE_S = 64.0
 """Memory that nothing has touched for this long is not in use: a program that needs it again reads it in once."""
+
+_ZRAM_KEEPS, _ZRAM_KNOWN_BYTES = 0.5, 16 * MIB
 
 
 class IdleMemory(Struct, frozen=True, kw_only=True):
@@ -87,10 +89,10 @@ def idle_memory(sample: Sample | None) -> IdleMemory | None:
     mapped = memory.mapped_file_bytes or 0
     file = _at_least(ages.idle.file, each, (memory.file_bytes or 0) - mapped)
     unread = _at_least(ages.idle.mapped, each, mapped)
-    swap = swappable_bytes(sample)
-    swapped = [_at_least(ages.idle.anon, each, memory.anon or 0), _at_least(ages.idle.shmem, each, memory.shmem or 0)]
-    unread = [one + min(anon + shmem, swap) for one, anon, shmem in zip(unread, *swapped, strict=True)]
-    hot = ages.idle.mapped[0] + (ages.idle.anon[0] + ages.idle.shmem[0] if swap else 0)
+    anon = _at_least(ages.idle.anon, each, memory.anon or 0)
+    shmem = _at_least(ages.idle.shmem, each, memory.shmem or 0)
+    unread = [one + _freed(memory, more + other) for one, more, other in zip(unread, anon, shmem, strict=True)]
+    hot = ages.idle.mapped[0] + (ages.idle.anon[0] + ages.idle.shmem[0] if memory.swap_free else 0)
     step_s = ages.step_ms / 1000
     return IdleMemory(
         seconds=tuple(step_s * 2**power for power in range(AGE_BINS - 1)),
@@ -100,9 +102,16 @@ def idle_memory(sample: Sample | None) -> IdleMemory | None:
     )
 
 
-def swappable_bytes(sample: Sample) -> int:
-    """Return how much anonymous memory swap has room for."""
-    return sample.memory_bytes.swap_free or 0
+def _freed(memory: Memory, idle_bytes: int) -> int:
+    """Return how much memory is free once idle anonymous memory is swapped out, as far as swap has room.
+
+    zram keeps it, compressed: how well that works it shows by what it has; until it has some, half is taken.
+    """
+    swapped_out = (memory.swap_total or 0) - (memory.swap_free or 0)
+    kept = 0.0
+    if memory.zram is not None:
+        kept = memory.zram / swapped_out if swapped_out >= _ZRAM_KNOWN_BYTES else _ZRAM_KEEPS
+    return int(min(idle_bytes, memory.swap_free or 0) * max(0.0, 1.0 - kept))
 
 
 def idle_bytes(sample: Sample, *, anonymous: bool) -> int:
@@ -116,7 +125,7 @@ def idle_bytes(sample: Sample, *, anonymous: bool) -> int:
         return _size(sum(ages.idle.mapped[from_bin:]), each, memory.mapped_file_bytes or 0)
     anon = _size(sum(ages.idle.anon[from_bin:]), each, memory.anon or 0)
     shmem = _size(sum(ages.idle.shmem[from_bin:]), each, memory.shmem or 0)
-    return min(anon + shmem, swappable_bytes(sample))
+    return _freed(memory, anon + shmem)
 
 
 def _at_least(frames: Iterable[int], bytes_each: int, most_bytes: int) -> list[int]:

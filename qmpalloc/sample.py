@@ -80,6 +80,8 @@ class Memory(Struct, frozen=True, kw_only=True):
     slab_unreclaimable: Bytes | None = None
     kernel_stack: Bytes | None = None
     page_tables: Bytes | None = None
+    zram: Bytes | None = None
+    """Memory in which zram keeps what was swapped out to it; None where none is swap."""
 
     @property
     def file_bytes(self) -> int | None:
@@ -90,10 +92,13 @@ class Memory(Struct, frozen=True, kw_only=True):
 
     @property
     def unreclaimable_bytes(self) -> int | None:
-        """Bytes the guest cannot give up: anonymous, shared and unreclaimable kernel memory; None if any is unknown."""
+        """Bytes the guest cannot give up: anonymous, shared and unreclaimable kernel memory; None if any is unknown.
+
+        What zram keeps is among it, where it is told.
+        """
         parts = (self.anon, self.shmem, self.slab_unreclaimable, self.kernel_stack, self.page_tables)
         known = [part for part in parts if part is not None]
-        return sum(known) if len(known) == len(parts) else None
+        return sum(known) + (self.zram or 0) if len(known) == len(parts) else None
 
     @property
     def mapped_file_bytes(self) -> int | None:

@@ -111,6 +111,16 @@ def in_zram(series):
     return parse(series.render(COUNTS)).swap_pages.in_zram
 
 
+def test_what_zram_keeps_in_memory_is_told(series, kernel_files):
+    zram(kernel_files, 0, "zram0", "zram1")
+    assert parse(series.render(COUNTS)).memory_bytes.zram == 0  # neither says
+    kernel_files["/sys/block/zram1/mm_stat"] = "8192 300 40960 0 40960 0 0 0 0\n"
+    assert parse(series.render(COUNTS)).memory_bytes.zram == 40960
+    kernel_files["/proc/swaps"] = "Filename Type Size Used Priority\n"
+    assert parse(series.render(COUNTS)).memory_bytes.zram in (None, 40960)  # one that is in use no more is asked once
+    assert parse(series.render(COUNTS)).memory_bytes.zram is None
+
+
 def test_what_comes_back_from_zram_is_told_apart(series, kernel_files):
     zram(kernel_files, 1000, "zram0")
     assert in_zram(series) == 0  # what it gave before anybody looked is not known to be swap's

@@ -61,6 +61,22 @@ def test_anonymous_memory_is_idle_only_as_far_as_swap_has_room(swap_free, idle):
     assert idle_bytes(told, anonymous=False) == 0
 
 
+@pytest.mark.parametrize(
+    ("zram", "swapped_mib", "share"),
+    [(None, 100, 1.0), (0, 0, 0.5), (4096, 1, 0.5), (30 * MIB, 100, 0.7), (110 * MIB, 100, 0.0)],
+)
+def test_what_zram_takes_is_not_all_free(zram, swapped_mib, share):
+    memory = {"swap_total": 512 * MIB, "swap_free": (512 - swapped_mib) * MIB, "zram": zram}
+    assert idle_bytes(sample(ages(anon=oldest(100)), **memory), anonymous=True) == pytest.approx(
+        90 * EACH * share, abs=1
+    )
+
+
+def test_what_zram_keeps_cannot_be_given_up():
+    parts = {"slab_unreclaimable": 0, "kernel_stack": 0, "page_tables": 0}
+    assert sample(None, zram=5 * MIB, **parts).memory_bytes.unreclaimable_bytes == 305 * MIB
+
+
 @pytest.mark.parametrize(("bin_", "idle"), [(6, 0), (7, 90 * EACH), (9, 90 * EACH)])
 def test_idle_is_what_nothing_touched_for_a_minute(bin_, idle):
     frames = tuple(100 if index == bin_ else 0 for index in range(10))
