@@ -43,6 +43,9 @@ from qmpalloc.policy.evidence import (
 from qmpalloc.rules.step import take_step
 from qmpalloc.units import MIB, PAGE_BYTES, format_count, format_size
 
+_USES_UNSEEN = 1000.0
+"""So much a guest is taken to do a second, beside what it reads and touches, where relative speed is what counts."""
+
 _PARTS = 512
 """Of a growth, to sum up what it is worth."""
 
@@ -141,8 +144,8 @@ class Belief(Struct, frozen=True, kw_only=True):
         if objective != "fair":
             return np.asarray(-weight * more)
         hot = self.guest.idle.hot_pages if self.guest.idle is not None else 0
-        uses = self.load.accesses_per_s + hot + np.abs(more) + 1.0
-        return np.asarray(weight * np.log(1.0 - more / (uses + np.abs(more))))
+        uses = self.load.accesses_per_s + hot + _USES_UNSEEN
+        return np.asarray(-weight * np.log1p(np.maximum(more, -0.5 * uses) / uses))
 
     def _of_reads(self, sizes: NDArray[np.float64], objective: Objective) -> Values:
         target = float(self.guest.target_bytes)
