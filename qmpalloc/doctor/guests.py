@@ -336,7 +336,9 @@ async def _check_collector(guest: GuestConfig, agent: Agent, timeout_s: float, i
         checks.append(failed(name, "collector", "its file does not change: it has stopped", todo))
     else:
         lru = {"lru_gen": "multi-generational LRU", "two_list": "two-list LRU"}.get(second.lru or "", "LRU unknown")
-        checks.append(passed(name, "collector", f"kernel {second.kernel}, {lru}, writes every {first.interval_ms} ms"))
+        ages = "" if second.ages else "; ages of memory are not told, so what programs map is kept"
+        told = f"kernel {second.kernel}, {lru}, writes every {first.interval_ms} ms{ages}"
+        checks.append(passed(name, "collector", told))
     checks += counter_checks(name, second)
     checks.append(await _check_samples(guest, agent, timeout_s))
     if second.psi_memory.some_avg10 is None:
