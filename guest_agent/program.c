@@ -54,7 +54,8 @@ static __always_inline struct counts *this_cpu_counts(void)
 #define SAMPLE_READ 0
 #define SAMPLE_FAULT 1
 #define BLOCK_SHIFT 6
-#define LOW_BITS 1023ULL
+#define LEVELS 10
+#define LOW_BITS ((1ULL << LEVELS) - 1)
 /* 64 MiB. What a call touches beyond is counted as lost. */
 #define BLOCKS_PER_CALL 256
 
@@ -79,13 +80,28 @@ static __always_inline u64 watched_page(u64 inode_number, u64 block)
 	return block << BLOCK_SHIFT | hash >> (64 - BLOCK_SHIFT);
 }
 
+/*
+ * At lower rates one block of each aligned pair is kept, of each pair of such pairs one, and so on. Which one is by a
+ * hash of the pair: what lies at a fixed distance in a file is then neither seen whole nor not at all. Bit n tells
+ * whether a block is kept in its pair of level n (0).
+ */
+static __always_inline u64 places_in_pairs(u64 file, u64 block)
+{
+	u64 low = 0, level;
+
+#pragma unroll
+	for (level = 0; level < LEVELS; level++)
+		low |= ((block >> level ^ mixed(file + (level << 58) + (block >> (level + 1)))) & 1) << level;
+	return low;
+}
+
 static __always_inline void sample_block(struct counts *count, void *inode, u64 block, u64 kind)
 {
 	void *super_block = FIELD(void *, inode, inode, i_sb);
 	u64 generation = FIELD(u32, inode, inode, i_generation);
 	u64 device = FIELD(u32, super_block, super_block, s_dev);
 	u64 file = mixed(mixed(FIELD(u64, inode, inode, i_ino) + SAMPLE_SALT) + (generation << 32 | device));
-	u64 low = (block ^ file) & LOW_BITS;
+	u64 low = places_in_pairs(file, block);
 	int zero = 0;
 	u64 *mask = sample_mask.lookup(&zero);
 	u64 event;

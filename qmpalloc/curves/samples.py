@@ -28,11 +28,12 @@ batch with the next one. A batch may begin with events of the one before, so tha
 nothing; they must be the same, and are used once.
 
 *key*, 60 bits: the upper 50 are a hash of salt, device, inode, **inode generation** (so that an inode number used again
-is another file) and block number; the low 10 are the low bits of the block number, each flipped or not by a hash of the
-same without the block number. A block is in the sample at shift s when the low s - 6 bits of its key are zero: one of
-every 2 ** (s - 6) neighbours. The slot, the page of the block that is watched, comes from a hash of salt, inode number
-and block, and does not appear. *kind*: 0 read, 1 page fault, 2 write, 3 insert, 4 removed. *fresh*: an access to a page
-that had not been accessed since its insert, i.e. a miss.
+is another file) and block number; bit n of the low 10 tells which half of an aligned 2 ** (n + 1) blocks the block is
+in, flipped or not by a hash of the same with those blocks' common number. A block is in the sample at shift s when the
+low s - 6 bits of its key are zero: one of every aligned 2 ** (s - 6), at no fixed place. The slot, the page of the
+block that is watched, comes from a hash of salt, inode number and block, and does not appear. *kind*: 0 read, 1 page
+fault, 2 write, 3 insert, 4 removed. *fresh*: an access to a page that had not been accessed since its insert, i.e. a
+miss.
 """
 
 from __future__ import annotations

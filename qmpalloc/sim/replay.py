@@ -36,6 +36,7 @@ from qmpalloc.units import MIB, PAGE_BYTES, align_down
 
 _CHUNK = 1_000
 _STEP_S = 1.0
+_LEVELS = 10
 
 OUTSTANDING = 250
 """Reads that wait for the disk at a time when they come faster than it serves them: Linux lets 256 queue for it, and
@@ -241,10 +242,14 @@ class ReplayGuest:
         slots = np.uint64(2**BLOCK_SHIFT // self._scale)
         blocks = numbers.astype(np.uint64) // slots
         keys = mixed(blocks + self._salt)
-        watched = blocks * slots + (keys >> np.uint64(40)) % slots
-        low = np.uint64(2**10 - 1)
-        keys = (keys >> np.uint64(4)) & ~low | (blocks ^ self._salt) & low
-        return np.asarray(keys[watched == numbers.astype(np.uint64)])
+        watched = blocks * slots + (keys >> np.uint64(40)) % slots == numbers.astype(np.uint64)
+        blocks, keys = blocks[watched], keys[watched]
+        low = np.zeros(len(blocks), dtype=np.uint64)
+        for level in range(_LEVELS):  # as in program.c
+            ours, pair = blocks >> np.uint64(level), blocks >> np.uint64(level + 1)
+            half = ours ^ mixed(self._salt + np.uint64(level << 58) + pair)
+            low |= (half & np.uint64(1)) << np.uint64(level)
+        return np.asarray(keys >> np.uint64(4) & ~np.uint64(2**_LEVELS - 1) | low)
 
     def _idle(self) -> IdleMemory:
         """Return how long nothing has read its cache: the pages cached are taken to be those read last."""

@@ -144,3 +144,17 @@ def test_a_guest_whose_load_changes_is_held_until_its_new_curve_is_known():
         reasons.add(host.decision.guests[0].reason.split(":")[0])
     assert guests[0].tracker.load >= 2
     assert "weak curve" in reasons
+
+
+@pytest.mark.parametrize("salt", range(1, 5))
+@pytest.mark.parametrize("every", [2, 4, 8, 64])
+def test_what_repeats_at_a_fixed_distance_is_sampled_like_anything_else(every, salt):
+    """Thinning by the place of a block alone saw such data whole or not at all."""
+    made = ReplayGuest("a", Uniform(), file_bytes=GIB, accesses_per_s=1, size_bytes=GIB, scale=1, seed=salt)
+    blocks = np.arange(every - 1, 4096 * every, every)
+    keys = made.sampled((blocks[:, None] * 64 + np.arange(64)).ravel())
+    assert len(keys) == len(blocks)
+    for level in range(1, 6):
+        kept = np.count_nonzero(keys % 2**level == 0)
+        expected = len(blocks) / 2**level
+        assert abs(kept - expected) < 5 * expected**0.5, level
