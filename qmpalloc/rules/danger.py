@@ -137,11 +137,9 @@ def find_danger(
     """
     available = later.memory_bytes.available
     least = least_available_bytes(actual_bytes)
-    if available is not None and available < least:
-        return f"danger: {format_size(available)} available, below {format_size(least)}"
-    if available is not None and available - growth_bytes(earlier, later) < least:
-        rate = format_size(int(growth_bytes(earlier, later) / LEAD_S))
-        return f"danger: programs take {rate} a second, {format_size(available)} available"
+    lacks = _find_lack(earlier, later, least)
+    if lacks:
+        return lacks
     if earlier is None:
         return None
     killed = _change(earlier.oom_kills, later.oom_kills)
@@ -159,6 +157,16 @@ def find_danger(
     # Allocations wait for a page of the cache to be dropped as well: no sign while there is plenty of that.
     scarce = available is None or available < actual_bytes * SCARCE_SHARE
     return thrashing or waiting if scarce else None
+
+
+def _find_lack(earlier: Sample | None, later: Sample, least: int) -> str | None:
+    """Return why too little is available, or will be before anything can be done about it."""
+    available, growth = later.memory_bytes.available, growth_bytes(earlier, later)
+    if available is None or available - growth >= least:
+        return None
+    if available < least:
+        return f"danger: {format_size(available)} available, below {format_size(least)}"
+    return f"danger: programs take {format_size(int(growth / LEAD_S))} a second, {format_size(available)} available"
 
 
 def _find_swapping(earlier: Sample, later: Sample, seconds: float) -> str | None:

@@ -243,9 +243,8 @@ def believe(
         sources = (*sources, _aged)
         for source in () if held else sources:
             belief = source(belief, points, tuning)
-    # What may not be taken, and not be given. Who has hardly been seen gives nothing on bounds alone, if it is no scan.
     target = guest.target_bytes
-    kept = held or (uncounted(guest) and guest.idle is None) or (doubted and pace.unseen and not missed_anyway(guest))
+    kept = held or _keeps(guest, doubted, pace)
     return structs.replace(
         belief,
         floor_bytes=target if kept else min(guest.floor_bytes, target),
@@ -255,6 +254,13 @@ def believe(
         promised_s=pace.promised_s,
         held=doubted,
     )
+
+
+def _keeps(guest: GuestSnapshot, doubted: str, pace: Pace) -> bool:
+    """Return whether a guest gives nothing: nobody knows what it uses; or it has hardly been seen, and is no scan."""
+    if uncounted(guest) and guest.idle is None:
+        return True
+    return bool(doubted) and pace.unseen and not missed_anyway(guest)
 
 
 def doubt(guest: GuestSnapshot) -> str:
