@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+from qmpalloc.idle import idle_bytes
 from qmpalloc.sample import Sample
 from qmpalloc.units import MIB, format_size
 
@@ -34,8 +35,8 @@ LEVEL_S = 60.0
 LEARN_S = 10.0
 """How long a rate must have been watched before a rise can be told."""
 
-LEAD_S = 5.0
-"""How far ahead the growth of programs is looked at: a reading, a decision and two balloons take as long."""
+LEAD_S = 2.0
+"""How far ahead the growth of programs is looked at: a reading, a donor's balloon and its own take as long."""
 
 FREEZE_S = 60.0
 """How long a guest that was in danger gives nothing."""
@@ -92,7 +93,9 @@ def needed_bytes(sample: Sample, actual_bytes: int, *, short: bool, growth_bytes
     """
     comfort = COMFORT * least_available_bytes(actual_bytes)
     available = sample.memory_bytes.available
-    needed = 0 if available is None else max(0, actual_bytes - available) + growth_bytes + comfort
+    # What nothing has touched for a minute can be swapped out: a guest that holds much of it does not need more.
+    spare = 0 if available is None else available + idle_bytes(sample, anonymous=True)
+    needed = 0 if available is None else max(0, actual_bytes - spare) + growth_bytes + comfort
     if short:
         needed = max(needed, actual_bytes + comfort // 2)
     return -(-needed // NEED_STEP_BYTES) * NEED_STEP_BYTES
