@@ -66,6 +66,15 @@ def with_reserve(used_bytes: int, reserve_bytes: int) -> int:
     return max(used_bytes + reserve_bytes, int(used_bytes / (1.0 - _AT_FLOOR * AVAILABLE_MIN_SHARE)))
 
 
+def available_bytes(sample: Sample) -> int | None:
+    """Return what the guest has for programs: what its kernel calls available, and what it can swap out unnoticed.
+
+    A guest that was taken memory for being cold has next to nothing available until it has swapped that out.
+    """
+    available = sample.memory_bytes.available
+    return None if available is None else available + idle_bytes(sample, anonymous=True)
+
+
 def growth_bytes(earlier: Sample | None, later: Sample) -> int:
     """Return what programs will have taken within `LEAD_S` if they go on as between the two samples; 0 if not known."""
     if earlier is None:
@@ -92,10 +101,8 @@ def needed_bytes(sample: Sample, actual_bytes: int, *, short: bool, growth_bytes
         growth_bytes: What its programs are about to take.
     """
     comfort = COMFORT * least_available_bytes(actual_bytes)
-    available = sample.memory_bytes.available
-    # What nothing has touched for a minute can be swapped out: a guest that holds much of it does not need more.
-    spare = 0 if available is None else available + idle_bytes(sample, anonymous=True)
-    needed = 0 if available is None else max(0, actual_bytes - spare) + growth_bytes + comfort
+    available = available_bytes(sample)
+    needed = 0 if available is None else max(0, actual_bytes - available) + growth_bytes + comfort
     if short:
         needed = max(needed, actual_bytes + comfort // 2)
     return -(-needed // NEED_STEP_BYTES) * NEED_STEP_BYTES
@@ -138,7 +145,7 @@ def find_danger(
         thrash: Its recent level of mapped pages read again; updated.
         stalls: Its recent level of allocations that had to wait; updated.
     """
-    available = later.memory_bytes.available
+    available = available_bytes(later)
     least = least_available_bytes(actual_bytes)
     lacks = _find_lack(earlier, later, least)
     if lacks:
@@ -164,7 +171,7 @@ def find_danger(
 
 def _find_lack(earlier: Sample | None, later: Sample, least: int) -> str | None:
     """Return why too little is available, or will be before anything can be done about it."""
-    available, growth = later.memory_bytes.available, growth_bytes(earlier, later)
+    available, growth = available_bytes(later), growth_bytes(earlier, later)
     if available is None or available - growth >= least:
         return None
     if available < least:
@@ -183,7 +190,7 @@ def _find_standstill(earlier: Sample, later: Sample, seconds: float, least: int)
     """Return why the guest comes to a standstill, if it does: all its tasks wait, and little is left."""
     stalled_us = _change(earlier.psi_memory.full_total_us, later.psi_memory.full_total_us)
     stalled = 0.0 if stalled_us is None else stalled_us / 1e6 / seconds
-    available = later.memory_bytes.available
+    available = available_bytes(later)
     if stalled <= PRESSURE_SHARE or available is None or available >= 2 * least:
         return None
     return f"danger: all tasks waited for memory {stalled:.0%} of the time, {format_size(available)} available"

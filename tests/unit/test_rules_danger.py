@@ -142,3 +142,13 @@ def test_who_holds_what_nothing_touches_and_could_swap_it_out_needs_no_more():
     needs = [needed_bytes(sample, 500 * MIB, short=False) for sample in (told, aged, with_swap)]
     assert needs[0] == needs[1]
     assert needs[2] == needs[0] - 192 * MIB
+
+
+def test_a_guest_that_can_swap_out_what_it_does_not_use_is_not_in_danger():
+    idle = (*(0,) * 9, 400)  # of 128 pages: 190 MiB, less a deviation
+    kinds = {"file": (0,) * 10, "mapped": (0,) * 10, "anon": idle, "shmem": (0,) * 10}
+    ages = Ages(step_ms=1000, pages_each=128, steps=600, idle=AgesByKind(**kinds), touched=AgesByKind(**kinds))
+    told = structs.replace(growing(2, 300 * MIB, 20 * MIB), ages=ages)
+    with_swap = structs.replace(told, memory_bytes=structs.replace(told.memory_bytes, swap_total=GIB, swap_free=GIB))
+    full = structs.replace(told, memory_bytes=structs.replace(told.memory_bytes, swap_total=GIB, swap_free=0))
+    assert [find_danger(None, sample, 500 * MIB) is None for sample in (told, with_swap, full)] == [False, True, False]
