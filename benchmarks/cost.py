@@ -121,6 +121,7 @@ def facts_table(variant: str, counted: Result, plain: Result) -> list[str]:
         f"| of which loading bcc | {plain['import_ns'] / 1e9:.1f} s | {millions(counted['import_ns'])} |",
         f"| CPU of a sample | {idle['ns_per_sample'] / 1e6:.1f} ms | {millions(ours['idle']['ns_per_sample'])} |",
         f"| CPU when idle | {idle['cpu_percent']:.2f} % | {ours['idle']['cpu_percent']:.3f} % of 10^9 a second |",
+        f"| and of DAMON's thread | {idle['damon_percent']:.2f} % | {ours['idle']['damon_percent']:.3f} % |",
         f"| resident | {idle['rss_bytes'] / 1e6:.1f} MB | |",
         f"| counters file | {idle['file_bytes']} bytes | |",
     ]

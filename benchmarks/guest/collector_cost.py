@@ -24,7 +24,12 @@ from typing import Any
 
 COUNTERS_FILE = Path("/run/qmpalloc/counters.json")
 SETTINGS = Path("/etc/default/qmpalloc-collector")
-OPTIONS = {"with samples": "", "without samples": "--no-samples"}
+OPTIONS = {
+    "with samples and ages": "",
+    "with samples": "--no-ages",
+    "without samples": "--no-samples --no-ages",
+}
+DAMON = Path("/sys/kernel/mm/damon/admin/kdamonds/0/pid")
 """The collector's, by what it is called in the result."""
 
 DATA = Path("/var/tmp/cost.dat")
@@ -123,16 +128,26 @@ def import_ns() -> float:
     return float(sh(f'python3 -IB -c "{command}"'))
 
 
+def kdamond_ns() -> int:
+    """Return the CPU time of the kernel's thread that looks at page frames; 0 when there is none."""
+    try:
+        return int(Path(f"/proc/{DAMON.read_text().strip()}/schedstat").read_text().split()[0])
+    except OSError:
+        return 0
+
+
 def idle(seconds: float) -> dict[str, float]:
     """Return what the collector takes while nothing happens: CPU time for each sample and in all, and memory."""
-    before = sample()
+    before, damon_ns = sample(), kdamond_ns()
     time.sleep(seconds)
     after = sample()
+    damon_ns = kdamond_ns() - damon_ns
     samples = after["sequence"] - before["sequence"]
     cpu_ns = after["collector"]["cpu_ns"] - before["collector"]["cpu_ns"]
     return {
         "ns_per_sample": cpu_ns / samples,
         "cpu_percent": 100 * cpu_ns / (after["monotonic_ns"] - before["monotonic_ns"]),
+        "damon_percent": 100 * damon_ns / (after["monotonic_ns"] - before["monotonic_ns"]),
         "rss_bytes": after["collector"]["rss_bytes"],
         "file_bytes": COUNTERS_FILE.stat().st_size,
     }
