@@ -21,6 +21,10 @@ from qmpalloc.units import MIB, PAGE_BYTES
 IDLE_S = 64.0
 """Memory that nothing has touched for this long is not in use: a program that needs it again reads it in once."""
 
+SWAP_STEP_BYTES = 32 * MIB
+"""So much anonymous memory may be asked for beyond what is free. A kernel that has to swap out more at once stops its
+programs meanwhile; what it has swapped out counts no more, and the next part follows."""
+
 _ZRAM_KEEPS, _ZRAM_KNOWN_BYTES = 0.5, 16 * MIB
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct, structs
 
 from qmpalloc.config import GuestConfig
-from qmpalloc.idle import idle_bytes
+from qmpalloc.idle import SWAP_STEP_BYTES, idle_bytes
 from qmpalloc.model import MemorySizes
 from qmpalloc.rules.danger import with_reserve
 from qmpalloc.sample import Sample
@@ -118,7 +118,7 @@ class GuestMemory:
         if memory.total is not None and self.facts is not None:
             self._learn_gap(self.facts.ram_bytes if self.facts.deflate_on_oom else actual_bytes, memory.total)
         least_bytes = memory.unreclaimable_bytes - (memory.anon or 0) - (memory.shmem or 0)
-        held_bytes = memory.unreclaimable_bytes - idle_bytes(sample, anonymous=True)
+        held_bytes = memory.unreclaimable_bytes - _swapped_next(sample)
         needed_bytes = max((self._gap_bytes or 0) + held_bytes, least_bytes)
         self._needed_bytes = with_reserve(needed_bytes, self._reserve_bytes)
 
@@ -170,5 +170,10 @@ class GuestMemory:
         in_use_bytes = sample.memory_bytes.in_use_bytes if sample else None
         if sample is None or in_use_bytes is None:
             return None
-        in_use_bytes -= idle_bytes(sample, anonymous=False) + idle_bytes(sample, anonymous=True)
+        in_use_bytes -= idle_bytes(sample, anonymous=False) + _swapped_next(sample)
         return with_reserve((self._gap_bytes or 0) + in_use_bytes, self._reserve_bytes)
+
+
+def _swapped_next(sample: Sample) -> int:
+    """Return how much anonymous memory the guest can be made to swap out now."""
+    return min(SWAP_STEP_BYTES, idle_bytes(sample, anonymous=True))

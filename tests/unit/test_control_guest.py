@@ -12,7 +12,7 @@ from qmpalloc.control.snapshot import snapshot_of
 from qmpalloc.errors import SampleError
 from qmpalloc.model import GuestState, Limiter, MemorySizes, Snapshot
 from qmpalloc.rules.danger import FREEZE_S, find_danger, least_available_bytes, with_reserve
-from qmpalloc.sample import Counters, Memory, Sample, SwapPages
+from qmpalloc.sample import Ages, AgesByKind, Counters, Memory, Sample, SwapPages
 from qmpalloc.units import GIB, MIB, Grid, align_up
 
 CONTROL = ControlConfig(late_after=Duration(5.0), lost_after=Duration(20.0))
@@ -249,6 +249,34 @@ class TestMemoryOutsideOfTheBalloon:
         guest = self.connected()
         assert not guest.memory.claims_too_much(sample(memory_bytes=Memory(total=7 * GIB)))
         assert guest.memory.claims_too_much(sample(memory_bytes=Memory(total=7 * GIB + 1)))
+
+    @pytest.mark.parametrize(
+        ("kind", "swap_free", "lent"),
+        [("anon", 0, 0), ("anon", GIB, 32), ("mapped", 0, 100), ("mapped", GIB, 100)],
+    )
+    def test_what_nothing_has_touched_for_a_minute_is_not_in_use(self, kind, swap_free, lent):
+        """Anonymous memory only as far as swap has room, and a small part at a time."""
+        none = (0,) * 10
+        kinds = {"file": none, "mapped": none, "anon": none, "shmem": none}
+        ages = Ages(
+            step_ms=1000, pages_each=128, steps=900, touched=AgesByKind(**kinds),
+            idle=AgesByKind(**kinds | {kind: (*none[:9], 10_000)}),
+        )  # fmt: skip
+        facts = Memory(
+            total=2 * GIB - 40 * MIB, anon=600 * MIB, shmem=0, mapped=100 * MIB, active_file=100 * MIB,
+            inactive_file=0, slab_unreclaimable=0, kernel_stack=0, page_tables=0, swap_total=GIB, swap_free=swap_free,
+        )  # fmt: skip
+        used = []
+        for told in (None, ages):
+            guest = make_guest()
+            guest.connected(FACTS, GIB, 0.0, paused=False)
+            now = sample(memory_bytes=facts, ages=told)
+            guest.memory.learn_need(now, guest.size.actual_bytes)
+            used.append((guest.memory.in_use_bytes(now), guest.memory.floor_bytes))
+        with_reserve_added = [floor_of((740 - part) * MIB) for part in (0, lent)]
+        assert [align_up(in_use) for in_use, _ in used] == with_reserve_added
+        anonymous = lent if kind == "anon" else 0
+        assert [floor for _, floor in used] == [floor_of(640 * MIB), floor_of((640 - anonymous) * MIB)]
 
     def test_without_it_a_gap_is_never_negative(self):
         guest = make_guest()
