@@ -272,7 +272,7 @@ async def test_a_guest_in_danger_gets_its_baseline_in_one_command(lab, autojump_
     await lab.run(20.0, actions=[(9.1, squeeze)])
     after = [event for event in lab.of(Decided) if event.t > starving["t"] + 2]
     assert after[0].decision.guests[0].limiter is Limiter.DANGER
-    assert after[0].decision.target_of("small") == BASELINE * MIB
+    assert after[-1].decision.target_of("small") == BASELINE * MIB  # more for as long as it might go on growing
     assert all(event.decision.target_of("small") >= BASELINE * MIB for event in after)
 
 
