@@ -97,11 +97,9 @@ async def _steps(lab: Agent, monitor: Monitor, pid: int) -> Any:
         row = (await _state(lab, pid, step, "row"))["row"]
         after = await _disks(monitor)
         row["counted"] |= {name: after[name] - before[name] for name in after}
-        row["right"] = not differences(row)
-        print(
-            f"{row['lru']:<9}{row['case']:<36}{expected_text(row)}: {', '.join(differences(row)) or 'exact'}",
-            flush=True,
-        )
+        row["right"] = is_right(row)
+        outcome = "exact" if not differences(row) else ", ".join(differences(row))
+        print(f"{row['lru']:<9}{row['case']:<36}{expected_text(row)}: {outcome}", flush=True)
         yield row
         await lab.write_file(GO, str(-step).encode())
 
@@ -128,13 +126,17 @@ async def _disks(monitor: Monitor) -> dict[str, int]:
 
 
 def differences(row: Row) -> list[str]:
-    """Return every count that is further from what it must be than is allowed, in words."""
-    found = [] if any(row["expected"].values()) else ["nothing went out, so nothing comes back"]
-    for name in COLUMNS:
-        counted, expected = row["counted"][name], row["expected"][name]
-        if abs(counted - expected) > max(TOLERANCE * expected, NOISE_PAGES):
-            found.append(f"{name} {counted - expected:+,}")
-    return found
+    """Return every count that is not what it must be, in words."""
+    expected, counted = row["expected"], row["counted"]
+    return [f"{name} {counted[name] - expected[name]:+,}" for name in COLUMNS if counted[name] != expected[name]]
+
+
+def is_right(row: Row) -> bool:
+    """Return whether something had to come back, and no count is further from what it must be than is allowed."""
+    expected, counted = row["expected"], row["counted"]
+    return any(expected.values()) and all(
+        abs(counted[name] - expected[name]) <= max(TOLERANCE * expected[name], NOISE_PAGES) for name in COLUMNS
+    )
 
 
 def expected_text(row: Row) -> str:
