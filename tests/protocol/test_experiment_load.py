@@ -374,6 +374,12 @@ name = "rate"
 unit = "1/s"
 better = "higher"
 pattern = "([0-9]+)"
+[[guest.phase.metric]]
+name = "every"
+unit = "1/s"
+better = "higher"
+pattern = "([0-9]+)"
+series = true
 [[guest.phase]]
 file = "1MiB"
 access = { distribution = "uniform" }
@@ -417,6 +423,38 @@ async def test_programs_are_shipped_with_what_they_bring(autojump_clock, guest, 
         assert await load.outputs() == {"phase1": b"x" * 10}
         del guest.agent.files[work["output"]]
         assert await load.outputs() == {}
+
+
+async def test_the_values_of_a_series_are_taken_with_their_times(autojump_clock, guest, programs):
+    async with with_programs(guest, programs) as load:
+        file = json.loads(guest.agent.files[PLAN_FILE])["phases"][0]["series"]
+        assert await load.series() == {}  # the program has not ended
+        guest.agent.files[file] = b"every,0.500,10,1\nevery,1.500,20.5,2\n"
+        first, second = (await load.series())["phase1"]
+        assert (first.metric, first.seconds, first.value, first.matches) == ("every", 0.5, 10.0, 1)
+        assert (second.seconds, second.value, second.matches) == (1.5, 20.5, 2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"rate,0.5,10,1",  # it is no series
+        b"every,0.5,10",
+        b"every,0.5,nan,1",
+        b"every,-1,10,1",
+        b"every,inf,10,1",
+        b"every,0.5,10,0",
+        b"every,0.5,10,x",
+        b"\xff\x1b",
+        b"every,0.5,10,1\n" * 100_000,
+    ],
+)
+async def test_a_series_that_no_generator_writes_is_nonsense(autojump_clock, guest, programs, line):
+    async with with_programs(guest, programs) as load:
+        guest.agent.files[json.loads(guest.agent.files[PLAN_FILE])["phases"][0]["series"]] = line
+        with pytest.raises(NonsenseError, match="series of a metric") as caught:
+            await load.series()
+        assert "\x1b" not in str(caught.value)
 
 
 async def test_a_step_that_fails_is_told_with_the_experiments_file(autojump_clock, guest, programs):

@@ -55,6 +55,10 @@ class FakeLoad:
         await trio.lowlevel.checkpoint()
         return self.bench.outputs
 
+    async def series(self):
+        await trio.lowlevel.checkpoint()
+        return self.bench.series
+
     async def go(self):
         self.went = True
 
@@ -87,7 +91,7 @@ class Bench:
         self.clock = None
         self.busy, self.hung, self.dies_in = {}, set(), None
         self.controller = None
-        self.said, self.states, self.outputs = [], [], {}
+        self.said, self.states, self.outputs, self.series = [], [], {}, {}
         self.directory, self.run_dir = RunDirectory(directory), run_dir
         self.directory.begin()
         bench = self

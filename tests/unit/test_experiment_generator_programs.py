@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from qmpalloc.experiment.run.generator import program
-from qmpalloc.experiment.run.generator.output import KEPT_BYTES
+from qmpalloc.experiment.run.generator import output, program
+from qmpalloc.experiment.run.generator.output import KEPT_BYTES, PRINTED_BYTES
 from qmpalloc.experiment.run.generator.progress import GaveUpError, Progress
 from qmpalloc.experiment.spec.program import Metric
 from qmpalloc.experiment.store.records import LoadProgress
@@ -36,7 +36,7 @@ class Guest:
         directory.mkdir()
         phase = {
             "name": f"p{number}", "key": f"guest[0].phase[{number}]", "directory": str(directory), "duration": 0.0,
-            "output": str(self.path / f"output{number}"), "timeout": 20.0, "user": ROOT, "environment": {},
+            "output": str(self.path / f"output{number}"), "series": str(self.path / f"series{number}"), "timeout": 20.0, "user": ROOT, "environment": {},
             "setup": [], "ready": [], "warm_up": [], "command": ["sh", "-c", script],
             "metrics": msgspec.to_builtins(metrics),
         }  # fmt: skip
@@ -60,6 +60,11 @@ class Guest:
         done = self._generate("prepare", step)
         return done.returncode, done.stderr.decode()
 
+    def series(self, number=0):
+        """Return metric, seconds, value and number of values of each point."""
+        lines = (self.path / f"series{number}").read_text().splitlines()
+        return [(name, *map(float, rest)) for name, *rest in (line.split(",") for line in lines)]
+
     def output(self, number=0):
         return (self.path / f"output{number}").read_bytes()
 
@@ -77,6 +82,36 @@ def test_the_last_match_counts_or_the_mean_of_all(guest):
     assert phase.metrics["rate"].last == 1500
     assert (phase.metrics["every"].count, phase.metrics["every"].total) == (3, 1530)
     assert guest.output() == b"rate 10\nrate 20\nno\nrate 1,500"
+
+
+def test_each_value_of_a_series_is_kept_with_its_time(guest):
+    every = msgspec.structs.replace(RATE, name="every", series=True)
+    last = msgspec.structs.replace(RATE, name="last")
+    guest.program("echo rate 10; sleep 0.3; echo rate 20 rate 30; sleep 0.2", every, last).run()
+    names, seconds, found, matches = zip(*guest.series(), strict=True)
+    assert (names, found, matches) == (("every",) * 3, (10, 20, 30), (1, 1, 1))
+    assert 0 <= seconds[0] <= seconds[1] - 0.3 <= seconds[2] - 0.3 < 20
+
+
+def test_a_series_is_kept_of_a_program_that_failed(guest):
+    every = msgspec.structs.replace(RATE, name="every", series=True)
+    found = guest.program("echo rate 10; exit 3", every).run()
+    assert "ended with 3" in found.error
+    assert [point[2] for point in guest.series()] == [10]
+
+
+def test_a_long_series_becomes_coarser_and_loses_nothing(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(output.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(output, "SERIES_POINTS", 8)
+    series = output.Series()
+    for value in range(100):
+        series.add(float(value))
+        assert len(series.lines("x").splitlines()) <= 8
+    points = [tuple(map(float, line.split(",")[1:])) for line in series.lines("x").splitlines()]
+    assert [matches for _, _, matches in points] == [16] * 6 + [4]
+    assert sum(mean * matches for _, mean, matches in points) == pytest.approx(sum(range(100)))
+    assert [seconds for seconds, _, _ in points] == [16, 32, 48, 64, 80, 96, 100]
 
 
 def test_groups_have_names_where_there_are_several(guest):
@@ -160,6 +195,16 @@ def test_one_that_never_stops_printing_ends_all_the_same(guest):
     assert found.phases[0].seconds < 15
 
 
+def test_one_that_prints_a_gigabyte_fails_and_little_of_it_is_kept(guest):
+    found = guest.program("echo rate 1; head -c 1000000000 /dev/zero", RATE).run()
+    said = f"guest[0].phase[0].command: has printed more than {PRINTED_BYTES >> 20} MiB"
+    assert found.error.startswith(said)
+    assert "(send to /dev/null what holds no metric" in found.error
+    assert len(guest.output()) < 2 * KEPT_BYTES + 100
+    code, told = guest.program("true", setup=["head", "-c", "1000000000", "/dev/zero"]).prepare("setup")
+    assert (code, told.startswith("guest[0].phase[1].setup: has printed more than")) == (1, True)
+
+
 def test_environment_and_directory(guest):
     found = guest.program("echo rate $NUMBER; pwd; id -un", RATE, environment={"NUMBER": "4"}).run()
     assert found.phases[0].metrics["rate"].last == 4
@@ -179,6 +224,7 @@ def test_environment_and_directory(guest):
         ("echo rate nan", {}, "metric[0].pattern: the value is nan"),
         ("echo rate inf", {}, "metric[0].pattern: the value is inf"),
         ("echo rate fast", {}, "metric[0].pattern: 'fast' is no number"),
+        ("sleep 60", {"duration": 0.3}, "metric[0].pattern: matches nothing in 0 bytes of output"),
         ("true", {"user": "no-such-user"}, "phase[0].user: nobody is called 'no-such-user'"),
     ],
 )

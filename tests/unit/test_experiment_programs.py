@@ -127,6 +127,13 @@ def test_the_examples_compare_static_paper_and_curve(name):
 
 
 WORK = "guest[1].phase[1]"
+RATE_OF_IDLE = """
+[[guest.phase.metric]]
+name = "rate"
+unit = "1/s"
+better = "lower"
+pattern = "took (.*)"
+"""
 
 
 @pytest.mark.parametrize(
@@ -163,6 +170,11 @@ WORK = "guest[1].phase[1]"
         (("pattern = 'latency ([0-9]+)'", 'json = { file = "a" }'), f"{WORK}.metric[1].json.path", "missing"),
         (("[[guest.phase.metric]]", "[[guest.phase.metrics]]"), f"{WORK}.metrics", "did you mean metric?"),
         (('duration = "40s"', 'duration = "40s"\nrounds = 2'), "guest[0].phase[0].duration", "beside rounds"),
+        (('name = "latency"\nunit = "ms"', 'name = "reads"\nunit = "ms"'), f"{WORK}.metric[1].unit",
+         "reads is 'ms' here and '1/s' in guest[0].phase[0]"),
+        (('["sleep", "20"]', '["sleep", "20"]\n' + RATE_OF_IDLE), f"{WORK}.metric[0].better",
+         "rate is 'higher' here and 'lower' in guest[1].phase[0].metric[0]"),
+        (('baseline = "384MiB"', 'baseline = "384MiB"\nweight = 0'), "guest[0].weight", "above 0"),
         (("[[guest]]", '[image]\npackages = ["a,b"]\n[[guest]]'), "image.packages", "not the name of a Debian package"),
         (("[[guest]]", '[image]\npackages = ["--x"]\n[[guest]]'), "image.packages", "not the name of a Debian package"),
         (('duration = "40s"', ""), "guest[0].phase[0].rounds", "at least 1"),
@@ -234,23 +246,47 @@ def test_arms_are_compared_by_each_metric_whichever_way_is_better():
     assert reads.gain.value == pytest.approx(1.1)
     assert worst([reads, rate]) == rate
     # Two metrics of B count as much as the one of A.
-    assert gain_of_all([rate, latency, reads]) == pytest.approx((0.5 * 1.1) ** 0.5)
-    said = list(metric_verdicts("other", "static", [rate, latency, reads]))
+    of_all = gain_of_all([rate, latency, reads], pairs, {"A": 1.0, "B": 1.0})
+    assert (of_all.value, of_all.n) == (pytest.approx((0.5 * 1.1) ** 0.5), 2)
+    by_weight = gain_of_all([rate, latency, reads], pairs, {"A": 3.0, "B": 1.0})
+    assert by_weight.value == pytest.approx(0.5**0.25 * 1.1**0.75)
+    said = list(metric_verdicts("other", "static", [rate, latency, reads], of_all))
     assert [sentence.rsplit(": ", 1)[1] for sentence in said[:3]] == ["worse.", "worse.", "better."]
-    assert "worst: 0.50 times, rate of B (work)" in said[3]
+    assert said[3].startswith("other over all guests by weight: 0.74 times as good as static (geometric mean), 95 % CI")
+    assert said[3].endswith("n = 2: worse. Worst: 0.50 times, rate of B (work).")
+
+
+def test_the_interval_of_all_guests_is_that_of_the_repeats_together():
+    """What one guest wins where the other loses is certain for neither, and for both together it is."""
+    pairs = [(values(factor, 10.0, 1.2 / factor), values(1.0, 10.0, 1.0)) for factor in (0.5, 1.0, 2.0)]
+    found = compare_metrics([KEYS[0], KEYS[2]], pairs)
+    assert all(each.gain.low < 1 < each.gain.high for each in found)
+    of_all = gain_of_all(found, pairs, {"A": 1.0, "B": 1.0})
+    assert (of_all.low, of_all.high) == (pytest.approx(1.2**0.5), pytest.approx(1.2**0.5))
+    *_, last = metric_verdicts("other", "static", found, of_all)
+    assert "n = 3: better. Worst: " in last
+
+
+def test_a_repeat_that_lacks_a_metric_is_left_out_of_all_guests_together():
+    lacking = {("B", "work", "rate"): 9.0}
+    pairs = [(values(2.0, 10.0, 1.0), values(1.0, 10.0, 1.0)), (lacking, lacking)]
+    found = compare_metrics([KEYS[0], KEYS[2]], pairs)
+    of_all = gain_of_all(found, pairs, {"A": 1.0, "B": 1.0})
+    assert (of_all.value, of_all.n) == (pytest.approx(2**0.5), 1)
 
 
 def test_one_repeat_decides_nothing_and_none_compares_nothing():
-    one = compare_metrics(KEYS, [(values(50.0, 20.0, 0.0), values(100.0, 10.0, 100.0))])
-    said = list(metric_verdicts("other", "static", one))
-    assert said[0].startswith("other had 0.50 of the static rate of B (work), higher is better; n = 1")
+    pairs = [(values(50.0, 20.0, 0.0), values(100.0, 10.0, 100.0))]
+    one = compare_metrics(KEYS, pairs)
+    said = list(metric_verdicts("other", "static", one, gain_of_all(one, pairs, {"A": 1.0, "B": 1.0})))
+    assert said[0].startswith("other had 0.50 of the static rate of B (work), higher is better, n = 1")
     assert "nothing is decided" in said[1]
     assert said[2].startswith("other cannot be compared by reads of A (reads)")
     assert [each.ratio for each in compare_metrics(KEYS, [])] == [None] * 3
-    assert gain_of_all(compare_metrics(KEYS, [])) is None
+    assert gain_of_all(compare_metrics(KEYS, []), [], {}) is None
     mixed = [({("B", "work", "rate"): rate}, {("B", "work", "rate"): 1.0}) for rate in (0.5, 2.0)]
     undecided = compare_metrics(KEYS[:1], mixed)
-    assert "undecided" in next(metric_verdicts("other", "static", undecided))
+    assert "undecided" in next(metric_verdicts("other", "static", undecided, None))
 
 
 # --- while it runs ----------------------------------------------------------------------------------------------------
@@ -357,7 +393,7 @@ def test_a_report_of_programs_is_by_metric(finished):
 def test_the_closing_lines_are_the_metrics(finished):
     lines = list(metric_lines(load_results(finished)))
     assert "B: work, rate in 1/s: static 150 (100 to 200), other 75 (50 to 100)" in lines
-    assert lines[-1].startswith("other over all guests alike: ")
+    assert lines[-1].startswith("other over all guests by weight: ")
 
 
 def test_what_programs_bring_is_kept_with_the_experiment(tmp_path):

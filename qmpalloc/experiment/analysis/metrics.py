@@ -7,7 +7,8 @@ of themselves, and for built-in reads how many a second were done.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from msgspec import Struct
@@ -111,9 +112,14 @@ def compare_metrics(
         if not both or any(not value > 0 for pair in both for value in pair):
             found.append(MetricComparison(guest=guest, phase=phase, metric=metric, ratio=None, gain=None))
             continue
-        gains = both if metric.better == "higher" else [(theirs, ours) for ours, theirs in both]
+        gains = [_gain(metric, ours, theirs) for ours, theirs in both]
         found.append(MetricComparison(guest=guest, phase=phase, metric=metric, ratio=ratio(both), gain=ratio(gains)))
     return tuple(found)
+
+
+def _gain(metric: Metric, ours: float, theirs: float) -> tuple[float, float]:
+    """Return a pair of values in the order in which a ratio above 1 is better."""
+    return (ours, theirs) if metric.better == "higher" else (theirs, ours)
 
 
 def worst(comparisons: Iterable[MetricComparison]) -> MetricComparison | None:
@@ -122,37 +128,67 @@ def worst(comparisons: Iterable[MetricComparison]) -> MetricComparison | None:
     return min(known, key=lambda each: each.gain.value if each.gain is not None else math.inf, default=None)
 
 
-def gain_of_all(comparisons: Iterable[MetricComparison]) -> float | None:
-    """Return the geometric mean of the guests' gains, each the geometric mean of its metrics'; None when none is known.
+def gain_of_all(
+    comparisons: Iterable[MetricComparison],
+    pairs: Iterable[tuple[MetricValues, MetricValues]],
+    weights: Mapping[str, float],
+) -> Ratio | None:
+    """Return the gain of all guests together: the weighted geometric mean of theirs, each that of its metrics.
 
     So a guest with many metrics counts no more than one with few.
+
+    Args:
+        comparisons: Of the arm; metrics that cannot be compared are left out.
+        pairs: As for `compare_metrics`. Repeats that lack a metric are left out.
+        weights: Of the guests.
+
+    Returns:
+        None when nothing can be compared.
     """
-    logs: dict[str, list[float]] = {}
-    for each in comparisons:
-        if each.gain is not None:
-            logs.setdefault(each.guest, []).append(math.log(each.gain.value))
-    means = [math.fsum(own) / len(own) for own in logs.values()]
-    return math.exp(math.fsum(means) / len(means)) if means else None
+    known = [each for each in comparisons if each.gain is not None]
+    keys = [(each.guest, each.phase, each.metric.name) for each in known]
+    count = Counter(each.guest for each in known)
+    total = math.fsum(weights[guest] for guest in count)
+    gains = []
+    for ours, theirs in pairs:
+        if not known or not (ours.keys() >= set(keys) and theirs.keys() >= set(keys)):
+            continue
+        logs = []
+        for each, key in zip(known, keys, strict=True):
+            better, worse = _gain(each.metric, ours[key], theirs[key])
+            logs.append(weights[each.guest] / total / count[each.guest] * math.log(better / worse))
+        gains.append((math.exp(math.fsum(logs)), 1.0))
+    return ratio(gains) if gains else None
 
 
-def metric_verdicts(arm: str, reference: str, comparisons: Sequence[MetricComparison]) -> Iterator[str]:
-    """Yield a sentence for each metric of an arm, and one for all."""
+def metric_verdicts(
+    arm: str, reference: str, comparisons: Sequence[MetricComparison], of_all: Ratio | None
+) -> Iterator[str]:
+    """Yield a sentence for each metric of an arm, and one for all guests together."""
     for each in comparisons:
         what = f"{each.metric.name} of {each.guest} ({each.phase})"
         if each.ratio is None or each.gain is None:
-            yield f"{arm} cannot be compared by {what}: no repeat has values above 0 of both {arm} and {reference}."
+            yield (
+                f"{arm} cannot be compared by {what}: no repeat has a value of both {arm} and {reference}, or one is "
+                "not above 0."
+            )
             continue
         said = f"{arm} had {each.ratio.value:.2f} of the {reference} {what}, {each.metric.better} is better"
-        low, high = each.gain.low, each.gain.high
-        if low is None or high is None or each.ratio.low is None or each.ratio.high is None:
-            yield f"{said}; n = 1, which gives no confidence interval: nothing is decided."
-            continue
-        said += f", {each.ratio.confidence * 100:g} % CI {each.ratio.low:.2f} to {each.ratio.high:.2f}"
-        word = "better" if low > 1 else "worse" if high < 1 else "undecided, the interval holds both better and worse"
-        yield f"{said}, n = {each.ratio.n}: {word}."
-    mean, least = gain_of_all(comparisons), worst(comparisons)
-    if mean is not None and least is not None and least.gain is not None:
+        yield f"{said}, {_decided(each.ratio, each.gain)}."
+    least = worst(comparisons)
+    if of_all is not None and least is not None and least.gain is not None:
         yield (
-            f"{arm} over all guests alike: {mean:.2f} times as good as {reference} (geometric mean); worst: "
-            f"{least.gain.value:.2f} times, {least.metric.name} of {least.guest} ({least.phase})."
+            f"{arm} over all guests by weight: {of_all.value:.2f} times as good as {reference} (geometric mean), "
+            f"{_decided(of_all, of_all)}. Worst: {least.gain.value:.2f} times, {least.metric.name} of {least.guest} "
+            f"({least.phase})."
         )
+
+
+def _decided(shown: Ratio, gain: Ratio) -> str:
+    """Return the interval of a ratio, and what `gain`, the same with above 1 for better, decides."""
+    if gain.low is None or gain.high is None or shown.low is None or shown.high is None:
+        return f"n = {gain.n}, which gives no confidence interval: nothing is decided"
+    word = "undecided, the interval holds both better and worse"
+    if gain.low > 1 or gain.high < 1:
+        word = "better" if gain.low > 1 else "worse"
+    return f"{shown.confidence * 100:g} % CI {shown.low:.2f} to {shown.high:.2f}, n = {shown.n}: {word}"

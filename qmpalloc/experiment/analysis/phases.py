@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from msgspec import Struct
 
 from qmpalloc.experiment.analysis import latency
 from qmpalloc.experiment.analysis.metrics import MetricResult, metric_results
 from qmpalloc.experiment.spec.schema import AnyPhase, Guest, Phase
-from qmpalloc.experiment.store.records import LoadProgress, Reading
+from qmpalloc.experiment.store.records import LoadProgress, Reading, SeriesPoint
 
 
 class PhaseResult(Struct, frozen=True, kw_only=True):
@@ -28,6 +29,7 @@ class PhaseResult(Struct, frozen=True, kw_only=True):
         p50_s: Median latency.
         p99_s: 99th percentile.
         metrics: What it came to by its metrics.
+        series: The values of its metrics with their times, of those that are series.
     """
 
     name: str
@@ -41,10 +43,16 @@ class PhaseResult(Struct, frozen=True, kw_only=True):
     p50_s: float | None = None
     p99_s: float | None = None
     metrics: tuple[MetricResult, ...] = ()
+    series: tuple[SeriesPoint, ...] = ()
 
 
 def phase_results(
-    guest: Guest, readings: Iterable[Reading], final: LoadProgress | None, *, interval_s: float
+    guest: Guest,
+    readings: Iterable[Reading],
+    final: LoadProgress | None,
+    *,
+    interval_s: float,
+    series: Mapping[str, tuple[SeriesPoint, ...]] = MappingProxyType({}),
 ) -> tuple[PhaseResult, ...]:
     """Return what came of every phase of `guest`.
 
@@ -53,6 +61,7 @@ def phase_results(
         readings: Of the run, all guests.
         final: What the load reported in the end, if it came so far.
         interval_s: Length of a trial.
+        series: Phase to what was kept of its metrics' values.
     """
     known = sorted(readings, key=lambda reading: reading.trial)
     ends_s: dict[int, float] = {}
@@ -86,6 +95,7 @@ def phase_results(
             p50_s=latency.percentile_s(counts, 0.5),
             p99_s=latency.percentile_s(counts, 0.99),
             metrics=metric_results(phase, by_trial, final),
+            series=series.get(phase.name, ()),
         )
 
     return tuple(result(phase) for phase in guest.phases)

@@ -9,9 +9,15 @@ from pathlib import Path
 from msgspec import Struct, structs
 
 from qmpalloc.errors import ConfigError
-from qmpalloc.experiment.analysis.metrics import MetricComparison, MetricResult, MetricValues, compare_metrics
+from qmpalloc.experiment.analysis.metrics import (
+    MetricComparison,
+    MetricResult,
+    MetricValues,
+    compare_metrics,
+    gain_of_all,
+)
 from qmpalloc.experiment.analysis.phases import PhaseResult, phase_results
-from qmpalloc.experiment.analysis.statistics import ArmResult, Comparison, compare
+from qmpalloc.experiment.analysis.statistics import ArmResult, Comparison, Ratio, compare
 from qmpalloc.experiment.analysis.trials import Counts, GuestTrials, guest_trials, total, total_hits_by_trial
 from qmpalloc.experiment.spec.plan import ArmRun, planned
 from qmpalloc.experiment.spec.program import Metric
@@ -142,11 +148,17 @@ class Results(Struct, frozen=True, kw_only=True):
 
     def metric_comparisons(self, arm: str) -> tuple[MetricComparison, ...]:
         """Return an arm beside the reference by each metric."""
+        return compare_metrics(self.metrics, self._metric_pairs(arm))
+
+    def gain_of_all(self, arm: str) -> Ratio | None:
+        """Return how much better than the reference an arm is over all guests by weight; None when not known."""
+        weights = {guest.name: guest.weight for guest in self.specification.guests}
+        return gain_of_all(self.metric_comparisons(arm), self._metric_pairs(arm), weights)
+
+    def _metric_pairs(self, arm: str) -> list[tuple[MetricValues, MetricValues]]:
         ours = {run.run.repeat: run.metric_values for run in self.counted(arm)}
         theirs = {run.run.repeat: run.metric_values for run in self.counted(self.specification.reference)}
-        return compare_metrics(
-            self.metrics, [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
-        )
+        return [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
 
     def counted(self, arm: str) -> list[RunResult]:
         """Return the runs of an arm that count, by repeat."""
@@ -203,6 +215,10 @@ def _run(directory: ExperimentDirectory, run: ArmRun) -> RunResult | None:
         readings = place.readings()
         _require_whole(outcome, readings, place.readings_file)
         loads = {guest.name: place.load(guest.name) for guest in directory.specification.guests}
+        series = {
+            guest.name: {phase.name: place.series(guest.name, phase.name) for phase in guest.programs}
+            for guest in directory.specification.guests
+        }
     except ConfigError as error:
         failed = f"its files cannot be used: {error.message}"
         result = ArmResult(arm=run.arm, repeat=run.repeat, hits=(), finished={}, seconds=None, failed=failed)
@@ -211,7 +227,8 @@ def _run(directory: ExperimentDirectory, run: ArmRun) -> RunResult | None:
     interval_s = directory.specification.interval
     guests = {}
     for guest in directory.specification.guests:
-        phases = phase_results(guest, readings, loads[guest.name], interval_s=interval_s)
+        own = series[guest.name]
+        phases = phase_results(guest, readings, loads[guest.name], interval_s=interval_s, series=own)
         guests[guest.name] = _guest_run(guest, readings, phases)
     notes = [note for guest in guests.values() for note in guest.trials.notes]
     notes += [note for name, guest in guests.items() for note in _unfinished(name, guest.phases)]

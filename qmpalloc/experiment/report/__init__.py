@@ -5,7 +5,7 @@ All are made from what the runs left (see `qmpalloc.experiment.store.directory`)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qmpalloc.errors import HostError
@@ -89,10 +89,11 @@ def _title(results: Results) -> str:
 
 
 def _blocks(
-    results: Results, curves: tuple[LearntCurve, ...], pictures: Iterable[Picture], without: str
+    results: Results, curves: tuple[LearntCurve, ...], pictures: Sequence[Picture], without: str
 ) -> Iterable[Block]:
     yield Heading(_title(results), level=1)
     yield from arms.verdicts(results)
+    yield from (picture for picture in pictures if picture.first)
     yield from arms.explanation(results)
     yield from arms.arms_table(results)
     yield from metrics.metrics_tables(results)
@@ -106,6 +107,6 @@ def _blocks(
     yield from conditions.incomplete(results)
     yield from conditions.conditions(results)
     yield Heading(f"Figures ({words.conditions(results)})")
-    yield from pictures
+    yield from (picture for picture in pictures if not picture.first)
     if without:
         yield Paragraph(without)

@@ -27,7 +27,8 @@ def verdicts(results: Results) -> Iterator[Block]:
         for comparison in results.comparisons:
             if results.metrics:
                 found = results.metric_comparisons(comparison.arm)
-                for sentence in metric_verdicts(comparison.arm, comparison.reference, found):
+                of_all = results.gain_of_all(comparison.arm)
+                for sentence in metric_verdicts(comparison.arm, comparison.reference, found, of_all):
                     yield Paragraph(sentence, strong=True)
                 continue
             yield Paragraph(verdict(comparison), strong=True)

@@ -48,11 +48,13 @@ class Picture(Struct, frozen=True):
         file: Its SVG, relative to the report.
         title: What it shows.
         caption: How to read it, and under which conditions it was measured.
+        first: Whether it stands beside the verdict.
     """
 
     file: str
     title: str
     caption: str
+    first: bool = False
 
 
 Block = Heading | Paragraph | Bullets | Table | Picture

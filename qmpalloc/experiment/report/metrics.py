@@ -48,7 +48,8 @@ def metric_lines(results: Results) -> Iterator[str]:
     if results.metrics:
         for arm in results.adaptive_arms:
             found = results.metric_comparisons(arm.name)
-            yield from metric_verdicts(arm.name, results.specification.reference, found)
+            of_all = results.gain_of_all(arm.name)
+            yield from metric_verdicts(arm.name, results.specification.reference, found, of_all)
 
 
 def _beside_reference(results: Results, arm: str, guest: str, phase: str, metric: Metric) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import structs
 
 from qmpalloc.experiment.analysis.gain import oracle_share
+from qmpalloc.experiment.analysis.metrics import worst
 from qmpalloc.experiment.analysis.movement import Movement
 from qmpalloc.experiment.analysis.results import Results, RunResult
 from qmpalloc.experiment.analysis.statistics import Comparison, verdict
@@ -84,4 +85,5 @@ def _repeat(run: RunResult, moved: Movement) -> dict[str, Any]:
 def _comparison(results: Results, comparison: Comparison) -> dict[str, Any]:
     ours = structs.asdict(comparison)
     first = {"arm": ours.pop("arm"), "reference": ours.pop("reference"), "verdict": verdict(comparison)}
-    return first | ours | {"metrics": results.metric_comparisons(comparison.arm)}
+    found = results.metric_comparisons(comparison.arm)
+    return first | ours | {"metrics": found, "all_guests": results.gain_of_all(comparison.arm), "worst": worst(found)}

@@ -341,6 +341,8 @@ class ArmRunner:
             with suppress(QmpallocError):
                 for phase, data in (await link.load.outputs()).items():
                     self._directory.write_output(link.name, phase, data)
+                for phase, points in (await link.load.series()).items():
+                    self._directory.write_series(link.name, phase, points)
 
     def _keep_results(self, readings: list[Reading]) -> None:
         """Keep what the loads say in the end, as it was in the readings that showed them finished."""

@@ -42,6 +42,7 @@ def _guest(specification: Specification, arm: Arm, guest: Guest, run_dir: Path) 
         floor=guest.floor,
         cap=guest.cap,
         baseline=Size(arm.baseline(guest)),
+        weight=guest.weight,
         vm=VmConfig(
             memory=guest.memory,
             suite=guest.suite,

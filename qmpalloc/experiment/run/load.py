@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import signal
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +32,7 @@ from qmpalloc.experiment.run.shipping import packed_generator
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.program import ProgramPhase
 from qmpalloc.experiment.spec.schema import AnyPhase, Guest, Phase, Specification
-from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Service
+from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, SeriesPoint, Service
 from qmpalloc.qmp import Agent, ExecResult, deadline
 from qmpalloc.text import printable
 
@@ -69,8 +69,10 @@ PROGRESS_PHASE_BYTES = 16384
 LOG_MAX_BYTES = 64 * 1024
 OUTPUT_MAX_BYTES = 160 * 1024
 """Of what is kept of a program's output; the generator keeps less."""
+SERIES_METRIC_BYTES = 384 * 1024
+"""The longest series of a metric; the generator keeps at most 4096 points of up to 80 bytes."""
 LONGEST_S = 1e7
-PROGRESS, SERVICE_TIMES = "progress of its load", "service times"
+PROGRESS, SERVICE_TIMES, SERIES = "progress of its load", "service times", "series of a metric"
 COUNT_MAX = 2**53
 
 
@@ -203,6 +205,40 @@ class Load:
                     data = await self._agent.read_file(_output(number), OUTPUT_MAX_BYTES)
                     found[phase.name] = data[:OUTPUT_MAX_BYTES]
         return found
+
+    async def series(self) -> dict[str, tuple[SeriesPoint, ...]]:
+        """Return the values, with their times, of the metrics that are series, by phase; of programs that have ended.
+
+        Raises:
+            NonsenseError: No generator with this plan writes that.
+            QmpallocError: The agent does not answer.
+        """
+        found = {}
+        for number, phase in enumerate(self.guest.phases):
+            names = [metric.name for metric in phase.metrics if metric.series]
+            if not names:
+                continue
+            limit = SERIES_METRIC_BYTES * len(names)
+            with (
+                deadline(COMMAND_TIMEOUT_S, self._agent.address, f"the series of {phase.name}"),
+                suppress(RefusedError),  # it has not ended
+            ):
+                data = await self._agent.read_file(_series(number), limit)
+                if len(data) > limit:
+                    raise self._nonsense(f"it is longer than {limit} bytes", SERIES)
+                found[phase.name] = tuple(self._point(line, names) for line in data.splitlines())
+        return found
+
+    def _point(self, line: bytes, names: Collection[str]) -> SeriesPoint:
+        try:
+            metric, seconds, value, matches = line.decode().split(",")
+            point = SeriesPoint(metric=metric, seconds=float(seconds), value=float(value), matches=int(matches))
+        except ValueError as error:
+            raise self._nonsense(printable(line.decode(errors="replace"), 80), SERIES) from error
+        possible = 0 <= point.seconds < LONGEST_S and math.isfinite(point.value) and 0 < point.matches < COUNT_MAX
+        if metric not in names or not possible:
+            raise self._nonsense(printable(line.decode(), 80), SERIES)
+        return point
 
     async def measure_service(self) -> Service:
         """Measure what cached and uncached reads take, with the disk's throttle as it is; 5 to 10 seconds.
@@ -366,6 +402,7 @@ def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[s
                 "key": f"guest[{specification.guests.index(guest)}].phase[{number}]",
                 "directory": _directory(number),
                 "output": _output(number),
+                "series": _series(number),
                 "timeout": phase.timeout,
                 "metrics": msgspec.to_builtins(phase.metrics),
             }
@@ -408,6 +445,10 @@ def _trace(number: int) -> str:
 
 def _output(number: int) -> str:
     return f"{DIRECTORY}/output{number}"
+
+
+def _series(number: int) -> str:
+    return f"{DIRECTORY}/series{number}"
 
 
 def _directory(number: int) -> str:

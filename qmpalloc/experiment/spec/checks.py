@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from qmpalloc.config.checks import package_mistakes
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.errors import ConfigError
-from qmpalloc.experiment.spec.program import ProgramPhase
+from qmpalloc.experiment.spec.program import Metric, ProgramPhase
 from qmpalloc.experiment.spec.schema import AnyPhase, Arm, Guest, Phase, Specification
 from qmpalloc.policy import registry
 from qmpalloc.text import is_visible
@@ -81,6 +82,7 @@ def _all(spec: Specification) -> Found:
         yield "experiment.reference", f"no arm is called {spec.reference!r}", "all arms are compared with this one"
     for index, guest in enumerate(spec.guests):
         yield from _guest(f"guest[{index}]", guest, spec)
+    yield from _units(spec)
     floors_bytes = sum(guest.floor for guest in spec.guests)
     if floors_bytes > spec.budget:
         yield "experiment.budget", _above("floors", floors_bytes, spec.budget), "lower the floors or raise the budget"
@@ -130,6 +132,8 @@ def _guest(key: str, guest: Guest, spec: Specification) -> Found:
                 message = f"{name} has two sizes, {format_size(sizes[name])} and {format_size(size_bytes)}"
                 yield f"{where}.{_size_key(phase)}", message, "give one of the files another name"
     yield from _room(key, guest, spec.disk.size)
+    if not guest.weight > 0 or not math.isfinite(guest.weight):
+        yield f"{key}.weight", "must be above 0", "1.0 is the weight of a guest that has none given"
     for index, phase in enumerate(guest.phases):
         if isinstance(phase, ProgramPhase):
             yield from _copied(f"{key}.phase[{index}].copy", phase, Path(spec.file).parent)
@@ -201,6 +205,23 @@ def _file_name(key: str, name: str) -> Found:
 def _program(key: str, phase: ProgramPhase) -> Found:
     yield from ((f"{key}.{where}", message, hint) for where, message, hint in phase.mistakes())
     yield from _unique(f"{key}.metric", (metric.name for metric in phase.metrics))
+
+
+def _units(spec: Specification) -> Found:
+    """Look for a metric that is not the same everywhere it is named: in another unit, or better the other way."""
+    first: dict[str, tuple[str, Metric]] = {}
+    for index, guest in enumerate(spec.guests):
+        for number, phase in enumerate(guest.phases):
+            for position, metric in enumerate(phase.metrics):
+                where = f"guest[{index}].phase[{number}].metric[{position}]"
+                if isinstance(phase, Phase):
+                    where = f"guest[{index}].phase[{number}]"
+                other, known = first.setdefault(metric.name, (where, metric))
+                for key in ("unit", "better"):
+                    ours, theirs = getattr(metric, key), getattr(known, key)
+                    if ours != theirs:
+                        message = f"{metric.name} is {ours!r} here and {theirs!r} in {other}"
+                        yield f"{where}.{key}", message, "give one of them another name, or both the same unit"
 
 
 def _copied(key: str, phase: ProgramPhase, beside: Path) -> Found:

@@ -144,6 +144,7 @@ class GuestKeys(Struct, frozen=True, kw_only=True):
         baseline: Its size at the start of an arm, and all through one with the policy ``static``.
         suite: Debian suite of the reference image.
         lru: The page replacement it is switched to; None: its kernel's own choice.
+        weight: Relative importance, for policies that know it and for what is said of all guests together.
     """
 
     name: str
@@ -153,6 +154,7 @@ class GuestKeys(Struct, frozen=True, kw_only=True):
     baseline: Size
     suite: Literal["trixie", "bookworm"] = "trixie"
     lru: Lru | None = None
+    weight: float = 1.0
 
 
 class Guest(GuestKeys, frozen=True, kw_only=True):

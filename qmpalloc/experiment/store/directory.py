@@ -11,6 +11,7 @@
         readings.jsonl           each guest at the end of each trial                  (Reading)
         load-g1.json             what the generator of g1 reports in the end          (LoadProgress)
         output-g1-phase1.txt     what a program printed, its beginning and its end
+        series-g1-phase1.csv     the values of its metrics with their times           (SeriesPoint)
         outcome.json             written last                                         (Outcome)
       trials.csv summary.json report.md report.html figures/       made from the above, again at any time
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
@@ -33,12 +34,21 @@ from qmpalloc.experiment.spec.parsing import parse
 from qmpalloc.experiment.spec.plan import ArmRun, planned, require_arms
 from qmpalloc.experiment.spec.scaling import scale
 from qmpalloc.experiment.spec.schema import Arm, Specification
-from qmpalloc.experiment.store.records import FORMAT, DiskCalibration, LoadProgress, Manifest, Outcome, Reading
+from qmpalloc.experiment.store.records import (
+    FORMAT,
+    DiskCalibration,
+    LoadProgress,
+    Manifest,
+    Outcome,
+    Reading,
+    SeriesPoint,
+)
 from qmpalloc.files import append, check_place, make_directory, write_json, write_whole
 
 T = TypeVar("T")
 RUN_NAME = re.compile(r"repeat([1-9][0-9]*)-([A-Za-z0-9._-]+)\Z")
 SET_ASIDE = ".set-aside"
+SERIES_HEADER = "metric,seconds,value,matches\n"
 
 
 class RunDirectory:
@@ -100,6 +110,39 @@ class RunDirectory:
             HostError: It cannot be written.
         """
         write_whole(self.path / f"output-{guest}-{phase}.txt", data)
+
+    def write_series(self, guest: str, phase: str, points: Iterable[SeriesPoint]) -> None:
+        """Keep the values of a program's metrics.
+
+        Raises:
+            HostError: It cannot be written.
+        """
+        lines = (f"{each.metric},{each.seconds:.3f},{each.value:.12g},{each.matches}\n" for each in points)
+        write_whole(self._series_file(guest, phase), (SERIES_HEADER + "".join(lines)).encode())
+
+    def series(self, guest: str, phase: str) -> tuple[SeriesPoint, ...]:
+        """Return the values of a program's metrics with their times; none where none were kept.
+
+        Raises:
+            ConfigError: The file cannot be read or holds something else.
+        """
+        file = self._series_file(guest, phase)
+        try:
+            lines = file.read_text().splitlines()[1:]
+            fields = [line.split(",") for line in lines]
+            return tuple(
+                SeriesPoint(metric=metric, seconds=float(seconds), value=float(value), matches=int(matches))
+                for metric, seconds, value, matches in fields
+            )
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", file=str(file)) from error
+        except ValueError as error:
+            raise ConfigError(f"cannot be used: {error}", file=str(file), hint="it was changed by hand") from error
+
+    def _series_file(self, guest: str, phase: str) -> Path:
+        return self.path / f"series-{guest}-{phase}.csv"
 
     def load(self, guest: str) -> LoadProgress | None:
         """Return what a guest's generator reported in the end; None when the run came not so far."""

@@ -53,6 +53,22 @@ class PhaseProgress(Struct, frozen=True, kw_only=True):
     metrics: dict[str, MetricProgress] = {}
 
 
+class SeriesPoint(Struct, frozen=True, kw_only=True):
+    """A line of ``series-<guest>-<phase>.csv``: a value of a metric that is a series.
+
+    Attributes:
+        metric: Its name.
+        seconds: Since the program began.
+        value: That it printed; where there are very many, the mean of a few neighbours.
+        matches: How many values that is.
+    """
+
+    metric: str
+    seconds: float
+    value: float
+    matches: int = 1
+
+
 class LoadProgress(Struct, frozen=True, kw_only=True):
     """What the generator of a guest writes, replaced by rename; its last state is kept as ``load-<guest>.json``.
 

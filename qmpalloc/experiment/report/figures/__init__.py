@@ -13,10 +13,15 @@ from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Picture
 from qmpalloc.experiment.report.figures import style
 from qmpalloc.experiment.report.figures.completion import completion_figure
+from qmpalloc.experiment.report.figures.course import course_figure, course_panels
+from qmpalloc.experiment.report.figures.gains import gain_rows, gains_figure
 from qmpalloc.experiment.report.figures.hits import difference_figure, hits_figure
 from qmpalloc.experiment.report.figures.learnt import learnt_figure
 from qmpalloc.experiment.report.figures.memory import memory_figure
 from qmpalloc.experiment.report.figures.ratio import ratio_figure
+
+GAINS = "gains"
+"""The figure that stands beside the verdict."""
 
 
 def draw_all(
@@ -42,7 +47,8 @@ def draw_all(
         for name, title, caption, figure in _figures(results, curves):
             style.describe(figure, results, title)
             files += style.save(figure, place / folder, name)
-            pictures.append(Picture(f"{folder}/{name}.svg", title, f"{caption} ({words.conditions(results)})"))
+            said = f"{caption} ({words.conditions(results)})"
+            pictures.append(Picture(f"{folder}/{name}.svg", title, said, first=name == GAINS))
     return tuple(pictures), files
 
 
@@ -51,6 +57,7 @@ def _figures(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[tupl
     if not any(run.counted and run.result.hits for run in results.runs):
         return
     reference = results.specification.reference
+    yield from _metric_figures(results)
     for arm in results.adaptive_arms:
         if results.counted(arm.name):
             caption = (
@@ -86,3 +93,23 @@ def _figures(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[tupl
             "which caches may fill, are faint and hollow."
         )
         yield "curves", "Miss-ratio curves and what was measured", caption, learnt_figure(results, curves)
+
+
+def _metric_figures(results: Results) -> Iterator[tuple[str, str, str, Figure]]:
+    """Yield what there is to draw where arms are compared by metrics."""
+    reference = results.specification.reference
+    if gain_rows(results):
+        caption = (
+            f"How many times as good as {reference} each arm was, geometric mean of the repeats with its confidence "
+            "interval: right of 1 is better, an interval that holds 1 decides nothing. Hollow: one repeat, no "
+            "interval. An arrow: the interval goes on."
+        )
+        yield GAINS, f"Each metric beside {reference}", caption, gains_figure(results)
+    for guest in results.specification.guests:
+        if course_panels(results, guest.name):
+            caption = (
+                "Every value that the programs printed, at its time; of metrics that are no series, and of reads, that "
+                "of each trial. A line for each run, the first repeat of an arm bold."
+            )
+            title = f"The metrics of {guest.name} over time"
+            yield f"metrics-{guest.name}", title, caption, course_figure(results, guest.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,42 @@ SAID_BYTES = 1024
 LINE_BYTES = 64 * 1024
 """Of a line that is looked at for metrics; what is beyond is not."""
 JSON_BYTES = 16 * 1024 * 1024
+PRINTED_BYTES = 256 * 1024 * 1024
+"""A program that prints more fails: its output is looked at by the line, on the processors that it runs on."""
+SERIES_POINTS = 4096
+"""Kept of a metric's values at most; where there are more, neighbours become one point, their mean."""
+
+
+class Series:
+    """The values of a metric with their times, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        self._each = 1
+        self._points: list[tuple[float, float, int]] = []
+        """Time of the last value, sum of the values, and how many; `_each` of them in all points but the last."""
+
+    def add(self, value: float) -> None:
+        """Take a value of now."""
+        self._put((time.monotonic() - self._began_s, value, 1))
+        if len(self._points) > SERIES_POINTS:
+            points, self._points = self._points, []
+            self._each *= 2
+            for point in points:
+                self._put(point)
+
+    def _put(self, point: tuple[float, float, int]) -> None:
+        seconds, total, matches = point
+        if self._points and self._points[-1][2] + matches <= self._each:
+            _, before, known = self._points.pop()
+            total, matches = before + total, known + matches
+        self._points.append((seconds, total, matches))
+
+    def lines(self, name: str) -> str:
+        """Return a line for each point: name, seconds since the program began, mean value, and of how many."""
+        return "".join(
+            f"{name},{seconds:.3f},{total / matches:.12g},{matches}\n" for seconds, total, matches in self._points
+        )
 
 
 class Gauge:
@@ -26,6 +63,7 @@ class Gauge:
     Attributes:
         name: Of the metric.
         count: Values so far; only the last counts unless it is a series.
+        series: All of them with their times; None unless it is one.
     """
 
     def __init__(self, plan: dict[str, Any], key: str) -> None:
@@ -35,6 +73,7 @@ class Gauge:
         self._unit: str = plan["unit"]
         self._pattern = re.compile(plan["pattern"]) if plan["pattern"] else None
         self._json: dict[str, str] | None = plan["json"]
+        self.series = Series() if plan["series"] else None
         self._total = self._last = 0.0
 
     def values(self) -> dict[str, float]:
@@ -98,6 +137,8 @@ class Gauge:
         self.count += 1
         self._last = value
         self._total += value
+        if self.series is not None:
+            self.series.add(value)
 
 
 class Output:
@@ -106,13 +147,15 @@ class Output:
     Args:
         path: Where to keep it; None: only what `said` tells is kept.
         gauges: Look at each line.
+        key: Of what prints, for an error.
 
     Attributes:
         total_bytes: Printed so far.
     """
 
-    def __init__(self, path: str | None, gauges: Sequence[Gauge] = ()) -> None:
+    def __init__(self, path: str | None, gauges: Sequence[Gauge] = (), *, key: str = "") -> None:
         self.total_bytes = 0
+        self._key = key
         self._file = Path(path).open("wb", buffering=0) if path is not None else None  # noqa: SIM115 - closed by close()
         self._gauges = gauges
         self._end = bytearray()
@@ -122,7 +165,7 @@ class Output:
         """Take what was printed.
 
         Raises:
-            GaveUpError: A metric's value makes no sense.
+            GaveUpError: A metric's value makes no sense, or it is too much.
         """
         room = max(0, KEPT_BYTES - self.total_bytes)
         self.total_bytes += len(data)
@@ -136,6 +179,10 @@ class Output:
             for line in lines:
                 self._look(line)
             self._line += rest[: LINE_BYTES - len(self._line)]
+        if self.total_bytes > PRINTED_BYTES:
+            why = f"has printed more than {PRINTED_BYTES >> 20} MiB, which end with: {self.said()}"
+            hint = "send to /dev/null what holds no metric: to read it takes the time that the program is to have"
+            raise GaveUpError(f"{self._key}: {why} ({hint})")
 
     def _look(self, rest: bytes) -> None:
         self._line += rest[: LINE_BYTES - len(self._line)]

@@ -54,7 +54,7 @@ class Program:
         if argv and step == "ready":
             self._wait_until_ready(argv, user)
         elif argv:
-            self._execute(argv, user, f"{self._key}.{step}", Output(None), limit_s=STEP_S)
+            self._execute(argv, user, f"{self._key}.{step}", limit_s=STEP_S)
         if step == "setup":  # which may have made the user
             directory, entry = Path(self._plan["directory"]), self._entry(self._plan["user"])
             for path in (directory, *directory.iterdir()):
@@ -65,7 +65,7 @@ class Program:
         failure: FailedError | None = None
         while time.monotonic() < end_s:
             try:
-                self._execute(argv, user, key, Output(None), limit_s=READY_TRY_S)
+                self._execute(argv, user, key, limit_s=READY_TRY_S)
             except FailedError as error:
                 failure = error
                 time.sleep(READY_POLL_S)
@@ -83,21 +83,26 @@ class Program:
             self.prepare("warm_up")
         metrics = self._plan["metrics"]
         gauges = [Gauge(metric, f"{self._key}.metric[{number}]") for number, metric in enumerate(metrics)]
-        output = Output(self._plan["output"], gauges)
+        key = f"{self._key}.command"
+        output = Output(self._plan["output"], gauges, key=key)
 
         def said() -> dict[str, Any]:
             return {"metrics": {gauge.name: gauge.values() for gauge in gauges if gauge.count}}
 
         progress.phases.append(state := PhaseState(self.name, said))
-        timed_s, key = self._plan["duration"], f"{self._key}.command"
-        self._execute(
-            self._plan["command"],
-            self._plan["user"],
-            key,
-            output,
-            limit_s=timed_s or self._plan["timeout"],
-            ends_by_itself=not timed_s,
-        )
+        timed_s = self._plan["duration"]
+        try:
+            self._execute(
+                self._plan["command"],
+                self._plan["user"],
+                key,
+                output,
+                limit_s=timed_s or self._plan["timeout"],
+                ends_by_itself=not timed_s,
+            )
+        finally:
+            lines = "".join(gauge.series.lines(gauge.name) for gauge in gauges if gauge.series is not None)
+            Path(self._plan["series"]).write_text(lines)
         for gauge in gauges:
             gauge.look_into_file(self._plan["directory"])
             gauge.require(output)
@@ -108,7 +113,7 @@ class Program:
         argv: list[str],
         user: str,
         key: str,
-        output: Output,
+        output: Output | None = None,
         *,
         limit_s: float,
         ends_by_itself: bool = True,
@@ -119,6 +124,7 @@ class Program:
             FailedError: It ended with something other than 0, or not in time although it should.
             GaveUpError: It cannot be run, or a metric makes no sense.
         """
+        output = output or Output(None, key=key)
         process = self._start(argv, user, key)
         try:
             in_time = _follow(process, output, time.monotonic() + limit_s)
