@@ -32,7 +32,7 @@ from qmpalloc.experiment.spec.access import Uniform
 from qmpalloc.experiment.spec.parsing import load
 from qmpalloc.experiment.spec.references import phase_pages
 from qmpalloc.experiment.spec.scaling import scale
-from qmpalloc.experiment.spec.schema import Arm, Guest, Specification
+from qmpalloc.experiment.spec.schema import Arm, Guest, Phase, Specification
 from qmpalloc.policy import load as load_policy
 from qmpalloc.sim.replay import ReplayGuest, ReplayHost
 from qmpalloc.units import MIB, format_count, format_size, parse_size
@@ -151,6 +151,22 @@ def run(specification: Specification, arm: Arm, traces: Traces, options: argpars
     }
 
 
+def not_modelled(specification: Specification) -> list[str]:
+    """Return which phases the model cannot run, and why: without them its loads would be other ones."""
+    said = []
+    for index, guest in enumerate(specification.guests):
+        for number, phase in enumerate(guest.phases):
+            key = f"guest[{index}].phase[{number}]"
+            if not isinstance(phase, Phase):
+                said.append(
+                    f"{key}.command: what {phase.name} of {guest.name} reads is known to nobody before it runs; run it "
+                    "on real guests (qmpalloc experiment run), or model it by a phase of reads that you think alike"
+                )
+            elif phase.is_timed:
+                said.append(f"{key}.duration: phases of reads are modelled by rounds; give {phase.name} rounds instead")
+    return said
+
+
 def told(guest: ModelGuest) -> str:
     """Return a guest's state in a few words."""
     seen = guest.hits + guest.misses
@@ -199,8 +215,8 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="tell every trial")
     options = parser.parse_args()
     specification = scale(load(options.file), options.scale)
-    if specification.has_unequal_work:
-        parser.error(f"{options.file}: the model has no programs and no phases of a given duration")
+    if refused := not_modelled(specification):
+        parser.error("\n".join(f"{options.file}: {said}" for said in refused))
     wanted = [name for name in options.arms.split(",") if name]
     traces, rows = Traces(specification), []
     late = [

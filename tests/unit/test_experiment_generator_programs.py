@@ -36,7 +36,8 @@ class Guest:
         directory.mkdir()
         phase = {
             "name": f"p{number}", "key": f"guest[0].phase[{number}]", "directory": str(directory), "duration": 0.0,
-            "output": str(self.path / f"output{number}"), "series": str(self.path / f"series{number}"), "timeout": 20.0, "user": ROOT, "environment": {},
+            "output": str(self.path / f"output{number}"), "series": str(self.path / f"series{number}"),
+            "timeout": 20.0, "user": ROOT, "environment": {},
             "setup": [], "ready": [], "warm_up": [], "command": ["sh", "-c", script],
             "metrics": msgspec.to_builtins(metrics),
         }  # fmt: skip

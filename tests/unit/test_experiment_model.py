@@ -51,6 +51,8 @@ name = "oracle"
 policy = "oracle"
 """
 
+POLICY = 'policy = "curve"'
+
 
 @pytest.fixture
 def main():
@@ -74,3 +76,18 @@ def test_every_arm_runs_to_its_end(main, tmp_path, monkeypatch, capsys):
     assert rows["static"][7:9] == ["0B", "0"]
     assert "small" in rows["oracle"][9]
     assert "/" in rows["oracle"][9].split(",")[0]  # both phases of the first guest ended
+
+
+def test_what_cannot_be_modelled_is_refused_with_the_phase(main, tmp_path, monkeypatch, capsys):
+    text = TEXT.replace("rounds = 6", 'duration = "20s"')
+    program = '[[guest.phase]]\nname = "sleeps"\ncommand = ["sleep", "9"]\n[[guest]]'
+    (tmp_path / "mixed.toml").write_text(program.join(text.rsplit("[[guest]]", 1)).replace('policy = "oracle"', POLICY))
+    monkeypatch.setattr(sys, "argv", ["experiment_model.py", str(tmp_path / "mixed.toml")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert (
+        f"{tmp_path / 'mixed.toml'}: guest[0].phase[2].command: what sleeps of small reads is known to nobody" in said
+    )
+    assert "guest[1].phase[0].duration: phases of reads are modelled by rounds" in said

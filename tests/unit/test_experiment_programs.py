@@ -4,6 +4,7 @@ import json
 from fractions import Fraction
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from qmpalloc.errors import ConfigError, HostError
@@ -16,6 +17,8 @@ from qmpalloc.experiment.analysis.metrics import (
 )  # fmt: skip
 from qmpalloc.experiment.analysis.results import load_results
 from qmpalloc.experiment.report import write_report
+from qmpalloc.experiment.report.figures.course import course, course_panels
+from qmpalloc.experiment.report.figures.gains import gain_rows
 from qmpalloc.experiment.report.metrics import metric_lines
 from qmpalloc.experiment.run.arm import share_done
 from qmpalloc.experiment.run.configuration import arm_configuration
@@ -24,7 +27,15 @@ from qmpalloc.experiment.spec import parsing, scaling
 from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.spec.program import Metric
 from qmpalloc.experiment.store.directory import ExperimentDirectory
-from qmpalloc.experiment.store.records import LoadProgress, Manifest, MetricProgress, Outcome, PhaseProgress, Reading
+from qmpalloc.experiment.store.records import (
+    LoadProgress,
+    Manifest,
+    MetricProgress,
+    Outcome,
+    PhaseProgress,
+    Reading,
+    SeriesPoint,
+)
 from qmpalloc.units import MIB
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -340,6 +351,9 @@ def test_a_warm_up_between_two_phases_may_take_its_time():
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
+POINTS_S = (1.0, 2.5, 19.125)
+
+
 @pytest.fixture
 def finished(tmp_path):
     """An experiment of which all runs ended; in the arm "other" the program did half as much."""
@@ -364,6 +378,7 @@ def finished(tmp_path):
                     reading("A", reads, trial), reading("B", load(idle, *work, finished=trial == 4), trial),
                 ])  # fmt: skip
             run.write_output("B", "work", b"rate 100")
+            run.write_series("B", "work", [SeriesPoint(metric="rate", seconds=each, value=rate) for each in POINTS_S])
             run.write_outcome(Outcome(arm=arm, repeat=repeat, started_wall=1e9, total_s=60.0, load_s=40.0))
     return made
 
@@ -372,9 +387,11 @@ def test_a_report_of_programs_is_by_metric(finished):
     write_report(finished, figures=False)
     text = (finished.path / "report.md").read_text()
     assert (
-        "**other had 0.50 of the static rate of B (work), higher is better, 95 % CI 0.50 to 0.50, n = 2: worse.**"
+        "- other had 0.50 of the static rate of B (work), higher is better, 95 % CI 0.50 to 0.50, n = 2: worse.\n"
         in text
     )
+    assert "**other over all guests by weight: 0.84 times as good as static (geometric mean), 95 % CI" in text
+    assert "Worst: 0.50 times, rate of B (work).**" in text
     assert "of the static time" not in text
     line = next(line for line in text.splitlines() if line.startswith("| B: work, rate (1/s, higher is better) |"))
     assert "150 (100 to 200) | 75 (50 to 100); ratio 0.50" in line
@@ -387,7 +404,55 @@ def test_a_report_of_programs_is_by_metric(finished):
     assert witnesses == {"A": pytest.approx(1.0), "B": pytest.approx(40 / 60)}
     summary = json.loads((finished.path / "summary.json").read_text())
     assert summary["arms"][1]["repeats"][0]["metrics"]["B"] == {"idle": {}, "work": {"rate": 50.0, "latency": 5.0}}
-    assert summary["comparisons"][0]["metrics"][1]["ratio"]["value"] == pytest.approx(0.5)
+    comparison = summary["comparisons"][0]
+    assert comparison["metrics"][1]["ratio"]["value"] == pytest.approx(0.5)
+    # Of B the rate is half and the latency the same; of A nothing has changed.
+    assert comparison["all_guests"]["value"] == pytest.approx(0.5**0.25)
+    assert comparison["worst"]["metric"]["name"] == "rate"
+
+
+def test_every_value_of_a_series_is_in_the_runs_directory_and_in_a_figure(finished):
+    place = finished.run(ArmRun(1, "static"))
+    assert (place.path / "series-B-work.csv").read_text().splitlines()[:2] == [
+        "metric,seconds,value,matches", "rate,1.000,100,1",
+    ]  # fmt: skip
+    results = load_results(finished)
+    (run, *_) = results.counted("static")
+    points = course(results, run, "B", "work", RATE)
+    began_s = run.guests["B"].phases[1].start_s  # of the program, on the host's clock
+    assert points == [(began_s + each, 100.0) for each in POINTS_S]
+    assert course_panels(results, "B") == [("work", RATE), ("work", LATENCY)]
+    # What is no series, and reads, have a value for each trial.
+    assert course(results, run, "B", "work", LATENCY) == [(30.0, 5.0), (40.0, 5.0)]
+    assert len(course(results, run, "A", "reads", A.phases[0].metrics[0])) == 4
+
+
+def test_a_series_that_was_changed_by_hand_fails_its_run_only(finished):
+    (finished.run(ArmRun(1, "static")).path / "series-B-work.csv").write_text("metric,seconds\nrate,1\n")
+    failed = {run.run.name: run.result.failed for run in load_results(finished).runs if not run.counted}
+    assert list(failed) == ["repeat1-static"]
+    assert "series-B-work.csv: cannot be used" in failed["repeat1-static"]
+
+
+def test_the_figure_of_ratios_stands_beside_the_verdict(finished):
+    write_report(finished)
+    text = (finished.path / "report.md").read_text()
+    assert text.index("figures/gains.svg") < text.index("other over all guests") < text.index("figures/metrics-B.svg")
+    assert '<figure class="first">' in (finished.path / "report.html").read_text()
+    svg = (finished.path / "figures" / "gains.svg").read_text()
+    for words in ("All guests by weight", "B: work, latency (inverted: lower is better)", "times as good as static"):
+        assert words in svg
+    assert "0.50" in svg
+
+
+def test_a_metric_that_cannot_be_compared_has_no_place_among_the_ratios(finished):
+    results = load_results(finished)
+    run = next(run for run in results.runs if run.run.arm == "other")
+    assert [label for label, _ in gain_rows(results)][1:] == [
+        "A: reads, reads", "B: work, rate", "B: work, latency (inverted: lower is better)",
+    ]  # fmt: skip
+    nothing = msgspec.structs.replace(results, runs=(run,))
+    assert gain_rows(nothing) == []
 
 
 def test_the_closing_lines_are_the_metrics(finished):

@@ -92,8 +92,7 @@ def _blocks(
     results: Results, curves: tuple[LearntCurve, ...], pictures: Sequence[Picture], without: str
 ) -> Iterable[Block]:
     yield Heading(_title(results), level=1)
-    yield from arms.verdicts(results)
-    yield from (picture for picture in pictures if picture.first)
+    yield from arms.verdicts(results, tuple(picture for picture in pictures if picture.first))
     yield from arms.explanation(results)
     yield from arms.arms_table(results)
     yield from metrics.metrics_tables(results)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from qmpalloc.experiment.analysis.metrics import metric_verdicts
 from qmpalloc.experiment.analysis.results import Results, RunResult
 from qmpalloc.experiment.analysis.statistics import Comparison, Ratio, verdict
 from qmpalloc.experiment.report import words
-from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
+from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Picture, Table
 from qmpalloc.experiment.report.words import spread
 from qmpalloc.experiment.spec.schema import Arm, Phase
 from qmpalloc.units import format_size
@@ -16,9 +16,10 @@ from qmpalloc.units import format_size
 Value = Callable[[RunResult], float | None]
 
 
-def verdicts(results: Results) -> Iterator[Block]:
-    """Yield what came out, in sentences."""
+def verdicts(results: Results, pictures: Iterable[Picture]) -> Iterator[Block]:
+    """Yield what came out, in pictures that show it at a glance, and in sentences."""
     yield Heading(f"Verdict ({words.conditions(results)})")
+    yield from pictures
     if not any(run.counted for run in results.runs):
         yield Paragraph("No run has ended that counts: there is nothing to compare yet.", strong=True)
     elif not results.adaptive_arms:
@@ -26,10 +27,7 @@ def verdicts(results: Results) -> Iterator[Block]:
     else:
         for comparison in results.comparisons:
             if results.metrics:
-                found = results.metric_comparisons(comparison.arm)
-                of_all = results.gain_of_all(comparison.arm)
-                for sentence in metric_verdicts(comparison.arm, comparison.reference, found, of_all):
-                    yield Paragraph(sentence, strong=True)
+                yield from _metric_verdicts(results, comparison)
                 continue
             yield Paragraph(verdict(comparison), strong=True)
             if said := " ".join(_on_hits(comparison)):
@@ -41,6 +39,16 @@ def verdicts(results: Results) -> Iterator[Block]:
     if results.failed:
         number = len(results.failed)
         yield Paragraph(f"{number} {'run' if number == 1 else 'runs'} failed and {_are(number)} left out; see below.")
+
+
+def _metric_verdicts(results: Results, comparison: Comparison) -> Iterator[Block]:
+    """Yield what an arm came to over all guests, and below it by each metric."""
+    found, of_all = results.metric_comparisons(comparison.arm), results.gain_of_all(comparison.arm)
+    sentences = list(metric_verdicts(comparison.arm, comparison.reference, found, of_all))
+    if of_all is not None:
+        yield Paragraph(sentences.pop(), strong=True)
+    if sentences:
+        yield Bullets(tuple(sentences))
 
 
 def explanation(results: Results) -> Iterator[Block]:

@@ -24,6 +24,7 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th { background: var(--soft); } th:first-child, td:first-child, .text :is(th, td) { text-align: left; }
 figure { margin: 1.5rem 0; } figcaption { font-size: .9rem; }
 figure img { width: 100%; height: auto; background: #ffffff; border-radius: .3rem; }
+figure.first img { max-width: 44rem; }
 @media print { :root { color-scheme: light; --text: #000; --back: #fff; --soft: #eee; --line: #999; }
   body { max-width: none; font-size: 9.5pt; } .scroll { overflow: visible; } tr, figure { break-inside: avoid; }
   h2 { break-after: avoid; } }
@@ -57,10 +58,12 @@ def _block(block: Block, picture: Callable[[str], bytes]) -> str:
             return f'<p class="strong">{escape(text)}</p>' if strong else f"<p>{escape(text)}</p>"
         case Bullets(items=items):
             return "<ul>\n" + "\n".join(f"<li>{escape(item)}</li>" for item in items) + "\n</ul>"
-        case Picture(file=file, title=title, caption=caption):
+        case Picture(file=file, title=title, caption=caption, first=first):
             data = base64.b64encode(picture(file)).decode()
             image = f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}">'
-            return f"<figure>\n{image}\n<figcaption><b>{escape(title)}.</b> {escape(caption)}</figcaption>\n</figure>"
+            said = f"<figcaption><b>{escape(title)}.</b> {escape(caption)}</figcaption>"
+            kind = ' class="first"' if first else ""
+            return f"<figure{kind}>\n{image}\n{said}\n</figure>"
         case Table(caption=caption, columns=columns, rows=rows, numbers=numbers):
             kind = "numbers" if numbers else "text"
             head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.analysis.statistics import Ratio
 from qmpalloc.experiment.report.figures import style
 
-ROW_IN = 0.23
+WIDTH_IN = 6.5
+"""Narrower than the others: it is read first, also on a phone."""
+
+ROW_IN = 0.24
 """Height of an arm's line."""
+
+TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 4, 5, 10)
+WIDE = 20.0
+"""An axis that spans more has a tick for each decade."""
 
 MARGIN = 1.35
 """The axis goes so many times beyond the ratios; intervals that go further end in an arrow."""
@@ -26,7 +33,7 @@ def gain_rows(results: Results) -> Rows:
     """Return all guests together, then each metric, with the ratios of the arms; those alone that some arm has."""
     arms = [arm.name for arm in results.adaptive_arms]
     found = {arm: results.metric_comparisons(arm) for arm in arms}
-    rows: Rows = [("all guests by weight", [(arm, results.gain_of_all(arm)) for arm in arms])]
+    rows: Rows = [("All guests by weight", [(arm, results.gain_of_all(arm)) for arm in arms])]
     for number, (guest, phase, metric) in enumerate(results.metrics):
         better = "" if metric.better == "higher" else " (inverted: lower is better)"
         rows.append((f"{guest}: {phase}, {metric.name}{better}", [(arm, found[arm][number].gain) for arm in arms]))
@@ -34,38 +41,36 @@ def gain_rows(results: Results) -> Rows:
 
 
 def gains_figure(results: Results) -> Figure:
-    """Draw a group for each metric and one for all guests, with a line for each arm in it."""
+    """Draw a group for each metric and one for all guests, with a line for each arm in it, under the group's name."""
     rows = gain_rows(results)
     arms = [arm.name for arm in results.adaptive_arms]
-    figure = style.new_figure(1.5 + ROW_IN * (len(arms) + 1) * len(rows))
+    lines = (len(arms) + 1.3) * len(rows)
+    figure = style.new_figure(1.6 + ROW_IN * (lines + len(arms) / 2), width_in=WIDTH_IN)
     axes = figure.subplots()
     known = [gain.value for _, gains in rows for _, gain in gains if gain is not None]
     low, high = min([1.0, *known]) / MARGIN, max([1.0, *known]) * MARGIN
-    places, position = [], 0.0
+    axes.axvline(1.0, color=style.REFERENCE, linewidth=1)
+    position = 0.0
     for label, gains in rows:
-        begun = position
+        place = axes.get_yaxis_transform()
+        axes.text(0.0, position, label, transform=place, va="center", fontsize=10, bbox=style.ON_A_LINE, zorder=4)
         for number, (arm, gain) in enumerate(gains):
+            position += 1
             if gain is not None:
                 _draw(axes, results, arm, gain, position, (low, high), MARKERS[number % len(MARKERS)])
-            position += 1
-        places.append(((begun + position - 1) / 2, label))
-        position += 0.8
+        position += 1.3
+    axes.set_ylim(position - 0.6, -0.7)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    axes.set_ylim(position - 0.8, -1)
-    axes.axvline(1.0, color=style.REFERENCE, linewidth=1)
-    axes.set_yticks([place for place, _ in places], [label for _, label in places], fontsize=8)
-    axes.grid(visible=False, axis="y")
-    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20,
-                               50, 100) if low <= tick <= high]  # fmt: skip
-    if high / low < 20 and len(ticks) > 1:
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    if high / low < WIDE:
         axes.set_xticks(ticks)
-        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.minorticks_off()
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set(xlabel=f"times as good as {results.specification.reference}")
-    shown = style.one_legend([axes])
-    figure.legend(list(shown.values()), list(shown), loc="outside right upper", title="arm", alignment="left")
+    style.legend_below(axes, columns=2, below=0.9 / figure.get_figheight())
     return figure
 
 
@@ -85,6 +90,6 @@ def _draw(
         label=arm, zorder=3,
     )  # fmt: skip
     axes.annotate(
-        f"{gain.value:.2f}", (gain.value, position), textcoords="offset points", xytext=(0, 5), ha="center",
-        fontsize=7, color=colour,
+        f"{gain.value:.2f}", (gain.value, position), textcoords="offset points", xytext=(0, 4), ha="center",
+        fontsize=9, color=colour,
     )  # fmt: skip

@@ -18,9 +18,6 @@ from qmpalloc.units import format_count
 STRIP_GUESTS = 8
 """With more guests than this, the ends of phases are not marked beside the hits."""
 
-ON_A_LINE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-"""Behind words that a line may pass."""
-
 Points = tuple[list[int], list[float], list[float], list[float]]
 
 
@@ -117,7 +114,7 @@ def _mark_ends(axes: Axes, results: Results, arms: tuple[str, str], guests: list
             left = number % 2 == 0  # the ends of two phases may lie close together
             axes.annotate(f"{phase.name} {trial:g}", (trial, row), xytext=(-6 if left else 6, 0),
                           textcoords="offset points", ha="right" if left else "left", va="center",
-                          fontsize=7.5, zorder=4, bbox=ON_A_LINE)  # fmt: skip
+                          fontsize=7.5, zorder=4, bbox=style.ON_A_LINE)  # fmt: skip
     axes.set_yticks(range(len(rows)), [f"{arm}, {guest}" for arm, guest in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_title("trial in which each phase ended", fontsize=9, loc="left")

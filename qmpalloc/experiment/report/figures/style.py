@@ -28,6 +28,9 @@ REFERENCE = "#555555"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 
+ON_A_LINE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+"""Behind words that a line may pass."""
+
 SHORT_S = 240.0
 """Runs up to this long are drawn in seconds."""
 
@@ -84,9 +87,9 @@ def guest_line(results: Results, guest: str) -> tuple[str, str]:
     return COLOURS[names.index(guest) % len(COLOURS)], DASHES[names.index(guest) % len(DASHES)]
 
 
-def new_figure(height_in: float) -> Figure:
+def new_figure(height_in: float, *, width_in: float = WIDTH_IN) -> Figure:
     """Return an empty figure."""
-    return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
 def describe(figure: Figure, results: Results, title: str) -> None:
@@ -103,10 +106,10 @@ def time_unit(results: Results) -> tuple[float, str]:
     return (60.0, "min") if max((row.end_s for row in rows), default=0.0) > SHORT_S else (1.0, "s")
 
 
-def legend_below(axes: Axes, columns: int = 4) -> None:
-    """Put the legend under the axes, where it hides nothing."""
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns)
+def legend_below(axes: Axes, columns: int = 4, *, below: float = 0.18) -> None:
+    """Put the legend under the axes, where it hides nothing, each label once; `below` is a share of their height."""
+    if shown := one_legend([axes]):
+        axes.legend(list(shown.values()), list(shown), loc="upper center", bbox_to_anchor=(0.5, -below), ncols=columns)
 
 
 def one_legend(panels: Iterable[Axes]) -> dict[str, Artist]:
