@@ -11,13 +11,15 @@ from trio.testing import memory_stream_pair
 
 from qmpalloc.errors import DeadlineError, HostError, NonsenseError
 from qmpalloc.experiment.run.disk import calibrate, set_throttle
+from qmpalloc.experiment.run.failures import leaves
 from qmpalloc.experiment.run.load import DIRECTORY, GO_FILE, LOG_FILE, PLAN_FILE, PROGRAM_FILE, PROGRESS_FILE, open_load
+from qmpalloc.experiment.run.program_disk import EACH_S, calibrate_by_programs
 from qmpalloc.experiment.run.readings import Link, read_guest
 from qmpalloc.experiment.run.shipping import packed_generator
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec import parsing
 from qmpalloc.experiment.spec.schema import Disk
-from qmpalloc.experiment.store.records import DiskCalibration, LoadProgress, PhaseProgress, Service
+from qmpalloc.experiment.store.records import DiskCalibration, LoadProgress, PhaseProgress, ProgramPace, Service
 from qmpalloc.qmp import ExecResult, find_actuators, open_agent_on, open_monitor_on
 from qmpalloc.sim import Load as SimulatedLoad
 from qmpalloc.testing import FakeAgent, FakeQemu, SimulatedGuest
@@ -514,3 +516,92 @@ async def test_programs_read_from_the_root_disk_as_well(autojump_clock, guest, p
         both = msgspec.structs.replace(link, disks=("data", "root"))
         await set_throttle([both], 50)
         assert qemu.throttles == {"data": 50, "root": 50}
+
+
+# --- the disk by what programs do -----------------------------------------------------------------------
+
+
+class WorkingGuest(FakeGuest):
+    """A guest whose program accesses pages: all from the cache, or from the disk when it is cold."""
+
+    def __init__(self, qemu, *, accesses=100_000):
+        super().__init__()
+        self.qemu, self.accesses = qemu, accesses
+        self.load = SimulatedLoad(file_pages=1, accesses_per_s=1.0)
+        self.sample = SimulatedGuest("g1", load=self.load, memory_bytes=2**28).sample()
+        self.count = {"accesses": 5, "inserts_read": 5, "inserts_fault": 5}
+        self.sequence, self.runs, self.breaks = 0, [], None
+        self.write()
+
+    def write(self):
+        self.sequence += 1
+        counters = msgspec.structs.replace(self.sample.counters, **self.count)
+        written = msgspec.structs.replace(self.sample, counters=counters, sequence=self.sequence)
+        self.agent.files["/run/qmpalloc/counters.json"] = msgspec.json.encode(written)
+
+    async def collect(self):
+        while True:
+            await trio.sleep(1.0)
+            self.write()
+
+    def program(self, argv, data):
+        if argv[2:3] != ["once"]:
+            return super().program(argv, data)
+        if self.breaks is not None:
+            return self.breaks
+        self.agent.program_s = EACH_S
+        self.runs.append((argv[3:], self.qemu.throttles.get("data", 0), self.qemu.balloon.target_bytes))
+        if "--cold" in argv:
+            self.add(20_000, 10_000, 800, 1_800)
+            return result(msgspec.json.encode({"seconds": 10.0, "metrics": {"rate": 5.0}}))
+        self.add(self.accesses, 10, 0, 10)
+        return result(msgspec.json.encode({"seconds": 10.0, "metrics": {"rate": 50.0}}))
+
+    def add(self, accesses, misses, faults, requests):
+        for name, more in zip(self.count, (accesses, misses, faults), strict=True):
+            self.count[name] += more
+        self.qemu.blocks[0]["stats"]["rd_operations"] += requests
+
+
+async def calibrated(specification, qemu, guest, disk):
+    client, server = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(qemu.serve, server)
+        nursery.start_soon(guest.collect)
+        async with (
+            guest.connected() as agent,
+            open_load(agent, Traces(specification), specification.guests[0]) as load,
+            open_monitor_on(client, address="people") as monitor,
+        ):
+            found = await calibrate_by_programs(disk, [Link("g1", monitor, agent, load, "/run/qmpalloc/counters.json")])
+        nursery.cancel_scope.cancel()
+    return found
+
+
+async def test_the_throttle_follows_from_what_programs_do(autojump_clock, qemu, programs):
+    guest = WorkingGuest(qemu)
+    found = await calibrated(programs, qemu, guest, Disk(by="programs"))
+    assert (found.by, found.hit_s, found.iops) == ("programs", pytest.approx(100e-6), 200)
+    service = found.programs["g1"]["phase1"]
+    assert service.warm == ProgramPace(seconds=10.0, metrics={"rate": 50.0}, accesses=100_000, misses=10, disk_reads=10)
+    assert (service.cold.misses, service.cold.faults, service.cold.disk_reads) == (10_000, 800, 1_800)
+    assert service.ratio == pytest.approx(50)
+    # Filled and warm at the cap, without a throttle; cold with it.
+    words = [PLAN_FILE, "0", str(EACH_S)]
+    cap = programs.guests[0].cap
+    assert guest.runs == [([*words, "--warm-up"], 0, cap), (words, 0, cap), ([*words, "--cold"], 200, cap)]
+
+
+async def test_a_program_of_mapped_files_leaves_the_throttle_to_reads(autojump_clock, qemu, programs):
+    found = await calibrated(programs, qemu, WorkingGuest(qemu, accesses=20), Disk(by="programs"))
+    assert (found.by, found.hit_s, found.iops) == ("reads", SERVICE.hit_s, 500)
+    assert found.programs["g1"]["phase1"].ratio is None
+
+
+async def test_a_program_that_fails_when_it_is_measured_is_told_with_its_key(autojump_clock, qemu, programs):
+    guest = WorkingGuest(qemu)
+    guest.breaks = result(code=1, err=b"guest[0].phase[0].command: work ended with 3")
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await calibrated(programs, qemu, guest, Disk(by="programs"))
+    (error,) = leaves(caught.value)
+    assert str(error).startswith(f"{programs.file}: guest g1: guest[0].phase[0].command: work ended with 3")

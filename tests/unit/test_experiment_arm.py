@@ -7,6 +7,7 @@ import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from msgspec import Struct
@@ -19,14 +20,27 @@ from qmpalloc.experiment.run.readings import Link
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec import parsing
 from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.spec.schema import Disk
 from qmpalloc.experiment.store.directory import RunDirectory
-from qmpalloc.experiment.store.records import DiskCalibration, LoadProgress, PhaseProgress, Reading, Service
+from qmpalloc.experiment.store.records import (
+    DiskCalibration,
+    LoadProgress,
+    PhaseProgress,
+    ProgramPace,
+    ProgramService,
+    Reading,
+    SeriesPoint,
+    Service,
+)
 from qmpalloc.model import MemorySizes
 from qmpalloc.policy import load as load_policy
 
 SMOKE = parsing.load(Path(__file__).parents[2] / "examples" / "smoke.toml")
 TOTAL = {guest.name: guest.phases[0].total_reads for guest in SMOKE.guests}
 TRIALS = 5
+
+
+DISK = DiskCalibration(model="ssd", hit_s=2e-5, iops=1000)
 
 
 class Process(Struct):
@@ -91,6 +105,7 @@ class Bench:
         self.clock = None
         self.busy, self.hung, self.dies_in = {}, set(), None
         self.controller = None
+        self.boots = 0
         self.said, self.states, self.outputs, self.series = [], [], {}, {}
         self.directory, self.run_dir = RunDirectory(directory), run_dir
         self.directory.begin()
@@ -99,8 +114,9 @@ class Bench:
         @asynccontextmanager
         async def open_guests(config, **_):
             for guest in config.guests:
-                (run_dir / guest.name).mkdir()
+                (run_dir / guest.name).mkdir(exist_ok=True)
                 (run_dir / guest.name / "console.log").write_bytes(b"Kernel panic")
+            bench.boots += 1
             yield tuple(Process(guest.name, os.getpid()) for guest in config.guests)
 
         @asynccontextmanager
@@ -155,11 +171,10 @@ class Bench:
     async def after_trial(self, controller, trial):
         await trio.lowlevel.checkpoint()
 
-    async def run(self):
+    async def run(self, specification=SMOKE, disk=DISK):
         live = Live(self.said.append, lambda share, words: self.states.append(share))
-        disk = DiskCalibration(model="ssd", hit_s=2e-5, iops=1000)
-        runner = ArmRunner(
-            SMOKE, ArmRun(1, "rule"), self.directory, prepared=None, traces=None, disk=disk, live=live
+        self.runner = runner = ArmRunner(
+            specification, ArmRun(1, "rule"), self.directory, prepared=None, traces=None, disk=disk, live=live
         )  # fmt: skip
         with trio.fail_after(3600):
             return await runner.run(self.run_dir)
@@ -191,12 +206,55 @@ async def test_a_guest_too_busy_to_answer_has_no_reading_and_the_run_goes_on(ben
     assert "g2: no reading at the end of trial 2: no answer" in bench.said
 
 
+async def test_what_programs_print_is_kept_also_of_a_run_that_fails(bench, autojump_clock):
+    bench.outputs = {"phase1": b"rate 10\n"}
+    bench.series = {"phase1": (SeriesPoint(metric="rate", seconds=1.25, value=10.0),)}
+    bench.dies_in = 2
+    assert "killed by signal 9" in (await bench.run()).failed
+    assert (bench.directory.path / "output-g2-phase1.txt").read_bytes() == b"rate 10\n"
+    assert bench.directory.series("g2", "phase1") == bench.series["phase1"]
+
+
+BY_PROGRAMS = msgspec.structs.replace(SMOKE, disk=Disk(by="programs"))
+
+
+async def test_programs_are_measured_in_guests_of_their_own(bench, autojump_clock, monkeypatch):
+    service = ProgramService(warm=ProgramPace(seconds=10.0, accesses=100_000))
+    measured = DiskCalibration(model="ssd", hit_s=1e-4, iops=200, by="programs", programs={"g1": {"phase1": service}})
+
+    async def calibrate(disk, links):
+        assert (disk, [link.name for link in links], bench.boots) == (BY_PROGRAMS.disk, ["g1", "g2"], 1)
+        return measured
+
+    monkeypatch.setattr(arm, "calibrate_by_programs", calibrate)
+    outcome = await bench.run(BY_PROGRAMS, disk=None)
+    assert (outcome.failed, outcome.disk_iops, bench.boots) == ("", 200, 2)
+    assert bench.runner.disk == measured
+    assert "disk: a hit of the programs takes 100.0 µs here; model ssd: 200 reads per second" in bench.said
+    assert "disk: g1, phase1: a miss is not known" in bench.said
+
+
+async def test_programs_are_measured_once_in_an_experiment(bench, autojump_clock):
+    assert (await bench.run(BY_PROGRAMS)).failed == ""
+    assert bench.boots == 1
+
+
+async def test_a_program_that_fails_when_it_is_measured_fails_the_run(bench, autojump_clock, monkeypatch):
+    async def calibrate(disk, links):
+        raise HostError("/try.toml: guest g1: guest[0].phase[0].command: work ended with 3")
+
+    monkeypatch.setattr(arm, "calibrate_by_programs", calibrate)
+    outcome = await bench.run(BY_PROGRAMS, disk=None)
+    assert "guest[0].phase[0].command: work ended with 3" in outcome.failed
+    assert bench.runner.disk is None
+
+
 @pytest.mark.parametrize("why", ["busy", "hung"])
 async def test_one_load_that_hangs_ends_the_run_also_when_the_others_go_on(bench, autojump_clock, why):
     bench.busy["g2"] = range(1, 10_000) if why == "busy" else ()
     bench.hung = {"g2"} if why == "hung" else set()
     outcome = await bench.run()
-    assert "guest g2: its load has read nothing" in outcome.failed
+    assert "guest g2: its load has come no further" in outcome.failed
     assert outcome.load_s is None
     assert bench.clock.trials * SMOKE.interval == pytest.approx(120, abs=10)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from qmpalloc.experiment.run.generator import output, program
+from qmpalloc.experiment.run.generator import files, main, output, program
 from qmpalloc.experiment.run.generator.output import KEPT_BYTES, PRINTED_BYTES
 from qmpalloc.experiment.run.generator.progress import GaveUpError, Progress
 from qmpalloc.experiment.spec.program import Metric
-from qmpalloc.experiment.store.records import LoadProgress
+from qmpalloc.experiment.store.records import LoadProgress, ProgramPace
 
 ROOT = pwd.getpwuid(os.getuid()).pw_name
 RATE = Metric(name="rate", unit="1/s", better="higher", pattern=r"rate ([-+0-9.,a-z]+)")
@@ -60,6 +60,15 @@ class Guest:
         """Return the exit code, and what is said of a failure."""
         done = self._generate("prepare", step)
         return done.returncode, done.stderr.decode()
+
+    def once(self, number, seconds, *options):
+        """Return the exit code, and what is said of how it went, and of a failure."""
+        self._generate("prepare", "ready")  # writes the plan
+        plan = [self.path / "plan", str(number), str(seconds), *options]
+        done = subprocess.run(
+            [sys.executable, self._program, "once", *plan], check=False, capture_output=True, timeout=50
+        )
+        return done.returncode, done.stdout, done.stderr.decode()
 
     def series(self, number=0):
         """Return metric, seconds, value and number of values of each point."""
@@ -259,6 +268,38 @@ def test_a_file_without_the_value_is_told(guest, content, says):
     if content is not None:
         (guest.path / "directory0" / "out.json").write_text(content)
     assert f"guest[0].phase[0].metric[0].{says}" in guest.run().error
+
+
+def test_a_program_is_run_once_to_see_how_it_goes(guest):
+    every = msgspec.structs.replace(RATE, name="every", series=True)
+    json_metric = Metric(name="a", unit="1", better="higher", json={"file": "out.json", "path": "a"})
+    script = "cat warm; echo rate 10; echo rate 20; while :; do sleep 0.05; done"
+    guest.program("true").program(script, RATE, every, json_metric, warm_up=["sh", "-c", "echo rate 5 > warm"])
+    code, said, _ = guest.once(1, 0.5, "--warm-up")
+    pace = msgspec.json.decode(said, type=ProgramPace)
+    assert (code, pace.metrics) == (0, {"rate": 20.0, "every": 35 / 3})  # the file was not written
+    assert 0.5 <= pace.seconds < 5
+
+
+def test_one_that_fails_when_it_is_run_once_is_told(guest):
+    code, _, said = guest.program("echo oh; exit 3", RATE).once(0, 5.0)
+    assert (code, said) == (1, "guest[0].phase[0].command: sh ended with 3; it said: oh\n")
+
+
+def test_it_is_run_cold_when_all_caches_are_dropped(guest, monkeypatch):
+    order = []
+    monkeypatch.setattr(main, "drop_caches", lambda: order.append("drop"))
+    monkeypatch.setattr(program.Program, "once", lambda _, seconds: order.append(seconds))
+    (guest.path / "plan").write_text(json.dumps({"phases": guest.program("true").phases}))
+    monkeypatch.setattr(sys, "argv", ["generator", "once", str(guest.path / "plan"), "0", "2.5", "--cold"])
+    assert main.main() == 0
+    assert order == ["drop", 2.5]
+
+
+def test_all_caches_are_dropped_by_the_kernels_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "DROP_FILE", str(tmp_path / "drop"))
+    files.drop_caches()
+    assert (tmp_path / "drop").read_text() == "3"
 
 
 def test_setup_runs_once_and_what_fails_in_it_is_told(guest):

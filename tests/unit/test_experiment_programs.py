@@ -28,11 +28,14 @@ from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.spec.program import Metric
 from qmpalloc.experiment.store.directory import ExperimentDirectory
 from qmpalloc.experiment.store.records import (
+    DiskCalibration,
     LoadProgress,
     Manifest,
     MetricProgress,
     Outcome,
     PhaseProgress,
+    ProgramPace,
+    ProgramService,
     Reading,
     SeriesPoint,
 )
@@ -127,6 +130,12 @@ def test_scaling_changes_files_and_not_commands():
     assert scaled.fill("{seed} {guest} {scale} {other} {", scaled.guests[1]) == "7 B 1/2 {other} {"
 
 
+def test_a_disk_by_programs_wants_one():
+    text = (EXAMPLES / "smoke.toml").read_text().replace('model = "ssd"', 'model = "ssd"\nby = "programs"')
+    with pytest.raises(ConfigError, match=r"smoke.toml: disk.by: no guest runs a program"):
+        parsed(text, EXAMPLES / "smoke.toml")
+
+
 @pytest.mark.parametrize("name", ["mmap", "program-grows"])
 def test_the_examples_compare_static_paper_and_curve(name):
     found = parsing.load(EXAMPLES / f"{name}.toml")
@@ -185,6 +194,7 @@ pattern = "took (.*)"
          "reads is 'ms' here and '1/s' in guest[0].phase[0]"),
         (('["sleep", "20"]', '["sleep", "20"]\n' + RATE_OF_IDLE), f"{WORK}.metric[0].better",
          "rate is 'higher' here and 'lower' in guest[1].phase[0].metric[0]"),
+        (("[[guest]]", '[disk]\nby = "work"\n[[guest]]'), "disk.by", "none of 'reads', 'programs'"),
         (('baseline = "384MiB"', 'baseline = "384MiB"\nweight = 0'), "guest[0].weight", "above 0"),
         (("[[guest]]", '[image]\npackages = ["a,b"]\n[[guest]]'), "image.packages", "not the name of a Debian package"),
         (("[[guest]]", '[image]\npackages = ["--x"]\n[[guest]]'), "image.packages", "not the name of a Debian package"),
@@ -409,6 +419,24 @@ def test_a_report_of_programs_is_by_metric(finished):
     # Of B the rate is half and the latency the same; of A nothing has changed.
     assert comparison["all_guests"]["value"] == pytest.approx(0.5**0.25)
     assert comparison["worst"]["metric"]["name"] == "rate"
+
+
+def test_the_ratio_that_a_program_reached_is_reported(finished):
+    warm = ProgramPace(seconds=10.0, accesses=100_000, metrics={"rate": 1000.0, "latency": 2.0})
+    cold = ProgramPace(seconds=10.0, accesses=20_000, misses=10_000, faults=800, disk_reads=1_800,
+                       metrics={"rate": 100.0})  # fmt: skip
+    programs = {
+        "B": {"work": ProgramService(warm=warm, cold=cold), "idle": ProgramService(warm=ProgramPace(seconds=9))}
+    }
+    finished.write_disk(DiskCalibration(model="ssd", hit_s=1e-4, iops=200, by="programs", programs=programs))
+    write_report(finished, figures=False)
+    text = (finished.path / "report.md").read_text()
+    assert "| B: work | 50 | 50 | 100 µs | 5,000 µs | 6.0 | rate 1,000, 100 1/s |" in text
+    assert "| B: idle | 50 | - | - | - | - | - |" in text
+    assert "A page from the cache, with all that the programs do, took 100 µs here" in text
+    disk = json.loads((finished.path / "summary.json").read_text())["disk"]
+    assert (disk["by"], disk["programs"]["B"]["work"]["ratio"]) == ("programs", pytest.approx(50))
+    assert disk["programs"]["B"]["idle"]["cold"] is None
 
 
 def test_every_value_of_a_series_is_in_the_runs_directory_and_in_a_figure(finished):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from qmpalloc.experiment.analysis.results import Results, RunResult
 from qmpalloc.experiment.analysis.trials import Counts, total
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
+from qmpalloc.experiment.spec.program import ProgramPhase
+from qmpalloc.experiment.store.records import DiskCalibration, ProgramService
 from qmpalloc.units import PAGE_BYTES
 
 LITTLE_BYTES = 2**20
@@ -61,13 +63,19 @@ def disk(results: Results) -> Iterator[Block]:
             f"{words.latency(calibration.hit_s)} here, on all guests at once."
         )
     else:
+        hit = (
+            "A page from the cache, with all that the programs do," if calibration.by == "programs" else "A cached read"
+        )
         yield Paragraph(
-            f"Disk model {calibration.model}: a miss should take {asked:,.0f} times as long as a hit. A cached read "
+            f"Disk model {calibration.model}: a miss should take {asked:,.0f} times as long as a hit. {hit} "
             f"took {words.latency(calibration.hit_s)} here, on all guests at once, so every data disk is throttled to "
             f"{calibration.iops:,} operations per second. The ratio reached is measured in every run before its loads; "
             "the time of a request is what QEMU measured while the loads ran, waiting for the throttle included. "
             "The last column is how many cached reads would have taken as long."
         )
+    by_programs = calibration is not None and calibration.by == "programs"
+    if calibration is not None and calibration.programs:
+        yield from _programs(results, calibration)
     rows = []
     for arm in results.arms_counted:
         runs = results.counted(arm.name)
@@ -75,7 +83,7 @@ def disk(results: Results) -> Iterator[Block]:
         rows.append(
             (
                 arm.name,
-                words.NOTHING if asked is None else f"{asked:,.0f}",
+                words.NOTHING if asked is None or by_programs else f"{asked:,.0f}",
                 spread([run.disk_ratio for run in runs], lambda value: f"{value:,.0f}"),
                 spread([service.hit_s for service in services], words.latency),
                 spread([service.miss_s for service in services], words.latency),
@@ -84,7 +92,52 @@ def disk(results: Results) -> Iterator[Block]:
             )
         )
     columns = ("Arm", "Ratio asked", "Ratio reached", "A hit", "A miss", "A disk request under load", "In hits")
-    yield Table(f"Service times of hits and misses ({words.conditions(results)})", columns, tuple(rows))
+    whose = " of reads" if by_programs else ""
+    yield Table(f"Service times of hits and misses{whose} ({words.conditions(results)})", columns, tuple(rows))
+
+
+def _programs(results: Results, calibration: DiskCalibration) -> Iterator[Block]:
+    """Yield the ratio that each program's own command reached, warm and cold."""
+    asked, rows = results.disk_ratio_asked, []
+    for guest in results.specification.guests:
+        for phase in guest.programs:
+            service = calibration.programs.get(guest.name, {}).get(phase.name)
+            if service is None:
+                continue
+            cold = service.cold
+            pages = words.NOTHING
+            if cold is not None and cold.disk_reads:
+                pages = f"{(cold.misses + cold.faults) / cold.disk_reads:.1f}"
+            rows.append(
+                (
+                    f"{guest.name}: {phase.name}",
+                    words.NOTHING if asked is None else f"{asked:,.0f}",
+                    _known(service.ratio, lambda value: f"{value:,.0f}"),
+                    _known(service.hit_s, words.latency),
+                    _known(service.miss_s, words.latency),
+                    pages,
+                    "; ".join(_warm_and_cold(phase, service)) or words.NOTHING,
+                )
+            )
+    columns = ("Guest: phase", "Ratio asked", "Ratio reached", "A hit", "A miss", "Pages by a miss", "Warm, cold")
+    yield Table("What a miss costs the programs, by runs of their own commands, once", columns, tuple(rows))
+    yield Paragraph(
+        "A hit: time for each page that a program accessed with its files cached, its own work included. A miss: time "
+        "for each request to the disk in a run with nothing cached, after what its hits took. A program that reads "
+        "mapped files accesses no pages that are counted: its ratio is not known."
+    )
+
+
+def _warm_and_cold(phase: ProgramPhase, service: ProgramService) -> Iterator[str]:
+    cold = service.cold.metrics if service.cold is not None else {}
+    for metric in phase.metrics:
+        if metric.name in service.warm.metrics and metric.name in cold:
+            values = f"{words.figure(service.warm.metrics[metric.name])}, {words.figure(cold[metric.name])}"
+            yield f"{metric.name} {values} {metric.unit}"
+
+
+def _known(value: float | None, show: Callable[[float], str]) -> str:
+    return words.NOTHING if value is None else show(value)
 
 
 def _in_hits(run: RunResult) -> float | None:

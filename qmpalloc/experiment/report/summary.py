@@ -14,6 +14,7 @@ from qmpalloc.experiment.analysis.statistics import Comparison, verdict
 from qmpalloc.experiment.analysis.trials import total
 from qmpalloc.experiment.report.curves import movements
 from qmpalloc.experiment.spec.schema import Arm
+from qmpalloc.experiment.store.records import ProgramService
 
 
 def summarise(results: Results) -> dict[str, Any]:
@@ -32,7 +33,17 @@ def summarise(results: Results) -> dict[str, Any]:
         "complete": not results.missing and not results.failed,
         "disk": None
         if disk is None
-        else {"model": disk.model, "iops": disk.iops, "hit_s": disk.hit_s, "ratio_asked": results.disk_ratio_asked},
+        else {
+            "model": disk.model,
+            "iops": disk.iops,
+            "hit_s": disk.hit_s,
+            "ratio_asked": results.disk_ratio_asked,
+            "by": disk.by,
+            "programs": {
+                guest: {phase: _service(service) for phase, service in phases.items()}
+                for guest, phases in disk.programs.items()
+            },
+        },
         "arms": [_arm(results, arm) for arm in results.arms],
         "comparisons": [_comparison(results, comparison) for comparison in results.comparisons],
         "footprints": results.manifest.footprints,
@@ -41,6 +52,10 @@ def summarise(results: Results) -> dict[str, Any]:
         ],
         "missing": [{"arm": run.arm, "repeat": run.repeat} for run in results.missing],
     }
+
+
+def _service(service: ProgramService) -> dict[str, Any]:
+    return {"ratio": service.ratio, "hit_s": service.hit_s, "miss_s": service.miss_s, **structs.asdict(service)}
 
 
 def _arm(results: Results, arm: Arm) -> dict[str, Any]:

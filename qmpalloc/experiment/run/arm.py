@@ -27,6 +27,7 @@ from qmpalloc.experiment.run import balloon
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.disk import calibrate, set_throttle
 from qmpalloc.experiment.run.failures import cause, leaves
+from qmpalloc.experiment.run.program_disk import calibrate_by_programs
 from qmpalloc.experiment.run.readings import (
     Link,
     in_parallel,
@@ -130,13 +131,9 @@ class ArmRunner:
         failed = ""
         try:
             config = await self._configuration(run_dir)
-            async with (
-                open_guests(config, prepared=self._prepared, report=self._live.report) as guests,
-                trio.open_nursery() as nursery,
-            ):
-                nursery.start_soon(_fail_when_one_ends, guests)
-                await self._with_guests(config, guests)
-                nursery.cancel_scope.cancel()
+            if self.disk is None and self._spec.disk.by == "programs":
+                await self._with_guests(config, self._calibrate_by_programs)
+            await self._with_guests(config, self._run_loads)
         except* QmpallocError as group:
             failed = cause(group).message
         except* Exception as group:  # a defect of ours, or of a user's policy, must not end the other runs
@@ -182,24 +179,30 @@ class ArmRunner:
                     if said:
                         write_whole(self._directory.path / f"{name}-{guest.name}.log", said)
 
-    async def _with_guests(self, config: Config, guests: tuple[RunningGuest, ...]) -> None:
-        async with AsyncExitStack() as stack:
-            links = [await stack.enter_async_context(open_link(guest, self._traces)) for guest in guests]
-            await self._prepare_guests(config, links)
-            await self._control(config, links)
+    async def _with_guests(self, config: Config, do: Callable[[Config, list[Link]], Awaitable[None]]) -> None:
+        """Boot the guests, do something with them, and stop them; one that ends by itself ends it."""
+        async with (
+            open_guests(config, prepared=self._prepared, report=self._live.report) as guests,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(_fail_when_one_ends, guests)
+            async with AsyncExitStack() as stack:
+                links = [await stack.enter_async_context(open_link(guest, self._traces)) for guest in guests]
+                await do(config, links)
+            nursery.cancel_scope.cancel()
+
+    async def _run_loads(self, config: Config, links: list[Link]) -> None:
+        await self._prepare_guests(config, links)
+        await self._control(config, links)
 
     # --- before the loads -------------------------------------------------------------------------------------------
 
     async def _prepare_guests(self, config: Config, links: list[Link]) -> None:
         await in_parallel([self._reach(link, config.guest(link.name).baseline) for link in links])
-        if any(guest.programs for guest in self._spec.guests):
-            self._live.report("setting the programs up")
-            await in_parallel([link.load.prepare() for link in links])
+        await self._set_up(links)
         if self.disk is None:
             self.disk = await calibrate(self._spec.disk, links)
-            throttle = f"{self.disk.iops} reads per second" if self.disk.iops else "none"
-            hit_us = self.disk.hit_s * 1e6
-            self._live.report(f"disk: a cached read takes {hit_us:.1f} µs here; model {self.disk.model}: {throttle}")
+            self._tell_disk(self.disk)
         await set_throttle(links, self.disk.iops)
         await in_parallel([self._measure(link) for link in links])
         for name, service in sorted(self.service.items()):
@@ -209,6 +212,27 @@ class ArmRunner:
         await self._warm_up(links, self.disk.iops)
         # The file is up to a second old: what was read just now must not be counted in the first trial.
         await in_parallel([wait_for_new_counters(link) for link in links])
+
+    async def _set_up(self, links: list[Link]) -> None:
+        if any(guest.programs for guest in self._spec.guests):
+            self._live.report("setting the programs up")
+            await in_parallel([link.load.prepare() for link in links])
+
+    async def _calibrate_by_programs(self, _config: Config, links: list[Link]) -> None:
+        """Measure what hits and misses take the programs, in guests that are for nothing else."""
+        await self._set_up(links)
+        self._live.report("disk: running every program, warm and cold")
+        self.disk = await calibrate_by_programs(self._spec.disk, links)
+        self._tell_disk(self.disk)
+        for guest, phases in self.disk.programs.items():
+            for phase, service in phases.items():
+                ratio = "is not known" if service.ratio is None else f"takes {service.ratio:.0f} times as long as a hit"
+                self._live.report(f"disk: {guest}, {phase}: a miss {ratio}")
+
+    def _tell_disk(self, disk: DiskCalibration) -> None:
+        throttle = f"{disk.iops} reads per second" if disk.iops else "none"
+        hit = "a hit of the programs" if disk.by == "programs" else "a cached read"
+        self._live.report(f"disk: {hit} takes {disk.hit_s * 1e6:.1f} µs here; model {disk.model}: {throttle}")
 
     async def _measure(self, link: Link) -> None:
         self.service[link.name] = await link.load.measure_service()

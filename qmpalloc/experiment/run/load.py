@@ -22,7 +22,7 @@ import signal
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 import trio
@@ -32,7 +32,7 @@ from qmpalloc.experiment.run.shipping import packed_generator
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.program import ProgramPhase
 from qmpalloc.experiment.spec.schema import AnyPhase, Guest, Phase, Specification
-from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, SeriesPoint, Service
+from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, ProgramPace, SeriesPoint, Service
 from qmpalloc.qmp import Agent, ExecResult, deadline
 from qmpalloc.text import printable
 
@@ -188,6 +188,38 @@ class Load:
             result = await self._agent.run(["python3", PROGRAM_FILE, "prepare", step, PLAN_FILE])
         if result.exit_code != 0:
             raise HostError(f"{self._spec.file}: guest {self.guest.name}: {_last_lines(result.err)}")
+
+    async def run_once(self, number: int, limit_s: float, *, first: Literal["", "warm-up", "cold"] = "") -> ProgramPace:
+        """Run the program of a phase outside of the load, and return how it went; what is counted is not in it.
+
+        Args:
+            number: Of the phase, from 0.
+            limit_s: For so long at most.
+            first: Run its warm-up, or have the kernel drop its caches; neither is in the time.
+
+        Raises:
+            HostError: It failed.
+            NonsenseError: What the generator says of it makes no sense.
+            QmpallocError: The agent does not answer.
+        """
+        what = f"a run of {self.guest.phases[number].name} of guest {self.guest.name}"
+        argv = [
+            "python3",
+            PROGRAM_FILE,
+            "once",
+            PLAN_FILE,
+            str(number),
+            str(limit_s),
+            *([f"--{first}"] if first else []),
+        ]
+        with deadline(PREPARE_TIMEOUT_S + limit_s, self._agent.address, what):
+            result = await self._agent.run(argv)
+        if result.exit_code != 0:
+            raise HostError(f"{self._spec.file}: guest {self.guest.name}: {_last_lines(result.err)}")
+        pace = self._decoded(result.out, ProgramPace, what)
+        if not 0 < pace.seconds < LONGEST_S or not all(map(math.isfinite, pace.metrics.values())):
+            raise self._nonsense(f"{pace.seconds} s", what)
+        return pace
 
     async def outputs(self) -> dict[str, bytes]:
         """Return what is kept of the output of each program that was begun, by phase.

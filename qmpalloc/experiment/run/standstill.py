@@ -33,7 +33,7 @@ class Standstill:
         """Take the readings of a trial.
 
         Raises:
-            HostError: A load that is not finished has read nothing for too long.
+            HostError: A load that is not finished has come no further for too long.
         """
         for reading in readings:
             reads = reading.load.reads if reading.load is not None else 0
@@ -45,7 +45,7 @@ class Standstill:
         guest, moved_s = min(self._moved_s.items(), key=lambda item: item[1])
         if now_s - moved_s > self.limit_s:
             raise HostError(
-                f"guest {guest}: its load has read nothing, as far as is known, for {now_s - moved_s:.0f} s"
+                f"guest {guest}: its load has come no further, as far as is known, for {now_s - moved_s:.0f} s"
             )
 
     def _sign_of_life(self, guest: str, load: LoadProgress | None) -> int:

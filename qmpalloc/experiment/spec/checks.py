@@ -100,6 +100,8 @@ def _frame(spec: Specification) -> Found:
         yield "experiment.seed", "must not be negative", ""
     if spec.disk.iops < 0:
         yield "disk.iops", "must not be negative", 'for no limit write model = "raw"'
+    if spec.disk.by == "programs" and not any(guest.programs for guest in spec.guests):
+        yield "disk.by", "no guest runs a program", "leave it out: the ratio is that of reads"
 
 
 def _name(key: str, name: str) -> Found:

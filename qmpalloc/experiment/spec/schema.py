@@ -31,11 +31,13 @@ class Disk(Struct, frozen=True, kw_only=True):
         model: ``raw``: not throttled. ``ssd``, ``hdd``: throttled so that a miss takes `DISK_RATIOS` times a hit.
         iops: Explicit operations per second instead of a model; 0 is none given.
         size: Of each guest's data disk; 0 is as large as its files need.
+        by: Whose hits the ratio is of: built-in reads', or those of the guests' programs with all that they do.
     """
 
     model: Literal["raw", "ssd", "hdd"] = "ssd"
     iops: int = 0
     size: Size = Size(0)
+    by: Literal["reads", "programs"] = "reads"
 
     def throttle_iops(self, hit_s: float) -> int:
         """Return the limit in operations per second on a machine where a cached read takes `hit_s`; 0 is no limit."""

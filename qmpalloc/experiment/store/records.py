@@ -164,6 +164,62 @@ class Reading(Struct, frozen=True, kw_only=True):
     swap_ins_zram: int | None = None
 
 
+class ProgramPace(Struct, frozen=True, kw_only=True):
+    """How a program went in a short run of its command, to see what a hit and a miss take.
+
+    Attributes:
+        seconds: It ran.
+        metrics: Name to what it came to; those of which it said something.
+        accesses: Pages touched by reads meanwhile.
+        misses: Pages brought in for reads.
+        faults: Pages brought in for faults of mapped files.
+        disk_reads: Requests to its guest's disks.
+    """
+
+    seconds: float
+    metrics: dict[str, float] = {}
+    accesses: int = 0
+    misses: int = 0
+    faults: int = 0
+    disk_reads: int = 0
+
+
+LEAST_ACCESSES, LEAST_REQUESTS = 1000, 50
+"""Of a program; with fewer nothing is said of what its hits, or its misses, take."""
+
+
+class ProgramService(Struct, frozen=True, kw_only=True):
+    """What a hit and a miss take a program, its own work included, from runs of its command.
+
+    Attributes:
+        warm: With its files cached and no throttle.
+        cold: With nothing cached and the experiment's disk; None before it ran.
+    """
+
+    warm: ProgramPace
+    cold: ProgramPace | None = None
+
+    @property
+    def hit_s(self) -> float | None:
+        """Time for each page that it accessed when warm; None when that is too few to tell, as of mapped files."""
+        return self.warm.seconds / self.warm.accesses if self.warm.accesses >= LEAST_ACCESSES else None
+
+    @property
+    def miss_s(self) -> float | None:
+        """Time for each request to the disk when cold: what is left when its hits are taken off; None if not known."""
+        cold, hit_s = self.cold, self.hit_s
+        if cold is None or hit_s is None or cold.disk_reads < LEAST_REQUESTS:
+            return None
+        left_s = cold.seconds - max(0, cold.accesses - cold.misses) * hit_s
+        return left_s / cold.disk_reads if left_s > 0 else None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as long a miss takes; None if not known."""
+        hit_s, miss_s = self.hit_s, self.miss_s
+        return miss_s / hit_s if hit_s and miss_s else None
+
+
 class Outcome(Struct, frozen=True, kw_only=True):
     """``outcome.json`` of a run of an arm; written last, so that a run without one was interrupted.
 
@@ -253,10 +309,14 @@ class DiskCalibration(Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: ``raw``, ``ssd``, ``hdd`` or ``iops`` (given explicitly).
-        hit_s: Service time of a cached read on this machine, over all guests at once.
+        hit_s: Service time of a hit on this machine, over all guests at once: of a cached read, or `by` programs.
         iops: The throttle that follows; 0 is none.
+        by: Whose hits these are.
+        programs: Guest to phase to what was measured of its command; empty unless that was asked for.
     """
 
     model: str
     hit_s: float
     iops: int
+    by: Literal["reads", "programs"] = "reads"
+    programs: dict[str, dict[str, ProgramService]] = {}

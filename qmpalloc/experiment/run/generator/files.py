@@ -7,11 +7,13 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 PAGE_SHIFT = 12
 PAGE_BYTES = 1 << PAGE_SHIFT
 SEQUENTIAL_BYTES = 1 << 20
 """Request of ``read-through``."""
+DROP_FILE = "/proc/sys/vm/drop_caches"
 Read = Callable[[int], int]
 
 
@@ -70,6 +72,12 @@ class PageFile:
     def drop(self) -> None:
         """Have the kernel drop what it has cached of the file."""
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def drop_caches() -> None:
+    """Have the kernel drop all that it can of its page cache and its caches of inodes; what this runs of stays."""
+    os.sync()
+    Path(DROP_FILE).write_text("3")
 
 
 def read_through(paths: Sequence[str]) -> None:

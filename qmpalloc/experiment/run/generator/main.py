@@ -5,6 +5,7 @@
     python3 generator.pyz read-through FILE...   read files once, in order, in large requests
     python3 generator.pyz service FILE           measure what a cached and an uncached read take, print JSON
     python3 generator.pyz prepare STEP PLAN.json run a step that the plan's programs need: setup, ready or warm_up
+    python3 generator.pyz once PLAN.json N S     run the program of phase N for S seconds at most, print JSON
     python3 generator.pyz run PLAN.json          wait for the go file, then do what the plan says
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from .files import read_through
+from .files import drop_caches, read_through
 from .program import Program
 from .progress import GaveUpError, Progress
 from .reads import Phase
@@ -82,6 +83,13 @@ def main() -> int:
     preparing = commands.add_parser("prepare")
     preparing.add_argument("step", choices=["setup", "ready", "warm_up"])
     preparing.add_argument("plan")
+    once = commands.add_parser("once")
+    once.add_argument("plan")
+    once.add_argument("number", type=int)
+    once.add_argument("seconds", type=float)
+    first = once.add_mutually_exclusive_group()
+    first.add_argument("--warm-up", action="store_true")
+    first.add_argument("--cold", action="store_true")
     commands.add_parser("run").add_argument("plan")
     arguments = parser.parse_args()
     if arguments.command == "run":
@@ -91,6 +99,13 @@ def main() -> int:
             sys.stdout.write(json.dumps(measure_service(arguments.file)))
         elif arguments.command == "prepare":
             prepare(json.loads(Path(arguments.plan).read_text()), arguments.step)
+        elif arguments.command == "once":
+            program = Program(json.loads(Path(arguments.plan).read_text())["phases"][arguments.number])
+            if arguments.warm_up:
+                program.prepare("warm_up")
+            if arguments.cold:
+                drop_caches()
+            sys.stdout.write(json.dumps(program.once(arguments.seconds)))
         else:
             read_through(arguments.files)
     except (OSError, GaveUpError) as error:

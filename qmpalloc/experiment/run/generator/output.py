@@ -80,6 +80,11 @@ class Gauge:
         """Return what the host reads as ``MetricProgress``."""
         return {"count": self.count, "total": self._total, "last": self._last}
 
+    @property
+    def value(self) -> float:
+        """What the metric comes to so far, once there is a value."""
+        return self._total / self.count if self.series is not None else self._last
+
     def look(self, line: str) -> None:
         """Look for values in a line of output.
 

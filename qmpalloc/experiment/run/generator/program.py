@@ -73,6 +73,32 @@ class Program:
                 return
         raise GaveUpError(f"never ready in {READY_S:.0f} s: {failure}")
 
+    def once(self, limit_s: float) -> dict[str, Any]:
+        """Run it for a time at most; return how long it ran, and what it said of its metrics.
+
+        Raises:
+            GaveUpError: It failed, or what it said of a metric makes no sense.
+        """
+        gauges = self._gauges()
+        output, began_s = Output(None, gauges, key=f"{self._key}.command"), time.monotonic()
+        self._execute(
+            self._plan["command"],
+            self._plan["user"],
+            f"{self._key}.command",
+            output,
+            limit_s=min(limit_s, self._plan["duration"] or limit_s),
+            ends_by_itself=False,
+        )
+        seconds = time.monotonic() - began_s
+        for gauge in gauges:
+            with suppress(GaveUpError):  # it may not have come so far
+                gauge.look_into_file(self._plan["directory"])
+        return {"seconds": seconds, "metrics": {gauge.name: gauge.value for gauge in gauges if gauge.count}}
+
+    def _gauges(self) -> list[Gauge]:
+        metrics = self._plan["metrics"]
+        return [Gauge(metric, f"{self._key}.metric[{number}]") for number, metric in enumerate(metrics)]
+
     def run(self, progress: Progress) -> None:
         """Run it, and see what it says of its metrics.
 
@@ -81,8 +107,7 @@ class Program:
         """
         if progress.phases:  # else the host has warmed up, with a disk that is not throttled
             self.prepare("warm_up")
-        metrics = self._plan["metrics"]
-        gauges = [Gauge(metric, f"{self._key}.metric[{number}]") for number, metric in enumerate(metrics)]
+        gauges = self._gauges()
         key = f"{self._key}.command"
         output = Output(self._plan["output"], gauges, key=key)
 

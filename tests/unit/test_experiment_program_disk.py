@@ -1,0 +1,30 @@
+"""What a hit and a miss take a program, from runs of its command."""
+
+import pytest
+
+from qmpalloc.experiment.store.records import ProgramPace, ProgramService
+
+WARM = ProgramPace(seconds=10.0, accesses=100_000)
+COLD = ProgramPace(seconds=10.0, accesses=20_000, misses=10_000, disk_reads=1_800)
+
+
+def test_a_miss_takes_what_is_left_when_hits_are_taken_off():
+    service = ProgramService(warm=WARM, cold=COLD)
+    assert service.hit_s == pytest.approx(100e-6)
+    assert service.miss_s == pytest.approx((10 - 10_000 * 100e-6) / 1_800)
+    assert service.ratio == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize(
+    ("warm", "cold"),
+    [
+        (WARM, None),
+        (ProgramPace(seconds=10.0, accesses=20), COLD),  # it maps its files
+        (WARM, ProgramPace(seconds=10.0, accesses=90_000, misses=10, disk_reads=10)),
+        (WARM, ProgramPace(seconds=1.0, accesses=90_000, misses=0, disk_reads=100)),  # hits were faster than warm
+    ],
+)
+def test_what_cannot_be_told_is_not_known(warm, cold):
+    service = ProgramService(warm=warm, cold=cold)
+    assert service.miss_s is None
+    assert service.ratio is None
