@@ -475,7 +475,8 @@ async def test_a_program_that_fails_is_told_with_the_experiments_file(autojump_c
         with pytest.raises(HostError) as caught:
             await load.raise_if_dead()
     said = "guest g1: its load ended with 1: guest[0].phase[0].command: work ended with 3"
-    assert str(caught.value) == f"{programs.file}: {said}"
+    assert caught.value.message == f"{programs.file}: {said}"
+    assert caught.value.hint == "what its programs printed is kept: output-g1-PHASE.txt"
 
 
 def program_progress(**changed):

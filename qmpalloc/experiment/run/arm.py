@@ -135,7 +135,7 @@ class ArmRunner:
                 await self._with_guests(config, self._calibrate_by_programs)
             await self._with_guests(config, self._run_loads)
         except* QmpallocError as group:
-            failed = cause(group).message
+            failed = str(cause(group)).replace("\n ", ";")
         except* Exception as group:  # a defect of ours, or of a user's policy, must not end the other runs
             failed = self._keep_traceback(group)
         if failed:

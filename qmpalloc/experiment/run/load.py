@@ -142,9 +142,10 @@ class Load:
         reason = (progress.error if progress is not None else "") or await self._log_tail()
         out_of_memory = self._end.signal == signal.SIGKILL or "MemoryError" in reason
         place = f"{self._spec.file}: " if self.guest.programs else ""  # whose reasons name keys of it
+        hint = f"what its programs printed is kept: output-{self.guest.name}-PHASE.txt" if self.guest.programs else ""
         raise HostError(
             f"{place}guest {self.guest.name}: its load {_how(self._end)}: {reason}",
-            hint="the guest had no memory left: raise its floor" if out_of_memory else "",
+            hint="the guest had no memory left: raise its floor" if out_of_memory else hint,
         )
 
     async def read_through(self, file_names: Iterable[str] = ()) -> None:
@@ -184,7 +185,8 @@ class Load:
             await self.read_through()
 
     async def _prepare(self, step: str) -> None:
-        with deadline(PREPARE_TIMEOUT_S, self._agent.address, f"{step} of the programs of guest {self.guest.name}"):
+        limit_s = PREPARE_TIMEOUT_S * len(self.guest.programs)
+        with deadline(limit_s, self._agent.address, f"{step} of the programs of guest {self.guest.name}"):
             result = await self._agent.run(["python3", PROGRAM_FILE, "prepare", step, PLAN_FILE])
         if result.exit_code != 0:
             raise HostError(f"{self._spec.file}: guest {self.guest.name}: {_last_lines(result.err)}")

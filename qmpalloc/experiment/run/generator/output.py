@@ -18,6 +18,7 @@ SAID_BYTES = 1024
 """Of the end of its output, to say why it failed."""
 LINE_BYTES = 64 * 1024
 """Of a line that is looked at for metrics; what is beyond is not."""
+LINE_SHOWN = 200
 JSON_BYTES = 16 * 1024 * 1024
 PRINTED_BYTES = 256 * 1024 * 1024
 """A program that prints more fails: its output is looked at by the line, on the processors that it runs on."""
@@ -97,7 +98,8 @@ class Gauge:
             named = match.groupdict()
             unit = named.get("unit")
             if unit is not None and unit != self._unit:
-                raise GaveUpError(f"{self._key}.unit: the output is in {unit!r}, not {self._unit!r}: {line.strip()!r}")
+                why = f"the output is in {unit!r}, not {self._unit!r}: {line.strip()[:LINE_SHOWN]!r}"
+                raise GaveUpError(f"{self._key}.unit: {why} (have the program print one unit, or a metric for each)")
             self._take(named["value"] if "value" in named else match.group(1), "pattern")
 
     def look_into_file(self, directory: str) -> None:
@@ -136,9 +138,12 @@ class Gauge:
         try:
             value = float((text or "").replace(",", ""))
         except ValueError:
-            raise GaveUpError(f"{self._key}.{key}: {text!r} is no number") from None
+            value, why = math.nan, f"{(text or '')[:LINE_SHOWN]!r} is no number"
+        else:
+            why = f"the value is {value}, which cannot be compared"
         if not math.isfinite(value):
-            raise GaveUpError(f"{self._key}.{key}: the value is {value}, which cannot be compared")
+            hint = " (a narrower pattern leaves such a line out)" if self._pattern is not None else ""
+            raise GaveUpError(f"{self._key}.{key}: {why}{hint}")
         self.count += 1
         self._last = value
         self._total += value

@@ -164,7 +164,9 @@ class Program:
             process.stdout.close()
             output.close()
         if not in_time and ends_by_itself:
-            raise FailedError(f"{key}: {argv[0]} has not ended after {limit_s:g} s; it said: {output.said()}")
+            why = f"{argv[0]} has not ended after {limit_s:g} s; it said: {output.said()}"
+            hint = "a command that goes on wants a duration, or a longer timeout" if key.endswith("command") else ""
+            raise FailedError(f"{key}: {why}" + (f" ({hint})" if hint else ""))
         if in_time and process.returncode < 0:
             hint = " (the guest may have had no memory left)" if process.returncode == -signal.SIGKILL else ""
             number = -process.returncode
@@ -197,7 +199,9 @@ class Program:
                 **other,
             )
         except FileNotFoundError as error:
-            raise GaveUpError(f"{key}: {argv[0]} is not in this guest: install it in setup, or copy it") from error
+            raise GaveUpError(
+                f"{key}: {argv[0]} is not in this guest: add its package to image.packages, or copy it"
+            ) from error
         except OSError as error:
             raise GaveUpError(f"{key}: {argv[0]} cannot be run: {error.strerror}") from error
 
