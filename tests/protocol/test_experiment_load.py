@@ -370,7 +370,7 @@ PROGRAMS = """
 command = ["work", "{seed}", "{guest}"]
 environment = { A = "{scale}" }
 duration = "20s"
-copy = ["work.py"]
+copy = ["work.py", "work"]
 [[guest.phase.metric]]
 name = "rate"
 unit = "1/s"
@@ -382,6 +382,11 @@ unit = "1/s"
 better = "higher"
 pattern = "([0-9]+)"
 series = true
+[[guest.phase.metric]]
+name = "written"
+unit = "1"
+better = "higher"
+json = { file = "{guest}-{seed}.json", path = "a.0" }
 [[guest.phase]]
 file = "1MiB"
 access = { distribution = "uniform" }
@@ -396,6 +401,8 @@ policy = "static"
 @pytest.fixture
 def programs(tmp_path):
     (tmp_path / "work.py").write_bytes(b"print(1)")
+    (tmp_path / "work").write_bytes(b"\x7fELF")
+    (tmp_path / "work").chmod(0o700)
     return parsing.parse(TEXT.split("[[guest.phase]]")[0] + PROGRAMS, file=tmp_path / "try.toml")
 
 
@@ -415,7 +422,9 @@ async def test_programs_are_shipped_with_what_they_bring(autojump_clock, guest, 
         assert (work["key"], work["duration"], work["user"]) == ("guest[0].phase[0]", 20.0, "root")
         assert work["metrics"][0]["pattern"] == "([0-9]+)"
         assert guest.agent.files[f"{work['directory']}/work.py"] == b"print(1)"
+        assert work["metrics"][2]["json"] == {"file": "g1-1.json", "path": "a.0"}
         assert ["mkdir", "-p", work["directory"]] in guest.programs
+        assert [argv[2] for argv in guest.programs if argv[0] == "chmod"] == [f"{work['directory']}/work"]
         assert reads["duration"] == 10.0
         await load.prepare()
         await load.warm_up(reads=True)

@@ -311,6 +311,14 @@ def test_setup_runs_once_and_what_fails_in_it_is_told(guest):
     assert (guest.path / "directory0" / "made").read_text() == "made\n"
 
 
+def test_all_that_setup_has_made_is_the_users(guest, monkeypatch):
+    given = []
+    monkeypatch.setattr(program.os, "chown", lambda path, *_, **__: given.append(Path(path).name))
+    phase = guest.program("true", setup=["sh", "-c", "mkdir -p a; touch a/b"]).phases[0]
+    program.Program(phase).prepare("setup")
+    assert given == ["directory0", "a", "b"]
+
+
 def test_ready_is_tried_until_it_is(guest):
     script = "echo x >> tries; test $(wc -l < tries) = 3"
     assert guest.program("true", ready=["sh", "-c", script]).prepare("ready") == (0, "")

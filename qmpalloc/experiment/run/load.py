@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -30,7 +32,7 @@ import trio
 from qmpalloc.errors import HostError, NonsenseError, QmpallocError, RefusedError
 from qmpalloc.experiment.run.shipping import packed_generator
 from qmpalloc.experiment.run.traces import Traces
-from qmpalloc.experiment.spec.program import ProgramPhase
+from qmpalloc.experiment.spec.program import Metric, ProgramPhase
 from qmpalloc.experiment.spec.schema import AnyPhase, Guest, Phase, Specification
 from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, ProgramPace, SeriesPoint, Service
 from qmpalloc.qmp import Agent, ExecResult, deadline
@@ -348,6 +350,8 @@ class Load:
             except OSError as error:
                 raise HostError(f"{file} cannot be read: {error.strerror}") from error
             await self._ship(f"{directory}/{file.name}", data)
+            if os.access(file, os.X_OK):
+                await self._run(["chmod", "755", f"{directory}/{file.name}"], COMMAND_TIMEOUT_S)
 
     async def _ship(self, path: str, data: bytes) -> None:
         with deadline(SHIP_TIMEOUT_S + len(data) / SHIP_BYTES_PER_S, self._agent.address, f"writing {path}"):
@@ -420,6 +424,7 @@ async def open_load(agent: Agent, traces: Traces, guest: Guest, *, laps: int = 1
 
 def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[str, object]:
     """Return the plan of a guest's load, as the generator reads it; `laps` as for `open_load`."""
+    fill = partial(specification.fill, guest=guest)
     phases: list[dict[str, object]] = []
     for number, phase in enumerate(guest.phases):
         if isinstance(phase, Phase):
@@ -432,16 +437,23 @@ def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[s
             }
         else:
             described = {
-                **phase.with_texts(lambda text: specification.fill(text, guest)),
+                **phase.with_texts(fill),
                 "key": f"guest[{specification.guests.index(guest)}].phase[{number}]",
                 "directory": _directory(number),
                 "output": _output(number),
                 "series": _series(number),
                 "timeout": phase.timeout,
-                "metrics": msgspec.to_builtins(phase.metrics),
+                "metrics": [_gauge(metric, fill) for metric in phase.metrics],
             }
         phases.append({"name": phase.name, "duration": phase.duration, **described})
     return {"progress": PROGRESS_FILE, "go": GO_FILE, "phases": phases}
+
+
+def _gauge(metric: Metric, fill: Callable[[str], str]) -> object:
+    """Return a metric as the generator reads it, the name of its file filled in; a pattern has braces of its own."""
+    if metric.json is not None:
+        metric = msgspec.structs.replace(metric, json=msgspec.structs.replace(metric.json, file=fill(metric.json.file)))
+    return msgspec.to_builtins(metric)
 
 
 def _possible(state: PhaseProgress, phase: AnyPhase, laps: int) -> bool:

@@ -57,8 +57,10 @@ class Program:
             self._execute(argv, user, f"{self._key}.{step}", limit_s=STEP_S)
         if step == "setup":  # which may have made the user
             directory, entry = Path(self._plan["directory"]), self._entry(self._plan["user"])
-            for path in (directory, *directory.iterdir()):
-                os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+            os.chown(directory, entry.pw_uid, entry.pw_gid)
+            for place, directories, files in os.walk(directory):
+                for name in (*directories, *files):
+                    os.chown(Path(place, name), entry.pw_uid, entry.pw_gid, follow_symlinks=False)
 
     def _wait_until_ready(self, argv: list[str], user: str) -> None:
         key, end_s = f"{self._key}.ready", time.monotonic() + READY_S
