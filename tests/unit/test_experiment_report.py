@@ -262,7 +262,8 @@ def test_the_table_of_trials_reads_back_to_what_was_counted(made_up):
 def test_the_summary_holds_the_numbers_of_the_report(made_up):
     found = summary(made_up.all_runs())
     assert (found["format"], found["version"], found["complete"]) == ("qmpalloc-experiment-summary", 1, True)
-    assert found["disk"] == {"model": "ssd", "iops": 500, "hit_s": 4e-05, "ratio_asked": 50.0}
+    asked = {"model": "ssd", "iops": 500, "hit_s": 4e-05, "ratio_asked": 50.0}
+    assert found["disk"] == {**asked, "by": "reads", "programs": {}}
     comparison = found["comparisons"][0]
     assert f"{comparison['time']['value']:.2f} of the static time" in comparison["verdict"]
     repeat = found["arms"][1]["repeats"][2]
