@@ -408,7 +408,7 @@ def test_a_report_of_programs_is_by_metric(finished):
     # The program did not run in the first two trials, and its course is that of the others.
     course = text.split("B, work: rate in 1/s by trial", 1)[1].split("\n\n")[1].splitlines()
     assert [line.split(" | ")[1:] for line in course[2:]] == [["150", "75 |"], ["150", "75 |"]]
-    assert "| static, B | 80 | 40 | - | 120 | 0 MiB |" in text
+    assert "| static, B | 80 | 40 | - | 120 | 0 MiB | -33.3 % |" in text
     # 40 misses and 20 faults of 4 KiB in each repeat, and 40 pages read by the disk.
     witnesses = json.loads((finished.path / "summary.json").read_text())["arms"][0]["witness"]
     assert witnesses == {"A": pytest.approx(1.0), "B": pytest.approx(40 / 60)}

@@ -72,8 +72,11 @@ def _page_ins(results: Results, conditions: str) -> Iterator[Block]:
                 words.NOTHING if count is None else words.whole(count)
                 for count in (causes.reads, causes.faults, causes.swap_ins, causes.total)
             ]
-            rows.append((f"{arm.name}, {guest.name}", *each, words.mebibytes(counts.disk_read_bytes)))
-    columns = ("Arm, guest", "By reads", "By faults of mapped files", "From swap", "Page-ins", "Read from the disks")
+            read = words.mebibytes(counts.disk_read_bytes)
+            apart = words.NOTHING if counts.witness is None else words.signed_percent(counts.witness - 1)
+            rows.append((f"{arm.name}, {guest.name}", *each, read, apart))
+    pages = ("By reads", "By faults of mapped files", "From swap", "Page-ins")
+    columns = ("Arm, guest", *pages, "Read from the disks", "More or less than counted")
     yield Table(f"What had to be read for that, all repeats ({conditions})", columns, tuple(rows))
 
 
