@@ -17,7 +17,7 @@ from qmpalloc.units import PAGE_BYTES
 LITTLE_BYTES = 2**20
 """Collector and disk are not compared below this: a few pages of metadata would decide."""
 
-DOUBTFUL = "doubtful"
+DOUBTFUL, AGREES = "doubtful", "agrees"
 
 WITNESS_TOLERANCE = 0.03
 """Collector and disk may differ by so much over an arm: the disk also reads what is no file's page."""
@@ -168,9 +168,10 @@ def witness(results: Results) -> Iterator[Block]:
     if apart:
         names = "; ".join(apart)
         yield Paragraph(f"More than {WITNESS_TOLERANCE * 100:g} % apart: {names}. Hits and misses there are doubtful.")
-    elif rows:
+    elif any(row[-1] == AGREES for row in rows):
         yield Paragraph(
-            f"The disks are an independent witness: both agree within {WITNESS_TOLERANCE * 100:g} % everywhere."
+            f"The disks are an independent witness: both agree within {WITNESS_TOLERANCE * 100:g} % wherever there is "
+            "enough to tell."
         )
 
 
@@ -178,7 +179,7 @@ def _agreement(counts: Counts) -> str:
     """Return whether collector and disk agree, in a word or a few."""
     if max(counts.witnessed * PAGE_BYTES, counts.disk_read_bytes) < LITTLE_BYTES:
         return "too little to tell"
-    return "agrees" if counts.witness is not None and abs(counts.witness - 1) <= WITNESS_TOLERANCE else DOUBTFUL
+    return AGREES if counts.witness is not None and abs(counts.witness - 1) <= WITNESS_TOLERANCE else DOUBTFUL
 
 
 def _witness_row(name: str, counts: Counts) -> tuple[str, ...]:
