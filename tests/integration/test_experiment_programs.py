@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from itertools import pairwise
 
 import pytest
 
@@ -98,14 +97,14 @@ def test_every_value_is_kept_with_its_time(finished):
         (run,) = load_results(finished).counted(name)
         (phase,) = run.guests["A"].phases
         assert {each.metric for each in phase.series} == {"rate"}
-        assert 8 <= len(phase.series) <= 16
+        assert phase.trial < len(phase.series) <= 16  # finer than trials
         times = [each.seconds for each in phase.series]
-        assert all(after >= before + 0.5 for before, after in pairwise(times))
-        assert times[-1] <= phase.seconds
+        assert times == sorted(times)
+        assert 0.5 * len(times) <= times[-1] <= phase.seconds
         assert run.metric_values["A", "work", "rate"] == pytest.approx(
             sum(each.value for each in phase.series) / len(phase.series)
         )
-        assert run.metric_values["A", "work", "time"] == pytest.approx(8, abs=4)
+        assert run.metric_values["A", "work", "time"] >= 8
         kept = (finished.path / "runs" / f"repeat1-{name}" / "output-A-work.txt").read_text()
         assert kept.count("reads/s") == len(phase.series)
 
@@ -123,8 +122,10 @@ def test_the_ratio_of_miss_to_hit_is_that_of_the_program(finished):
     assert (disk.by, disk.hit_s) == ("programs", pytest.approx(service.hit_s))
     assert disk.iops == pytest.approx(1 / (50 * service.hit_s), rel=0.02)
     assert service.warm.accesses > 10 * service.warm.misses
-    assert service.cold.misses + service.cold.faults > 0.5 * service.cold.accesses * 0.5
-    assert 0.6 * 50 <= service.ratio <= 2 * 50
+    assert service.cold.misses > 0.25 * service.cold.accesses
+    # What a busy host adds is no defect, but no disk is faster than its throttle.
+    assert service.miss_s > 0.8 / disk.iops
+    assert service.ratio > 0.8 * 50
 
 
 def test_the_report_is_by_metric(finished):
