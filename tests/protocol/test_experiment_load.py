@@ -583,7 +583,9 @@ async def calibrated(specification, qemu, guest, disk):
             open_load(agent, Traces(specification), specification.guests[0]) as load,
             open_monitor_on(client, address="people") as monitor,
         ):
-            found = await calibrate_by_programs(disk, [Link("g1", monitor, agent, load, "/run/qmpalloc/counters.json")])
+            [actuator] = await find_actuators(monitor)
+            link = Link("g1", monitor, actuator, agent, load, "/run/qmpalloc/counters.json")
+            found = await calibrate_by_programs(disk, [link])
         nursery.cancel_scope.cancel()
     return found
 

@@ -18,6 +18,8 @@ from qmpalloc.experiment.run.readings import Link, in_parallel, wait_for_new_cou
 from qmpalloc.experiment.spec.program import ProgramPhase
 from qmpalloc.experiment.spec.schema import Disk
 from qmpalloc.experiment.store.records import DiskCalibration, ProgramPace, ProgramService
+from qmpalloc.qmp.actuator import nearest_order
+from qmpalloc.units import format_size
 
 EACH_S = 20.0
 """The longest that a program runs, each time."""
@@ -59,9 +61,11 @@ async def calibrate_by_programs(disk: Disk, links: Sequence[Link]) -> DiskCalibr
 async def _grow(link: Link) -> None:
     """Give a guest all that it may have, so that its caches hold what they can."""
     cap_bytes = link.load.guest.cap
-    await link.monitor.balloon(cap_bytes)
-    if not await balloon.reaches(link.monitor, cap_bytes):
-        raise HostError(f"guest {link.name}: its balloon does not reach its cap of {cap_bytes >> 20} MiB")
+    await link.actuator.order(nearest_order(await link.actuator.memory(), cap_bytes))
+    if not await balloon.reaches(link.actuator, cap_bytes):
+        raise HostError(
+            f"guest {link.name}: its {link.actuator.kind} does not reach its cap of {format_size(cap_bytes)}"
+        )
 
 
 async def _run_all(link: Link, paces: Paces, *, cold: bool) -> None:
