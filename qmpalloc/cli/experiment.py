@@ -67,6 +67,7 @@ def run(
     from qmpalloc.experiment.run.runner import describe, prepare_experiment
     from qmpalloc.experiment.run.traces import Traces
     from qmpalloc.experiment.spec.parsing import parse
+    from qmpalloc.experiment.spec.places import warnings
     from qmpalloc.experiment.spec.plan import planned
     from qmpalloc.experiment.spec.scaling import scale
     from qmpalloc.experiment.store.directory import ExperimentDirectory, chosen
@@ -79,6 +80,8 @@ def run(
     specification = chosen(scale(given, factor), repeats=repeats or given.repeats, arms=wanted)
     runs = planned(specification, arms=wanted)
     say(f"{specification.name} at scale {specification.scale}: {len(runs)} runs")
+    for warning in warnings(specification):
+        say(f"warning: {warning}")
     directory = out or _default_directory(specification)
     ExperimentDirectory.check_new(directory)
     if dry_run:
@@ -211,6 +214,9 @@ def _note_changes(directory: ExperimentDirectory, prepared: Prepared, *, anyway:
 
 def _show_plan(specification: Specification, runs: list[str]) -> None:
     from qmpalloc.experiment.report.conditions import describe_phase
+    from qmpalloc.experiment.spec.places import places
+    from qmpalloc.experiment.spec.program import ProgramPhase
+    from qmpalloc.text import visible
     from qmpalloc.units import format_size
 
     for guest in specification.guests:
@@ -218,6 +224,8 @@ def _show_plan(specification: Specification, runs: list[str]) -> None:
         click.echo(f"  guest {guest.name}: {sizes}")
         for phase in guest.phases:
             click.echo(f"    {phase.name}: {describe_phase(phase)}")
+            for place in places(phase) if isinstance(phase, ProgramPhase) else ():
+                click.echo(f"      {visible(place.path)}: on {place.disk}")
     click.echo("  order: " + ", ".join(runs))
 
 

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from qmpalloc.cli.signals import interruptible
+from qmpalloc.errors import ConfigError
 from qmpalloc.units import format_size
+
+if TYPE_CHECKING:
+    from qmpalloc.config import ImageConfig
+    from qmpalloc.qemu.recipe import Variant
+
+FLAGS = {
+    "packages": "--package",
+    "files": "--file",
+    "prepare": "--prepare",
+    "kernel": "--kernel",
+    "kernel.vmlinuz": "--kernel",
+    "kernel.modules": "--kernel",
+    "kernel.headers": "--kernel",
+    "size": "--size",
+}
+"""Keys of ``[image]`` and the flags for them."""
 
 suite_option = click.option(
     "--suite", type=click.Choice(["trixie", "bookworm"]), default="trixie", show_default=True, help="Debian suite."
@@ -30,62 +48,151 @@ def image() -> None:
 
 
 @image.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @suite_option
 @profile_option
+@click.option("--package", "packages", multiple=True, metavar="P", help="A Debian package. May be repeated.")
+@click.option(
+    "--file", "files", multiple=True, metavar="SRC:DST", help="A file or directory, and its path in the guest."
+)
+@click.option("--prepare", default="", metavar="SCRIPT", help="Run as root in the new system, once.")
+@click.option("--kernel", default="", metavar="K", help="A kernel's package, or VMLINUZ,MODULES,HEADERS.")
+@click.option("--size", default="", metavar="SIZE", help="Of the root file system, e.g. 6GiB.")
 @click.option("--mirror", metavar="URI", help="Package source; by default the one the host's apt uses.")
 @click.option("--keep-tar", is_flag=True, help="Keep rootfs.tar, the reproducible form (700 MB).")
 @click.option("--rebuild", is_flag=True, help="Build it also if it exists, for newer packages.")
 @click.option("--check-reproducible", is_flag=True, help="Build the tar twice and compare; leaves nothing.")
 def build(
-    suite: str, profile: str, mirror: str | None, keep_tar: bool, rebuild: bool, check_reproducible: bool
+    file: Path | None,
+    suite: str,
+    profile: str,
+    packages: tuple[str, ...],
+    files: tuple[str, ...],
+    prepare: str,
+    kernel: str,
+    size: str,
+    mirror: str | None,
+    keep_tar: bool,
+    rebuild: bool,
+    check_reproducible: bool,
 ) -> None:
-    """Build an image unless it exists, and print its directory. Takes one to two minutes; no root needed."""
+    """Build an image unless it exists, and print its directory. Takes one to two minutes; no root needed.
+
+    The images of FILE, an experiment or a configuration, or the one that the options describe.
+    """
+    from qmpalloc.cli.recipes import variants_of
     from qmpalloc.qemu import image as images
+
+    flags = {"--package": packages, "--file": files, "--prepare": prepare, "--kernel": kernel, "--size": size}
+    given = [flag for flag, value in flags.items() if value]
+    if file is not None and given:
+        raise click.UsageError(f"{file} says what its images are; leave out {', '.join(given)}")
+    try:
+        variants = variants_of(file) if file else [_variant(suite, profile, packages, files, prepare, kernel, size)]
+        for variant in variants:
+            if check_reproducible:
+                _check_reproducible(variant, mirror)
+                continue
+            with interruptible():
+                built = images.obtain_image(variant, mirror=mirror, keep_tar=keep_tar, rebuild=rebuild, report=_report)
+            click.echo(built.directory)
+    except ConfigError as error:
+        if error.file or error.key not in FLAGS:
+            raise
+        raise ConfigError(error.reason, key=FLAGS[error.key], hint=error.hint) from error
+
+
+def _variant(
+    suite: str, profile: str, packages: tuple[str, ...], files: tuple[str, ...], prepare: str, kernel: str, size: str
+) -> Variant:
+    """Return the image that options describe."""
+    from qmpalloc.config.checks import image_mistakes
+    from qmpalloc.qemu.additions import Additions
     from qmpalloc.qemu.recipe import Variant
 
-    variant = Variant(suite, profile)
-    if check_reproducible:
-        with interruptible():
-            first, second = images.check_reproducible(variant, mirror=mirror, report=_report)
-        click.echo(f"build 1: {first}\nbuild 2: {second}")
-        click.echo("equal: the root file system is reproducible" if first == second else "DIFFERENT")
-        sys.exit(0 if first == second else 1)
+    wanted = _wanted(packages, files, prepare, kernel, size)
+    for key, message, hint in image_mistakes(wanted):
+        raise ConfigError(message, key=key, hint=hint)
+    return Variant(suite, profile, tuple(sorted(set(packages))), Additions.of(wanted))
+
+
+def _wanted(packages: tuple[str, ...], files: tuple[str, ...], prepare: str, kernel: str, size: str) -> ImageConfig:
+    from qmpalloc.config import ImageConfig, KernelFiles, Size
+    from qmpalloc.units import parse_size
+
+    places = {}
+    for text in files:
+        source, colon, place = text.rpartition(":")
+        if not colon:
+            raise ConfigError(f"{text!r} names no place in the guest", key="files", hint="write SRC:DST")
+        places[place] = source
+    parts = kernel.split(",")
+    if len(parts) not in {1, 3}:
+        hint = "a package, or three paths: VMLINUZ,MODULES,HEADERS"
+        raise ConfigError(f"{kernel!r} is no kernel", key="kernel", hint=hint)
+    own = KernelFiles(vmlinuz=parts[0], modules=parts[1], headers=parts[2]) if len(parts) == 3 else kernel
+    try:
+        size_bytes = parse_size(size) if size else 0
+    except ValueError as error:
+        raise ConfigError(str(error), key="size", hint="for example 6GiB") from error
+    return ImageConfig(packages=packages, files=places, prepare=prepare, kernel=own, size=Size(size_bytes))
+
+
+def _check_reproducible(variant: Variant, mirror: str | None) -> None:
+    """Build the tar twice, say what came out, and end with an error when they differ."""
+    from qmpalloc.qemu import image as images
+
     with interruptible():
-        built = images.obtain_image(variant, mirror=mirror, keep_tar=keep_tar, rebuild=rebuild, report=_report)
-    click.echo(built.directory)
+        first, second = images.check_reproducible(variant, mirror=mirror, report=_report)
+    click.echo(f"build 1: {first}\nbuild 2: {second}")
+    click.echo("equal: the root file system is reproducible" if first == second else "DIFFERENT")
+    if first != second:
+        sys.exit(1)
 
 
 @image.command("ls")
 @click.option("--json", "as_json", is_flag=True, help="All that is known of each image as JSON.")
 def list_(as_json: bool) -> None:
-    """List the images that are built."""
+    """List the images that are built, and what each is of."""
     from qmpalloc.qemu import image as images
+    from qmpalloc.qemu.image_names import recipe_files
 
     rows: list[dict[str, Any]] = []
     for found in images.list_images():
-        current = images.image_dir(found.manifest.variant) == found.directory
-        facts = {"name": found.directory.name, "directory": str(found.directory), "current": current}
+        directory = found.directory
+        facts = {"name": directory.name, "directory": str(directory), "current": images.is_current(found)}
+        facts |= {"extras": found.manifest.extras, "recipe_files": [name for name in recipe_files(directory) if name]}
         rows.append(facts | msgspec.to_builtins(found.manifest))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
         return
     for row in rows:
-        used = format_size(
-            sum(file.stat().st_blocks * 512 for file in images.images_dir().joinpath(row["name"]).iterdir())
-        )
+        used = format_size(sum(file.stat().st_blocks * 512 for file in Path(row["directory"]).iterdir()))
         mark = "current" if row["current"] else "former"
         click.echo(f"{row['name']:<30} {mark:<8} {used:>6}  kernel {row['kernel_release']}, {row['packages']} packages")
+        if row["extras"]:
+            click.echo(f"  with {', '.join(row['extras'])}")
+        for name in row["recipe_files"]:
+            click.echo(f"  of {name}")
     if not rows:
         click.echo("no image is built; qmpalloc image build", err=True)
 
 
 @image.command()
 def prune() -> None:
-    """Remove the images of former recipes."""
+    """Remove images that no recipe names any more: neither this qmpalloc's nor a file of yours that used them."""
+    from qmpalloc.cli.recipes import variants_of
     from qmpalloc.qemu import image as images
 
-    for directory in images.prune_images():
-        click.echo(f"removed {directory}")
+    def directories_of(file: Path) -> set[Path]:
+        return {images.image_dir(variant) for variant in variants_of(file)}
+
+    for verdict in images.prune_images(directories_of):
+        directory = verdict.image.directory
+        if not verdict.kept:
+            click.echo(f"removed {directory}")
+        elif not verdict.image.manifest.variant.is_reference:
+            click.echo(f"kept {directory}: {verdict.kept}")
 
 
 def _report(line: str) -> None:

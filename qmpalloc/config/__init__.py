@@ -4,6 +4,7 @@ Relative paths are relative to the file. Values are plain numbers: sizes in byte
 """
 
 from qmpalloc.config.convert import convert
+from qmpalloc.config.origin import Origin
 from qmpalloc.config.reading import load, parse
 from qmpalloc.config.schema import (
     DEFAULT_COUNTERS_FILE,
@@ -11,9 +12,12 @@ from qmpalloc.config.schema import (
     Config,
     ControlConfig,
     DataDiskConfig,
+    DataSource,
     Duration,
     GuestConfig,
     HostConfig,
+    ImageConfig,
+    KernelFiles,
     Size,
     VmConfig,
     default_run_dir,
@@ -25,9 +29,13 @@ __all__ = [
     "Config",
     "ControlConfig",
     "DataDiskConfig",
+    "DataSource",
     "Duration",
     "GuestConfig",
     "HostConfig",
+    "ImageConfig",
+    "KernelFiles",
+    "Origin",
     "Size",
     "VmConfig",
     "convert",

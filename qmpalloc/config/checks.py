@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator
 
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.config.schema import (
-    DISK_OVERHEAD_BYTES,
-    DISK_OVERHEAD_FACTOR,
     VIRTIO_MEM_BASE_BYTES,
     Config,
     DataDiskConfig,
+    DataSource,
     GuestConfig,
+    ImageConfig,
+    KernelFiles,
     VmConfig,
 )
+from qmpalloc.text import is_visible
 from qmpalloc.units import PAGE_BYTES, align_down, align_up, format_size
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of a Unix socket is 108 bytes with its closing zero
@@ -89,26 +91,80 @@ def _vm_mistakes(guest: GuestConfig, vm: VmConfig) -> Iterator[tuple[str, str, s
         yield "vm.load", f"the profile {vm.profile} starts no loads", hint
     yield from (("vm.packages", message, hint) for message, hint in package_mistakes(vm.packages))
     if vm.data is not None:
-        yield from _disk_mistakes(vm.data)
+        yield from _below("vm.data", _disk_mistakes(vm.data))
+    if vm.image is not None and vm.image.origin.key != "image":
+        yield from _below("vm.image", image_mistakes(vm.image))
+
+
+def _below(key: str, mistakes: Iterable[Mistake]) -> Iterator[Mistake]:
+    return ((f"{key}.{name}", message, hint) for name, message, hint in mistakes)
+
+
+PACKAGE = r"[a-z0-9][a-z0-9+.-]+"
+"""A Debian package's name (Debian Policy, 5.6.1)."""
+
+IMAGE_LEAST_BYTES = 64 * 1024 * 1024
+"""Less than the smallest system; mke2fs says what a system needs."""
+
+Mistake = tuple[str, str, str]
+"""Key below the table, message and hint."""
+
+
+def image_mistakes(image: ImageConfig) -> Iterator[Mistake]:
+    """Yield what no image can have; whether what it names exists is seen when it is needed."""
+    yield from (("packages", message, hint) for message, hint in package_mistakes(image.packages))
+    for place, source in image.files.items():
+        if not place.startswith("/") or place.endswith("/") or ".." in place.split("/") or not is_visible(place):
+            yield "files", f"{place!r} is no path of a file in the guest", 'for example "/etc/app.conf" = "app.conf"'
+        elif place.split("/")[1] in NOT_ON_DISK:
+            yield "files", f"{place} would not be there after the boot", "choose a directory that is on the disk"
+        if not source:
+            yield "files", f"nothing is named for {place}", "a file or a directory beside this one"
+    if isinstance(image.kernel, KernelFiles):
+        for name in ("vmlinuz", "modules", "headers"):
+            if not getattr(image.kernel, name):
+                yield f"kernel.{name}", "is empty", "a path, relative to this file"
+    elif image.kernel and not re.fullmatch(rf"linux-image-{PACKAGE}(/[a-z-]+)?", image.kernel):
+        hint = 'for example "linux-image-amd64" or "linux-image-cloud-amd64/trixie-backports"'
+        yield "kernel", f"{image.kernel!r} is not the package of a kernel", hint
+    if 0 < image.size < IMAGE_LEAST_BYTES or image.size < 0:
+        yield "size", f"{format_size(image.size)} holds no system", "leave it out for the recipe's own"
+
+
+NOT_ON_DISK = frozenset({"dev", "proc", "run", "sys", "tmp"})
+"""Directories of a guest that are empty, or made anew, when it has booted; a build empties ``/tmp``."""
 
 
 def package_mistakes(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield message and hint for each name that no Debian package can have (Debian Policy, 5.6.1)."""
+    """Yield message and hint for each name that no Debian package can have."""
     for name in names:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", name):
+        if not re.fullmatch(PACKAGE, name):
             yield f"{name!r} is not the name of a Debian package", 'names, as apt knows them: ["postgresql"]'
 
 
-def _disk_mistakes(disk: DataDiskConfig) -> Iterator[tuple[str, str, str]]:
+def source_mistakes(data: DataSource) -> Iterator[Mistake]:
+    """Yield what no data disk can be made from."""
+    if data.build and data.image:
+        yield "image", "beside build", "a disk is either made by a script or yours"
+    if data.build and not data.build[0]:
+        yield "build", "the script has no name", 'for example ["fill.sh"]'
+    if any("\0" in word for word in (*data.build, data.image)):
+        yield "build" if data.build else "image", "holds a NUL", "no file has such a name"
+
+
+def _disk_mistakes(disk: DataDiskConfig) -> Iterator[Mistake]:
+    yield from source_mistakes(disk)
     for name in disk.files:
         if not name or "/" in name or "\0" in name or name in {".", "..", "lost+found"}:
-            yield "vm.data.files", f"{name!r} is not a file name", "files lie directly in /data of the guest"
-    needed_bytes = round(sum(disk.files.values()) * DISK_OVERHEAD_FACTOR) + DISK_OVERHEAD_BYTES
-    if needed_bytes > disk.size:
-        found = f"the files need {format_size(needed_bytes)}, the disk has {format_size(disk.size)}"
-        yield "vm.data.size", found, "raise it"
+            yield "files", f"{name!r} is not a file name", "files lie directly in /data of the guest"
+    if disk.size and disk.files_bytes > disk.size:
+        yield (
+            "size",
+            f"the files need {format_size(disk.files_bytes)}, the disk has {format_size(disk.size)}",
+            "raise it",
+        )
     if disk.iops < 0:
-        yield "vm.data.iops", "must not be negative", "0 is no limit"
+        yield "iops", "must not be negative", "0 is no limit"
 
 
 def _check_unique(config: Config, mistakes: Mistakes) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from qmpalloc.config.addresses import AddressError
+from qmpalloc.config.origin import Origin
 from qmpalloc.config.schema import Duration, Size
 from qmpalloc.errors import ConfigError
 from qmpalloc.units import parse_duration, parse_size
@@ -84,20 +85,20 @@ class Mistakes:
             return None
         before = len(self._errors)
         meant = set()
+        hints = typing.get_type_hints(into, include_extras=True)
+        known = [name for name in into.__struct_fields__ if hints[name] is not Origin]
         for name in table:
-            known = into.__struct_fields__
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 meant.update(close)
                 hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
                 self.add(f"{key}.{name}", "unknown key", hint=hint)
-        table = {name: value for name, value in table.items() if name in into.__struct_fields__}
+        table = {name: value for name, value in table.items() if name in known}
         # A key at a time, so that two wrong keys give two messages; the nested tables go through here as well.
-        values: dict[str, Any] = {}
-        hints = typing.get_type_hints(into, include_extras=True)
+        values: dict[str, Any] = {name: Origin(self._file, key) for name in hints if hints[name] is Origin}
         for name, raw in table.items():
             nested = _nested_struct(hints[name])
-            if nested is not None:
+            if nested is not None and not (isinstance(raw, str) and str in _options(hints[name])):
                 values[name] = self.convert(raw, nested, f"{key}.{name}")
                 continue
             try:

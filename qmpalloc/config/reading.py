@@ -10,9 +10,16 @@ from typing import Any
 import msgspec
 
 from qmpalloc.config.addresses import at_home, socket_path
-from qmpalloc.config.checks import check
+from qmpalloc.config.checks import check, image_mistakes
 from qmpalloc.config.convert import Mistakes
-from qmpalloc.config.schema import Config, ControlConfig, GuestConfig, HostConfig, default_run_dir
+from qmpalloc.config.schema import (
+    Config,
+    ControlConfig,
+    GuestConfig,
+    HostConfig,
+    ImageConfig,
+    default_run_dir,
+)
 from qmpalloc.config.toml import read_tables, read_text
 from qmpalloc.errors import ConfigError
 
@@ -41,12 +48,15 @@ def parse(text: str, *, file: Path) -> Config:
         hint = f"qmpalloc experiment run {file}"
         raise ConfigError("this is an experiment, not a configuration", file=str(file), hint=hint)
     mistakes = Mistakes(str(file))
-    for key in data.keys() - {"host", "control", "policy", "guest"}:
-        mistakes.add(key, "unknown table", hint="known are [host], [control], [policy] and [[guest]]")
+    for key in data.keys() - {"host", "control", "policy", "image", "guest"}:
+        mistakes.add(key, "unknown table", hint="known are [host], [control], [policy], [image] and [[guest]]")
     host = mistakes.convert(data.get("host"), HostConfig, "host", missing='add [host] with budget = "3GiB"')
     control = mistakes.convert(data.get("control", {}), ControlConfig, "control")
     policy, settings = _policy(data.get("policy", {}), mistakes)
-    guests = _guests(data.get("guest"), mistakes)
+    image = mistakes.convert(data["image"], ImageConfig, "image") if "image" in data else None
+    for key, message, hint in image_mistakes(image) if image is not None else ():
+        mistakes.add(f"image.{key}", message, hint=hint)
+    guests = [_with_image(guest, image) for guest in _guests(data.get("guest"), mistakes)]
     mistakes.raise_if_any()
     assert host is not None
     assert control is not None
@@ -85,6 +95,13 @@ def _guests(tables: Any, mistakes: Mistakes) -> list[GuestConfig]:
         return []
     converted = [mistakes.convert(table, GuestConfig, f"guest[{index}]") for index, table in enumerate(tables)]
     return [guest for guest in converted if guest is not None]
+
+
+def _with_image(guest: GuestConfig, image: ImageConfig | None) -> GuestConfig:
+    """Give a guest that we start the file's image, unless it has one of its own."""
+    if guest.vm is None or guest.vm.image is not None:
+        return guest
+    return msgspec.structs.replace(guest, vm=msgspec.structs.replace(guest.vm, image=image))
 
 
 def _with_paths(guest: GuestConfig, index: int, base: Path, run_dir: Path, mistakes: Mistakes) -> GuestConfig:

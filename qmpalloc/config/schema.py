@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from qmpalloc.config.origin import Origin
 from qmpalloc.errors import ConfigError
 
 DEFAULT_COUNTERS_FILE = "/run/qmpalloc/counters.json"
@@ -76,18 +77,87 @@ class ControlConfig(_Table, frozen=True, kw_only=True):
     exit_timeout: Duration = Duration(15.0)
 
 
-class DataDiskConfig(_Table, frozen=True, kw_only=True):
+class KernelFiles(_Table, frozen=True, kw_only=True):
+    """``kernel`` of an image, when it comes as files: a kernel of the user's own.
+
+    Attributes:
+        vmlinuz: The kernel, as QEMU boots it (``bzImage``).
+        modules: The directory of its modules, called as ``uname -r`` will say.
+        headers: Its source tree as it was built, or the headers alone, which the collector's probes include.
+    """
+
+    vmlinuz: str
+    modules: str
+    headers: str
+
+
+class ImageConfig(_Table, frozen=True, kw_only=True):
+    """``[image]``: what the guests are booted from, besides the reference recipe.
+
+    Attributes:
+        packages: Debian packages.
+        files: Absolute path in the guest to a file or directory of the host.
+        prepare: A script that is run as root in the new system, once, after all else is installed.
+        kernel: A package, also as ``NAME/RELEASE``, or files; empty: the recipe's.
+        size: Of the root file system; 0: the recipe's.
+        origin: Where it was written.
+    """
+
+    packages: tuple[str, ...] = ()
+    files: dict[str, str] = {}
+    prepare: str = ""
+    kernel: str | KernelFiles = ""
+    size: Size = Size(0)
+    origin: Origin = Origin()
+
+    @property
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """Key and path, as written, of each file and directory of the host that goes into it."""
+        named = [("files", source) for source in self.files.values()]
+        named += [("prepare", self.prepare)] if self.prepare else []
+        if isinstance(self.kernel, KernelFiles):
+            named += [(f"kernel.{name}", getattr(self.kernel, name)) for name in ("vmlinuz", "modules", "headers")]
+        return tuple(named)
+
+
+class DataSource(_Table, frozen=True, kw_only=True):
+    """What a data disk holds besides files of noise.
+
+    Attributes:
+        build: A script that fills the directory it is run in, and its arguments.
+        image: An ext4 file system of the user's, in a file.
+        origin: Where it was written.
+    """
+
+    build: tuple[str, ...] = ()
+    image: str = ""
+    origin: Origin = Origin()
+
+    @property
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """Key and path, as written, of each file of the host that it is made from."""
+        words = [word for word in self.build[1:] if word and self.origin.path(word).is_file()]
+        named = [("build", word) for word in (*self.build[:1], *words)]
+        return (*named, ("image", self.image)) if self.image else tuple(named)
+
+
+class DataDiskConfig(DataSource, frozen=True, kw_only=True):
     """``[guest.vm.data]``: an ext4 disk for loads, made on the host and mounted at ``/data``.
 
     Attributes:
-        size: Of the disk.
+        size: Of the disk; 0: what it has to hold.
         files: Name to size; filled with incompressible data so that every page is really on disk.
         iops: Throttle of the disk in I/O operations per second; 0 is none.
     """
 
-    size: Size
+    size: Size = Size(0)
     files: dict[str, Size] = {}
     iops: int = 0
+
+    @property
+    def files_bytes(self) -> int:
+        """What the files of noise need, with the file system's own."""
+        return round(sum(self.files.values()) * DISK_OVERHEAD_FACTOR) + DISK_OVERHEAD_BYTES
 
 
 class VmConfig(_Table, frozen=True, kw_only=True):
@@ -104,7 +174,8 @@ class VmConfig(_Table, frozen=True, kw_only=True):
         accelerator: ``auto`` probes whether a guest really boots under KVM.
         data: The data disk, if any.
         load: Program and arguments to start in the guest once it is observed (profile ``lab``).
-        packages: Debian packages that its image has besides the recipe's.
+        packages: Debian packages that its image has besides the recipe's and those of ``[image]``.
+        image: Instead of the file's ``[image]``.
     """
 
     memory: Size
@@ -116,6 +187,7 @@ class VmConfig(_Table, frozen=True, kw_only=True):
     data: DataDiskConfig | None = None
     load: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    image: ImageConfig | None = None
 
 
 class GuestConfig(_Table, frozen=True, kw_only=True):

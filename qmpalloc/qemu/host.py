@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ SEARCH_PATH = os.pathsep.join(
     [*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/sbin", "/sbin"]
 )
 LAST_LINES = 12
+NO_SPACE_HINT = "free some space, or point XDG_CACHE_HOME (images) and TMPDIR (the build) to a larger file system"
 QEMU = "qemu-system-x86_64"
 
 
@@ -67,7 +69,7 @@ def require_space(path: Path, needed_bytes: int) -> None:
     if free_bytes < needed_bytes:
         raise HostError(
             f"{path} has {format_size(free_bytes)} free, {format_size(needed_bytes)} are needed",
-            hint="free some space, or point XDG_CACHE_HOME (images) and TMPDIR (the build) to a larger file system",
+            hint=NO_SPACE_HINT,
         )
 
 
@@ -122,8 +124,14 @@ def run(
     text = "".join(output)
     if process.returncode:
         said = last_lines(text)
-        raise HostError(f"{what} failed (exit code {process.returncode})\n{said}".rstrip(), hint=hint)
+        message = f"{what} failed (exit code {process.returncode})\n{said}".rstrip()
+        raise HostError(message, hint=NO_SPACE_HINT if is_full(text) else hint)
     return text
+
+
+def is_full(said: str) -> bool:
+    """Return whether a program's output says that a disk is full."""
+    return os.strerror(errno.ENOSPC) in said
 
 
 def _end(process: subprocess.Popen[str]) -> None:

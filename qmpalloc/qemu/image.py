@@ -14,16 +14,21 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from qmpalloc.errors import HostError
+from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.qemu import cache
+from qmpalloc.qemu.additions import Additions
 from qmpalloc.qemu.host import as_root, remove_tree, require, require_namespace, require_space, run
+from qmpalloc.qemu.image_names import DirectoriesOf, Verdict, forget, named_by, note_name, recipe_files
 from qmpalloc.qemu.progress import Report, Stopwatch, silent
 from qmpalloc.qemu.recipe import DIGEST_CHARS, Variant, input_files, inputs_digest, load_recipe
 from qmpalloc.qemu.rootfs import build_tar, digest_of, unpack_boot_files
-from qmpalloc.units import GIB
+from qmpalloc.units import GIB, format_size
 
 NEEDED_BYTES = 4 * GIB
 """Room in the cache while an image is built: the tar, its unpacked copy and the disk. About 1.2 GiB stay."""
+
+COPIES = 4
+"""Of each file that a user adds, while an image is built: among the inputs and in those three."""
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -40,6 +45,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
         packages: How many; ``packages.txt`` lists them with their versions.
         sizes_bytes: Of the image's files.
         more_packages: Names of those that were asked for besides the recipe's.
+        additions: What else was asked for, and where.
     """
 
     suite: str
@@ -52,11 +58,22 @@ class Manifest(Struct, frozen=True, kw_only=True):
     packages: int
     sizes_bytes: dict[str, int]
     more_packages: tuple[str, ...] = ()
+    additions: Additions = Additions()
 
     @property
     def variant(self) -> Variant:
         """Which image it is."""
-        return Variant(self.suite, self.profile, self.more_packages)
+        return Variant(self.suite, self.profile, self.more_packages, self.additions)
+
+    @property
+    def extras(self) -> list[str]:
+        """What it has besides the recipe, in words."""
+        more = self.additions
+        words = [*self.more_packages, *(place for place, _ in more.files)]
+        words += [f"prepared by {Path(more.prepare).name}"] if more.prepare else []
+        words += [f"kernel {more.kernel}"] if more.kernel else []
+        words += [f"kernel of {more.kernel_files[0]}"] if more.kernel_files else []
+        return words + ([f"size {format_size(more.size_bytes)}"] if more.size_bytes else [])
 
 
 class Image(Struct, frozen=True, kw_only=True):
@@ -126,6 +143,7 @@ def planned_image(variant: Variant) -> Image:
         packages=0,
         sizes_bytes={},
         more_packages=variant.packages,
+        additions=variant.additions,
     )
     return Image(directory=directory, manifest=manifest)
 
@@ -136,14 +154,52 @@ def list_images() -> list[Image]:
     return [read_image(file.parent) for file in found]
 
 
-def prune_images() -> list[Path]:
-    """Remove the images of former recipes and return their directories."""
-    current = {image_dir(image.manifest.variant) for image in list_images()}
-    removed = [image.directory for image in list_images() if image.directory not in current]
-    for directory in removed:
-        with cache.locked(directory):
-            remove_tree(directory)
-    return removed
+def prune_images(directories_of: DirectoriesOf) -> list[Verdict]:
+    """Remove the images that nothing names any more, and return what became of all.
+
+    Args:
+        directories_of: The images that a file names.
+    """
+    verdicts = [Verdict(image, _kept(image, directories_of)) for image in list_images()]
+    for verdict in verdicts:
+        if not verdict.kept:
+            directory = verdict.image.directory
+            with cache.locked(directory):
+                remove_tree(directory)
+                forget(directory)
+    return verdicts
+
+
+def _kept(image: Image, directories_of: DirectoriesOf) -> str:
+    """Return why an image is to stay; empty: it may go."""
+    # 1. The reference guest, for whoever wants it next.
+    if image.manifest.variant.is_reference:
+        return "the present recipe" if is_current(image) else ""
+    # 2. What a file names.
+    files = list(named_by(image.directory, directories_of))
+    if files:
+        return f"named by {', '.join(files)}"
+    # 3. What was given by flags; or before names were kept.
+    by_flags = "" in (recipe_files(image.directory) or [""])
+    return "as its flags say" if by_flags and is_current(image) else ""
+
+
+def is_current(image: Image) -> bool:
+    """Return whether its recipe, as it is now, still makes this very image."""
+    try:
+        return image_dir(image.manifest.variant) == image.directory
+    except ConfigError:  # something that was added is gone
+        return False
+
+
+def needed_bytes(variant: Variant) -> int:
+    """Return the room in the cache that building an image takes.
+
+    Raises:
+        ConfigError: What the user adds is not there.
+    """
+    more = sum(file.size_bytes for file in input_files(variant)) if not variant.additions.is_empty else 0
+    return NEEDED_BYTES + COPIES * more
 
 
 def obtain_image(
@@ -158,7 +214,7 @@ def obtain_image(
     """Return the image of a recipe, built now if it is not cached (one to two minutes).
 
     Args:
-        variant: Suite and profile.
+        variant: Which image.
         recipe_dir: Where the recipe is; None takes the one that comes with this qmpalloc.
         mirror: Where packages come from; None is the host's own mirror.
         keep_tar: Keep ``rootfs.tar`` (700 MB) in the image when it is built.
@@ -166,6 +222,7 @@ def obtain_image(
         report: Progress lines.
 
     Raises:
+        ConfigError: What the user adds is not there, or does not work.
         HostError: A program, a privilege or room is missing, or the build failed. Nothing is left then.
     """
     directory = cache.obtain(
@@ -174,7 +231,10 @@ def obtain_image(
         replace=rebuild,
         report=report,
     )
-    return read_image(directory)
+    image = read_image(directory)
+    if not variant.is_reference:
+        note_name(image, variant.additions.origin.file)
+    return image
 
 
 def check_reproducible(variant: Variant, *, mirror: str | None = None, report: Report = silent) -> tuple[str, str]:
@@ -210,7 +270,7 @@ def _make(
     watch = Stopwatch(report)
     watch.step(f"building the guest image {variant}, once for this recipe")
     _check_host()
-    require_space(partial, NEEDED_BYTES)
+    require_space(partial, needed_bytes(variant))
     recipe, files = load_recipe(recipe_dir), input_files(variant, recipe_dir=recipe_dir)
     tar = build_tar(recipe, variant, files, partial, mirror=mirror, on_step=watch.step)
     watch.step("reading the system's tar")
@@ -218,7 +278,12 @@ def _make(
     contents = unpack_boot_files(tar, partial)
     (partial / "packages.txt").write_text("".join(f"{name} {version}\n" for name, version in contents.packages.items()))
     watch.step("making the root file system")
-    _make_disk(tar, partial / "root.ext4", size_bytes=recipe.disk.size, label=recipe.disk.label)
+    size_bytes = variant.additions.size_bytes or recipe.disk.size
+    try:
+        _make_disk(tar, partial / "root.ext4", size_bytes=size_bytes, label=recipe.disk.label)
+    except FullError as error:
+        message = f"the system does not fit into {format_size(size_bytes)}"
+        raise variant.additions.origin.error("size", message, hint="give the image a larger size") from error
     if not keep_tar:
         tar.unlink()
     names = sorted(path.name for path in partial.iterdir())
@@ -233,6 +298,7 @@ def _make(
         packages=len(contents.packages),
         sizes_bytes={name: (partial / name).stat().st_size for name in names},
         more_packages=variant.packages,
+        additions=variant.additions,
     )
     (partial / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     for path in partial.iterdir():
@@ -254,11 +320,19 @@ def _make_disk(tar: Path, disk: Path, *, size_bytes: int, label: str) -> None:
         remove_tree(tree)
 
 
-def make_ext4(disk: Path, tree: Path, *, size_bytes: int, label: str) -> None:
+def make_ext4(disk: Path, tree: Path, *, size_bytes: int, label: str, inodes: int = 0) -> None:
     """Make the sparse file `disk`, an ext4 file system that holds `tree`.
 
+    Args:
+        disk: The file.
+        tree: What it is to hold.
+        size_bytes: Of the file system.
+        label: By which it is found.
+        inodes: How many files it may hold; 0: mke2fs's own choice.
+
     Raises:
-        HostError: mke2fs failed, for example because the tree does not fit.
+        FullError: The tree does not fit.
+        HostError: mke2fs failed.
     """
     with disk.open("wb") as file:
         os.truncate(file.fileno(), size_bytes)
@@ -271,4 +345,21 @@ def make_ext4(disk: Path, tree: Path, *, size_bytes: int, label: str) -> None:
         # Finished now, so that no kernel thread finishes it in the guest while loads are measured.
         "-E", "lazy_itable_init=0,nodiscard,root_owner=0:0",
     ]  # fmt: skip
-    run(as_root(["mke2fs", *options, "-d", str(tree), str(disk)]), what=f"making the file system {label} with mke2fs")
+    options += ["-N", str(inodes)] if inodes else []
+    try:
+        run(
+            as_root(["mke2fs", *options, "-d", str(tree), str(disk)]),
+            what=f"making the file system {label} with mke2fs",
+        )
+    except HostError as error:
+        if any(words in error.message for words in NO_ROOM):
+            raise FullError(error.message, hint=error.hint) from error
+        raise
+
+
+class FullError(HostError):
+    """What a file system is to hold does not fit into it."""
+
+
+NO_ROOM = ("Could not allocate block", "Could not allocate inode", "No space left on device", "too small")
+"""What mke2fs says of a file system that is too small for its tree."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import trio
 from msgspec import Struct
 
-from qmpalloc.config import Config, GuestConfig
+from qmpalloc.config import Config, GuestConfig, Origin
 from qmpalloc.errors import ConfigError, QmpallocError
 from qmpalloc.qemu import argv, rundir
 from qmpalloc.qemu.accelerator import Accelerator, choose, expected
@@ -40,6 +40,7 @@ __all__ = [
     "prepare",
     "start_load",
     "startable",
+    "variant_of",
     "wait_for_end",
 ]
 
@@ -86,11 +87,17 @@ def startable(config: Config) -> tuple[GuestConfig, ...]:
     return guests
 
 
+def variant_of(config: Config, guest: GuestConfig) -> Variant:
+    """Return which image a guest with a ``[guest.vm]`` table boots."""
+    assert guest.vm is not None
+    return Variant.of(guest.vm, Origin(config.file, f"guest[{config.guests.index(guest)}].vm"))
+
+
 def prepare(config: Config, *, report: Report = silent) -> Prepared:
     """Build or find images and data disks, and choose accelerators. Blocks; minutes when all is new, else no time.
 
     Raises:
-        ConfigError: No guest has a ``[guest.vm]`` table.
+        ConfigError: No guest has a ``[guest.vm]`` table, or what it names for image and data disk does not work.
         HostError: This host lacks a program, a privilege or room, or a build failed.
     """
     guests = startable(config)
@@ -98,7 +105,7 @@ def prepare(config: Config, *, report: Report = silent) -> Prepared:
     images, data_disks, accelerators = {}, {}, {}
     for guest in guests:
         assert guest.vm is not None
-        images[guest.name] = obtain_image(Variant.of(guest.vm), report=report)
+        images[guest.name] = obtain_image(variant_of(config, guest), report=report)
         if guest.vm.data is not None:
             data_disks[guest.name] = obtain_data_disk(guest.vm.data, report=report)
         accelerators[guest.name] = choose(guest.vm.accelerator, images[guest.name])
@@ -114,7 +121,7 @@ def plan(config: Config) -> Prepared:
     images, data_disks, accelerators = {}, {}, {}
     for guest in startable(config):
         assert guest.vm is not None
-        images[guest.name] = planned_image(Variant.of(guest.vm))
+        images[guest.name] = planned_image(variant_of(config, guest))
         if guest.vm.data is not None:
             data_disks[guest.name] = planned_data_disk(guest.vm.data)
         accelerators[guest.name] = expected(guest.vm.accelerator, images[guest.name])

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import os
-import stat
-import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +10,10 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from qmpalloc.config import Size, VmConfig
+from qmpalloc.config import Origin, Size, VmConfig
 from qmpalloc.errors import HostError
+from qmpalloc.qemu.additions import Additions
+from qmpalloc.qemu.inputs import InputFile, read_input
 from qmpalloc.qemu.resources import resource_dir
 from qmpalloc.units import parse_size
 
@@ -28,24 +26,41 @@ INPUTS_DIR = "tmp/qmpalloc-image"
 PROFILE_OVERLAYS = {"bench": ("lab", "bench")}
 """Directories below ``profiles/`` whose files a profile has, where it is not just its own."""
 
+ADDITIONS_SCRIPT = "additions.sh"
+"""Of the recipe; an input of those images only that have additions."""
+
 DIGEST_CHARS = 12
 """Of the inputs' digest, in the name of an image."""
 
 
 class Variant(Struct, frozen=True, order=True):
-    """Which of the reference images: Debian suite and profile, and packages besides the recipe's."""
+    """Which image: Debian suite and profile, and what it has besides the recipe."""
 
     suite: str = "trixie"
     profile: str = "lab"
     packages: tuple[str, ...] = ()
+    additions: Additions = Additions()
 
     def __str__(self) -> str:
         return f"{self.suite}-{self.profile}"
 
+    @property
+    def is_reference(self) -> bool:
+        """True when nothing is added to the recipe."""
+        return not self.packages and self.additions.is_empty
+
     @classmethod
-    def of(cls, vm: VmConfig) -> Variant:
-        """Return the image that a guest is booted from; the order of its packages does not matter."""
-        return cls(vm.suite, vm.profile, tuple(sorted(set(vm.packages))))
+    def of(cls, vm: VmConfig, origin: Origin | None = None) -> Variant:
+        """Return the image that a guest is booted from; the order of its packages does not matter.
+
+        Args:
+            vm: How the guest is started.
+            origin: Where that was written, when it was in a file.
+        """
+        own, additions = vm.packages, Additions(origin=origin or Origin())
+        if vm.image is not None:
+            own, additions = (*own, *vm.image.packages), Additions.of(vm.image)
+        return cls(vm.suite, vm.profile, tuple(sorted(set(own))), additions)
 
 
 class DiskRecipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,14 +96,6 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     profile: dict[str, ProfileRecipe]
 
 
-class InputFile(Struct, frozen=True, order=True):
-    """A file that an image is made from: its place in the build, its content, and whether it is a program."""
-
-    place: str
-    content: bytes
-    executable: bool
-
-
 def load_recipe(directory: Path | None = None) -> Recipe:
     """Return the recipe in `directory`, by default the one that comes with this qmpalloc.
 
@@ -109,15 +116,19 @@ def input_files(
     """Return every file the image `variant` is made from, in order of their places.
 
     Files of ``overlay/`` and of the profile go where they are named; all else into `INPUTS_DIR`.
+
+    Raises:
+        ConfigError: What the user adds is not there.
     """
     recipe_dir = recipe_dir or resource_dir("vm-images")
     collector_dir = collector_dir or resource_dir("guest_agent")
     files = {file.place: file for file in _tree(collector_dir, f"{INPUTS_DIR}/guest_agent/")}
     for name in ("boot.sh", "customize.sh", "recipe.toml"):
-        files[f"{INPUTS_DIR}/{name}"] = _input_file(recipe_dir / name, f"{INPUTS_DIR}/{name}")
+        files[f"{INPUTS_DIR}/{name}"] = read_input(recipe_dir / name, f"{INPUTS_DIR}/{name}")
     profiles = PROFILE_OVERLAYS.get(variant.profile, (variant.profile,))
     for overlay in (recipe_dir / "overlay", *(recipe_dir / "profiles" / name for name in profiles)):
         files |= {file.place: file for file in _tree(overlay, "")}
+    files |= {file.place: file for file in variant.additions.input_files(INPUTS_DIR, recipe_dir / ADDITIONS_SCRIPT)}
     return sorted(files.values())
 
 
@@ -126,11 +137,7 @@ def _tree(directory: Path, prefix: str) -> Iterator[InputFile]:
         relative = path.relative_to(directory)
         # What Python leaves behind when the collector's tests run changes no image.
         if path.is_file() and path.suffix != ".pyc" and "__pycache__" not in relative.parts:
-            yield _input_file(path, prefix + relative.as_posix())
-
-
-def _input_file(path: Path, place: str) -> InputFile:
-    return InputFile(place, path.read_bytes(), bool(path.stat().st_mode & stat.S_IXUSR))
+            yield read_input(path, prefix + relative.as_posix())
 
 
 def inputs_digest(variant: Variant, files: list[InputFile]) -> str:
@@ -139,31 +146,9 @@ def inputs_digest(variant: Variant, files: list[InputFile]) -> str:
     The mirror is not part of it: all mirrors hold the same packages.
     """
     digest = hashlib.sha256()
-    for text in (f"qmpalloc image {BUILDER_FORMAT}", variant.suite, variant.profile, *variant.packages):
+    words = (f"qmpalloc image {BUILDER_FORMAT}", variant.suite, variant.profile, *variant.packages)
+    for text in (*words, *variant.additions.words):
         digest.update(text.encode() + b"\0")
     for file in files:
-        # Lengths first, so that no two lists of files read the same.
-        digest.update(f"{file.place}\0{file.executable:d}\0{len(file.content)}\0".encode())
-        digest.update(file.content)
+        file.update(digest)
     return digest.hexdigest()
-
-
-def inputs_tar(files: list[InputFile], mtime_s: int) -> bytes:
-    """Return the files as a tar that is the same wherever it is made: root's, fixed modes, one time stamp."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for directory in sorted({parent for file in files for parent in _parents(file.place)}):
-            member = tarfile.TarInfo(directory)
-            member.type, member.mode, member.mtime = tarfile.DIRTYPE, 0o755, mtime_s
-            tar.addfile(member)
-        for file in files:
-            member = tarfile.TarInfo(file.place)
-            member.size, member.mtime = len(file.content), mtime_s
-            member.mode = 0o755 if file.executable else 0o644
-            tar.addfile(member, io.BytesIO(file.content))
-    return buffer.getvalue()
-
-
-def _parents(place: str) -> Iterator[str]:
-    # /tmp exists, with a mode of its own.
-    return (os.fspath(parent) for parent in Path(place).parents if os.fspath(parent) not in {".", "tmp"})

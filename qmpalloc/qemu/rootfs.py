@@ -16,9 +16,11 @@ from pathlib import Path
 from msgspec import Struct
 
 from qmpalloc.errors import HostError
+from qmpalloc.qemu.build_errors import PREPARE_BEGINS, translated
 from qmpalloc.qemu.host import isolated, remove_tree, require_space, run
+from qmpalloc.qemu.inputs import InputFile, write_inputs_tar
 from qmpalloc.qemu.mirror import host_mirror, host_transfer_options
-from qmpalloc.qemu.recipe import INPUTS_DIR, InputFile, Recipe, Variant, inputs_tar
+from qmpalloc.qemu.recipe import ADDITIONS_SCRIPT, INPUTS_DIR, Recipe, Variant
 from qmpalloc.units import GIB
 
 UNPACKED_BYTES = 2 * GIB
@@ -64,24 +66,52 @@ def mmdebstrap_argv(
     profile = recipe.profile[variant.profile]
     rpcs = [",".join(recipe.agent.allow), ",".join(profile.allow_lab)]
     customize = shlex.join(["sh", f"{inputs_dir}/customize.sh", inputs_dir, *rpcs])
+    additions = shlex.join(["sh", f"{inputs_dir}/{ADDITIONS_SCRIPT}", inputs_dir])
     return [
         "mmdebstrap",
         "--mode=root" if as_root else "--mode=unshare",
         "--variant=minbase",
         "--format=tar",
         "--architectures=amd64",
-        f"--include={','.join((*recipe.packages, *profile.packages, *variant.packages))}",
+        f"--include={','.join((*_system_packages(recipe, variant), *profile.packages, *variant.packages))}",
         *(f"--dpkgopt=path-exclude={path}" for path in recipe.exclude_paths),
         *(f"--dpkgopt=path-include={path}" for path in recipe.include_paths),
         *(f"--aptopt={option}" for option in apt_options),
         # Before the kernel is installed, so that its initrd is made as configured. The special hook tar-in reads the
         # file as the calling user, which in a namespace the other hooks could not.
         f"--essential-hook=tar-in {shlex.quote(str(inputs))} /",
+        *([] if variant.additions.is_empty else [f'--customize-hook=chroot "$1" {additions}']),
         f'--customize-hook=chroot "$1" {customize}',
         variant.suite,
         str(tar),
-        *([mirror] if mirror else []),
+        *_sources(variant, mirror),
     ]  # fmt: skip
+
+
+KERNEL_PACKAGES = ("linux-image-", "linux-headers-")
+
+
+def _system_packages(recipe: Recipe, variant: Variant) -> list[str]:
+    """Return the recipe's packages, with those of another kernel where one is asked for, and headers of its version."""
+    kernel, additions = variant.additions.kernel, variant.additions
+    if not kernel and not additions.kernel_files:
+        return list(recipe.packages)
+    others = [name for name in recipe.packages if not name.startswith(KERNEL_PACKAGES)]
+    if additions.kernel_files:
+        return ["initramfs-tools", *others]  # which packages of kernels depend on
+    headers = kernel.replace("linux-image-", "linux-headers-", 1).replace("-unsigned", "")
+    return [kernel, headers, *others]
+
+
+def _sources(variant: Variant, mirror: str | None) -> list[str]:
+    """Return where packages come from: the mirror, and its archive of backports when the kernel is from there."""
+    release = variant.additions.kernel.partition("/")[2]
+    if not release or release == variant.suite:
+        return [mirror] if mirror else []
+    if mirror is None:
+        hint = "build it with qmpalloc image build --mirror URI"
+        raise variant.additions.origin.error("kernel", f"no mirror is known that has {release}", hint=hint)
+    return [f"deb {mirror} {suite} main" for suite in (variant.suite, release)]
 
 
 def build_tar(
@@ -104,13 +134,15 @@ def build_tar(
         on_step: Told what mmdebstrap does.
 
     Raises:
+        ConfigError: It failed for what the user adds: a package that does not exist, a script that fails.
         HostError: It failed; with mmdebstrap's last lines.
     """
     mirror = mirror or host_mirror()
     tar = directory / "rootfs.tar"
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         inputs = Path(scratch) / "inputs.tar"
-        inputs.write_bytes(inputs_tar(list(files), recipe.source_date_epoch))
+        with inputs.open("wb") as target:
+            write_inputs_tar(target, list(files), recipe.source_date_epoch)
         argv = mmdebstrap_argv(
             recipe,
             variant,
@@ -120,14 +152,18 @@ def build_tar(
             apt_options=host_transfer_options(),
             as_root=os.geteuid() == 0,
         )
-        run_mmdebstrap(
-            argv,
-            what=f"building {variant} with mmdebstrap",
-            log_path=directory / "build.log",
-            env={"SOURCE_DATE_EPOCH": str(recipe.source_date_epoch)},
-            on_step=on_step,
-            hint="" if mirror else "choose another package source with --mirror",
-        )
+        log_path = directory / "build.log"
+        try:
+            run_mmdebstrap(
+                argv,
+                what=f"building {variant} with mmdebstrap",
+                log_path=log_path,
+                env={"SOURCE_DATE_EPOCH": str(recipe.source_date_epoch)},
+                on_step=on_step,
+                hint="" if mirror else "choose another package source with --mirror",
+            )
+        except HostError as error:
+            raise translated(error, log_path.read_text().splitlines(), variant) from error
     return tar
 
 
@@ -161,6 +197,8 @@ def run_mmdebstrap(
             log.write(line + "\n")
             if line.startswith(("I: downloading", "I: extracting", "I: installing")):
                 on_step(line.removeprefix("I: ").rstrip("."))
+            elif line == PREPARE_BEGINS:
+                on_step("preparing the system")
             elif line.startswith("I: running --customize-hook"):
                 on_step("configuring the system")
 

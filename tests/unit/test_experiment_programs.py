@@ -39,6 +39,7 @@ from qmpalloc.experiment.store.records import (
     Reading,
     SeriesPoint,
 )
+from qmpalloc.qemu.recipe import Variant
 from qmpalloc.units import MIB
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -511,4 +512,4 @@ def test_a_metric_without_a_pattern_or_a_file_says_so():
 def test_the_packages_of_the_image_are_those_of_every_guest():
     spec = parsed(TEXT.replace("[[guest]]", '[image]\npackages = ["sqlite3"]\n[[guest]]', 1))
     config = arm_configuration(spec, spec.arms[0], run_dir=Path("/run/x"))
-    assert [guest.vm.packages for guest in config.guests] == [("sqlite3",)] * 2
+    assert [Variant.of(guest.vm).packages for guest in config.guests] == [("sqlite3",)] * 2

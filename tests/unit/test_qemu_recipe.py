@@ -10,6 +10,7 @@ import pytest
 from qmpalloc.config import VmConfig
 from qmpalloc.errors import HostError
 from qmpalloc.qemu import recipe, rootfs
+from qmpalloc.qemu.inputs import write_inputs_tar
 from qmpalloc.qemu.recipe import Variant
 from qmpalloc.qemu.resources import resource_dir
 
@@ -82,9 +83,12 @@ def test_files_are_where_the_guest_expects_them():
 
 def test_the_tar_of_the_inputs_is_the_same_each_time_and_belongs_to_root():
     files = recipe.input_files(Variant())
-    packed = recipe.inputs_tar(files, 1234)
-    assert packed == recipe.inputs_tar(list(files), 1234)
-    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+    packed, again = io.BytesIO(), io.BytesIO()
+    for target in (packed, again):
+        write_inputs_tar(target, files, 1234)
+    assert packed.getvalue() == again.getvalue()
+    packed.seek(0)
+    with tarfile.open(fileobj=packed) as tar:
         members = tar.getmembers()
     assert {(member.uid, member.gid, member.mtime) for member in members} == {(0, 0, 1234)}
     assert {member.mode for member in members} <= {0o644, 0o755}

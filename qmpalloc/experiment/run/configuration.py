@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qmpalloc.config import Config, ControlConfig, DataDiskConfig, Duration, GuestConfig, HostConfig, Size, VmConfig
+from qmpalloc.config import (
+    Config,
+    ControlConfig,
+    DataDiskConfig,
+    DataSource,
+    Duration,
+    GuestConfig,
+    HostConfig,
+    Size,
+    VmConfig,
+)
 from qmpalloc.experiment.spec.schema import Arm, Guest, Specification
 from qmpalloc.units import MIB, align_up
 
@@ -46,10 +56,20 @@ def _guest(specification: Specification, arm: Arm, guest: Guest, run_dir: Path) 
         vm=VmConfig(
             memory=guest.memory,
             suite=guest.suite,
-            packages=specification.image.packages,
-            data=DataDiskConfig(
-                size=Size(specification.disk.size or align_up(guest.disk_bytes, MIB)),
-                files={name: Size(size) for name, size in guest.files.items()},
-            ),
+            image=guest.image or specification.image,
+            data=_data(specification, guest),
         ),
+    )
+
+
+def _data(specification: Specification, guest: Guest) -> DataDiskConfig:
+    """Return a guest's data disk; how large one of the user's is to be is seen when it is made."""
+    size_bytes = specification.disk.size or (0 if guest.data is not None else align_up(guest.disk_bytes, MIB))
+    source = guest.data or DataSource()
+    return DataDiskConfig(
+        size=Size(size_bytes),
+        files={name: Size(size) for name, size in guest.files.items()},
+        build=tuple(specification.fill(word, guest) for word in source.build),
+        image=source.image,
+        origin=source.origin,
     )

@@ -14,9 +14,10 @@ from qmpalloc.experiment.spec.checks import check_memory
 from qmpalloc.experiment.spec.schema import Specification
 from qmpalloc.host.memory import read_host_memory
 from qmpalloc.qemu.cache import cache_dir
-from qmpalloc.qemu.data_disk import data_disk_dir
+from qmpalloc.qemu.data_disk import data_disk_dir, least_bytes
 from qmpalloc.qemu.host import require_space
-from qmpalloc.qemu.image import NEEDED_BYTES, image_dir
+from qmpalloc.qemu.image import image_dir
+from qmpalloc.qemu.image import needed_bytes as needed_bytes_of
 from qmpalloc.qemu.recipe import Variant
 
 RUN_DIR_PREFIX = "qmpalloc-"
@@ -52,10 +53,11 @@ def check_room(config: Config) -> None:
         HostError: They have not.
     """
     machines = [guest.vm for guest in config.guests if guest.vm is not None]
-    images = {image_dir(Variant.of(vm)) for vm in machines}
-    disks = {data_disk_dir(vm.data): sum(vm.data.files.values()) for vm in machines if vm.data is not None}
+    variants = {image_dir(variant): variant for variant in (Variant.of(vm) for vm in machines)}
+    disks = {data_disk_dir(vm.data): least_bytes(vm.data) for vm in machines if vm.data is not None}
     missing = [size_bytes for directory, size_bytes in disks.items() if not directory.is_dir()]
-    needed_bytes = NEEDED_BYTES if any(not directory.is_dir() for directory in images) else 0
+    to_build = [needed_bytes_of(variant) for directory, variant in variants.items() if not directory.is_dir()]
+    needed_bytes = max(to_build, default=0)
     if missing:  # the files of a disk are written twice: to a tree, which goes, and into the disk
         needed_bytes += sum(missing) + len(missing) * DISK_OVERHEAD_BYTES + max(missing)
     if needed_bytes:

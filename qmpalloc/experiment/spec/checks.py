@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
-from qmpalloc.config.checks import package_mistakes
+from qmpalloc.config.checks import image_mistakes, source_mistakes
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.spec.program import Metric, ProgramPhase
@@ -75,7 +75,7 @@ def check_memory(specification: Specification, available_bytes: int) -> None:
 
 def _all(spec: Specification) -> Found:
     yield from _frame(spec)
-    yield from (("image.packages", message, hint) for message, hint in package_mistakes(spec.image.packages))
+    yield from _sources("image", image_mistakes(spec.image), spec.image.sources)
     yield from _unique("guest", (guest.name for guest in spec.guests))
     yield from _unique("arm", (arm.name for arm in spec.arms))
     if spec.reference not in {arm.name for arm in spec.arms}:
@@ -136,9 +136,21 @@ def _guest(key: str, guest: Guest, spec: Specification) -> Found:
     yield from _room(key, guest, spec.disk.size)
     if not guest.weight > 0 or not math.isfinite(guest.weight):
         yield f"{key}.weight", "must be above 0", "1.0 is the weight of a guest that has none given"
+    if guest.image is not None:
+        yield from _sources(f"{key}.image", image_mistakes(guest.image), guest.image.sources)
+    if guest.data is not None:
+        yield from _sources(f"{key}.data", source_mistakes(guest.data), guest.data.sources)
     for index, phase in enumerate(guest.phases):
         if isinstance(phase, ProgramPhase):
             yield from _copied(f"{key}.phase[{index}].copy", phase, Path(spec.file).parent)
+
+
+def _sources(key: str, mistakes: Iterable[tuple[str, str, str]], names: Iterable[tuple[str, str]]) -> Found:
+    """Look at what is made from the user's files: an experiment keeps those that lie beside its own."""
+    yield from ((f"{key}.{name}", message, hint) for name, message, hint in mistakes)
+    for name, path in names:
+        if ".." in Path(path).parts:
+            yield f"{key}.{name}", f"{path} is not beside the experiment's file", "a path below it, or an absolute one"
 
 
 def _sizes(key: str, guest: Guest) -> Found:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from qmpalloc.config import ImageConfig
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.config.toml import read_tables, read_text
 from qmpalloc.errors import ConfigError
@@ -24,7 +25,6 @@ from qmpalloc.experiment.spec.schema import (
     Frame,
     Guest,
     GuestKeys,
-    ImageKeys,
     Phase,
     PhaseKeys,
     Specification,
@@ -87,7 +87,7 @@ def parse(text: str, *, file: Path) -> Specification:
     disk = mistakes.convert(data.get("disk", {}), Disk, "disk", missing=DOCS)
     if disk is not None and disk.iops and "model" in data["disk"]:
         mistakes.add("disk.iops", "beside disk.model", hint="give a model or explicit iops, not both")
-    image = mistakes.convert(data.get("image", {}), ImageKeys, "image", missing=DOCS)
+    image = mistakes.convert(data.get("image", {}), ImageConfig, "image", missing=DOCS)
     guests = [_guest(table, key, mistakes) for key, table in _tables(data.get("guest"), "guest", mistakes)]
     arms = [mistakes.convert(table, Arm, key, missing=DOCS) for key, table in _tables(data.get("arm"), "arm", mistakes)]
     mistakes.raise_if_any()

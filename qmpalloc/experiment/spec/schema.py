@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from qmpalloc.config import DISK_OVERHEAD_BYTES, Duration, Size
+from qmpalloc.config import DISK_OVERHEAD_BYTES, DataSource, Duration, ImageConfig, Size
 from qmpalloc.config.schema import DISK_OVERHEAD_FACTOR
 from qmpalloc.experiment.spec.access import Access, Loop, Sequential
 from qmpalloc.experiment.spec.program import READ_RATE, Metric, ProgramPhase
@@ -44,16 +44,6 @@ class Disk(Struct, frozen=True, kw_only=True):
         if self.iops or self.model == "raw":
             return self.iops
         return max(1, round(1 / (DISK_RATIOS[self.model] * hit_s)))
-
-
-class ImageKeys(Struct, frozen=True, kw_only=True):
-    """``[image]``: what the guests are booted from.
-
-    Attributes:
-        packages: Debian packages that their images have besides the recipe's.
-    """
-
-    packages: tuple[str, ...] = ()
 
 
 class PhaseKeys(Struct, frozen=True, kw_only=True):
@@ -147,6 +137,8 @@ class GuestKeys(Struct, frozen=True, kw_only=True):
         suite: Debian suite of the reference image.
         lru: The page replacement it is switched to; None: its kernel's own choice.
         weight: Relative importance, for policies that know it and for what is said of all guests together.
+        image: Instead of the experiment's ``[image]``.
+        data: What its data disk holds besides the files of its phases.
     """
 
     name: str
@@ -157,6 +149,8 @@ class GuestKeys(Struct, frozen=True, kw_only=True):
     suite: Literal["trixie", "bookworm"] = "trixie"
     lru: Lru | None = None
     weight: float = 1.0
+    image: ImageConfig | None = None
+    data: DataSource | None = None
 
 
 class Guest(GuestKeys, frozen=True, kw_only=True):
@@ -272,7 +266,7 @@ class Specification(Frame, frozen=True, kw_only=True):
     guests: tuple[Guest, ...]
     arms: tuple[Arm, ...]
     scale: str = "1"
-    image: ImageKeys = ImageKeys()
+    image: ImageConfig = ImageConfig()
 
     @property
     def has_unequal_work(self) -> bool:

@@ -44,11 +44,14 @@ from qmpalloc.experiment.store.records import (
     SeriesPoint,
 )
 from qmpalloc.files import append, check_place, make_directory, write_json, write_whole
+from qmpalloc.units import MIB
 
 T = TypeVar("T")
 RUN_NAME = re.compile(r"repeat([1-9][0-9]*)-([A-Za-z0-9._-]+)\Z")
 SET_ASIDE = ".set-aside"
 SERIES_HEADER = "metric,seconds,value,matches\n"
+KEPT_BYTES = 64 * MIB
+"""The longest file of the user's that is kept with an experiment; of a longer one, where it is."""
 
 
 class RunDirectory:
@@ -304,10 +307,27 @@ def _copy_policies(specification: Specification, path: Path) -> Iterator[str]:
         make_directory((path / file).parent)
         write_whole(path / file, (beside / file).read_bytes())
         yield file
-    for file in sorted({name for guest in specification.guests for phase in guest.programs for name in phase.copy}):
-        (path / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(beside / file, path / file)
+    for file in sorted(set(_brought(specification))):
+        _keep(beside / file, path / file)
         yield file
+
+
+def _brought(specification: Specification) -> Iterator[str]:
+    """Yield what lies beside the experiment's file and goes into guests, their images and their data disks."""
+    for guest in specification.guests:
+        yield from (name for phase in guest.programs for name in phase.copy)
+        for source in (guest.image or specification.image, guest.data):
+            if source is not None:
+                yield from (name for _, name in source.sources if not name.startswith(("/", "~")))
+
+
+def _keep(source: Path, target: Path) -> None:
+    """Copy a file; leave a link to one that is large, or to a directory."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir() or source.stat().st_size > KEPT_BYTES:
+        target.symlink_to(source.absolute())
+    else:
+        shutil.copy(source, target)
 
 
 def _names_curves(arm: Arm) -> bool:

@@ -1,0 +1,31 @@
+"""Where a table was written: errors name its file and key, and what it names lies beside that file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from msgspec import Struct
+
+from qmpalloc.errors import ConfigError
+
+
+class Origin(Struct, frozen=True, order=True):
+    """Where a table was written. A struct with a field of this type gets it when it is read; it is no key.
+
+    Attributes:
+        file: The file; empty for the command line.
+        key: Dotted path of the table.
+    """
+
+    file: str = ""
+    key: str = ""
+
+    def path(self, name: str) -> Path:
+        """Return the absolute path of what a key of the table names; relative ones are relative to the file."""
+        at_home = os.path.expanduser(name)  # noqa: PTH111 - leaves it as it is where no home is known
+        return Path(os.path.normpath(Path.cwd() / Path(self.file).parent / at_home))
+
+    def error(self, name: str, message: str, *, hint: str = "") -> ConfigError:
+        """Return an error at a key of the table."""
+        return ConfigError(message, file=self.file, key=".".join(filter(None, (self.key, name))), hint=hint)
