@@ -32,7 +32,7 @@ fi
 if [ -e "$inputs/prepare" ]; then
     alone="unshare --pid --fork --kill-child --mount-proc"
     $alone true 2>/dev/null || alone=
-    cd /root
+    cd /
     echo "qmpalloc: prepare begins"
     # shellcheck disable=SC2086
     $alone env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \

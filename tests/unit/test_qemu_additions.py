@@ -1,6 +1,7 @@
 """What a user adds to an image is read from beside their file, is part of the digest, and what is wrong is named."""
 
 import io
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from qmpalloc.qemu.bzimage import kernel_release
 from qmpalloc.qemu.host import NO_SPACE_HINT
 from qmpalloc.qemu.inputs import write_inputs_tar
 from qmpalloc.qemu.recipe import Variant
+from qmpalloc.qemu.resources import resource_dir
 
 CONFIG = """
 [host]
@@ -316,3 +318,15 @@ def test_a_full_disk_of_the_host_is_known_before_the_build(beside, monkeypatch):
     with pytest.raises(HostError) as caught:
         image._make(beside, wanted, recipe_dir=None, mirror=None, keep_tar=False, report=print)
     assert int(caught.value.message) >= 8 << 30
+
+
+def test_the_script_in_the_new_system_says_what_the_user_is_told(beside):
+    inputs = beside / "inputs"
+    inputs.mkdir()
+    (inputs / "prepare").write_text("#!/bin/sh\necho $HOME, $TMPDIR\necho no such table >&2\nexit 3\n")
+    (inputs / "prepare").chmod(0o755)
+    argv = ["sh", str(resource_dir("vm-images") / "additions.sh"), str(inputs)]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 1
+    found = translated(FAILED, done.stdout.splitlines(), variant(beside, prepare="init.sh"))
+    assert found.reason.endswith("failed (exit code 3); its last lines:\n    /root,\n    no such table")
