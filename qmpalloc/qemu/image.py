@@ -18,7 +18,7 @@ from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.qemu import cache
 from qmpalloc.qemu.additions import Additions
 from qmpalloc.qemu.host import as_root, remove_tree, require, require_namespace, require_space, run
-from qmpalloc.qemu.image_names import DirectoriesOf, Verdict, forget, named_by, note_name, recipe_files
+from qmpalloc.qemu.image_names import DirectoriesOf, forget, named_by, note_name, recipe_files
 from qmpalloc.qemu.progress import Report, Stopwatch, silent
 from qmpalloc.qemu.recipe import DIGEST_CHARS, Variant, input_files, inputs_digest, load_recipe
 from qmpalloc.qemu.rootfs import build_tar, digest_of, unpack_boot_files
@@ -101,6 +101,18 @@ class Image(Struct, frozen=True, kw_only=True):
     def has_lab_agent(self) -> bool:
         """True when a second agent may execute programs."""
         return self.manifest.profile != "base"
+
+
+class Verdict(Struct, frozen=True):
+    """What becomes of an image.
+
+    Attributes:
+        image: Which.
+        kept: Why it stays; empty: it may go.
+    """
+
+    image: Image
+    kept: str
 
 
 def images_dir() -> Path:
@@ -233,7 +245,7 @@ def obtain_image(
     )
     image = read_image(directory)
     if not variant.is_reference:
-        note_name(image, variant.additions.origin.file)
+        note_name(image.directory, variant.additions.origin.file)
     return image
 
 

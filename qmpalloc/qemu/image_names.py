@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec import Struct
 
 from qmpalloc.errors import ConfigError, HostError
-
-if TYPE_CHECKING:
-    from qmpalloc.qemu.image import Image
 
 SUFFIX = ".recipes"
 
@@ -24,27 +19,15 @@ DirectoriesOf = Callable[[Path], Collection[Path]]
 """The directories of the images that a file names now; raises `ConfigError` when it cannot be used."""
 
 
-class Verdict(Struct, frozen=True):
-    """What becomes of an image.
-
-    Attributes:
-        image: Which.
-        kept: Why it stays; empty: it may go.
-    """
-
-    image: Image
-    kept: str
-
-
-def note_name(image: Image, file: str) -> None:
-    """Keep that a recipe in `file` names an image; empty for one that was given by flags.
+def note_name(directory: Path, file: str) -> None:
+    """Keep that a recipe in `file` names the image in `directory`; empty for one that was given by flags.
 
     Raises:
         HostError: It cannot be written.
     """
-    if file in recipe_files(image.directory):
+    if file in recipe_files(directory):
         return
-    place = _place(image.directory)
+    place = _place(directory)
     try:
         with place.open("ab") as names:
             names.write(msgspec.json.encode(file) + b"\n")
