@@ -9,31 +9,18 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from qmpalloc.config import DISK_OVERHEAD_BYTES, DataDiskConfig
-from qmpalloc.errors import HostError
 from qmpalloc.qemu import cache
-from qmpalloc.qemu.host import (
-    NO_SPACE_HINT,
-    as_root,
-    is_full,
-    last_lines,
-    remove_tree,
-    require,
-    require_namespace,
-    require_space,
-    run,
-)
+from qmpalloc.qemu.data_source import adopt, build_parts, image_digest, image_file, run_build
+from qmpalloc.qemu.host import as_root, remove_tree, require, require_namespace, require_space, run
 from qmpalloc.qemu.image import FullError, make_ext4
 from qmpalloc.qemu.progress import Report, Stopwatch, silent
 from qmpalloc.qemu.recipe import DIGEST_CHARS
-from qmpalloc.units import MIB, PAGE_BYTES, align_up, format_size
+from qmpalloc.units import MIB, align_up, format_size
 
 FORMAT = 2
 """To be raised when the same configuration makes another disk."""
@@ -64,8 +51,8 @@ def data_disk_dir(config: DataDiskConfig) -> Path:
     """
     parts = [f"qmpalloc data {FORMAT}", str(int(config.size))]
     parts += [f"{name}={int(size)}" for name, size in sorted(config.files.items())]
-    parts += [f"build {part}" for part in _build_parts(config)]
-    parts += [f"image {_image_digest(config)}"] if config.image else []
+    parts += [f"build {part}" for part in build_parts(config)]
+    parts += [f"image {image_digest(config)}"] if config.image else []
     return cache.cache_dir() / "data" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:DIGEST_CHARS]
 
 
@@ -75,7 +62,7 @@ def least_bytes(config: DataDiskConfig) -> int:
     Raises:
         ConfigError: The user's image is not there.
     """
-    image_bytes = _image_file(config).stat().st_size if config.image else 0
+    image_bytes = image_file(config).stat().st_size if config.image else 0
     return sum(config.files.values()) + image_bytes
 
 
@@ -117,13 +104,13 @@ def _make(partial: Path, config: DataDiskConfig, report: Report) -> None:
     try:
         if config.build:
             watch.step(f"running {config.build[0]}, which fills it")
-            _run_build(config, tree)
+            run_build(config, tree)
         for name, size_bytes in sorted(config.files.items()):
             if (tree / name).exists():
                 raise config.origin.error("build", f"makes {name}, which is also a file of noise", hint="rename one")
             write_noise(tree / name, size_bytes, seed=f"{FORMAT} {name}")
         if config.image:
-            _adopt(disk, tree, config)
+            adopt(disk, tree, config, label=LABEL)
         else:
             _make_disk(disk, tree, config)
     finally:
@@ -161,120 +148,6 @@ def _usage(tree: Path) -> tuple[int, int]:
     found = run(as_root(["find", str(tree), "-printf", "%s\\n"]), what="measuring the data").split()
     sizes = [int(line) for line in found]
     return len(sizes), sum(align_up(size) for size in sizes)
-
-
-# ---------------------------------------------------------------------------------------------------------- by a script
-
-
-def _build_parts(config: DataDiskConfig) -> Iterator[str]:
-    """Yield what makes another disk: each word, and the content of those that name files beside the configuration."""
-    for number, word in enumerate(config.build):
-        file = config.origin.path(word)
-        if number == 0 or file.is_file():
-            yield f"{word} {_digest(config, 'build', file)}"
-        else:
-            yield word
-
-
-def _digest(config: DataDiskConfig, key: str, file: Path) -> str:
-    try:
-        with file.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    except OSError as error:
-        hint = "relative paths are relative to this file"
-        raise config.origin.error(key, f"{file}: {error.strerror}", hint=hint) from error
-
-
-def _run_build(config: DataDiskConfig, tree: Path) -> None:
-    """Run the user's script in the empty directory `tree`; as root, or as root of a namespace."""
-    words = [str(file) if (file := config.origin.path(word)).is_file() else word for word in config.build]
-    shell = [] if os.access(words[0], os.X_OK) else ["sh"]
-    # As a program is found by env, so that the directory is the script's alone to leave.
-    argv = as_root(["env", f"--chdir={tree}", *shell, *words])
-    said: list[str] = []
-    try:
-        run(argv, what="the script", on_line=said.append)
-    except HostError as error:
-        text = "\n".join(said)
-        message = f"{words[0]} failed; its last lines:\n{last_lines(text) or '    (nothing)'}"
-        hint = NO_SPACE_HINT if is_full(text) else "it runs on this host, in the directory that it fills"
-        raise config.origin.error("build", message, hint=hint) from error
-    if not any(tree.iterdir()):
-        hint = "it is to fill the directory that it is run in"
-        raise config.origin.error("build", f"{words[0]} has made no file", hint=hint)
-
-
-# ----------------------------------------------------------------------------------------- a file system of the user's
-
-SUPERBLOCK_AT, EXT_MAGIC_AT, EXT_MAGIC = 1024, 1024 + 0x38, 0xEF53
-
-
-class _Known(Struct, frozen=True):
-    """The digest of a large file, and how the file looked when it was taken."""
-
-    stamp: tuple[int, ...]
-    sha256: str
-
-
-def _image_file(config: DataDiskConfig) -> Path:
-    """Return the user's file system.
-
-    Raises:
-        ConfigError: It is not there, or is none that the guest can mount.
-    """
-    file = config.origin.path(config.image)
-    try:
-        with file.open("rb") as content:
-            head = content.read(EXT_MAGIC_AT + 2)
-    except OSError as error:
-        hint = "relative paths are relative to this file"
-        raise config.origin.error("image", f"{file}: {error.strerror}", hint=hint) from error
-    if len(head) < EXT_MAGIC_AT + 2 or struct.unpack_from("<H", head, EXT_MAGIC_AT) != (EXT_MAGIC,):
-        hint = "mke2fs -t ext4 -d DIR FILE SIZE makes one; of another format: qemu-img convert -O raw"
-        raise config.origin.error("image", f"{file} is not an ext4 file system without partitions", hint=hint)
-    return file
-
-
-def _image_digest(config: DataDiskConfig) -> str:
-    """Return the digest of the user's file system; kept, as reading it takes long, until the file changes."""
-    file = _image_file(config)
-    state = file.stat()
-    stamp = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    kept = cache.cache_dir() / "data" / "digests" / hashlib.sha256(str(file).encode()).hexdigest()[:DIGEST_CHARS]
-    try:
-        known = msgspec.json.decode(kept.read_bytes(), type=_Known)
-    except (OSError, msgspec.DecodeError):
-        known = None
-    if known is None or known.stamp != stamp:
-        known = _Known(stamp, _digest(config, "image", file))
-        cache.make_place(kept.parent)
-        kept.write_bytes(msgspec.json.encode(known))
-    return known.sha256
-
-
-def _adopt(disk: Path, tree: Path, config: DataDiskConfig) -> None:
-    """Copy the user's file system, make it as large as is wanted, and put the files of noise into it."""
-    file = _image_file(config)
-    require(["e2fsck", "resize2fs", "tune2fs", "debugfs"])
-    what = f"{config.origin.key}.image: {file}: "
-    run(["cp", "--sparse=always", "--reflink=auto", str(file), str(disk)], what=what + "copying it")
-    disk.chmod(0o600)
-    size_bytes = align_up(max(config.size, file.stat().st_size + config.files_bytes), PAGE_BYTES)
-    _check_file_system(disk, what)
-    os.truncate(disk, size_bytes)
-    run(["resize2fs", str(disk)], what=what + "making it larger")
-    run(["tune2fs", "-L", LABEL, str(disk)], what=what + "naming it")
-    for name in sorted(config.files):
-        said = run(["debugfs", "-w", "-R", f'write "{tree / name}" "{name}"', str(disk)], what=what + f"adding {name}")
-        if "Could not allocate" in said or "already exists" in said:
-            raise config.origin.error(
-                "image", f"{file} cannot take {name}:\n{last_lines(said)}", hint="rename the file"
-            )
-
-
-def _check_file_system(disk: Path, what: str) -> None:
-    """Have e2fsck look through the copy, which resize2fs asks for. 1: it has mended something, as of one in use."""
-    run(["sh", "-c", 'e2fsck -f -y "$0" || [ $? -le 1 ]', str(disk)], what=what + "checking it")
 
 
 def write_noise(file: Path, size_bytes: int, *, seed: str) -> None:

@@ -12,6 +12,7 @@ import trio
 from qmpalloc import config
 from qmpalloc.errors import UnreachableError
 from qmpalloc.qemu.accelerator import choose
+from qmpalloc.qemu.data_disk import obtain_data_disk
 from qmpalloc.qemu.image import obtain_image
 from qmpalloc.qemu.launcher import Prepared, open_guests
 from qmpalloc.qemu.recipe import Variant
@@ -48,7 +49,7 @@ name = "services"
 floor = "256MiB"
 cap = "768MiB"
 baseline = "768MiB"
-vm = { memory = "768MiB" }
+vm = { memory = "768MiB", data = { build = ["fill.sh", "rows"], files = { noise = "1MiB" } } }
 """
 # A database that is there when the guest boots; and a process that the script leaves behind, which the build ends.
 PREPARE = """
@@ -65,6 +66,7 @@ START_LIMIT_S = 300
 def loaded(tmp_path):
     (tmp_path / "test.toml").write_text(CONFIGURATION)
     (tmp_path / "app.conf").write_text("colour = blue\n")
+    (tmp_path / "fill.sh").write_text("seq 1000 > $1; chown 33:33 $1\n")
     (tmp_path / "prepare.sh").write_text(PREPARE)
     return config.load(tmp_path / "test.toml")
 
@@ -105,6 +107,11 @@ QUESTIONS = {
     ("hello",): "Hello, world!",
     ("cat", "/etc/own/app.conf"): "colour = blue",
     ("runuser", "-u", "postgres", "--", "psql", "-At", "-c", "select count(*) from made"): "1000",
+    (
+        "sh",
+        "-c",
+        "ls -n /data/rows | cut -d' ' -f 3; ls /data; tail -n 1 /data/rows",
+    ): "33\nlost+found\nnoise\nrows\n1000",
     ("stat", "--file-system", "--format=%b", "/"): None,  # blocks; see below
 }
 
@@ -122,7 +129,9 @@ async def answers_of(socket):
 
 async def test_what_is_added_to_the_recipe_is_there_and_services_start(services_image, loaded):
     prepared = Prepared(
-        images={"services": services_image}, data_disks={}, accelerators={"services": choose("auto", services_image)}
+        images={"services": services_image},
+        data_disks={"services": obtain_data_disk(loaded.guests[0].vm.data)},
+        accelerators={"services": choose("auto", services_image)},
     )
     async with open_guests(loaded, prepared=prepared, wait_for_samples=False) as (guest,):
         with trio.fail_after(START_LIMIT_S):
