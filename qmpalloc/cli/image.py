@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from qmpalloc.cli.signals import interruptible
 from qmpalloc.errors import ConfigError
@@ -84,7 +85,9 @@ def build(
     from qmpalloc.qemu import image as images
 
     flags = {"--package": packages, "--file": files, "--prepare": prepare, "--kernel": kernel, "--size": size}
+    source = click.get_current_context().get_parameter_source
     given = [flag for flag, value in flags.items() if value]
+    given += [f"--{name}" for name in ("suite", "profile") if source(name) is not ParameterSource.DEFAULT]
     if file is not None and given:
         raise click.UsageError(f"{file} says what its images are; leave out {', '.join(given)}")
     try:

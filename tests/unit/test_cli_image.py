@@ -128,6 +128,7 @@ def test_what_was_built_by_flags_stays_until_its_sources_change(beside):
         (["--kernel", "init.sh,b,c"], "init.sh is not a kernel that can be booted"),
         (["--size", "6"], "--size: "),
         (["lab.toml", "--size", "6GiB"], "lab.toml says what its images are; leave out --size"),
+        (["lab.toml", "--suite", "bookworm"], "leave out --suite"),
         (["none.toml"], "none.toml"),
     ],
 )
