@@ -13,6 +13,7 @@ import msgspec
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from qmpalloc.cli.options import ConfigFile, config_argument
 from qmpalloc.cli.signals import StopSignals, interruptible
+from qmpalloc.cli.vm_exec import cp, exec_
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.errors import ConfigError
 from qmpalloc.units import format_size
@@ -31,7 +32,11 @@ optional_config = click.argument("config", type=ConfigFile(), required=False)
 
 @click.group()
 def vm() -> None:
-    """Start, list and stop the guests of a configuration: those with a [guest.vm] table."""
+    """Start, list and stop the guests of a configuration: those with a [guest.vm] table. Run programs in any guest."""
+
+
+vm.add_command(exec_)
+vm.add_command(cp)
 
 
 @vm.command(short_help="Start guests and keep them until Ctrl-C.")

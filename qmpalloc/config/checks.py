@@ -71,6 +71,7 @@ def _guest_mistakes(guest: GuestConfig) -> Iterator[tuple[str, str, str]]:
         yield "counters_file", "must be an absolute path inside the guest", "/run/qmpalloc/counters.json by default"
     if guest.samples_file and not guest.samples_file.startswith("/"):
         yield "samples_file", "must be an absolute path inside the guest", "samples.bin beside the counters by default"
+    yield from channel_mistakes("channel", guest.channel)
     if guest.vm is not None:
         yield from _vm_mistakes(guest, guest.vm)
 
@@ -133,6 +134,13 @@ def image_mistakes(image: ImageConfig) -> Iterator[Mistake]:
 
 NOT_ON_DISK = frozenset({"dev", "proc", "run", "sys", "tmp"})
 """Directories of a guest that are empty, or made anew, when it has booted; a build empties ``/tmp``."""
+
+
+def channel_mistakes(key: str, channel: str | tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
+    """Yield key, message and hint if a channel into a guest is a command that cannot be run."""
+    if not channel or not channel[0] or any("\0" in word for word in channel):
+        hint = 'write "agent", or program and arguments: ["ssh", "-p", "2222", "root@127.0.0.1"]'
+        yield key, "is no command", hint
 
 
 def package_mistakes(names: Iterable[str]) -> Iterator[tuple[str, str]]:

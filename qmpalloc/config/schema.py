@@ -203,6 +203,8 @@ class GuestConfig(_Table, frozen=True, kw_only=True):
         weight: Relative importance.
         counters_file: Path of the counters file inside the guest.
         samples_file: Path of the file of sampled accesses inside the guest; empty: ``samples.bin`` beside the counters.
+        channel: How commands are run in it, for ``vm exec``, ``vm cp`` and ``guest install``: ``agent``, or a command
+            of this host that takes a line for a shell.
         vm: How to start it, for ``qmpalloc vm up``.
     """
 
@@ -215,6 +217,7 @@ class GuestConfig(_Table, frozen=True, kw_only=True):
     weight: float = 1.0
     counters_file: str = DEFAULT_COUNTERS_FILE
     samples_file: str = ""
+    channel: Literal["agent"] | tuple[str, ...] = "agent"
     vm: VmConfig | None = None
 
     @property

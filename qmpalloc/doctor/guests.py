@@ -18,8 +18,8 @@ from qmpalloc.curves.observer import NOT_SAMPLED
 from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
 from qmpalloc.curves.samples import unpack
 from qmpalloc.doctor.checks import Check, Verdict, failed, passed, warned
-from qmpalloc.doctor.sockets import holders, who_else_may_open
 from qmpalloc.errors import DeadlineError, QmpallocError, RefusedError, SampleError, SampleFault
+from qmpalloc.host.sockets import holders, who_else_may_open
 from qmpalloc.model import MemorySizes
 from qmpalloc.qemu.image import images_dir
 from qmpalloc.qmp import (

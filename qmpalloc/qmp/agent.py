@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
 import trio
 
 from qmpalloc.errors import NonsenseError, QmpallocError, RefusedError
 from qmpalloc.qmp.agent_channel import AgentChannel, NoiseAllowance
-from qmpalloc.qmp.agent_files import file_trouble
+from qmpalloc.qmp.agent_files import file_trouble, program_hint
 from qmpalloc.qmp.agent_types import (
     AgentInfo,
     ExecReply,
@@ -140,6 +140,20 @@ class Agent:
         finally:
             await self._close_late(handle)
 
+    @asynccontextmanager
+    async def follow_file(self, path: str) -> AsyncIterator[Follower]:
+        """Open a file in the guest that grows while it is read; it is closed at the end of the block.
+
+        Raises:
+            QmpallocError: As `read_file`.
+        """
+        opened = await self.execute("guest-file-open", {"path": path, "mode": "r"})
+        handle = convert(opened, Handle, f"{self.address}: the reply to guest-file-open")
+        try:
+            yield Follower(self, handle)
+        finally:
+            await self._close_late(handle)
+
     async def write_file(self, path: str, data: bytes) -> None:
         """Make a file in the guest, or replace the content of one that is there; not atomic.
 
@@ -154,11 +168,9 @@ class Agent:
             DisconnectedError: The connection ended.
             NonsenseError: The agent contradicts itself.
         """
-        handle = convert(
-            await self.execute("guest-file-open", {"path": path, "mode": "w"}),
-            Handle,
-            f"{self.address}: the reply to guest-file-open",
-        )
+        with _hinted():
+            opened = await self.execute("guest-file-open", {"path": path, "mode": "w"})
+        handle = convert(opened, Handle, f"{self.address}: the reply to guest-file-open")
         try:
             await self._write_all(handle, data)
             # Closing flushes, and so is where a full file system may be noticed: its error is the caller's.
@@ -178,7 +190,8 @@ class Agent:
             RefusedError: No such program, or the agent may not execute any. Otherwise as `execute`.
         """
         arguments = {"path": argv[0], "arg": list(argv[1:]), "capture-output": False}
-        return (await self._typed("guest-exec", arguments, ExecReply)).pid
+        with _hinted():
+            return (await self._typed("guest-exec", arguments, ExecReply)).pid
 
     async def run(self, argv: Sequence[str], *, input_data: bytes | None = None) -> ExecResult:
         """Run a program in the guest to its end.
@@ -196,7 +209,8 @@ class Agent:
         arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
         if input_data is not None:
             arguments["input-data"] = base64.b64encode(input_data).decode("ascii")
-        pid = (await self._typed("guest-exec", arguments, ExecReply)).pid
+        with _hinted():
+            pid = (await self._typed("guest-exec", arguments, ExecReply)).pid
         pause_s = EXEC_POLL_FIRST_S
         while True:
             result = await self.poll(pid)
@@ -257,13 +271,9 @@ class Agent:
         data, short = bytearray(), 0
         while len(data) <= max_bytes:
             wanted = min(max_bytes + 1 - len(data), chunk_bytes)
-            reply = await self._typed("guest-file-read", {"handle": handle, "count": wanted}, ReadReply)
-            chunk = decode_base64(reply.buf_b64, self.address)
-            if len(chunk) != reply.count or len(chunk) > wanted:
-                raise NonsenseError(f"{self.address}: the agent lies about the length of what it read")
+            chunk, at_end = await self._read_chunk(handle, wanted)
             data += chunk
-            self._channel.noise.used(_base64_bytes(len(chunk)))
-            if reply.eof:
+            if at_end:
                 break
             short += len(chunk) < wanted
             if short > SHORT_READS_MAX:
@@ -271,6 +281,15 @@ class Agent:
             if not chunk:
                 raise NonsenseError(f"{self.address}: the agent reads nothing and yet no end of the file")
         return bytes(data)
+
+    async def _read_chunk(self, handle: int, wanted: int) -> tuple[bytes, bool]:
+        """Return the next `wanted` bytes of a file, or fewer, and whether its end was met."""
+        reply = await self._typed("guest-file-read", {"handle": handle, "count": wanted}, ReadReply)
+        chunk = decode_base64(reply.buf_b64, self.address)
+        if len(chunk) != reply.count or len(chunk) > wanted:
+            raise NonsenseError(f"{self.address}: the agent lies about the length of what it read")
+        self._channel.noise.used(_base64_bytes(len(chunk)))
+        return chunk, reply.eof
 
     async def _write_all(self, handle: int, data: bytes) -> None:
         start = 0
@@ -281,6 +300,31 @@ class Agent:
             if not 0 < written <= len(chunk):
                 raise NonsenseError(f"{self.address}: the agent lies about the length of what it wrote")
             start += written
+
+
+class Follower:
+    """A file in the guest, read on from where the last reading ended. See `Agent.follow_file`."""
+
+    def __init__(self, agent: Agent, handle: int) -> None:
+        self._agent = agent
+        self._handle = handle
+
+    async def read(self) -> bytes:
+        """Return what has been added since, at most `READ_CHUNK_BYTES`; empty: nothing yet. Errors as `read_file`.
+
+        A guest agent forgets that it met the end of a file, so that the next call sees what was added.
+        """
+        return (await self._agent._read_chunk(self._handle, READ_CHUNK_BYTES))[0]
+
+
+@contextmanager
+def _hinted() -> Iterator[None]:
+    """Add what a person can do when an agent refuses to run a program, or to take a file."""
+    try:
+        yield
+    except RefusedError as error:
+        error.hint = error.hint or program_hint(error)
+        raise
 
 
 def _base64_bytes(count: int) -> int:

@@ -1,4 +1,4 @@
-"""Why a guest agent did not open a file, by its own words, and what a person can do about it."""
+"""Why a guest agent did not open a file or run a program, by its own words, and what a person can do about it."""
 
 from __future__ import annotations
 
@@ -59,3 +59,20 @@ _HINTS = {
 def file_trouble(error: RefusedError) -> FileTrouble:
     """Return why a guest agent refused to open a file."""
     return next((trouble for words, trouble in _WORDS.items() if words in error.message), FileTrouble.OTHER)
+
+
+PROGRAM_HINTS = {
+    FileTrouble.DISABLED: (
+        "allow guest-exec and guest-exec-status, with guest-file-open, -read, -write and -close, in the guest's "
+        "/etc/qemu/qemu-ga.conf or /etc/sysconfig/qemu-ga (allow-rpcs, block-rpcs); or let a command of this host "
+        'reach the guest: channel = ["ssh", "root@…"]'
+    ),
+    FileTrouble.ABSENT: "no such program in the guest: give its whole path, or install it there",
+    FileTrouble.FORBIDDEN: "SELinux or the mode of the file keeps the agent from it. In the guest: ls -lZ on it",
+}
+
+
+def program_hint(error: RefusedError) -> str:
+    """Return what to do when a guest agent refused to start a program, or to take a file for one."""
+    trouble = file_trouble(error)
+    return PROGRAM_HINTS.get(trouble, trouble.hint)

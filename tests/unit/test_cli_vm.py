@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -157,3 +158,88 @@ def test_images_are_listed_and_pruned(config, monkeypatch):
 def test_the_check_of_reproducibility_compares(config, monkeypatch, second, code):
     monkeypatch.setattr(image, "check_reproducible", lambda *args, **options: ("aa", second))
     assert invoke("image", "build", "--check-reproducible").exit_code == code
+
+
+# ------------------------------------------------------------------------------------------------- programs in a guest
+
+COMMAND_GUEST = """
+[host]
+budget = "2GiB"
+
+[[guest]]
+name = "cloud"
+monitor = "cloud.qmp"
+agent = "cloud.qga"
+floor = "256MiB"
+cap = "1GiB"
+baseline = "512MiB"
+channel = ["sh", "-c"]
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    """A configuration with one guest whose channel is a shell of this host."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    file = tmp_path / "cloud.toml"
+    file.write_text(COMMAND_GUEST)
+    return file
+
+
+def test_a_programs_exit_code_is_ours_and_its_streams_too(cloud):
+    words = [sys.executable, "-m", "qmpalloc", "vm", "exec", "cloud", "--config", str(cloud), "-i"]
+    line = ["--", "sh", "-c", 'cat; echo "$1" >&2; exit 42', "sh", "--config  x"]
+    done = subprocess.run([*words, *line], input="given\n", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (42, "given\n", "--config  x\n")
+
+
+def test_files_are_copied_in_and_out_with_their_names_and_modes(cloud, tmp_path):
+    source, inside, back = tmp_path / "tool", tmp_path / "guest", tmp_path / "back"
+    inside.mkdir()
+    back.mkdir()
+    source.write_bytes(b"\0\1tool")
+    source.chmod(0o750)
+    assert invoke("vm", "cp", source, f"cloud:{inside}/", "--config", cloud).exit_code == 0
+    assert (inside / "tool").read_bytes() == b"\0\1tool"
+    assert (inside / "tool").stat().st_mode & 0o777 == 0o750
+    assert invoke("vm", "cp", f"cloud:{inside}/tool", back, "--config", cloud).exit_code == 0
+    assert (back / "tool").read_bytes() == b"\0\1tool"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cp", "a", "b"], "one of SOURCE and TARGET must be GUEST:PATH"),
+        (["cp", "cloud:/a", "cloud:/b"], "one of SOURCE and TARGET must be GUEST:PATH"),
+        (["cp", "cloud:a", "b"], "cloud:a: the path in a guest is absolute"),
+        (["cp", "no-such-file", "cloud:/b"], "no-such-file cannot be read: No such file"),
+        (["cp", "cloud:/no/such/file", "b"], "/no/such/file"),
+        (["exec", "other", "--", "true"], "no guest is called 'other'"),
+    ],
+)
+def test_what_cannot_be_copied_or_run_is_named(cloud, words, message):
+    command, *rest = words
+    done = invoke("vm", command, "--config", cloud, *rest)
+    assert done.exit_code in {1, 2}
+    assert message in done.output
+
+
+def test_without_a_configuration_the_guests_that_were_started_are_known(config):
+    done = invoke("vm", "exec", "nobody", "--", "true")
+    assert done.exit_code == 2
+    assert "no guest nobody in " in done.output
+    assert "--config" in done.output
+
+
+def test_a_guest_without_an_agents_socket_is_named(config):
+    done = invoke("vm", "exec", "mine", "--config", config, "--", "true")
+    assert done.exit_code == 1
+    assert "mine.qga: no such socket" in done.output
+
+
+@pytest.mark.parametrize("channel", ['"ssh"', "[]", '[""]', "7"])
+def test_a_channel_that_is_no_command_is_refused(cloud, channel):
+    cloud.write_text(COMMAND_GUEST.replace('["sh", "-c"]', channel))
+    done = invoke("vm", "exec", "cloud", "--config", cloud, "--", "true")
+    assert done.exit_code == 2
+    assert "guest[0].channel: " in done.output

@@ -14,8 +14,8 @@ from qmpalloc.cli.doctor import doctor
 from qmpalloc.doctor import Verdict, check_guest
 from qmpalloc.doctor.guests import SERVICE, SERVICES, counter_checks, disks
 from qmpalloc.doctor.host import check_cgroup, check_host
-from qmpalloc.doctor.sockets import parse_holders, who_else, who_else_may_open
 from qmpalloc.experiment.spec.access import Uniform
+from qmpalloc.host.sockets import parse_holders, who_else, who_else_may_open
 from qmpalloc.qemu import accelerator
 from qmpalloc.qemu.accelerator import ProbeResult
 from qmpalloc.sample import CollectorUse, Counters, Sample

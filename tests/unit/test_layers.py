@@ -15,6 +15,7 @@ LAYERS = [
     {"policy"},
     {"host"},
     {"qmp"},
+    {"channel"},
     {"qemu"},
     {"control"},
     {"record", "summary"},
