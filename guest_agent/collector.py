@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from guest_agent import ages, procfs
 from guest_agent.btf import BtfError
@@ -18,6 +18,9 @@ from guest_agent.counters_file import DIRECTORY, CountersFile, Series, log, publ
 from guest_agent.probes import KERNEL_BTF, Probes
 from guest_agent.reader import COUNTERS, STOP_SIGNALS
 from guest_agent.samples import NAME as SAMPLES_NAME
+
+if TYPE_CHECKING:
+    from typing import Self  # of Python 3.11
 
 EXIT_UNSUITABLE = 78
 """Exit status that keeps systemd from starting the collector again (EX_CONFIG of sysexits.h)."""

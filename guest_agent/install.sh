@@ -1,13 +1,15 @@
 #!/bin/sh
-# Installs the collector in a systemd guest, or into the file tree of a guest image.
+# Installs the collector in a guest, or into the file tree of a guest image. Runs in any POSIX shell, busybox included.
 set -eu
 
 usage() {
     cat <<'END'
-usage: install.sh [--root DIR] [--quiet-agent] [--uninstall]
+usage: install.sh [--root DIR] [--quiet-agent] [--check | --uninstall]
 
-Without options: install on this machine, check what the collector needs, and start it.
+Without options: install on this machine, check what the collector needs, start it now and at every boot (systemd,
+OpenRC, or a script in /etc/init.d), and wait until it counts. What fails leaves the guest as it was.
 
+  --check       check only
   --root DIR    install into the file tree of an image: copy and enable only; nothing is checked or started
   --quiet-agent also keep out of the guest's log what the guest agent writes there whenever the host reads a file
                 (three lines each time), by a drop-in for its service
@@ -20,7 +22,7 @@ fail() {
     exit 1
 }
 
-root='' offline='' quiet='' uninstall=''
+root='' offline='' quiet='' uninstall='' check='' undo=''
 while [ $# -gt 0 ]; do
     case $1 in
         --root)
@@ -31,6 +33,7 @@ while [ $# -gt 0 ]; do
             ;;
         --quiet-agent) quiet=yes ;;
         --uninstall) uninstall=yes ;;
+        --check) check=yes ;;
         -h | --help)
             usage
             exit 0
@@ -44,12 +47,25 @@ while [ $# -gt 0 ]; do
 done
 
 source=$(cd -- "$(dirname -- "$0")" && pwd)
-unit=qmpalloc-collector.service
+name=qmpalloc-collector
+unit=$name.service
 library=$root/usr/local/lib/qmpalloc
 units=$root/etc/systemd/system
 wants=$units/multi-user.target.wants
+script=$root/etc/init.d/$name
+counters=/run/qmpalloc/counters.json
 agent=qemu-guest-agent.service
 drop_in=$units/$agent.d/qmpalloc-quiet.conf
+start_limit_s=600 # an emulated guest that does other things meanwhile
+
+# What starts services here. A script in /etc/init.d also does where there is nobody to run it at boot.
+if [ -d /run/systemd/system ]; then
+    init=systemd
+elif command -v openrc-run >/dev/null || [ -x /sbin/openrc-run ]; then
+    init=openrc
+else
+    init=plain
+fi
 
 # ------------------------------------------------------------------------------------------------------------- checks
 problems=0
@@ -58,20 +74,45 @@ problem() {
     problems=$((problems + 1))
 }
 
+# How a package is installed here. $1 is what it is for; distributions do not agree on names.
+package() {
+    release=$(uname -r)
+    if command -v apt-get >/dev/null; then
+        set -- "$1" 'apt-get install' python3 python3-bpfcc "linux-headers-$release"
+    elif command -v dnf >/dev/null; then
+        set -- "$1" 'dnf install' python3 python3-bcc "kernel-devel-$release"
+    elif command -v apk >/dev/null; then
+        set -- "$1" 'apk add' python3 py3-bcc "linux-${release##*-}-dev" # the flavour: 6.12.1-0-virt
+    elif command -v pacman >/dev/null; then
+        case $release in *-lts) headers=linux-lts-headers ;; *) headers=linux-headers ;; esac
+        set -- "$1" 'pacman -S' python python-bcc "$headers"
+    elif command -v zypper >/dev/null; then
+        set -- "$1" 'zypper install' python3 python3-bcc "kernel-${release##*-}-devel"
+    else
+        echo "with this system's packages"
+        return
+    fi
+    case $1 in
+        python) echo "$2 $3" ;;
+        bcc) echo "$2 $4" ;;
+        headers) echo "$2 $5" ;;
+        agent) echo "$2 qemu-guest-agent" ;;
+    esac
+}
+
 # What the collector cannot do without. It would say the same itself, but one thing at a time.
 check_guest() {
     release=$(uname -r)
     [ "$(id -u)" = 0 ] || fail "run it as root"
-    [ -d /run/systemd/system ] || fail "this guest does not run systemd; README.md tells how to start the collector"
     if [ ! -x /usr/bin/python3 ]; then
-        problem "/usr/bin/python3 (apt-get install python3)"
-    elif ! /usr/bin/python3 -I -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-        problem "Python 3.11 or later in /usr/bin/python3"
+        problem "/usr/bin/python3 ($(package python))"
+    elif ! /usr/bin/python3 -I -c 'import sys; sys.exit(sys.version_info < (3, 9))'; then
+        problem "Python 3.9 or later in /usr/bin/python3"
     elif ! /usr/bin/python3 -I -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("bcc"))'; then
-        problem "bcc for /usr/bin/python3 (apt-get install python3-bpfcc; dnf install python3-bcc)"
+        problem "bcc for /usr/bin/python3 ($(package bcc))"
     fi
     [ -d "/lib/modules/$release/build" ] || [ -e /sys/kernel/kheaders.tar.xz ] ||
-        problem "headers of the running kernel (apt-get install linux-headers-$release; dnf install kernel-devel-$release)"
+        problem "headers of the running kernel $release ($(package headers))"
     [ -e /sys/kernel/btf/vmlinux ] || problem "type information in the kernel (CONFIG_DEBUG_INFO_BTF=y)"
     [ "$problems" = 0 ] || fail "nothing was installed"
 }
@@ -79,7 +120,7 @@ check_guest() {
 # How the host reads the file. Not having it yet is no reason not to install.
 check_agent() {
     if ! command -v qemu-ga >/dev/null && [ ! -x /usr/sbin/qemu-ga ]; then
-        echo "note: install the guest agent too (apt-get install qemu-guest-agent); the host reads the counters through it"
+        echo "note: install the guest agent too ($(package agent)); the host reads the counters through it"
         return
     fi
     [ -e /dev/virtio-ports/org.qemu.guest_agent.0 ] ||
@@ -93,7 +134,7 @@ check_agent() {
             fi
         done
     done
-    [ -e "$drop_in" ] && return
+    [ "$init" = systemd ] && [ ! -e "$drop_in" ] || return 0
     case $(systemctl show --value -p LogLevelMax "$agent") in
         [0-5]) ;; # somebody has seen to it
         *)
@@ -105,21 +146,123 @@ check_agent() {
 
 # -------------------------------------------------------------------------------------------------------------- doing
 remove_files() {
-    rm -rf -- "${library:?}/guest_agent" "$units/$unit" "$wants/$unit" "$drop_in"
+    rm -rf -- "${library:?}/guest_agent" "$library/former" "$units/$unit" "$wants/$unit" "$drop_in" "$script"
     rmdir -- "$library" "$units/$agent.d" 2>/dev/null || true
     [ -n "$offline" ] || rm -rf -- /run/qmpalloc
 }
 
 copy_files() {
-    rm -rf -- "${library:?}/guest_agent" # what an older version had and this one has not must not stay
-    mkdir -p -- "$library/guest_agent" "$wants"
-    for file in "$source"/*.py "$source/program.c" "$source/README.md" "$source/install.sh" "$source/$unit"; do
+    mkdir -p -- "$library/guest_agent"
+    for file in "$source"/*.py "$source/program.c" "$source/README.md" "$source/install.sh" "$source/$name".*; do
         cp -- "$file" "$library/guest_agent/"
     done
     chmod 0644 "$library/guest_agent"/*
-    cp -- "$source/$unit" "$units/$unit"
-    chmod 0644 "$units/$unit"
-    ln -sfn -- "/etc/systemd/system/$unit" "$wants/$unit"
+}
+
+# Puts what starts the service where its init looks.
+register() {
+    case $init in
+        systemd)
+            mkdir -p -- "$wants"
+            cp -- "$source/$unit" "$units/$unit"
+            chmod 0644 "$units/$unit"
+            ln -sfn -- "/etc/systemd/system/$unit" "$wants/$unit"
+            [ -n "$offline" ] || systemctl daemon-reload
+            ;;
+        openrc)
+            cp -- "$source/$name.openrc" "$script"
+            chmod 0755 "$script"
+            rc-update -q add "$name" default
+            ;;
+        plain)
+            mkdir -p -- "$(dirname -- "$script")"
+            cp -- "$source/$name.init" "$script"
+            chmod 0755 "$script"
+            if command -v update-rc.d >/dev/null; then
+                update-rc.d "$name" defaults >/dev/null
+            elif command -v chkconfig >/dev/null; then
+                chkconfig --add "$name"
+            else
+                echo "note: nothing here starts services at boot: have your own script call $script start"
+            fi
+            ;;
+    esac
+}
+
+unregister() {
+    case $init in
+        systemd) systemctl disable --quiet "$unit" 2>/dev/null || true ;;
+        openrc) rc-update -q del "$name" default 2>/dev/null || true ;;
+        plain)
+            if command -v update-rc.d >/dev/null; then
+                rm -f -- "$script" && update-rc.d "$name" remove >/dev/null 2>&1 || true
+            elif command -v chkconfig >/dev/null; then
+                chkconfig --del "$name" 2>/dev/null || true
+            fi
+            ;;
+    esac
+}
+
+# Starts, stops or restarts ($1) the service.
+service_() {
+    case $init in
+        systemd) systemctl --quiet "$1" "$unit" ;;
+        openrc) rc-service -q "$name" "$1" ;;
+        plain) "$script" "$1" ;;
+    esac
+}
+
+# With systemd the service counts as started only then; elsewhere it has only been begun.
+wait_until_it_counts() {
+    [ "$init" != systemd ] || return 0
+    waited=0
+    while [ "$waited" -lt "$start_limit_s" ]; do
+        if [ -s "$counters" ]; then
+            case $(cat "$counters") in
+                *'"accesses"'*) return 0 ;;
+                *'"error"'*'starting: '*) ;;
+                *) return 1 ;;
+            esac
+        elif ! service_ status >/dev/null 2>&1; then
+            return 1
+        fi
+        sleep 1
+        waited=$((waited + 1))
+    done
+    return 1
+}
+
+# The last words of a collector that does not count.
+why() {
+    if [ -s "$counters" ]; then
+        sed -n 's/.*"error": *"\([^"]*\)".*/\1/p' "$counters"
+    elif [ "$init" = systemd ]; then
+        journalctl -qu "$unit" -n 3 -o cat
+    else
+        tail -n 3 "/var/log/$name.log" 2>/dev/null || true
+    fi
+}
+
+# Leaves the guest as it was, if this ends before the collector counts: what was there comes back.
+undo() {
+    code=$?
+    trap '' INT TERM HUP
+    trap - EXIT
+    [ -n "$undo" ] || exit "$code"
+    service_ stop >/dev/null 2>&1 || true
+    if [ -d "$library/former" ]; then
+        rm -rf -- "${library:?}/guest_agent"
+        mv -- "$library/former" "$library/guest_agent"
+        source=$library/guest_agent
+        register >/dev/null 2>&1 && service_ start >/dev/null 2>&1 || true
+        echo "install.sh: the former version is back" >&2
+    else
+        unregister
+        remove_files
+        [ "$init" != systemd ] || systemctl daemon-reload
+        echo "install.sh: nothing of it is left" >&2
+    fi
+    exit "$code"
 }
 
 # The version of systemd, of this machine's or of the image's; empty if it cannot be told.
@@ -134,6 +277,7 @@ systemd_version() {
 
 # journald sorts out what came from the service, by settings that it learns when the service starts.
 quiet_agent() {
+    [ "$init" = systemd ] || fail "--quiet-agent is for systemd; README.md tells what else can be done"
     version=$(systemd_version)
     mkdir -p -- "$units/$agent.d"
     {
@@ -149,32 +293,57 @@ quiet_agent() {
     chmod 0644 "$drop_in"
 }
 
-[ "$source" != "$(cd -- "$library/guest_agent" 2>/dev/null && pwd)" ] || [ -n "$uninstall" ] ||
-    fail "run the install.sh of the new version, not the installed one"
-
 if [ -n "$uninstall" ]; then
-    [ -n "$offline" ] || systemctl disable --now --quiet "$unit" 2>/dev/null || true
-    [ -e "$drop_in" ] && quiet=yes
+    if [ -n "$offline" ]; then
+        remove_files
+        echo "removed"
+        exit 0
+    fi
+    [ "$(id -u)" = 0 ] || fail "run it as root"
+    installed=''
+    [ ! -e "$library/guest_agent" ] && [ ! -e "$script" ] && [ ! -e "$units/$unit" ] || installed=yes
+    [ -z "$installed" ] || service_ stop >/dev/null 2>&1 || true
+    [ ! -e "$drop_in" ] || quiet=yes
+    unregister
     remove_files
-    [ -n "$offline" ] || systemctl daemon-reload
-    [ -n "$offline" ] || [ -z "$quiet" ] || systemctl try-restart "$agent"
-    echo "removed"
+    [ "$init" != systemd ] || systemctl daemon-reload
+    [ -z "$quiet" ] || [ "$init" != systemd ] || systemctl try-restart "$agent"
+    if [ -n "$installed" ]; then echo "removed"; else echo "it was not installed"; fi
     exit 0
 fi
 
+[ "$source" != "$(cd -- "$library/guest_agent" 2>/dev/null && pwd)" ] ||
+    fail "run the install.sh of the new version, not the installed one"
+
 if [ -n "$offline" ]; then
+    init=systemd
+    rm -rf -- "${library:?}/guest_agent" # what an older version had and this one has not must not stay
     copy_files
+    register
     [ -z "$quiet" ] || quiet_agent
     echo "installed in ${root:-/}: starts with the guest's next boot"
     exit 0
 fi
 
 check_guest
+if [ -n "$check" ]; then
+    echo "nothing is missing"
+    exit 0
+fi
+trap undo EXIT
+trap 'exit 130' INT TERM HUP
+undo=yes
+rm -rf -- "$library/former"
+[ ! -d "$library/guest_agent" ] || mv -- "$library/guest_agent" "$library/former"
 copy_files
+register
 [ -z "$quiet" ] || quiet_agent
-systemctl daemon-reload
-echo "starting; compiling the probes takes some seconds"
-systemctl restart "$unit" || fail "it did not start: journalctl -u $unit"
-[ -z "$quiet" ] || systemctl try-restart "$agent" || fail "the guest agent did not start again: journalctl -u $agent"
+echo "starting ($init); compiling the probes takes some seconds"
+service_ restart || fail "it did not start: $(why)"
+wait_until_it_counts || fail "it does not count: $(why)"
+undo=''
+rm -rf -- "$library/former"
+[ -z "$quiet" ] || [ "$init" != systemd ] || systemctl try-restart "$agent" ||
+    fail "the guest agent did not start again: journalctl -u $agent"
 check_agent
-echo "counting: /run/qmpalloc/counters.json"
+echo "counting: $counters"

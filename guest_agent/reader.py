@@ -97,7 +97,7 @@ def run(
     while True:
         skipped = sum(map(bpf.recursion_misses, program_fds))
         slots = sampler.step(per_cpu) if sampler else per_cpu.read()
-        counters = combine(dict(zip(SLOTS, slots, strict=True)), counted, skipped)
+        counters = combine(dict(zip(SLOTS, slots)), counted, skipped)  # noqa: B905 - Python 3.9 knows no strict
         earlier, problem = problem, publish(file, series, counters, ages=ages.read() if ages else None)
         if problem != earlier:
             log(problem or f"{file.path} is written again")

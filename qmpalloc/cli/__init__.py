@@ -36,6 +36,7 @@ COMMANDS = {
     "demo": Entry("qmpalloc.cli.demo:demo", "Two guests with loads, memory moved between them, live."),
     "image": Entry("qmpalloc.cli.image:image", "Build and list images of the reference guest."),
     "vm": Entry("qmpalloc.cli.vm:vm", "Start, list and stop guests of a configuration."),
+    "guest": Entry("qmpalloc.cli.guest:guest", "Bring the collector into guests, or take it out."),
     "doctor": Entry("qmpalloc.cli.doctor:doctor", "Check this host and the guests of a configuration."),
     "watch": Entry("qmpalloc.cli.watch:watch", "Show guests and change nothing."),
     "run": Entry("qmpalloc.cli.run:run", "Share memory among guests by a policy."),

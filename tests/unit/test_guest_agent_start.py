@@ -1,8 +1,10 @@
 """How the collector starts, and each way in which it cannot: one line, in the log and in the file, and no traceback."""
 
+import ast
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,6 +311,56 @@ def test_the_agent_is_quieted_as_well_as_its_systemd_can(tmp_path, library, sett
     assert install("--root", str(tmp_path), "--uninstall").returncode == 0
     assert tree(tmp_path) == [library]
     assert not drop_in.parent.exists()
+
+
+# What a guest without headers is told, by the program that installs its packages.
+MANAGERS = {
+    "apt-get": ("6.99.1-cloud-amd64", "apt-get install linux-headers-6.99.1-cloud-amd64"),
+    "dnf": ("6.99.1-200.fc44.x86_64", "dnf install kernel-devel-6.99.1-200.fc44.x86_64"),
+    "apk": ("6.99.1-0-virt", "apk add linux-virt-dev"),
+    "pacman": ("6.99.1-1-lts", "pacman -S linux-lts-headers"),
+    "zypper": ("6.99.1-1-default", "zypper install kernel-default-devel"),
+    "": ("6.99.1", "with this system's packages"),
+}
+
+
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_what_is_missing_is_named_with_its_package(tmp_path, manager):
+    release, advice = MANAGERS[manager]
+    programs = {"uname": f"echo {release}", "id": "echo 0", **({manager: "exit 9"} if manager else {})}
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname"))
+    done = subprocess.run(
+        [shutil.which("sh"), SOURCES / "install.sh", "--check"],
+        env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"  missing: headers of the running kernel {release} ({advice})" in done.stderr
+    assert done.stderr.endswith("install.sh: nothing was installed\n")
+
+
+def test_who_is_not_root_is_told_so(tmp_path):
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    for option in ("--check", "--uninstall"):
+        done = subprocess.run(
+            ["sh", SOURCES / "install.sh", option], env={"PATH": path}, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", "install.sh: run it as root\n")
+
+
+@pytest.mark.parametrize("script", ["install.sh", "qmpalloc-collector.init"])
+def test_the_scripts_are_read_by_a_plain_shell(script):
+    assert subprocess.run(["sh", "-n", SOURCES / script], capture_output=True, check=True).stderr == b""
+
+
+def test_the_collector_is_written_for_python_3_9():
+    """Its own Python is the guest's; what RHEL 9 has is the oldest."""
+    for file in SOURCES.glob("*.py"):
+        ast.parse(file.read_text(), feature_version=(3, 9))
 
 
 @pytest.mark.parametrize("arguments", [["--frobnicate"], ["--root"], ["--root", "/no/such/directory"]])

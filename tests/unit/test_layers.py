@@ -17,6 +17,7 @@ LAYERS = [
     {"qmp"},
     {"channel"},
     {"qemu"},
+    {"installation"},
     {"control"},
     {"record", "summary"},
     {"experiment", "tui", "doctor"},
