@@ -226,6 +226,8 @@ def _show_plan(specification: Specification, runs: list[str]) -> None:
             click.echo(f"    {phase.name}: {describe_phase(phase)}")
             for place in places(phase) if isinstance(phase, ProgramPhase) else ():
                 click.echo(f"      {visible(place.path)}: on {place.disk}")
+    for line in specification.not_reset:
+        click.echo(f"  not reset between arms: {line}")
     click.echo("  order: " + ", ".join(runs))
 
 

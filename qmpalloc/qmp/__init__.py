@@ -8,6 +8,7 @@ from qmpalloc.qmp.actuator import Actuator, find_actuators
 from qmpalloc.qmp.agent import Agent, open_agent, open_agent_on
 from qmpalloc.qmp.agent_channel import NoiseAllowance
 from qmpalloc.qmp.agent_files import FileTrouble, file_trouble
+from qmpalloc.qmp.agent_relay import relay_agent
 from qmpalloc.qmp.agent_types import AgentInfo, ExecResult
 from qmpalloc.qmp.deadline import deadline
 from qmpalloc.qmp.monitor import Monitor, open_monitor, open_monitor_on
@@ -33,4 +34,5 @@ __all__ = [
     "open_agent_on",
     "open_monitor",
     "open_monitor_on",
+    "relay_agent",
 ]

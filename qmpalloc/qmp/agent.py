@@ -25,6 +25,7 @@ from qmpalloc.qmp.agent_types import (
 )
 from qmpalloc.qmp.connect import connect
 from qmpalloc.qmp.connection import Connection, running
+from qmpalloc.qmp.framing import encode
 from qmpalloc.qmp.replies import convert, typed
 
 CLOSE_FILE_LIMIT_S = 1.0
@@ -93,6 +94,12 @@ class Agent:
         async with self._lock:
             await self._prepare()
             return await self._channel.command(command, arguments)
+
+    async def forward(self, command: str, arguments: Mapping[str, object] | None) -> object:
+        """As `execute`, for another client, who judges the answer: all of it is taken for what was asked for."""
+        result = await self.execute(command, arguments)
+        self._channel.noise.used(len(encode({"return": result})))
+        return result
 
     async def sync(self) -> None:
         """Synchronise now: returns when the agent runs and has answered everything sent before.

@@ -8,7 +8,7 @@ import trio
 
 from qmpalloc.errors import HostError
 from qmpalloc.experiment.run.disk import set_throttle
-from qmpalloc.experiment.run.load import open_load
+from qmpalloc.experiment.run.load import PID_FILE, open_load
 from qmpalloc.experiment.run.readings import Link, read_guest
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec import parsing
@@ -141,6 +141,6 @@ async def test_the_warm_up_brings_the_file_in(linked):
 async def test_a_load_that_is_killed_is_an_error_and_no_finished_load(linked):
     async with linked() as link:
         await link.load.go()
-        assert (await link.agent.run(["/bin/sh", "-c", f"kill -KILL {link.load.pid}"])).exit_code == 0
+        assert (await link.channel.run(["/bin/sh", "-c", f"kill -KILL $(cat {PID_FILE})"])).exit_code == 0
         with pytest.raises(HostError, match="guest one: its load was killed by signal 9"):
             await finished(link.load)

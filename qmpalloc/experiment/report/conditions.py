@@ -72,12 +72,14 @@ def conditions(results: Results) -> Iterator[Block]:
         f"Images: {_pairs(manifest.images)}.",
         f"CPU of the controller while the loads ran: {spread(shares, words.percent)} of one core.",
     ]
+    facts += [f"Not reset between arms: {line}." for line in spec.not_reset]
     yield Bullets(tuple(printable(fact, TEXT_LIMIT) for fact in facts))
     yield from _loads(spec, words.conditions(results))
     sizes = []
     for guest in spec.guests:
         bytes_each = (guest.memory, guest.floor, guest.cap, guest.baseline)
-        sizes.append((guest.name, *map(format_size, bytes_each), guest.suite, guest.lru or "the kernel's own"))
+        suite = guest.suite if guest.attach is None else "its own"
+        sizes.append((guest.name, *map(format_size, bytes_each), suite, guest.lru or "the kernel's own"))
     headings = ("Guest", "RAM", "Floor", "Cap", "Baseline", "Suite", "LRU")
     yield Table(f"The guests ({words.conditions(results)})", headings, tuple(sizes))
     arms = []

@@ -12,7 +12,7 @@ import resource
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ from qmpalloc.control.controller import Controller
 from qmpalloc.errors import HostError, QmpallocError
 from qmpalloc.events import AnyEvent, Faulted, Sink
 from qmpalloc.experiment.run import balloon
+from qmpalloc.experiment.run.attached import open_attached
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.disk import calibrate, set_throttle
 from qmpalloc.experiment.run.failures import cause, leaves
@@ -55,6 +56,10 @@ BEGIN_TIMEOUT_S = 120.0
 
 OVERDUE_S = 60.0
 """A decision that comes so long after its time does not come."""
+
+SPOILING = {"output", "policy", "host", "interference"}
+"""Faults after which a run says nothing of its policy: an incomplete record, no decisions, those of the rule that saves
+the host, and sizes that somebody else has set."""
 
 LOADS_DONE = "the loads are done"
 
@@ -180,14 +185,21 @@ class ArmRunner:
                         write_whole(self._directory.path / f"{name}-{guest.name}.log", said)
 
     async def _with_guests(self, config: Config, do: Callable[[Config, list[Link]], Awaitable[None]]) -> None:
-        """Boot the guests, do something with them, and stop them; one that ends by itself ends it."""
+        """Boot our guests and reach the user's, do something with all, and let them go; one that ends by itself ends it."""
+        ours = any(guest.vm is not None for guest in config.guests)
         async with (
-            open_guests(config, prepared=self._prepared, report=self._live.report) as guests,
+            open_guests(config, prepared=self._prepared, report=self._live.report)
+            if ours
+            else nullcontext(()) as guests,
             trio.open_nursery() as nursery,
         ):
-            nursery.start_soon(_fail_when_one_ends, guests)
+            if guests:
+                nursery.start_soon(_fail_when_one_ends, guests)
             async with AsyncExitStack() as stack:
                 links = [await stack.enter_async_context(open_link(guest, self._traces)) for guest in guests]
+                theirs = [guest for guest in self._spec.guests if guest.attach is not None]
+                places = [open_attached(guest, config, self._traces, self._live.report) for guest in theirs]
+                links += [await stack.enter_async_context(place) for place in places]
                 await do(config, links)
             nursery.cancel_scope.cancel()
 
@@ -254,7 +266,7 @@ class ArmRunner:
         raise HostError(
             f"guest {link.name}: its {link.actuator.kind} stands at {format_size(actual_bytes)} after "
             f"{balloon.TIMEOUT_S:.0f} s, not at its baseline of {format_size(target_bytes)}",
-            hint="the baseline may be less than the guest's system needs",
+            hint="the baseline may be less than the guest's system needs, or somebody else moves its memory",
         )
 
     # --- while they run ---------------------------------------------------------------------------------------------
@@ -278,14 +290,12 @@ class ArmRunner:
             self._raise_if_spoilt(writer)
 
     def _note_faults(self, event: AnyEvent) -> None:
-        """Pass the controller's faults on. Without a complete record or its policy, a run does not count.
-
-        Nor when the host ran short of memory, for then its rule overruled the policy.
-        """
+        """Pass the controller's faults on. Those of `SPOILING` make that a run does not count."""
         if isinstance(event, Faulted):
             self._live.report(f"{event.guest or 'controller'}: {event.message}")
-            if event.kind in {"output", "policy", "host"}:
-                self._spoilt = self._spoilt or event.message
+            if event.kind in SPOILING:
+                about = f"guest {event.guest}: " if event.guest is not None else ""
+                self._spoilt = self._spoilt or f"{about}{event.message}"
 
     def _raise_if_spoilt(self, writer: RecordWriter) -> None:
         if writer.failure is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from qmpalloc.config import (
     Config,
     ControlConfig,
@@ -45,21 +47,27 @@ def arm_configuration(specification: Specification, arm: Arm, *, run_dir: Path) 
 
 def _guest(specification: Specification, arm: Arm, guest: Guest, run_dir: Path) -> GuestConfig:
     directory = run_dir / guest.name
-    return GuestConfig(
+    attach = guest.attach
+    # An agent that both run programs with and read counters from is reached through a socket of ours.
+    shared = attach is None or attach.channel == "agent"
+    common = GuestConfig(
         name=guest.name,
-        monitor=str(directory / "monitor.sock"),
-        agent=str(directory / "agent.sock"),
+        monitor=str(directory / "monitor.sock") if attach is None else attach.monitor,
+        agent=str(directory / "agent.sock") if shared or attach is None else attach.agent,
         floor=guest.floor,
         cap=guest.cap,
         baseline=Size(arm.baseline(guest)),
         weight=guest.weight,
-        vm=VmConfig(
-            memory=guest.memory,
-            suite=guest.suite,
-            image=guest.image or specification.image,
-            data=_data(specification, guest),
-        ),
     )
+    if attach is not None:
+        return msgspec.structs.replace(common, counters_file=attach.counters_file)
+    vm = VmConfig(
+        memory=guest.memory,
+        suite=guest.suite,
+        image=guest.image or specification.image,
+        data=_data(specification, guest),
+    )
+    return msgspec.structs.replace(common, vm=vm)
 
 
 def _data(specification: Specification, guest: Guest) -> DataDiskConfig:

@@ -3,7 +3,7 @@
 ::
 
     traces = Traces(specification)
-    async with open_load(lab_agent, traces, guest) as load:
+    async with open_load(channel, traces, guest) as load:
         await load.prepare()
         await load.warm_up()
         await load.go()
@@ -29,13 +29,14 @@ from typing import Literal, TypeVar
 import msgspec
 import trio
 
+from qmpalloc.channel import Channel
 from qmpalloc.errors import HostError, NonsenseError, QmpallocError, RefusedError
 from qmpalloc.experiment.run.shipping import packed_generator
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.program import Metric, ProgramPhase
 from qmpalloc.experiment.spec.schema import AnyPhase, Guest, Phase, Specification
 from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, ProgramPace, SeriesPoint, Service
-from qmpalloc.qmp import Agent, ExecResult, deadline
+from qmpalloc.qmp import ExecResult, deadline
 from qmpalloc.text import printable
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ GO_FILE = f"{DIRECTORY}/go"
 LOG_FILE = f"{DIRECTORY}/log"
 PLAN_FILE = f"{DIRECTORY}/plan.json"
 PROGRAM_FILE = f"{DIRECTORY}/generator.pyz"
-DATA_DIRECTORY = "/data"
+PID_FILE = f"{DIRECTORY}/pid"
 PROGRAMS_DIRECTORY = "/var/tmp/qmpalloc"
 """On the guest's own disk: what programs bring and write there costs no memory but cache."""
 
@@ -84,37 +85,37 @@ class Load:
     Attributes:
         guest: Whose load it is.
         laps: How often each phase reads its references, one time after the other.
-        pid: Of the generator, in the guest; None before it was started.
+        started: What the channel calls the generator; None before it was started.
     """
 
-    def __init__(self, agent: Agent, specification: Specification, guest: Guest, *, laps: int = 1) -> None:
+    def __init__(self, channel: Channel, specification: Specification, guest: Guest, *, laps: int = 1) -> None:
         self.guest = guest
         self.laps = laps
         self._spec = specification
-        self._agent = agent
-        self.pid: int | None = None
+        self._channel = channel
+        self.started: int | None = None
         self._end: ExecResult | None = None
 
     async def go(self) -> None:
         """Start reading. Returns when the guest has been told; it looks every 20 ms.
 
         Raises:
-            QmpallocError: The agent does not answer or refuses.
+            QmpallocError: The guest does not answer or refuses.
         """
-        with deadline(COMMAND_TIMEOUT_S, self._agent.address, "the start of the load"):
-            await self._agent.write_file(GO_FILE, b"")
+        with deadline(COMMAND_TIMEOUT_S, self._channel.address, "the start of the load"):
+            await self._channel.write_file(GO_FILE, b"")
 
     async def progress(self) -> LoadProgress | None:
         """Return what the generator last wrote, at most half a second old while it runs; None: nothing yet.
 
         Raises:
             NonsenseError: It is not what a generator with this plan writes.
-            QmpallocError: The agent does not answer.
+            QmpallocError: The guest does not answer.
         """
         limit = PROGRESS_BYTES + PROGRESS_PHASE_BYTES * len(self.guest.phases)
         try:
-            with deadline(COMMAND_TIMEOUT_S, self._agent.address, "the progress of the load"):
-                data = await self._agent.read_file(PROGRESS_FILE, limit)
+            with deadline(COMMAND_TIMEOUT_S, self._channel.address, "the progress of the load"):
+                data = await self._channel.read_file(PROGRESS_FILE, limit)
         except RefusedError:
             return None
         if len(data) > limit:
@@ -129,13 +130,13 @@ class Load:
 
         Raises:
             HostError: It ended before: with its own reason, or the last lines of its log.
-            QmpallocError: The agent does not answer.
+            QmpallocError: The guest does not answer.
         """
-        if self.pid is None:
+        if self.started is None:
             raise HostError(f"guest {self.guest.name}: its load was never started")
         if self._end is None:
-            with deadline(COMMAND_TIMEOUT_S, self._agent.address, "the state of the load"):
-                self._end = await self._agent.poll(self.pid)
+            with deadline(COMMAND_TIMEOUT_S, self._channel.address, "the state of the load"):
+                self._end = await self._channel.poll(self.started)
         if self._end is None:
             return
         progress = await self.progress()
@@ -158,9 +159,9 @@ class Load:
 
         Raises:
             HostError: That failed in the guest.
-            QmpallocError: The agent does not answer.
+            QmpallocError: The guest does not answer.
         """
-        paths = [_path(name) for name in file_names or [next(iter(self.guest.files))]]
+        paths = [self.guest.path(name) for name in file_names or [next(iter(self.guest.files))]]
         await self._generate("read-through", *paths, timeout_s=READ_THROUGH_TIMEOUT_S)
 
     async def prepare(self) -> None:
@@ -168,7 +169,7 @@ class Load:
 
         Raises:
             HostError: One of them failed.
-            QmpallocError: The agent does not answer.
+            QmpallocError: The guest does not answer.
         """
         if self.guest.programs:
             for step in ("setup", "ready"):
@@ -179,7 +180,7 @@ class Load:
 
         Raises:
             HostError: That failed in the guest.
-            QmpallocError: The agent does not answer.
+            QmpallocError: The guest does not answer.
         """
         if isinstance(self.guest.phases[0], ProgramPhase):
             await self._prepare("warm_up")
@@ -188,8 +189,8 @@ class Load:
 
     async def _prepare(self, step: str) -> None:
         limit_s = PREPARE_TIMEOUT_S * len(self.guest.programs)
-        with deadline(limit_s, self._agent.address, f"{step} of the programs of guest {self.guest.name}"):
-            result = await self._agent.run(["python3", PROGRAM_FILE, "prepare", step, PLAN_FILE])
+        with deadline(limit_s, self._channel.address, f"{step} of the programs of guest {self.guest.name}"):
+            result = await self._channel.run(["python3", PROGRAM_FILE, "prepare", step, PLAN_FILE])
         if result.exit_code != 0:
             raise HostError(f"{self._spec.file}: guest {self.guest.name}: {_last_lines(result.err)}")
 
@@ -204,7 +205,7 @@ class Load:
         Raises:
             HostError: It failed.
             NonsenseError: What the generator says of it makes no sense.
-            QmpallocError: The agent does not answer.
+            QmpallocError: The guest does not answer.
         """
         what = f"a run of {self.guest.phases[number].name} of guest {self.guest.name}"
         argv = [
@@ -216,8 +217,8 @@ class Load:
             str(limit_s),
             *([f"--{first}"] if first else []),
         ]
-        with deadline(PREPARE_TIMEOUT_S + limit_s, self._agent.address, what):
-            result = await self._agent.run(argv)
+        with deadline(PREPARE_TIMEOUT_S + limit_s, self._channel.address, what):
+            result = await self._channel.run(argv)
         if result.exit_code != 0:
             raise HostError(f"{self._spec.file}: guest {self.guest.name}: {_last_lines(result.err)}")
         pace = self._decoded(result.out, ProgramPace, what)
@@ -229,16 +230,16 @@ class Load:
         """Return what is kept of the output of each program that was begun, by phase.
 
         Raises:
-            QmpallocError: The agent does not answer.
+            QmpallocError: The guest does not answer.
         """
         found = {}
         for number, phase in enumerate(self.guest.phases):
             if isinstance(phase, ProgramPhase):
                 with (
-                    deadline(COMMAND_TIMEOUT_S, self._agent.address, f"the output of {phase.name}"),
+                    deadline(COMMAND_TIMEOUT_S, self._channel.address, f"the output of {phase.name}"),
                     suppress(RefusedError),  # it was not begun
                 ):
-                    data = await self._agent.read_file(_output(number), OUTPUT_MAX_BYTES)
+                    data = await self._channel.read_file(_output(number), OUTPUT_MAX_BYTES)
                     found[phase.name] = data[:OUTPUT_MAX_BYTES]
         return found
 
@@ -247,7 +248,7 @@ class Load:
 
         Raises:
             NonsenseError: No generator with this plan writes that.
-            QmpallocError: The agent does not answer.
+            QmpallocError: The guest does not answer.
         """
         found = {}
         for number, phase in enumerate(self.guest.phases):
@@ -256,10 +257,10 @@ class Load:
                 continue
             limit = SERIES_METRIC_BYTES * len(names)
             with (
-                deadline(COMMAND_TIMEOUT_S, self._agent.address, f"the series of {phase.name}"),
+                deadline(COMMAND_TIMEOUT_S, self._channel.address, f"the series of {phase.name}"),
                 suppress(RefusedError),  # it has not ended
             ):
-                data = await self._agent.read_file(_series(number), limit)
+                data = await self._channel.read_file(_series(number), limit)
                 if len(data) > limit:
                     raise self._nonsense(f"it is longer than {limit} bytes", SERIES)
                 found[phase.name] = tuple(self._point(line, names) for line in data.splitlines())
@@ -284,9 +285,9 @@ class Load:
         Raises:
             HostError: That failed in the guest.
             NonsenseError: The times make no sense.
-            QmpallocError: The agent does not answer.
+            QmpallocError: The guest does not answer.
         """
-        path = _path(next(iter(self.guest.files)))
+        path = self.guest.path(next(iter(self.guest.files)))
         out = await self._generate("service", path, timeout_s=SERVICE_TIMEOUT_S)
         service = self._decoded(out, Service, SERVICE_TIMES)
         if service.hits < 1 or service.misses < 1:
@@ -310,17 +311,17 @@ class Load:
         """End the generator, if it runs.
 
         Raises:
-            QmpallocError: The agent does not answer.
+            QmpallocError: The guest does not answer.
         """
-        if self.pid is not None and self._end is None:
-            await self._run(["/bin/sh", "-c", f"kill {self.pid} 2>/dev/null || true"], COMMAND_TIMEOUT_S)
+        if self.started is not None and self._end is None:
+            await self._run(["/bin/sh", "-c", f"kill $(cat {PID_FILE}) 2>/dev/null || true"], COMMAND_TIMEOUT_S)
 
     async def arm(self, traces: Traces) -> None:
         """Ship everything and start the generator, which then waits for `go`.
 
         Raises:
             HostError: It ended at once, or was not ready in time.
-            QmpallocError: The agent does not answer, or there is no room on tmpfs.
+            QmpallocError: The guest does not answer, or there is no room on tmpfs.
         """
         await self._run(["/bin/sh", "-c", f"rm -rf {DIRECTORY} && mkdir -m 700 {DIRECTORY}"], COMMAND_TIMEOUT_S)
         await self._ship(PROGRAM_FILE, packed_generator())
@@ -330,9 +331,9 @@ class Load:
             else:
                 await self._bring(phase, _directory(number))
         await self._ship(PLAN_FILE, json.dumps(plan(self._spec, self.guest, laps=self.laps)).encode())
-        command = f"exec python3 {PROGRAM_FILE} run {PLAN_FILE} > {LOG_FILE} 2>&1"
-        with deadline(COMMAND_TIMEOUT_S, self._agent.address, "starting the load"):
-            self.pid = await self._agent.start(["/bin/sh", "-c", command])
+        command = f"echo $$ > {PID_FILE}; exec python3 {PROGRAM_FILE} run {PLAN_FILE} > {LOG_FILE} 2>&1"
+        with deadline(COMMAND_TIMEOUT_S, self._channel.address, "starting the load"):
+            self.started = await self._channel.start(["/bin/sh", "-c", command])
         with trio.move_on_after(ARM_TIMEOUT_S):
             while await self.progress() is None:
                 await self.raise_if_dead()
@@ -354,23 +355,23 @@ class Load:
                 await self._run(["chmod", "755", f"{directory}/{file.name}"], COMMAND_TIMEOUT_S)
 
     async def _ship(self, path: str, data: bytes) -> None:
-        with deadline(SHIP_TIMEOUT_S + len(data) / SHIP_BYTES_PER_S, self._agent.address, f"writing {path}"):
-            await self._agent.write_file(path, data)
+        with deadline(SHIP_TIMEOUT_S + len(data) / SHIP_BYTES_PER_S, self._channel.address, f"writing {path}"):
+            await self._channel.write_file(path, data)
 
     async def _generate(self, *words: str, timeout_s: float) -> bytes:
         return await self._run(["python3", PROGRAM_FILE, *words], timeout_s)
 
     async def _run(self, argv: list[str], timeout_s: float) -> bytes:
-        with deadline(timeout_s, self._agent.address, f"{argv[0]} in guest {self.guest.name}"):
-            result = await self._agent.run(argv)
+        with deadline(timeout_s, self._channel.address, f"{argv[0]} in guest {self.guest.name}"):
+            result = await self._channel.run(argv)
         if result.exit_code != 0:
             words = printable(" ".join(argv), 80)
             raise HostError(f"guest {self.guest.name}: {words} {_how(result)}: {_last_lines(result.err)}")
         return result.out
 
     async def _log_tail(self) -> str:
-        with suppress(QmpallocError), deadline(COMMAND_TIMEOUT_S, self._agent.address, "the log of the load"):
-            return _last_lines(await self._agent.read_file(LOG_FILE, LOG_MAX_BYTES))
+        with suppress(QmpallocError), deadline(COMMAND_TIMEOUT_S, self._channel.address, "the log of the load"):
+            return _last_lines(await self._channel.read_file(LOG_FILE, LOG_MAX_BYTES))
         return "its log cannot be read"
 
     def _contradictions(self, progress: LoadProgress) -> Iterable[str]:
@@ -399,11 +400,11 @@ class Load:
 
 
 @asynccontextmanager
-async def open_load(agent: Agent, traces: Traces, guest: Guest, *, laps: int = 1) -> AsyncIterator[Load]:
+async def open_load(channel: Channel, traces: Traces, guest: Guest, *, laps: int = 1) -> AsyncIterator[Load]:
     """Bring a guest's load into it, ready to start, and end it at the end of the block.
 
     Args:
-        agent: The guest's lab agent, which may execute programs.
+        channel: Into the guest, as root there.
         traces: The references.
         guest: As the specification of `traces` describes it.
         laps: How often each phase reads its references. More than once only in a load without a rate: for one that is
@@ -413,7 +414,7 @@ async def open_load(agent: Agent, traces: Traces, guest: Guest, *, laps: int = 1
         QmpallocError: As `Load.arm`.
     """
     assert laps == 1 or not any(phase.rate for phase in guest.reads), "an open loop has one lap"
-    load = Load(agent, traces.specification, guest, laps=laps)
+    load = Load(channel, traces.specification, guest, laps=laps)
     try:
         await load.arm(traces)
         yield load
@@ -429,7 +430,7 @@ def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[s
     for number, phase in enumerate(guest.phases):
         if isinstance(phase, Phase):
             described: dict[str, object] = {
-                "file": _path(phase.file_name),
+                "file": guest.path(phase.file_name),
                 "trace": _trace(number),
                 "readahead": phase.reads_ahead,
                 "rate": phase.rate,
@@ -479,10 +480,6 @@ def _possible_metrics(state: PhaseProgress, phase: AnyPhase) -> bool:
         0 < each.count < COUNT_MAX and math.isfinite(each.total) and math.isfinite(each.last)
         for each in state.metrics.values()
     )
-
-
-def _path(file_name: str) -> str:
-    return f"{DATA_DIRECTORY}/{file_name}"
 
 
 def _trace(number: int) -> str:

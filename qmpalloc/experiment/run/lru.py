@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from qmpalloc.channel import Channel
 from qmpalloc.errors import HostError
 from qmpalloc.experiment.spec.schema import Guest
-from qmpalloc.qmp import Agent, deadline
+from qmpalloc.qmp import deadline
 from qmpalloc.text import printable
 
 SWITCH_FILE = "/sys/kernel/mm/lru_gen/enabled"
@@ -13,23 +14,23 @@ SWITCH_FILE = "/sys/kernel/mm/lru_gen/enabled"
 TIMEOUT_S = 30.0
 
 
-async def choose_lru(agent: Agent, guest: Guest) -> None:
+async def choose_lru(channel: Channel, guest: Guest) -> None:
     """Give a guest the page replacement that it is to have. What the cache holds is kept.
 
     Args:
-        agent: Of the guest; the one that may execute programs.
+        channel: Into the guest, as root there.
         guest: As the experiment describes it.
 
     Raises:
         HostError: Its kernel cannot switch.
-        QmpallocError: The agent does not answer.
+        QmpallocError: The guest does not answer.
     """
     if guest.lru is None:
         return
     wanted = guest.lru == "multi-gen"
     script = f"echo {'y' if wanted else 'n'} > {SWITCH_FILE} && cat {SWITCH_FILE}"
-    with deadline(TIMEOUT_S, agent.address, "the choice of page replacement"):
-        result = await agent.run(["/bin/sh", "-c", script])
+    with deadline(TIMEOUT_S, channel.address, "the choice of page replacement"):
+        result = await channel.run(["/bin/sh", "-c", script])
     if result.exit_code == 0 and _is_multi_gen(result.out) == wanted:
         return
     said = printable((result.err or result.out).decode("utf-8", "replace").strip())

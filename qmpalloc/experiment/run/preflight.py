@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from qmpalloc.config import DISK_OVERHEAD_BYTES, Config
 from qmpalloc.config.checks import MAX_SOCKET_PATH_BYTES
-from qmpalloc.errors import HostError
+from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment.run.configuration import arm_configuration
+from qmpalloc.experiment.spec.attached import SOCKETS
 from qmpalloc.experiment.spec.checks import check_memory
-from qmpalloc.experiment.spec.schema import Specification
+from qmpalloc.experiment.spec.schema import Guest, Specification
 from qmpalloc.host.memory import read_host_memory
 from qmpalloc.qemu.cache import cache_dir
 from qmpalloc.qemu.data_disk import data_disk_dir, least_bytes
@@ -40,10 +43,40 @@ def preflight(specification: Specification) -> None:
         specification, specification.arms[0], run_dir=Path(tempfile.gettempdir(), EXAMPLE_RUN_DIR)
     )
     check_room(config)
+    check_attached(specification)
     for guest in config.guests:
         if len(os.fsencode(guest.monitor)) > MAX_SOCKET_PATH_BYTES:
             message = f"{guest.monitor} is longer than the path of a Unix socket may be ({MAX_SOCKET_PATH_BYTES} bytes)"
             raise HostError(message, hint="set TMPDIR to a directory with a shorter path")
+
+
+def check_attached(specification: Specification) -> None:
+    """Check that the sockets of guests that run are there, and the programs of this host that lead to guests.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for index, guest in enumerate(specification.guests):
+        for key, message, hint in _absent(guest, Path(specification.file).parent):
+            where = f"guest[{index}].{key}"
+            raise ConfigError(f"guest {guest.name}: {message}", file=specification.file, key=where, hint=hint)
+
+
+def _absent(guest: Guest, beside: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield key, message and hint of what is not there."""
+    if guest.attach is None:
+        return
+    if guest.start is None:
+        for name in SOCKETS:
+            path = getattr(guest.attach, name)
+            if not Path(path).exists():
+                yield f"attach.{name}", f"{path}: no such socket", "does the guest run? [guest.start] starts it"
+    commands = {"attach.channel": () if guest.attach.channel == "agent" else guest.attach.channel}
+    if guest.start is not None:
+        commands |= {"start.command": guest.start.command, "start.stop": guest.start.stop}
+    for key, command in commands.items():
+        if command and shutil.which(command[0]) is None and shutil.which(beside / command[0]) is None:
+            yield key, f"{command[0]}: no such program on this host", "a path is relative to the experiment's file"
 
 
 def check_room(config: Config) -> None:

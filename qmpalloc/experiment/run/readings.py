@@ -12,13 +12,15 @@ from contextlib import asynccontextmanager
 import trio
 from msgspec import Struct
 
+from qmpalloc.channel import Channel
 from qmpalloc.errors import NonsenseError
 from qmpalloc.experiment.run.load import Load, open_load
 from qmpalloc.experiment.run.lru import choose_lru
 from qmpalloc.experiment.run.traces import Traces
+from qmpalloc.experiment.spec.schema import Guest
 from qmpalloc.experiment.store.records import LoadProgress, Reading
 from qmpalloc.qemu.launcher import RunningGuest
-from qmpalloc.qmp import Actuator, Agent, Monitor, deadline, find_actuators, open_agent, open_monitor
+from qmpalloc.qmp import Actuator, Monitor, deadline, find_actuators, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
 
 DATA_DISK, ROOT_DISK = "data", "root"
@@ -39,16 +41,17 @@ class Link(Struct, frozen=True):
         name: Of the guest.
         monitor: QMP, the socket for people.
         actuator: What moves its memory, over the same socket.
-        agent: The agent that may execute programs.
+        channel: How programs are run in it.
         load: Its load.
         counters_file: Path of the counters file in the guest.
-        disks: That its load reads: built-in reads the data disk alone, programs also the guest's own.
+        disks: That its load reads, and that are throttled: built-in reads the data disk alone, programs also the
+            guest's own. Empty where they are not known: all count, none is throttled.
     """
 
     name: str
     monitor: Monitor
     actuator: Actuator
-    agent: Agent
+    channel: Channel
     load: Load
     counters_file: str
     disks: tuple[str, ...] = (DATA_DISK,)
@@ -59,7 +62,7 @@ class Link(Struct, frozen=True):
         Raises:
             QmpallocError: The guest does not answer, or what is there makes no sense.
         """
-        return parse(await self.agent.read_file(self.counters_file, FILE_MAX_BYTES))
+        return parse(await self.channel.read_file(self.counters_file, FILE_MAX_BYTES))
 
 
 @asynccontextmanager
@@ -77,12 +80,41 @@ async def open_link(guest: RunningGuest, traces: Traces, *, laps: int = 1) -> As
     """
     assert guest.lab_socket is not None  # the profile is ours
     described = next(found for found in traces.specification.guests if found.name == guest.name)
+    disks = (DATA_DISK, ROOT_DISK) if described.programs else (DATA_DISK,)
     async with open_monitor(str(guest.sockets.people)) as monitor, open_agent(str(guest.lab_socket)) as agent:
         [actuator, *_] = await find_actuators(monitor)
-        await choose_lru(agent, described)
-        async with open_load(agent, traces, described, laps=laps) as load:
-            disks = (DATA_DISK, ROOT_DISK) if described.programs else (DATA_DISK,)
-            yield Link(guest.name, monitor, actuator, agent, load, guest.config.counters_file, disks)
+        async with linked(actuator, agent, traces, described, guest.config.counters_file, disks, laps=laps) as link:
+            yield link
+
+
+@asynccontextmanager
+async def linked(
+    actuator: Actuator,
+    channel: Channel,
+    traces: Traces,
+    guest: Guest,
+    counters_file: str,
+    disks: tuple[str, ...],
+    *,
+    laps: int = 1,
+) -> AsyncIterator[Link]:
+    """Switch a guest to its page replacement and arm its load, over connections that are open.
+
+    Args:
+        actuator: What moves its memory, over a monitor beside the controller's.
+        channel: Into the guest, as root there.
+        traces: With the specification that describes it.
+        guest: As the specification describes it.
+        counters_file: Path in the guest.
+        disks: As in `Link`.
+        laps: As for `qmpalloc.experiment.run.load.open_load`.
+
+    Raises:
+        QmpallocError: As `open_link`.
+    """
+    await choose_lru(channel, guest)
+    async with open_load(channel, traces, guest, laps=laps) as load:
+        yield Link(guest.name, actuator.monitor, actuator, channel, load, counters_file, disks)
 
 
 async def in_parallel(jobs: Sequence[Awaitable[None]]) -> None:
@@ -102,7 +134,7 @@ async def wait_for_new_counters(link: Link) -> None:
     Raises:
         QmpallocError: The guest or its collector does not answer in time, or answers nonsense.
     """
-    with deadline(READING_TIMEOUT_S, link.agent.address, f"new counters of {link.name}"):
+    with deadline(READING_TIMEOUT_S, link.channel.address, f"new counters of {link.name}"):
         before = (await link.sample()).sequence
         while True:
             await trio.sleep(NEW_COUNTERS_POLL_S)
@@ -116,7 +148,7 @@ async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> 
     Raises:
         QmpallocError: The guest, its collector or its QEMU does not answer in time, or answers nonsense.
     """
-    with deadline(READING_TIMEOUT_S, link.agent.address, f"the reading of {link.name}"):
+    with deadline(READING_TIMEOUT_S, link.channel.address, f"the reading of {link.name}"):
         sample = await link.sample()
         progress: LoadProgress | None = await link.load.progress()
         # After its end no later reading would count the reads since the collector last wrote.
@@ -133,7 +165,7 @@ async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> 
         raise NonsenseError(f"{link.name}: its collector has written nothing for {age_s:.0f} s")
     if missing := set(link.disks) - disks.keys():
         raise NonsenseError(f"{link.name}: its QEMU has no drive with the id {min(missing)}")
-    read = [disks[name] for name in link.disks]
+    read = [disks[name] for name in link.disks] if link.disks else list(disks.values())
     return Reading(
         trial=trial,
         t=round(t, 3),

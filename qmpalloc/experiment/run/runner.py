@@ -98,6 +98,8 @@ def prepare_experiment(specification: Specification, *, report: Report) -> Prepa
         HostError: As `preflight`, or as `qmpalloc.qemu.launcher.prepare`.
     """
     preflight(specification)
+    if all(guest.attach is not None for guest in specification.guests):
+        return Prepared(images={}, data_disks={}, accelerators={})
     # Guests and disks are the same in all arms.
     return prepare(arm_configuration(specification, specification.arms[0], run_dir=Path("unused")), report=report)
 
@@ -121,7 +123,8 @@ def describe(
         command=command,
         created_wall=round(time.time(), 3),
         accelerator={name: accelerator.name for name, accelerator in prepared.accelerators.items()},
-        images={name: f"{found.kernel_release} {found.rootfs_sha256[:16]}" for name, found in images.items()},
+        images={name: f"{found.kernel_release} {found.rootfs_sha256[:16]}" for name, found in images.items()}
+        | {guest.name: "its own" for guest in specification.guests if guest.attach is not None},
         versions=versions() | {"qemu": qemu_version()},
         host=host_facts(),
         footprints=footprints,

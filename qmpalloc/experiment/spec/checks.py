@@ -10,6 +10,7 @@ from pathlib import Path
 from qmpalloc.config.checks import image_mistakes, source_mistakes
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.errors import ConfigError
+from qmpalloc.experiment.spec.attached import SOCKETS
 from qmpalloc.experiment.spec.program import Metric, ProgramPhase
 from qmpalloc.experiment.spec.schema import AnyPhase, Arm, Guest, Phase, Specification
 from qmpalloc.policy import registry
@@ -57,7 +58,7 @@ def check_memory(specification: Specification, available_bytes: int) -> None:
     Raises:
         ConfigError: They need more.
     """
-    guests = specification.guests
+    guests = [guest for guest in specification.guests if guest.attach is None or guest.start is not None]
     memory_bytes = sum(guest.memory for guest in guests)
     needed_bytes = memory_bytes + len(guests) * QEMU_BYTES
     if needed_bytes <= available_bytes:
@@ -69,7 +70,7 @@ def check_memory(specification: Specification, available_bytes: int) -> None:
     if left_bytes > 0:
         parts = -(-memory_bytes // left_bytes)
         hint += f": --scale {Fraction(specification.scale) / parts}"
-    largest = max(range(len(guests)), key=lambda index: guests[index].memory)
+    largest = specification.guests.index(max(guests, key=lambda guest: guest.memory))
     raise ConfigError(message, file=specification.file, key=f"guest[{largest}].memory", hint=hint)
 
 
@@ -77,6 +78,7 @@ def _all(spec: Specification) -> Found:
     yield from _frame(spec)
     yield from _sources("image", image_mistakes(spec.image), spec.image.sources)
     yield from _unique("guest", (guest.name for guest in spec.guests))
+    yield from _sockets(spec)
     yield from _unique("arm", (arm.name for arm in spec.arms))
     if spec.reference not in {arm.name for arm in spec.arms}:
         yield "experiment.reference", f"no arm is called {spec.reference!r}", "all arms are compared with this one"
@@ -119,6 +121,24 @@ def _unique(key: str, names: Iterable[str]) -> Found:
         if name in seen:
             yield where, f"{name} is already {seen[name]}", "names tell results apart"
         seen.setdefault(name, where)
+
+
+def _sockets(spec: Specification) -> Found:
+    """Look at what is said of guests that are not ours."""
+    seen: dict[str, str] = {}
+    for index, guest in enumerate(spec.guests):
+        if guest.attach is None:
+            continue
+        key = f"guest[{index}].attach"
+        yield from ((f"{key}.{where}", message, hint) for where, message, hint in guest.attach.mistakes())
+        if guest.start is not None:
+            start = f"guest[{index}].start"
+            yield from ((f"{start}.{where}", message, hint) for where, message, hint in guest.start.mistakes())
+        for name in SOCKETS:
+            path = getattr(guest.attach, name)
+            if not seen.get(path, key).startswith(key):
+                yield f"{key}.{name}", f"{path} is already {seen[path]}", "each guest has sockets of its own"
+            seen.setdefault(path, f"{key}.{name}")
 
 
 def _guest(key: str, guest: Guest, spec: Specification) -> Found:
@@ -284,6 +304,10 @@ def _arm(key: str, arm: Arm, spec: Specification) -> Found:
     if arm.is_computed_oracle and any(guest.programs for guest in spec.guests):
         message = "what programs read is not known beforehand, so their curves cannot be computed"
         yield f"{key}.policy", message, "give the policy its curves, or leave this arm out"
+    for guest in spec.guests:
+        if arm.is_computed_oracle and guest.attach is not None and guest.lru is None:
+            message = f"which page replacement {guest.name} runs is not known, so its curve cannot be computed"
+            yield f"{key}.policy", message, 'say it: lru = "multi-gen" or "two-list"'
     try:
         registry.load(arm.policy, arm.policy_settings, file=spec.file)
     except ConfigError as error:

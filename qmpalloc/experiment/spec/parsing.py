@@ -12,10 +12,12 @@ import msgspec
 from msgspec import Struct
 
 from qmpalloc.config import ImageConfig
+from qmpalloc.config.addresses import socket_path
 from qmpalloc.config.convert import Mistakes
 from qmpalloc.config.toml import read_tables, read_text
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.spec import access
+from qmpalloc.experiment.spec.attached import SOCKETS, Attach
 from qmpalloc.experiment.spec.checks import check
 from qmpalloc.experiment.spec.program import Metric, ProgramPhase, ProgramPhaseKeys
 from qmpalloc.experiment.spec.schema import (
@@ -88,7 +90,7 @@ def parse(text: str, *, file: Path) -> Specification:
     if disk is not None and disk.iops and "model" in data["disk"]:
         mistakes.add("disk.iops", "beside disk.model", hint="give a model or explicit iops, not both")
     image = mistakes.convert(data.get("image", {}), ImageConfig, "image", missing=DOCS)
-    guests = [_guest(table, key, mistakes) for key, table in _tables(data.get("guest"), "guest", mistakes)]
+    guests = [_guest(table, key, mistakes, file.parent) for key, table in _tables(data.get("guest"), "guest", mistakes)]
     arms = [mistakes.convert(table, Arm, key, missing=DOCS) for key, table in _tables(data.get("arm"), "arm", mistakes)]
     mistakes.raise_if_any()
     specification = Specification(
@@ -109,8 +111,8 @@ def _tables(value: Any, key: str, mistakes: Mistakes) -> list[tuple[str, Any]]:
     return []
 
 
-def _guest(table: Any, key: str, mistakes: Mistakes) -> Any:
-    """Return a `Guest`, or None if there was a mistake."""
+def _guest(table: Any, key: str, mistakes: Mistakes, base: Path) -> Any:
+    """Return a `Guest`, or None if there was a mistake; sockets are looked for beside `base`."""
     keys = mistakes.convert(table, _GuestTable, key, missing=DOCS)
     found = table.get("phase") if isinstance(table, Mapping) else None
     phases = [_phase(item, where, mistakes) for where, item in _tables(found, f"{key}.phase", mistakes)]
@@ -123,7 +125,23 @@ def _guest(table: Any, key: str, mistakes: Mistakes) -> Any:
             names["file_name"] = phase.file_name or default_file_name(phase.file)
         named.append(msgspec.structs.replace(phase, **names))
     common = {name: getattr(keys, name) for name in GuestKeys.__struct_fields__}
+    if keys.attach is not None:
+        common["attach"] = _with_paths(keys.attach, f"{key}.attach", mistakes, base)
+        if "suite" in table:
+            mistakes.add(f"{key}.suite", "beside attach", hint="such a guest has its own system; leave it out")
+    elif keys.start is not None:
+        hint = "add [guest.attach] with monitor, second_monitor and agent"
+        mistakes.add(f"{key}.start", "without attach, which says where its sockets are", hint=hint)
     return Guest(**common, phases=tuple(named))
+
+
+def _with_paths(attach: Attach, key: str, mistakes: Mistakes, base: Path) -> Attach:
+    """Make the paths of its sockets absolute."""
+    paths = {}
+    for name in SOCKETS:
+        with mistakes.addressed(f"{key}.{name}"):
+            paths[name] = socket_path(getattr(attach, name), base)
+    return msgspec.structs.replace(attach, **paths)
 
 
 def _phase(table: Any, key: str, mistakes: Mistakes) -> Any:

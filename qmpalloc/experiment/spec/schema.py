@@ -9,6 +9,7 @@ from msgspec import Struct
 from qmpalloc.config import DISK_OVERHEAD_BYTES, DataSource, Duration, ImageConfig, Size
 from qmpalloc.config.schema import DISK_OVERHEAD_FACTOR
 from qmpalloc.experiment.spec.access import Access, Loop, Sequential
+from qmpalloc.experiment.spec.attached import Attach, Start, not_reset
 from qmpalloc.experiment.spec.program import READ_RATE, Metric, ProgramPhase
 from qmpalloc.units import GIB, KIB, MIB, PAGE_BYTES
 
@@ -115,6 +116,9 @@ AnyPhase = Phase | ProgramPhase
 UNNAMED_FILE, UNNAMED_BYTES = "file-16M.dat", 16 * MIB
 """On the data disk of a guest whose programs name no file, for measuring what a read takes."""
 
+DATA_DIRECTORY = "/data"
+"""Where the data disk of a reference guest is mounted."""
+
 Lru = Literal["two-list", "multi-gen"]
 """Page replacements, as an experiment names them."""
 
@@ -139,6 +143,8 @@ class GuestKeys(Struct, frozen=True, kw_only=True):
         weight: Relative importance, for policies that know it and for what is said of all guests together.
         image: Instead of the experiment's ``[image]``.
         data: What its data disk holds besides the files of its phases.
+        attach: Where it is, if it is none of ours.
+        start: How the user starts it, for a guest with `attach`.
     """
 
     name: str
@@ -151,6 +157,8 @@ class GuestKeys(Struct, frozen=True, kw_only=True):
     weight: float = 1.0
     image: ImageConfig | None = None
     data: DataSource | None = None
+    attach: Attach | None = None
+    start: Start | None = None
 
 
 class Guest(GuestKeys, frozen=True, kw_only=True):
@@ -179,6 +187,10 @@ class Guest(GuestKeys, frozen=True, kw_only=True):
         for phase in self.phases:
             files |= {phase.file_name: phase.file} if isinstance(phase, Phase) else phase.files
         return files or {UNNAMED_FILE: UNNAMED_BYTES}
+
+    def path(self, file_name: str) -> str:
+        """Return where one of its files is, in the guest."""
+        return f"{self.attach.data if self.attach is not None else DATA_DIRECTORY}/{file_name}"
 
     @property
     def lru_flavour(self) -> Literal["two_list", "lru_gen"]:
@@ -272,6 +284,16 @@ class Specification(Frame, frozen=True, kw_only=True):
     def has_unequal_work(self) -> bool:
         """Whether arms may do unequal work in equal time, so that they are compared by metrics."""
         return any(guest.programs or any(phase.is_timed for phase in guest.phases) for guest in self.guests)
+
+    @property
+    def not_reset(self) -> tuple[str, ...]:
+        """What is not the same at the beginning of every arm, a sentence each."""
+        return tuple(
+            line
+            for guest in self.guests
+            if guest.attach is not None
+            for line in not_reset(guest.name, guest.attach, guest.start)
+        )
 
     def fill(self, text: str, guest: Guest) -> str:
         """Return `text` of a program's command with ``{seed}``, ``{guest}`` and ``{scale}`` filled in, and no more."""

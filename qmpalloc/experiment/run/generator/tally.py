@@ -46,7 +46,7 @@ class Tally:
 def totals(tallies: Sequence[Tally]) -> dict[str, Any]:
     """Return the sums over threads, which may be counting meanwhile, as the host reads them in ``PhaseProgress``."""
     histograms = [list(tally.buckets) for tally in tallies]  # a copy is taken whole
-    counts = map(sum, zip(*histograms, strict=True))
+    counts = map(sum, zip(*histograms))  # noqa: B905 - Python 3.9 knows no strict
     return {
         "reads": sum(tally.reads for tally in tallies),
         "errors": sum(tally.errors for tally in tallies),
