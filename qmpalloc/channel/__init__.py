@@ -6,7 +6,7 @@ installs, sets up or starts something in a guest knows `Channel` alone.
 
 from qmpalloc.channel.base import Channel
 from qmpalloc.channel.command import CommandChannel, open_command
-from qmpalloc.channel.opening import Written, open_channel
+from qmpalloc.channel.opening import Written, open_channel, others
 from qmpalloc.channel.passing import pass_through
 
-__all__ = ["Channel", "CommandChannel", "Written", "open_channel", "open_command", "pass_through"]
+__all__ = ["Channel", "CommandChannel", "Written", "open_channel", "open_command", "others", "pass_through"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,17 +51,23 @@ async def open_channel(
         yield client
 
 
+async def others(path: str) -> list[str]:
+    """Return ``name (pid N)`` of every other process that is connected to a socket, or waits for its turn."""
+    found = await trio.to_thread.run_sync(holders, path)
+    return [each for each in found if not each.endswith(f"(pid {os.getpid()})")]
+
+
 async def _wait_for_answer(agent: Agent, guest: str, wait_s: float, report: Callable[[str], None]) -> None:
     with trio.move_on_after(min(SILENCE_S, wait_s)):
         await agent.sync()
         return
-    held = await trio.to_thread.run_sync(holders, agent.address)
+    held = await others(agent.address)
     if held and wait_s > SILENCE_S:
         report(f"{guest}: {', '.join(held)} holds {agent.address}; waiting for its turn")
     with trio.move_on_after(wait_s - SILENCE_S):
         await agent.sync()
         return
-    held = await trio.to_thread.run_sync(holders, agent.address)
+    held = await others(agent.address)
     if held:
         message = f"guest {guest}: {', '.join(held)} still holds {agent.address} after {wait_s:g} s"
         hint = "an agent serves one client after the other: wait longer, or end that process"

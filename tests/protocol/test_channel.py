@@ -98,7 +98,7 @@ async def test_a_cancelled_command_is_ended_with_all_it_started(tmp_path):
     async with open_command(SHELL, "web") as channel:
         with (
             pytest.raises(DeadlineError, match="sh -c: no answer to a sleep"),
-            deadline(1, "sh -c", "a long sleep"),
+            deadline(1, "sh -c", "a sleep"),
         ):
             await channel.run(["sh", "-c", f"sleep 1000 & echo $! > {shlex.quote(str(note))}; wait"])
     state = trio.Path(f"/proc/{note.read_text().strip()}/stat")

@@ -315,3 +315,16 @@ def test_a_spoilt_copy_of_the_experiment_is_named(begun, content, says):
     assert result.exit_code == 2
     assert result.output.startswith(f"error: {copy}: ")
     assert says in result.output
+
+
+def test_a_dry_run_says_what_is_not_reset_between_arms(tmp_path):
+    text = Path(SMOKE).read_text()
+    for socket in ("a", "b", "c"):
+        (tmp_path / socket).touch()
+    attach = '[guest.attach]\nmonitor = "a"\nsecond_monitor = "b"\nagent = "c"\nchannel = ["sh", "-c"]\n[[guest.phase]]'
+    file = tmp_path / "mine.toml"
+    file.write_text(text.replace("[[guest.phase]]", attach, 1))
+    result = invoke("run", str(file), "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "not reset between arms: guest g1 runs on from arm to arm" in result.output
+    assert "not reset between arms: guest g1: its disks are not throttled" in result.output

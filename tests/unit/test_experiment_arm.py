@@ -284,19 +284,20 @@ async def test_a_controller_that_stands_still_ends_the_run(bench, autojump_clock
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("kind", "guest", "message"),
     [
-        ("policy", "policy own:Own failed: ZeroDivisionError: division by zero"),
-        ("host", "the host has 100M left, below 491M"),
+        ("policy", None, "policy own:Own failed: ZeroDivisionError: division by zero"),
+        ("host", None, "the host has 100M left, below 491M"),
+        ("interference", "g2", "its size fell to 300M without a command of this run"),
     ],
 )
-async def test_a_run_whose_policy_failed_or_was_overruled_does_not_count(bench, autojump_clock, kind, message):
+async def test_a_run_whose_policy_failed_or_was_overruled_does_not_count(bench, autojump_clock, kind, guest, message):
     async def after_trial(controller, trial):
-        controller.note(Faulted(t=0.0, wall=0.0, guest=None, kind=kind, message=message, hint=""))
+        controller.note(Faulted(t=0.0, wall=0.0, guest=guest, kind=kind, message=message, hint=""))
 
     bench.after_trial = after_trial
     outcome = await bench.run()
-    assert outcome.failed == message
+    assert outcome.failed == (f"guest {guest}: {message}" if guest else message)
     assert bench.clock.trials < TRIALS
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from qmpalloc.channel import Channel, open_channel
+from qmpalloc.channel import Channel, open_channel, others
 from qmpalloc.config import Config
 from qmpalloc.control.inspection import choose_actuator
 from qmpalloc.errors import BusyError, HostError, QmpallocError, RefusedError, SampleError, UnreachableError
@@ -21,7 +21,7 @@ from qmpalloc.experiment.run.readings import Link, linked
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.attached import SECOND_HINT, Attach, Start
 from qmpalloc.experiment.spec.schema import Guest
-from qmpalloc.host.sockets import holders
+from qmpalloc.qemu.machine import wait_pid
 from qmpalloc.qemu.progress import Report
 from qmpalloc.qmp import Actuator, Agent, Monitor, deadline, open_agent, open_monitor, relay_agent
 from qmpalloc.qmp.actuator import nearest_order
@@ -108,7 +108,8 @@ class _Place:
 
     def error(self, key: str, what: str, hint: str = "") -> HostError:
         """Return an error that names file, key and guest."""
-        return HostError(f"{self.file}: {self.key}.{key}: guest {self.guest.name}: {what}", hint=hint)
+        guest = f"guest {self.guest.name}: "
+        return HostError(f"{self.file}: {self.key}.{key}: {guest}{what.removeprefix(guest)}", hint=hint)
 
     async def check_monitor(self) -> None:
         """Check that the controller will have its monitor: whoever holds that moves the balloon."""
@@ -116,7 +117,7 @@ class _Place:
             async with open_monitor(self.attach.monitor, timeout_s=MONITOR_TIMEOUT_S):
                 return
         except BusyError as error:
-            who = ", ".join(await trio.to_thread.run_sync(holders, self.attach.monitor)) or "somebody else"
+            who = ", ".join(await others(self.attach.monitor)) or "somebody else"
             hint = "another controller of this guest would move its balloon as well: end it first"
             raise self.error("attach.monitor", f"{who} holds {self.attach.monitor}", hint) from error
         except UnreachableError as error:
@@ -192,7 +193,7 @@ async def _monitor(place: _Place) -> AsyncIterator[Monitor]:
         try:
             monitor = await stack.enter_async_context(open_monitor(path, timeout_s=MONITOR_TIMEOUT_S))
         except BusyError as error:
-            who = ", ".join(await trio.to_thread.run_sync(holders, path)) or "somebody else"
+            who = ", ".join(await others(path)) or "somebody else"
             raise place.error("attach.second_monitor", f"{who} holds {path}", SECOND_HINT) from error
         except UnreachableError as error:
             raise place.error("attach.second_monitor", error.message, error.hint or SECOND_HINT) from error
@@ -245,7 +246,7 @@ async def _check_agent(place: _Place) -> None:
             with deadline(COMMAND_TIMEOUT_S, path, "its first answer"):
                 await agent.info()
     except UnreachableError as error:
-        who = ", ".join(await trio.to_thread.run_sync(holders, path))
+        who = ", ".join(await others(path))
         what = f"{who} holds {path}" if who and not error.absent else error.message
         raise place.error("attach.agent", what, error.hint) from error
 
@@ -332,6 +333,8 @@ async def _stop(place: _Place, start: Start, process: subprocess.Popen[bytes]) -
         if await _ends(process, QUIT_TIMEOUT_S):
             break
         _kill(process, number)
+    else:
+        process.wait()  # nothing survives SIGKILL
     if not await _gone(place.attach.second_monitor, QUIT_TIMEOUT_S):
         place.report(f"warning: {place.guest.name} still runs: {place.attach.second_monitor} answers; stop it by hand")
 
@@ -349,13 +352,8 @@ async def _gone(path: str, within_s: float) -> bool:
 
 async def _ends(process: subprocess.Popen[bytes], within_s: float) -> bool:
     with trio.move_on_after(within_s):
-        await trio.to_thread.run_sync(_wait, process, within_s)
+        await wait_pid(process.pid)
     return process.poll() is not None
-
-
-def _wait(process: subprocess.Popen[bytes], within_s: float) -> None:
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(within_s)
 
 
 def _kill(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
