@@ -185,7 +185,7 @@ class ArmRunner:
                         write_whole(self._directory.path / f"{name}-{guest.name}.log", said)
 
     async def _with_guests(self, config: Config, do: Callable[[Config, list[Link]], Awaitable[None]]) -> None:
-        """Boot our guests and reach the user's, do something with all, and let them go; one that ends by itself ends it."""
+        """Boot our guests, reach the user's, do something with all, and let them go; one that ends by itself ends it."""
         ours = any(guest.vm is not None for guest in config.guests)
         async with (
             open_guests(config, prepared=self._prepared, report=self._live.report)
