@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpalloc.cli import EXIT_FAILED, show_error
-from qmpalloc.cli.options import config_argument
 from qmpalloc.cli.signals import run_until_signal
-from qmpalloc.cli.vm_exec import wait_option
-from qmpalloc.config import Config
-from qmpalloc.config.schema import GuestConfig
+from qmpalloc.cli.ways import Ways, WaysFile, wait_option
 from qmpalloc.errors import QmpallocError
+from qmpalloc.qemu.channels import Way
 
 if TYPE_CHECKING:
     from qmpalloc.channel import Channel
@@ -22,7 +20,8 @@ if TYPE_CHECKING:
 guests_option = click.option(
     "--guest", "names", multiple=True, metavar="NAME", help="This one only; may be given several times."
 )
-Work = Callable[["Channel", GuestConfig], Awaitable[None]]
+config_argument = click.argument("ways", metavar="CONFIG", type=WaysFile())
+Work = Callable[["Channel", Way], Awaitable[None]]
 
 
 @click.group()
@@ -38,8 +37,10 @@ def guest() -> None:
 @config_argument
 @guests_option
 @wait_option
-def install(config: Config, names: tuple[str, ...], wait_s: float) -> None:
+def install(ways: Ways, names: tuple[str, ...], wait_s: float) -> None:
     """Install the collector in the guests of CONFIG, or update it, and wait for the first sample.
+
+    CONFIG may be an experiment, too: its guests with [guest.attach].
 
     Checks what it needs: bcc, headers and type information of the running kernel, Python 3.9; what is missing is named
     with its package. Started now and at every boot, by systemd, OpenRC or a script in /etc/init.d. What fails leaves a
@@ -47,43 +48,41 @@ def install(config: Config, names: tuple[str, ...], wait_s: float) -> None:
     """
     from qmpalloc import installation
 
-    async def work(channel: Channel, guest: GuestConfig) -> None:
-        _say(guest.name, "installing the collector")
-        seconds, notes = await installation.install(channel, guest.name, guest.counters_file)
+    async def work(channel: Channel, way: Way) -> None:
+        _say(way.guest, "installing the collector")
+        seconds, notes = await installation.install(channel, way.guest, way.counters_file)
         for note in notes:
-            _say(guest.name, note)
-        click.echo(f"{guest.name}: the first sample came {seconds:.1f} s after the installation began")
+            _say(way.guest, note)
+        click.echo(f"{way.guest}: the first sample came {seconds:.1f} s after the installation began")
 
-    sys.exit(run_until_signal(_each, config, names, wait_s, work))
+    sys.exit(run_until_signal(_each, ways, names, wait_s, work))
 
 
 @guest.command(short_help="Take the collector out.")
 @config_argument
 @guests_option
 @wait_option
-def remove(config: Config, names: tuple[str, ...], wait_s: float) -> None:
+def remove(ways: Ways, names: tuple[str, ...], wait_s: float) -> None:
     """Take the collector out of the guests of CONFIG: stop it, and remove all that was installed."""
     from qmpalloc import installation
 
-    async def work(channel: Channel, guest: GuestConfig) -> None:
-        click.echo(f"{guest.name}: {await installation.remove(channel, guest.name)}")
+    async def work(channel: Channel, way: Way) -> None:
+        click.echo(f"{way.guest}: {await installation.remove(channel, way.guest)}")
 
-    sys.exit(run_until_signal(_each, config, names, wait_s, work))
+    sys.exit(run_until_signal(_each, ways, names, wait_s, work))
 
 
-async def _each(config: Config, names: tuple[str, ...], wait_s: float, work: Work) -> int:
+async def _each(ways: Ways, names: tuple[str, ...], wait_s: float, work: Work) -> int:
     """Do something in one guest after the other; one that fails does not stop the others."""
     from qmpalloc.channel import open_channel
-    from qmpalloc.qemu.channels import way_of
 
-    chosen = [config.guest(name) for name in names] or config.guests
+    chosen = [ways.into(name) for name in names] or ways.guests
     code = 0
-    for each in chosen:
-        way = way_of(config, each)
+    for way in chosen:
         try:
-            opened = open_channel(way.channel, guest=each.name, agent=way.agent, wait_s=wait_s, report=_report)
+            opened = open_channel(way.channel, guest=way.guest, agent=way.agent, wait_s=wait_s, report=_report)
             async with opened as channel:
-                await work(channel, each)
+                await work(channel, way)
         except* QmpallocError as group:
             for error in _leaves(group):
                 show_error(error)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from qmpalloc.cli.options import ConfigFile, Duration
 from qmpalloc.cli.signals import run_until_signal
-from qmpalloc.config import Config
+from qmpalloc.cli.ways import Ways, WaysFile, wait_option
 from qmpalloc.errors import ConfigError, HostError, RefusedError
 from qmpalloc.files import write_whole
 from qmpalloc.units import MIB
@@ -30,12 +29,12 @@ COPY_BYTES_PER_S = 100_000
 """A copy may take so long, and a second for so many bytes; an emulated guest's agent takes 1 to 3 MB/s."""
 
 config_option = click.option(
-    "--config", type=ConfigFile(), help="Where the guest is described; by default the guests that vm up has started."
+    "--config",
+    "ways",
+    type=WaysFile(),
+    help="Where the guest is described: a configuration, or an experiment with [guest.attach]. "
+    "By default it is one that vm up has started.",
 )
-wait_option = click.option(
-    "--wait", "wait_s", type=Duration(), default="60s", show_default=True,
-    help="For an agent that serves somebody else; it serves one after the other.",
-)  # fmt: skip
 
 
 @click.command("exec", short_help="Run a program in a guest.")
@@ -44,7 +43,7 @@ wait_option = click.option(
 @wait_option
 @click.option("-i", "--stdin", "with_stdin", is_flag=True, help="Give it our standard input, read to its end first.")
 @click.argument("argv", nargs=-1, required=True, metavar="-- ARGV...", type=click.UNPROCESSED)
-def exec_(guest: str, config: Config | None, wait_s: float, with_stdin: bool, argv: tuple[str, ...]) -> None:
+def exec_(guest: str, ways: Ways | None, wait_s: float, with_stdin: bool, argv: tuple[str, ...]) -> None:
     """Run ARGV in GUEST as root, and end with its exit code: 128 and the signal's number if a signal ended it.
 
     No shell is involved unless ARGV names one. Its output is passed on as it comes, with nothing left out of it; what
@@ -53,14 +52,14 @@ def exec_(guest: str, config: Config | None, wait_s: float, with_stdin: bool, ar
     Through the second agent of the guests that vm up starts, or what `channel` in --config says.
     """
     stdin = _standard_input() if with_stdin else None
-    sys.exit(run_until_signal(_exec, guest, config, wait_s, argv, stdin))
+    sys.exit(run_until_signal(_exec, guest, ways, wait_s, argv, stdin))
 
 
-async def _exec(guest: str, config: Config | None, wait_s: float, argv: tuple[str, ...], stdin: bytes | None) -> int:
+async def _exec(guest: str, ways: Ways | None, wait_s: float, argv: tuple[str, ...], stdin: bytes | None) -> int:
     from qmpalloc.channel import pass_through
 
     out, err = sys.stdout.buffer, sys.stderr.buffer
-    async with _opened(guest, config, wait_s) as channel:
+    async with _opened(guest, ways, wait_s) as channel:
         return await pass_through(channel, argv, stdin=stdin, out=partial(_pass, out), err=partial(_pass, err))
 
 
@@ -69,7 +68,7 @@ async def _exec(guest: str, config: Config | None, wait_s: float, argv: tuple[st
 @click.argument("target")
 @config_option
 @wait_option
-def cp(source: str, target: str, config: Config | None, wait_s: float) -> None:
+def cp(source: str, target: str, ways: Ways | None, wait_s: float) -> None:
     """Copy the file SOURCE to TARGET; one of the two is GUEST:PATH, the path absolute.
 
     A target that ends in a slash, or is a directory of this host, keeps the file's name. What is copied into a guest
@@ -83,12 +82,12 @@ def cp(source: str, target: str, config: Config | None, wait_s: float) -> None:
         guest, path = there
         keeps_name = Path(target).is_dir() or target.endswith("/")
         file = Path(target, PurePosixPath(path).name) if keeps_name else Path(target)
-        run_until_signal(_fetch, guest, path, file, config, wait_s)
+        run_until_signal(_fetch, guest, path, file, ways, wait_s)
     elif here is not None:
         guest, path = here
         data, mode = _read(Path(source))
         path = f"{path}{Path(source).name}" if path.endswith("/") else path
-        run_until_signal(_bring, data, mode, guest, path, config, wait_s)
+        run_until_signal(_bring, data, mode, guest, path, ways, wait_s)
 
 
 def _read(source: Path) -> tuple[bytes, int]:
@@ -102,10 +101,10 @@ def _read(source: Path) -> tuple[bytes, int]:
         raise HostError(f"{source} cannot be read: {error.strerror}") from error
 
 
-async def _bring(data: bytes, mode: int, guest: str, path: str, config: Config | None, wait_s: float) -> None:
+async def _bring(data: bytes, mode: int, guest: str, path: str, ways: Ways | None, wait_s: float) -> None:
     from qmpalloc.qmp import deadline
 
-    async with _opened(guest, config, wait_s) as channel:
+    async with _opened(guest, ways, wait_s) as channel:
         with deadline(COPY_TIMEOUT_S + len(data) / COPY_BYTES_PER_S, channel.address, f"the copy to {path}"):
             await channel.write_file(path, data)
             result = await channel.run(["chmod", f"{mode:o}", path])
@@ -113,10 +112,10 @@ async def _bring(data: bytes, mode: int, guest: str, path: str, config: Config |
         raise RefusedError(f"guest {guest}: {path} has not got its mode", command="chmod", error_class="GenericError")
 
 
-async def _fetch(guest: str, path: str, target: Path, config: Config | None, wait_s: float) -> None:
+async def _fetch(guest: str, path: str, target: Path, ways: Ways | None, wait_s: float) -> None:
     from qmpalloc.qmp import deadline
 
-    async with _opened(guest, config, wait_s) as channel:
+    async with _opened(guest, ways, wait_s) as channel:
         with deadline(COPY_TIMEOUT_S + COPY_MAX_BYTES / COPY_BYTES_PER_S, channel.address, f"the copy of {path}"):
             data = await channel.read_file(path, COPY_MAX_BYTES)
     if len(data) > COPY_MAX_BYTES:
@@ -124,11 +123,11 @@ async def _fetch(guest: str, path: str, target: Path, config: Config | None, wai
     write_whole(target, data)
 
 
-def _opened(guest: str, config: Config | None, wait_s: float) -> AbstractAsyncContextManager[Channel]:
+def _opened(guest: str, ways: Ways | None, wait_s: float) -> AbstractAsyncContextManager[Channel]:
     from qmpalloc.channel import open_channel
-    from qmpalloc.qemu.channels import way_into
+    from qmpalloc.qemu.channels import way_into_started
 
-    way = way_into(config, guest)
+    way = ways.into(guest) if ways is not None else way_into_started(guest)
     return open_channel(way.channel, guest=guest, agent=way.agent, wait_s=wait_s, report=_report)
 
 

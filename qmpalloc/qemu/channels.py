@@ -1,4 +1,4 @@
-"""Where commands are run in a guest of a configuration, or in one that `vm up` started."""
+"""Where programs are run in a guest: of a configuration, or of those that `vm up` has started."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from qmpalloc.channel import Written
-from qmpalloc.config import Config, GuestConfig, default_run_dir
+from qmpalloc.config import DEFAULT_COUNTERS_FILE, Config, GuestConfig, default_run_dir
 from qmpalloc.errors import ConfigError
 from qmpalloc.qemu import argv, rundir
 
@@ -19,21 +19,21 @@ class Way(Struct, frozen=True, kw_only=True):
         guest: Its name.
         channel: As written.
         agent: The socket of the agent that may run programs, if any may.
+        counters_file: Path in the guest.
     """
 
     guest: str
     channel: Written
     agent: Path
+    counters_file: str = DEFAULT_COUNTERS_FILE
 
 
-def way_into(config: Config | None, name: str) -> Way:
-    """Return the way into the guest called `name`, of a configuration or of the default run directory.
+def way_into_started(name: str) -> Way:
+    """Return the way into the guest called `name` in the default run directory.
 
     Raises:
         ConfigError: There is no such guest.
     """
-    if config is not None:
-        return way_of(config, config.guest(name))
     run_dir = default_run_dir()
     for record in rundir.list_records(run_dir):
         if record.name == name:
@@ -42,11 +42,16 @@ def way_into(config: Config | None, name: str) -> Way:
     raise ConfigError(f"no guest {name} in {run_dir}", key="GUEST", hint=hint)
 
 
-def way_of(config: Config, guest: GuestConfig) -> Way:
-    """Return the way into a guest of a configuration."""
-    lab = argv.sockets_of(guest, Path(config.host.run_dir)).lab
+def ways_into(config: Config) -> tuple[Way, ...]:
+    """Return the ways into the guests of a configuration."""
+    return tuple(_way_into(config, guest) for guest in config.guests)
+
+
+def _way_into(config: Config, guest: GuestConfig) -> Way:
     agent = Path(guest.agent)
-    return Way(guest=guest.name, channel=guest.channel, agent=_of_two(lab, agent) if guest.vm is not None else agent)
+    if guest.vm is not None:
+        agent = _of_two(argv.sockets_of(guest, Path(config.host.run_dir)).lab, agent)
+    return Way(guest=guest.name, channel=guest.channel, agent=agent, counters_file=guest.counters_file)
 
 
 def _of_two(lab: Path, agent: Path) -> Path:

@@ -84,3 +84,43 @@ def test_a_guest_that_is_not_in_the_file_is_named(config):
     done = invoke("install", config, "--guest", "other")
     assert done.exit_code == 2
     assert "no guest is called 'other'" in done.output
+
+
+EXPERIMENT = """
+[experiment]
+name = "try"
+budget = "2GiB"
+[[guest]]
+name = "cloud"
+memory = "1GiB"
+floor = "256MiB"
+cap = "1GiB"
+baseline = "512MiB"
+[guest.attach]
+monitor = "qmp"
+second_monitor = "qmp2"
+agent = "qga"
+channel = ["sh", "-c"]
+counters_file = "/run/other.json"
+[[guest.phase]]
+command = ["true"]
+[[arm]]
+name = "static"
+policy = "static"
+"""
+
+
+def test_an_experiments_own_guests_are_installed_in(tmp_path, installed):
+    file = tmp_path / "try.toml"
+    file.write_text(EXPERIMENT)
+    assert invoke("install", file).exit_code == 0
+    assert installed == [("cloud", "sh -c", "/run/other.json")]
+
+
+def test_an_experiment_without_guests_of_ones_own_is_refused(tmp_path):
+    file = tmp_path / "try.toml"
+    before, _, rest = EXPERIMENT.partition("[guest.attach]")
+    file.write_text(before + rest[rest.index("[[guest.phase]]") :])
+    done = invoke("install", file)
+    assert done.exit_code == 2
+    assert "try.toml: guest: no guest has [guest.attach]" in done.output

@@ -49,6 +49,7 @@ from qmpalloc.policy import load as load_policy
 from qmpalloc.qemu.launcher import Prepared, RunningGuest, open_guests, wait_for_end
 from qmpalloc.qemu.progress import Report
 from qmpalloc.record import RecordWriter
+from qmpalloc.text import one_line
 from qmpalloc.units import format_size
 
 BEGIN_TIMEOUT_S = 120.0
@@ -140,7 +141,7 @@ class ArmRunner:
                 await self._with_guests(config, self._calibrate_by_programs)
             await self._with_guests(config, self._run_loads)
         except* QmpallocError as group:
-            failed = str(cause(group)).replace("\n ", ";")
+            failed = one_line(str(cause(group)))
         except* Exception as group:  # a defect of ours, or of a user's policy, must not end the other runs
             failed = self._keep_traceback(group)
         if failed:

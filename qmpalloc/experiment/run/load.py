@@ -48,6 +48,12 @@ LOG_FILE = f"{DIRECTORY}/log"
 PLAN_FILE = f"{DIRECTORY}/plan.json"
 PROGRAM_FILE = f"{DIRECTORY}/generator.pyz"
 PID_FILE = f"{DIRECTORY}/pid"
+CLEAR = (
+    f"p=$(cat {PID_FILE} 2>/dev/null) && grep -q generator /proc/$p/cmdline 2>/dev/null && kill $p; "
+    f"rm -rf {DIRECTORY} && mkdir -m 700 {DIRECTORY}"
+)
+"""Also ends what a host that died has left running in a guest that goes on."""
+
 PROGRAMS_DIRECTORY = "/var/tmp/qmpalloc"
 """On the guest's own disk: what programs bring and write there costs no memory but cache."""
 
@@ -323,7 +329,7 @@ class Load:
             HostError: It ended at once, or was not ready in time.
             QmpallocError: The guest does not answer, or there is no room on tmpfs.
         """
-        await self._run(["/bin/sh", "-c", f"rm -rf {DIRECTORY} && mkdir -m 700 {DIRECTORY}"], COMMAND_TIMEOUT_S)
+        await self._run(["/bin/sh", "-c", CLEAR], COMMAND_TIMEOUT_S)
         await self._ship(PROGRAM_FILE, packed_generator())
         for number, phase in enumerate(self.guest.phases):
             if isinstance(phase, Phase):

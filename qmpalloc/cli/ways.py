@@ -1,0 +1,77 @@
+"""Files that say how programs are run in guests: configurations, and experiments with guests of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from msgspec import Struct
+
+from qmpalloc import config
+from qmpalloc.cli.options import Duration
+from qmpalloc.config.toml import read_tables, read_text
+from qmpalloc.errors import ConfigError
+from qmpalloc.qemu.channels import Way, ways_into
+
+
+class Ways(Struct, frozen=True):
+    """The guests of a file, and the ways into them."""
+
+    file: str
+    guests: tuple[Way, ...]
+
+    def into(self, name: str) -> Way:
+        """Return the way into the guest called `name`.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        for way in self.guests:
+            if way.guest == name:
+                return way
+        known = ", ".join(way.guest for way in self.guests)
+        raise ConfigError(f"no guest is called {name!r}", file=self.file, key="guest", hint=f"known are {known}")
+
+
+class WaysFile(click.ParamType[Ways]):
+    """Such a file, loaded and validated; its mistakes are reported by the group."""
+
+    name = "config"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> Ways:
+        """Load the file."""
+        if isinstance(value, Ways):
+            return value
+        file = Path(value).absolute()
+        text = read_text(value, example="see examples/ for a configuration")
+        tables = read_tables(text, file=file, brackets="a guest is a table with two brackets: [[guest]]")
+        if "experiment" not in tables:
+            return Ways(str(file), ways_into(config.parse(text, file=file)))
+        from qmpalloc.experiment.spec.parsing import parse
+
+        guests = tuple(
+            Way(
+                guest=guest.name,
+                channel=guest.attach.channel,
+                agent=Path(guest.attach.agent),
+                counters_file=guest.attach.counters_file,
+            )
+            for guest in parse(text, file=file).guests
+            if guest.attach is not None
+        )
+        if not guests:
+            hint = "the others exist only while the experiment runs"
+            raise ConfigError("no guest has [guest.attach]", file=str(file), key="guest", hint=hint)
+        return Ways(str(file), guests)
+
+
+wait_option = click.option(
+    "--wait", "wait_s", type=Duration(), default="60s", show_default=True,
+    help="For an agent that serves somebody else; it serves one after the other.",
+)  # fmt: skip
