@@ -15,9 +15,14 @@ import trio
 from qmpalloc.errors import NonsenseError, QmpallocError, RefusedError
 from qmpalloc.qmp.agent import Agent
 from qmpalloc.qmp.agent_channel import SYNC
+from qmpalloc.qmp.deadline import deadline
 from qmpalloc.qmp.framing import SENTINEL, Framer, decode, encode
 
 RECEIVE_BYTES = 65536
+
+COMMAND_TIMEOUT_S = 30.0
+"""For an answer of the guest, which may never come: an agent that was restarted has forgotten the command. Then its
+client is disconnected, and the others go on."""
 
 
 async def relay_agent(
@@ -78,12 +83,13 @@ async def _serve(agent: Agent, stream: trio.SocketStream) -> None:
 
 
 async def _answer(agent: Agent, command: str, arguments: object) -> dict[str, object] | None:
-    """Return what a command brings; None when the connection to the guest is over."""
+    """Return what a command brings; None when the guest does not answer, or the connection to it is over."""
     given = arguments if isinstance(arguments, dict) else None
     if command == SYNC:  # each client's own matter: the connection to the guest has its own
         return {"return": given.get("id") if given is not None else None}
     try:
-        return {"return": await agent.forward(command, given)}
+        with deadline(COMMAND_TIMEOUT_S, agent.address, command):
+            return {"return": await agent.forward(command, given)}
     except RefusedError as error:
         return {"error": {"class": error.error_class, "desc": error.message}}
     except NonsenseError as error:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from qmpalloc.channel import opening
-from qmpalloc.errors import ConfigError, HostError, QmpallocError
+from qmpalloc.errors import ConfigError, DisconnectedError, HostError, QmpallocError
 from qmpalloc.experiment.run.attached import open_attached
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.failures import bare_errors
@@ -398,4 +398,24 @@ async def test_clients_are_let_go_when_the_agent_is_gone(tmp_path, autojump_cloc
             await server.aclose()
             with trio.fail_after(10):
                 await one.closed.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_that_never_comes_costs_one_client_its_connection(tmp_path, autojump_clock):
+    fake = FakeAgent(files={"/a": b"a"})
+    path, shared = str(tmp_path / "qga"), str(tmp_path / "shared")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(fake.serve_path, path)
+        async with open_agent(path) as agent, trio.open_nursery() as relays:
+            await relays.start(relay_agent, agent, shared)
+            async with open_agent(shared) as one:
+                assert await one.read_file("/a", 10) == b"a"
+                fake.faults.hang = True
+                with trio.fail_after(60), pytest.raises(DisconnectedError):
+                    await one.read_file("/a", 10)
+            fake.faults.hang = False
+            async with open_agent(shared) as two:
+                with trio.fail_after(60):
+                    assert await two.read_file("/a", 10) == b"a"
+            relays.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
