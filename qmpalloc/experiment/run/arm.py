@@ -66,6 +66,9 @@ LOADS_DONE = "the loads are done"
 
 OUTPUTS_TIMEOUT_S = 30.0
 
+FAILED_CHARS = 1000
+"""Of why a run failed and what to do about it, the last words of a program included."""
+
 LOG_BYTES = 1024**2
 """Kept of the end of each log of a guest in a run that failed."""
 
@@ -141,7 +144,7 @@ class ArmRunner:
                 await self._with_guests(config, self._calibrate_by_programs)
             await self._with_guests(config, self._run_loads)
         except* QmpallocError as group:
-            failed = one_line(str(cause(group)))
+            failed = one_line(str(cause(group)), FAILED_CHARS)
         except* Exception as group:  # a defect of ours, or of a user's policy, must not end the other runs
             failed = self._keep_traceback(group)
         if failed:
@@ -186,7 +189,7 @@ class ArmRunner:
                         write_whole(self._directory.path / f"{name}-{guest.name}.log", said)
 
     async def _with_guests(self, config: Config, do: Callable[[Config, list[Link]], Awaitable[None]]) -> None:
-        """Boot our guests, reach the user's, do something with all, and let them go; one that ends by itself ends it."""
+        """Boot our guests, reach the user's, do something with all, and let them go; one that ends ends it."""
         ours = any(guest.vm is not None for guest in config.guests)
         async with (
             open_guests(config, prepared=self._prepared, report=self._live.report)
