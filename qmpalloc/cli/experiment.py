@@ -224,7 +224,7 @@ def _show_plan(specification: Specification, runs: list[str]) -> None:
         click.echo(f"  guest {guest.name}: {sizes}")
         for phase in guest.phases:
             click.echo(f"    {phase.name}: {describe_phase(phase)}")
-            for place in places(phase) if isinstance(phase, ProgramPhase) else ():
+            for place in places(phase) if isinstance(phase, ProgramPhase) and guest.attach is None else ():
                 click.echo(f"      {visible(place.path)}: on {place.disk}")
     for line in specification.not_reset:
         click.echo(f"  not reset between arms: {line}")

@@ -23,8 +23,7 @@ from qmpalloc.experiment.spec import parsing
 from qmpalloc.experiment.store.records import LoadProgress
 from qmpalloc.qmp import ExecResult, deadline, open_agent, open_agent_on, open_monitor, relay_agent
 from qmpalloc.qmp.agent_channel import NOISE_MAX_BYTES
-from qmpalloc.testing import FakeAgent, FakeQemu
-from qmpalloc.testing.fake_qemu import Refusal
+from qmpalloc.testing import FakeAgent, FakeQemu, FakeVirtioMem
 from qmpalloc.units import MIB
 
 COUNTERS = "/run/qmpalloc/counters.json"
@@ -224,14 +223,30 @@ async def test_less_memory_than_the_cap_is_refused(cloud, autojump_clock):
     assert "guest[0].cap: guest cloud: its QEMU has 128M, less than its cap of 256M" in error.message
 
 
-async def test_a_qemu_without_a_balloon_is_refused(cloud, autojump_clock):
-    def absent(_):
-        raise Refusal("No balloon device has been activated", "DeviceNotActive")
-
-    cloud.second.commands["query-balloon"] = absent
+async def test_a_qemu_without_anything_that_moves_memory_is_refused(cloud, autojump_clock):
+    cloud.second.balloon_id = None
     error = await cloud.refused()
-    assert "guest[0].attach: guest cloud: it has no balloon" in error.message
+    assert "guest[0].attach: guest cloud: " in error.message
+    assert "this QEMU has no balloon device, and no virtio-mem device" in error.message
     assert "virtio-balloon-pci" in error.hint
+
+
+async def test_a_balloon_that_gives_nothing_to_the_host_is_refused(cloud, autojump_clock):
+    cloud.second.machine["confidential-guest-support"] = "/objects/sev0"
+    error = await cloud.refused()
+    assert "guest[0].attach: guest cloud: " in error.message
+    assert "memory is kept from the host (/objects/sev0)" in error.message
+
+
+async def test_one_with_virtio_mem_is_brought_to_its_baseline_and_back(cloud, autojump_clock):
+    device = FakeVirtioMem(128 * MIB, 128 * MIB)
+    device.request(160 * MIB)
+    blocks = cloud.second.blocks
+    cloud.monitor, cloud.second = FakeQemu(virtio_mem=device), FakeQemu(virtio_mem=device)
+    cloud.second.blocks = blocks
+    async with cloud.opened() as (link, _):
+        assert (link.actuator.kind, device.requested_bytes) == ("virtio-mem", 64 * MIB)
+    assert device.requested_bytes == 32 * MIB
 
 
 async def test_a_full_disk_in_the_guest_is_said(cloud, autojump_clock):
@@ -250,7 +265,7 @@ SERVER = """\
 import sys, trio
 sys.path[:0] = {path!r}
 from pathlib import Path
-from qmpalloc.testing import FakeAgent, FakeQemu
+from qmpalloc.testing import FakeAgent, FakeQemu, FakeVirtioMem
 from tests.protocol.test_experiment_attached import Cloud
 
 async def main():

@@ -82,6 +82,8 @@ SECOND = 'second_monitor = "unix:vm/qmp2"'
         (('["./start", "cloud"]', '[""]'), "guest[0].start.command", "is no command"),
         (('"5min"', '"0s"'), "guest[0].start.timeout", "must be above 0"),
         (('name = "cloud"', 'name = "cloud"\nsuite = "trixie"'), "guest[0].suite", "beside attach"),
+        (('name = "cloud"', 'name = "cloud"\nimage = { size = "4GiB" }'), "guest[0].image", "beside attach"),
+        (('name = "cloud"', 'name = "cloud"\ndata = { build = ["fill.sh"] }'), "guest[0].data", "beside attach"),
         (('policy = "static"', 'policy = "static"\n[[arm]]\nname = "o"\npolicy = "oracle"'), "arm[1].policy", "lru ="),
     ],
 )

@@ -76,3 +76,8 @@ def test_data_that_nothing_names_is_said(tmp_path):
     (tmp_path / "work.sh").write_text("cat /data/rows")
     change = ('"/data/rows"]', '"rows"]\ncopy = ["work.sh"]')
     assert found(change, directory=tmp_path) == []
+
+
+def test_where_the_paths_of_a_users_own_guest_lie_is_not_guessed():
+    attach = 'attach = { monitor = "a", second_monitor = "b", agent = "c" }'
+    assert found(('baseline = "512MiB"', f'baseline = "512MiB"\n{attach}'), ('"/data/rows"]', '"/var/lib/x"]')) == []

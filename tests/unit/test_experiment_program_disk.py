@@ -2,7 +2,9 @@
 
 import pytest
 
+from qmpalloc.experiment.run.readings import Link
 from qmpalloc.experiment.store.records import ProgramPace, ProgramService
+from qmpalloc.qmp import BlockStats
 
 WARM = ProgramPace(seconds=10.0, accesses=100_000)
 COLD = ProgramPace(seconds=10.0, accesses=20_000, misses=10_000, disk_reads=1_800)
@@ -28,3 +30,10 @@ def test_what_cannot_be_told_is_not_known(warm, cold):
     service = ProgramService(warm=warm, cold=cold)
     assert service.miss_s is None
     assert service.ratio is None
+
+
+@pytest.mark.parametrize(("known", "read"), [(("data",), ["data"]), ((), ["data", "cd"])])
+def test_where_it_is_not_known_which_disks_a_load_reads_all_count(known, read):
+    link = Link("g", None, None, None, None, "/counters", known)
+    disks = [BlockStats(name=name, rd_bytes=0, rd_operations=0, rd_total_time_ns=0) for name in ("data", "cd")]
+    assert [disk.name for disk in link.read_of(disks)] == read

@@ -99,4 +99,4 @@ async def _paced(link: Link, number: int, *, cold: bool) -> ProgramPace:
 
 
 async def _requests(link: Link) -> int:
-    return sum(stats.rd_operations for stats in await link.monitor.block_stats() if stats.name in link.disks)
+    return sum(disk.rd_operations for disk in link.read_of(await link.monitor.block_stats()))

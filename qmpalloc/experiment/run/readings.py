@@ -6,7 +6,7 @@ the load from the lab agent. So the numbers of a report depend on nothing the co
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -20,7 +20,7 @@ from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.schema import Guest
 from qmpalloc.experiment.store.records import LoadProgress, Reading
 from qmpalloc.qemu.launcher import RunningGuest
-from qmpalloc.qmp import Actuator, Monitor, deadline, find_actuators, open_agent, open_monitor
+from qmpalloc.qmp import Actuator, BlockStats, Monitor, deadline, find_actuators, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
 
 DATA_DISK, ROOT_DISK = "data", "root"
@@ -63,6 +63,10 @@ class Link(Struct, frozen=True):
             QmpallocError: The guest does not answer, or what is there makes no sense.
         """
         return parse(await self.channel.read_file(self.counters_file, FILE_MAX_BYTES))
+
+    def read_of(self, disks: Iterable[BlockStats]) -> list[BlockStats]:
+        """Return those of the guest's disks that its load reads."""
+        return [disk for disk in disks if not self.disks or disk.name in self.disks]
 
 
 @asynccontextmanager
@@ -165,7 +169,7 @@ async def read_guest(link: Link, *, trial: int, t: float, target_bytes: int) -> 
         raise NonsenseError(f"{link.name}: its collector has written nothing for {age_s:.0f} s")
     if missing := set(link.disks) - disks.keys():
         raise NonsenseError(f"{link.name}: its QEMU has no drive with the id {min(missing)}")
-    read = [disks[name] for name in link.disks] if link.disks else list(disks.values())
+    read = link.read_of(disks.values())
     return Reading(
         trial=trial,
         t=round(t, 3),

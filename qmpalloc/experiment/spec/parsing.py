@@ -38,6 +38,10 @@ WHOLE_NAMES = {"phase": "guest.phase", "metric": "guest.phase.metric"}
 ACCESS_HINT = 'for example { distribution = "normal", deviation = 0.3 }'
 
 
+OURS_ONLY = {"suite", "image", "data"}
+"""Keys of a guest that say what it is made from."""
+
+
 class _PhaseTable(PhaseKeys, frozen=True, kw_only=True):
     access: Any
 
@@ -127,8 +131,8 @@ def _guest(table: Any, key: str, mistakes: Mistakes, base: Path) -> Any:
     common = {name: getattr(keys, name) for name in GuestKeys.__struct_fields__}
     if keys.attach is not None:
         common["attach"] = _with_paths(keys.attach, f"{key}.attach", mistakes, base)
-        if "suite" in table:
-            mistakes.add(f"{key}.suite", "beside attach", hint="such a guest has its own system; leave it out")
+        for name in sorted(OURS_ONLY & table.keys()):
+            mistakes.add(f"{key}.{name}", "beside attach", hint="such a guest has its own system; leave it out")
     elif keys.start is not None:
         hint = "add [guest.attach] with monitor, second_monitor and agent"
         mistakes.add(f"{key}.start", "without attach, which says where its sockets are", hint=hint)

@@ -60,6 +60,8 @@ def disk_of(path: str) -> Disk:
 def warnings(specification: Specification) -> Iterator[str]:
     """Yield where work may lie elsewhere than a user thinks."""
     for guest in specification.guests:
+        if guest.attach is not None:  # what its paths are on is not known here
+            continue
         for phase in guest.programs:
             for reason in _of_phase(specification, guest, phase):
                 yield f"guest {guest.name}, {phase.name}: {reason}"

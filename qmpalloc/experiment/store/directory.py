@@ -316,6 +316,8 @@ def _brought(specification: Specification) -> Iterator[str]:
     """Yield what lies beside the experiment's file and goes into guests, their images and their data disks."""
     for guest in specification.guests:
         yield from (name for phase in guest.programs for name in phase.copy)
+        if guest.attach is not None:
+            continue
         for source in (guest.image or specification.image, guest.data):
             if source is not None:
                 yield from (name for _, name in source.sources if not name.startswith(("/", "~")))
