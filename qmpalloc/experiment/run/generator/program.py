@@ -202,7 +202,7 @@ class Program:
             )
         except FileNotFoundError as error:
             raise GaveUpError(
-                f"{key}: {argv[0]} is not in this guest: add its package to image.packages, or copy it"
+                f"{key}: {argv[0]} is not in this guest: install its package (image.packages), or copy it"
             ) from error
         except OSError as error:
             raise GaveUpError(f"{key}: {argv[0]} cannot be run: {error.strerror}") from error
