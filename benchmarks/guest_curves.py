@@ -36,9 +36,9 @@ from qmpalloc.errors import QmpallocError
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.preflight import RUN_DIR_PREFIX, preflight
 from qmpalloc.experiment.spec.access import Access, HotCold, Loop, Mixture, Normal, Part, Zipf
-from qmpalloc.experiment.sweep.measurement import Case, Shipped, SweepResult, measured_curve
-from qmpalloc.experiment.sweep.predictions import ESTIMATORS, MIDPOINT, Prediction, error, predict
-from qmpalloc.experiment.sweep.running import run_case
+from qmpalloc.experiment.sizes.measurement import Case, Shipped, SizesResult, measured_curve
+from qmpalloc.experiment.sizes.predictions import ESTIMATORS, MIDPOINT, Prediction, error, predict
+from qmpalloc.experiment.sizes.running import run_case
 from qmpalloc.files import write_json, write_whole
 from qmpalloc.policy.curves_file import FORMAT
 from qmpalloc.qemu.launcher import prepare
@@ -127,7 +127,7 @@ def run(chosen: Case, directory: Path) -> None:
         def keep(line: Shipped) -> None:
             recording.write(msgspec.json.encode(line) + b"\n")
 
-        async def main() -> SweepResult:
+        async def main() -> SizesResult:
             return await run_case(chosen, prepared=prepared, run_dir=Path(run_dir), keep=keep, report=say)
 
         result = trio.run(main)
@@ -157,15 +157,15 @@ def run_all(cases: Sequence[Case], directory: Path) -> list[str]:
 
 # --- reporting -------------------------------------------------------------------------------------------------------
 
-Sweeps = list[tuple[SweepResult, tuple[Prediction, ...]]]
+Measured = list[tuple[SizesResult, tuple[Prediction, ...]]]
 
 
-def load(directory: Path) -> Sweeps:
+def load(directory: Path) -> Measured:
     """Return every result there is in a directory, with what the estimators predicted."""
     order = [each.name for each in all_cases()]
-    found: Sweeps = []
+    found: Measured = []
     for file in sorted(directory.glob("*/result.json")):
-        result = msgspec.json.decode(file.read_bytes(), type=SweepResult)
+        result = msgspec.json.decode(file.read_bytes(), type=SizesResult)
         found.append((result, predict(result, recorded(file.with_name("recording.jsonl")))))
     return sorted(found, key=lambda item: order.index(item[0].case.name) if item[0].case.name in order else len(order))
 
@@ -187,7 +187,7 @@ def cell(value: float | None, *, bold: bool = False) -> str:
     return f"**{value:.4f}**" if bold else f"{value:.4f}"
 
 
-def error_table(sweeps: Sweeps, field: str) -> list[str]:
+def error_table(sweeps: Measured, field: str) -> list[str]:
     """Return mean absolute errors by workload, page replacement and estimator; that of the guest's own is bold."""
     estimators = [*ESTIMATORS, MIDPOINT]
     columns = ("load", "page replacement", "sizes", *estimators, "worst of its own")
@@ -210,12 +210,12 @@ def title(of: Case) -> str:
     return f"{WHAT.get(of.workload, of.workload)}, {format_size(of.file)} file"
 
 
-def replacement(result: SweepResult) -> str:
+def replacement(result: SizesResult) -> str:
     """Return the page replacement and the kernel it belongs to."""
     return f"{result.case.lru}, {result.kernel.partition('-')[0] or result.case.suite}"
 
 
-def learning_table(sweeps: Sweeps, directory: Path) -> list[str]:
+def learning_table(sweeps: Measured, directory: Path) -> list[str]:
     """Return the error of the guest's own estimator had it learnt for a shorter time."""
     shares = [f"after {share:.0%} of the time" for share in SHARES]
     columns = ("load", "page replacement", *shares, "after all of it", "accesses", "by pages of the file")
@@ -235,7 +235,7 @@ def learning_table(sweeps: Sweeps, directory: Path) -> list[str]:
     return lines
 
 
-def points_table(sweeps: Sweeps) -> list[str]:
+def points_table(sweeps: Measured) -> list[str]:
     """Return every size: what was measured, what its own estimator predicted, and the witness."""
     columns = ("load", "page replacement", "size", "measured", "predicted", "its estimate for the cache seen",
                "cache predicted", "cache seen", "accesses", "warm-up", "disk / misses", "")  # fmt: skip
@@ -272,7 +272,7 @@ BY_CACHE = """## Mean absolute error of the bare estimate, for the cache that wa
 Neither anchored nor with the mapping from size to cache: what the estimator itself is worth."""
 
 
-def document(sweeps: Sweeps, directory: Path, preface: str, figure: str) -> str:
+def document(sweeps: Measured, directory: Path, preface: str, figure: str) -> str:
     """Return the text of the results."""
     weak = [f"- {result.case.name}: {'; '.join(result.weak)}" for result, _ in sweeps if result.weak]
     picture = f"![Predicted and measured curves]({figure})" if figure else "There is no figure without matplotlib."
@@ -294,7 +294,7 @@ def document(sweeps: Sweeps, directory: Path, preface: str, figure: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def verdict(sweeps: Sweeps) -> str:
+def verdict(sweeps: Measured) -> str:
     """Return one sentence on how many cases are good enough."""
     own = [error(result, each) for result, made in sweeps for each in made if each.estimator == result.case.lru]
     known = [each.at_sizes for each in own if each.at_sizes is not None]
@@ -307,11 +307,11 @@ def verdict(sweeps: Sweeps) -> str:
     )
 
 
-def draw(sweeps: Sweeps, folder: Path, name: str) -> str:
+def draw(sweeps: Measured, folder: Path, name: str) -> str:
     """Draw the figure as SVG and PNG and return the file name of the first; empty without matplotlib."""
     try:
         from qmpalloc.experiment.report.figures import style
-        from qmpalloc.experiment.sweep.figure import predictions_figure
+        from qmpalloc.experiment.sizes.figure import predictions_figure
     except ModuleNotFoundError:
         return ""
     if not sweeps:

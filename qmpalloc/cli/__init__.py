@@ -42,6 +42,8 @@ COMMANDS = {
     "run": Entry("qmpalloc.cli.run:run", "Share memory among guests by a policy."),
     "plan": Entry("qmpalloc.cli.plan:plan", "Show what one decision would be."),
     "experiment": Entry("qmpalloc.cli.experiment:experiment", "Compare policies on real guests, and report."),
+    "sweep": Entry("qmpalloc.cli.sweep:sweep", "Run a grid in the model and on real guests, on one machine or many."),
+    "what-if": Entry("qmpalloc.cli.what_if:what_if", "What other policies would have missed in a recorded run."),
     "replay": Entry("qmpalloc.cli.replay:replay", "Show a record again."),
 }
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"record", "summary"},
     {"experiment", "tui", "doctor"},
     {"sim"},
-    {"testing"},
+    {"sweep", "testing"},
     {"cli"},
 ]
 INSIDE = {
@@ -42,7 +42,7 @@ INSIDE = {
         {"store"},
         {"analysis", "run"},
         {"report"},
-        {"sweep"},
+        {"sizes"},
     ],
 }
 # Not all of control/ may reach for what stands below it.
@@ -65,10 +65,10 @@ PURE = [
         "events.py",
         "record.py",
     ),
-    *("curves", "rules", "policy", "sim"),
+    *("curves", "rules", "policy", "sim", "sweep/spec.py", "sweep/model.py"),
     *("experiment/spec", "experiment/store", "experiment/analysis", "experiment/report"),
     *("experiment/run/generator", "experiment/run/traces.py"),
-    *("experiment/sweep/measurement.py", "experiment/sweep/predictions.py", "experiment/sweep/figure.py"),
+    *("experiment/sizes/measurement.py", "experiment/sizes/predictions.py", "experiment/sizes/figure.py"),
     *(f"control/{name}.py" for name in ("memory", "size", "danger", "samples", "guest", "snapshot", "roster")),
 ]
 ROOT = Path(qmpalloc.__file__).parent

@@ -150,7 +150,7 @@ async def run_experiment(
         if directory.free_bytes() < ROOM_BYTES:
             hint = f"make room, then: qmpalloc experiment resume {directory.path}"
             raise HostError(f"less than {ROOM_BYTES >> 20} MiB are left for {directory.path}", hint=hint)
-        outcome = await _run_one(directory, run, prepared, traces, live)
+        outcome = await run_arm(directory, run, prepared, traces, live)
         left.note(outcome)
         if not outcome.failed:
             failures = 0
@@ -163,9 +163,14 @@ async def run_experiment(
     return all(not outcome.failed for outcome in directory.outcomes().values())
 
 
-async def _run_one(
+async def run_arm(
     directory: ExperimentDirectory, run: ArmRun, prepared: Prepared, traces: Traces, live: Live
 ) -> Outcome:
+    """Run one arm once; what becomes of it is written down.
+
+    Raises:
+        HostError: What it leaves cannot be written.
+    """
     files = directory.run(run)
     files.begin()
     disk = directory.disk()

@@ -155,7 +155,7 @@ def _phase(table: Any, key: str, mistakes: Mistakes) -> Any:
     keys = mistakes.convert(table, _PhaseTable, key, missing=DOCS)
     chosen = None
     if isinstance(table, Mapping) and "access" in table:
-        chosen = _access(table["access"], f"{key}.access", mistakes)
+        chosen = read_access(table["access"], f"{key}.access", mistakes)
     if keys is None or chosen is None:
         return None
     common = {name: getattr(keys, name) for name in PhaseKeys.__struct_fields__}
@@ -178,7 +178,7 @@ def _program(table: Mapping[str, Any], key: str, mistakes: Mistakes) -> Any:
     return ProgramPhase(**common, metrics=tuple(metrics))
 
 
-def _access(table: Any, key: str, mistakes: Mistakes, known: tuple[str, ...] = access.NAMES) -> Any:
+def read_access(table: Any, key: str, mistakes: Mistakes, known: tuple[str, ...] = access.NAMES) -> Any:
     """Return the distribution a table describes, or None if there was a mistake."""
     if not isinstance(table, Mapping):
         mistakes.add(key, f"must be a table, not {type(table).__name__}", hint=ACCESS_HINT)
@@ -221,5 +221,5 @@ def _part(table: Any, key: str, mistakes: Mistakes) -> Any:
     if keys is not None and not keys.weight > 0:
         mistakes.add(f"{key}.weight", "must be above 0", hint="leave the part out instead")
         keys = None
-    chosen = _access(rest, key, mistakes, tuple(access.SIMPLE))
+    chosen = read_access(rest, key, mistakes, tuple(access.SIMPLE))
     return None if keys is None or chosen is None else access.Part(weight=keys.weight, access=chosen)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -330,6 +331,22 @@ def _keep(source: Path, target: Path) -> None:
         target.symlink_to(source.absolute())
     else:
         shutil.copy(source, target)
+
+
+def files_of(specification: Specification, text: str) -> dict[str, bytes]:
+    """Return name and content of all that an experiment is made of: its text, and what lies beside it and is needed.
+
+    Raises:
+        ConfigError: One of the files cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            for _ in _copy_policies(specification, Path(place)):
+                pass
+        except OSError as error:
+            raise ConfigError(f"needs a file that cannot be read: {error}", file=specification.file) from error
+        found = {str(path.relative_to(place)): path.read_bytes() for path in Path(place).rglob("*") if path.is_file()}
+    return {"experiment.toml": text.encode()} | found
 
 
 def _names_curves(arm: Arm) -> bool:

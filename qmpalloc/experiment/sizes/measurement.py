@@ -1,7 +1,7 @@
 """A sweep: a guest's curve is learnt at one size, then its real miss ratio is measured at others.
 
 What the guest shipped is kept line by line (`Shipped`), so that any estimator can be asked afterwards what it would
-have predicted (`qmpalloc.experiment.sweep.predictions`). `qmpalloc.experiment.sweep.running` runs sweeps.
+have predicted (`qmpalloc.experiment.sizes.predictions`). `qmpalloc.experiment.sizes.running` runs sweeps.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class Point(Struct, frozen=True, kw_only=True):
         return self.data_read_pages / self.misses if self.misses > 0 else None
 
 
-class SweepResult(Struct, frozen=True, kw_only=True):
+class SizesResult(Struct, frozen=True, kw_only=True):
     """``result.json``: a whole case; written last, so that one without it was interrupted.
 
     Attributes:
@@ -352,7 +352,7 @@ def measured(lines: Sequence[Shipped], *, lap: int, target_bytes: int, watch: St
     )
 
 
-def measured_curve(result: SweepResult) -> dict[str, list[object]]:
+def measured_curve(result: SizesResult) -> dict[str, list[object]]:
     """Return the steady points as the policy ``oracle`` takes them."""
     points = sorted((point for point in result.points if point.steady), key=lambda point: point.actual_bytes)
     known = {point.actual_bytes: point.miss_ratio for point in points}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qmpalloc.curves.disk_check import Reads
 from qmpalloc.curves.observer import CurveFacts, CurveObserver
 from qmpalloc.errors import SampleError
-from qmpalloc.experiment.sweep.measurement import CACHE_ALIKE, Case, Shipped, SweepResult
+from qmpalloc.experiment.sizes.measurement import CACHE_ALIKE, Case, Shipped, SizesResult
 from qmpalloc.sample import Memory, SampleTracker
 from qmpalloc.units import PAGE_BYTES
 
@@ -96,7 +96,7 @@ class Prediction(Struct, frozen=True, kw_only=True):
 
 
 def predict(
-    result: SweepResult, recording: Iterable[Shipped], estimators: Iterable[str] = ESTIMATORS
+    result: SizesResult, recording: Iterable[Shipped], estimators: Iterable[str] = ESTIMATORS
 ) -> tuple[Prediction, ...]:
     """Return what estimators predicted from what was shipped while the curve was learnt.
 
@@ -155,7 +155,7 @@ class Error(Struct, frozen=True, kw_only=True):
     sizes: int
 
 
-def error(result: SweepResult, prediction: Prediction) -> Error:
+def error(result: SizesResult, prediction: Prediction) -> Error:
     """Return how far `prediction` was off."""
     chosen = [
         index

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qmpalloc.experiment.report.figures import style
-from qmpalloc.experiment.sweep.measurement import SweepResult
-from qmpalloc.experiment.sweep.predictions import MIDPOINT, Prediction, error
+from qmpalloc.experiment.sizes.measurement import SizesResult
+from qmpalloc.experiment.sizes.predictions import MIDPOINT, Prediction, error
 from qmpalloc.units import MIB
 
 LINES = {
@@ -22,7 +22,7 @@ LINES = {
 """Colour and dash of each estimator that is drawn; the midpoint lies between two of them."""
 
 
-def predictions_figure(sweeps: Sequence[tuple[SweepResult, Sequence[Prediction]]]) -> Figure:
+def predictions_figure(sweeps: Sequence[tuple[SizesResult, Sequence[Prediction]]]) -> Figure:
     """Draw a row for each workload and a column for each page replacement.
 
     Lines are the anchored curves of all estimators, that of the guest's own page replacement in front. Points are what
@@ -53,7 +53,7 @@ def predictions_figure(sweeps: Sequence[tuple[SweepResult, Sequence[Prediction]]
     return figure
 
 
-def _panel(axes: Axes, result: SweepResult, made: Sequence[Prediction]) -> None:
+def _panel(axes: Axes, result: SizesResult, made: Sequence[Prediction]) -> None:
     case = result.case
     for prediction in made:
         if prediction.estimator != MIDPOINT:
@@ -91,7 +91,7 @@ def _panel(axes: Axes, result: SweepResult, made: Sequence[Prediction]) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _kind(result: SweepResult) -> str:
+def _kind(result: SizesResult) -> str:
     """Return what a column is for: the page replacement, and what is not as usual."""
     case = result.case
     unusual = [case.suite] * (case.suite != "trixie") + ["fresh"] * case.fresh

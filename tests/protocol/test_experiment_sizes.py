@@ -18,9 +18,9 @@ from qmpalloc.experiment.run.load import GO_FILE, PLAN_FILE, PROGRAM_FILE, PROGR
 from qmpalloc.experiment.run.readings import Link
 from qmpalloc.experiment.spec.access import Loop, Normal, Uniform
 from qmpalloc.experiment.store.records import LoadProgress
-from qmpalloc.experiment.sweep import predictions, running
-from qmpalloc.experiment.sweep.measurement import Case, Shipped
-from qmpalloc.experiment.sweep.running import Wires, run_case, sweep
+from qmpalloc.experiment.sizes import predictions, running
+from qmpalloc.experiment.sizes.measurement import Case, Shipped
+from qmpalloc.experiment.sizes.running import Wires, over_sizes, run_case
 from qmpalloc.policy import load as load_policy
 from qmpalloc.qemu.accelerator import Accelerator
 from qmpalloc.qemu.argv import Sockets
@@ -90,7 +90,7 @@ class Bench:
                     [actuator] = await find_actuators(monitor)
                     link = Link("g", monitor, actuator, agent, self.load, "/run/qmpalloc/counters.json")
                     wires = Wires(link, agent, "/run/qmpalloc/samples.bin")
-                    result = await sweep(self.case, wires, keep=self.kept.append, report=self.said.append)
+                    result = await over_sizes(self.case, wires, keep=self.kept.append, report=self.said.append)
                     nursery.cancel_scope.cancel()
         return result
 

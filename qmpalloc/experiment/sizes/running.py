@@ -20,8 +20,8 @@ from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.failures import bare_errors
 from qmpalloc.experiment.run.readings import DATA_DISK, Link, open_link
 from qmpalloc.experiment.run.traces import Traces
-from qmpalloc.experiment.sweep.measurement import Case, Point, Shipped, Steadiness, SweepResult, measured
-from qmpalloc.experiment.sweep.predictions import Learner
+from qmpalloc.experiment.sizes.measurement import Case, Point, Shipped, Steadiness, SizesResult, measured
+from qmpalloc.experiment.sizes.predictions import Learner
 from qmpalloc.qemu.launcher import Prepared, open_guests, wait_for_end
 from qmpalloc.qemu.progress import Report
 from qmpalloc.qmp import Agent, deadline, open_agent
@@ -67,7 +67,7 @@ class Wires(Struct, frozen=True):
 
 async def run_case(
     case: Case, *, prepared: Prepared, run_dir: Path, keep: Callable[[Shipped], None], report: Report
-) -> SweepResult:
+) -> SizesResult:
     """Boot a guest and sweep it.
 
     Args:
@@ -85,7 +85,7 @@ async def run_case(
     specification = case.specification
     config = arm_configuration(specification, specification.arms[0], run_dir=run_dir)
     traces = Traces(specification)
-    result: SweepResult | None = None
+    result: SizesResult | None = None
     with bare_errors(), trio.move_on_after(CASE_MOST_S):
         async with open_guests(config, prepared=prepared, report=report) as guests, trio.open_nursery() as nursery:
 
@@ -100,7 +100,7 @@ async def run_case(
                 open_agent(str(guest.sockets.agent)) as agent,
             ):
                 await link.load.drop_caches()
-                result = await sweep(case, Wires(link, agent, guest.config.samples_path), keep=keep, report=report)
+                result = await over_sizes(case, Wires(link, agent, guest.config.samples_path), keep=keep, report=report)
             nursery.cancel_scope.cancel()
     if result is None:
         raise HostError(f"{case.name}: not finished after {CASE_MOST_S:.0f} s")
@@ -108,7 +108,7 @@ async def run_case(
     return structs.replace(result, accelerator=guest.accelerator.name, total_s=total_s)
 
 
-async def sweep(case: Case, wires: Wires, *, keep: Callable[[Shipped], None], report: Report) -> SweepResult:
+async def over_sizes(case: Case, wires: Wires, *, keep: Callable[[Shipped], None], report: Report) -> SizesResult:
     """Sweep a guest that has the size `case.learn`; its load is started here.
 
     Raises:
@@ -124,7 +124,7 @@ async def sweep(case: Case, wires: Wires, *, keep: Callable[[Shipped], None], re
             learnt, accesses, weak = await _learn(recording)
             points = [await _point(recording, size_bytes) for size_bytes in case.sizes]
             nursery.cancel_scope.cancel()
-    return SweepResult(
+    return SizesResult(
         case=case,
         kernel=learnt.counters.kernel,
         learnt_t=learnt.t,

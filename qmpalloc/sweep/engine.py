@@ -1,0 +1,207 @@
+"""Hands the tasks of a sweep to Dask's workers: of a cluster on this host, or of a scheduler that exists.
+
+Dask does the rest: it sends tasks where there is room, again when a worker is lost, and answers back as they come.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from qmpalloc.errors import ConfigError, HostError, UnreachableError
+from qmpalloc.experiment.store.records import DiskCalibration
+from qmpalloc.sweep.spec import GuestsTask, ModelTask, Sweep, Task
+from qmpalloc.sweep.work import Done, HostFacts, code_digest, facts, work
+
+if TYPE_CHECKING:
+    import distributed
+
+GUESTS = "guests"
+"""The resource of a worker that may boot guests: one, and one such worker on a host."""
+
+WORKER_COMMAND = "dask worker SCHEDULER --nthreads 1"
+REACH_S, WORKERS_S = 10.0, 30.0
+
+Disks = Callable[[str], Mapping[str, DiskCalibration]]
+"""Returns host to throttle of an experiment, where it has been measured."""
+
+
+class Worker(Struct, frozen=True, kw_only=True):
+    """A worker of the cluster."""
+
+    address: str
+    facts: HostFacts
+    guests: float
+
+
+class Cluster:
+    """A scheduler with workers that run the same code as this process. Made by `open_cluster`.
+
+    Attributes:
+        workers: Those that were there at the beginning.
+    """
+
+    def __init__(self, client: distributed.Client, address: str, sweep: Sweep) -> None:
+        self._client, self._address = client, address
+        found = client.run(facts_of_worker(), on_error="return")
+        resources = client.scheduler_info(n_workers=-1)["workers"]
+        for worker, told in found.items():
+            if isinstance(told, BaseException):
+                message = f"the worker {worker} cannot run qmpalloc: {type(told).__name__}: {told}"
+                raise HostError(message, hint="install qmpalloc there, in the environment of the worker")
+        self.workers = [
+            Worker(address=worker, facts=told, guests=resources.get(worker, {}).get("resources", {}).get(GUESTS, 0))
+            for worker, told in sorted(found.items())
+        ]
+        _check(self.workers, sweep)
+
+    def run(self, tasks: Mapping[str, Task], disks: Disks) -> Iterator[Done]:
+        """Yield what becomes of each task as it is over: first those of the model, then those on real guests.
+
+        So nothing else of the sweep runs beside real guests, whose times count.
+
+        Raises:
+            UnreachableError: The scheduler is lost.
+        """
+        models = {key: task for key, task in tasks.items() if isinstance(task, ModelTask)}
+        yield from self._collected([self._submitted(key, task, {}) for key, task in models.items()])
+        real = {key: task for key, task in tasks.items() if isinstance(task, GuestsTask)}
+        if real:
+            yield from self._collected(list(self._on_guests(real, disks)))
+
+    def _on_guests(self, tasks: Mapping[str, GuestsTask], disks: Disks) -> Iterator[distributed.Future]:
+        """Submit all runs of a repeat to one host, so that its arms are compared on the same; another if it is lost."""
+        hosts = itertools.cycle([worker.address for worker in self.workers if worker.guests])
+        places: dict[tuple[str, int], str] = {}
+        for number, (key, task) in enumerate(tasks.items()):
+            place = places.setdefault((task.experiment, task.repeat), next(hosts))
+            yield self._submitted(
+                key, task, disks(task.experiment),
+                resources={GUESTS: 1}, workers=[place], allow_other_workers=True, priority=-number,
+            )  # fmt: skip
+
+    def _submitted(
+        self, key: str, task: Task, disks: Mapping[str, DiskCalibration], **how: Any
+    ) -> distributed.Future:
+        code = code_digest()
+        return self._client.submit(work, key, task, code, dict(disks), key=f"{key}-{code}", pure=False, **how)
+
+    def _collected(self, futures: list[distributed.Future]) -> Iterator[Done]:
+        import distributed
+
+        for future in distributed.as_completed(futures, loop=self._client.loop):
+            if future.cancelled():
+                raise UnreachableError(
+                    f"the scheduler {self._address} is lost", address=self._address,
+                    hint="start it again, then give the same command again: what is done is kept",
+                )  # fmt: skip
+            error = future.exception() if future.status == "error" else None
+            key = future.key.rpartition("-")[0]
+            yield Done(key=key, failed=_told(error)) if error is not None else future.result()
+            future.release()
+
+
+@contextmanager
+def open_cluster(sweep: Sweep, *, scheduler: str = "", workers: int = 1) -> Iterator[Cluster]:
+    """Yield the workers of a scheduler, or, without one, so many processes on this host.
+
+    Raises:
+        HostError: Dask is not installed, or a worker cannot do what the sweep asks of it.
+        UnreachableError: Nobody answers as a scheduler, or it has no worker.
+        ConfigError: The address is none, or no worker may boot guests.
+    """
+    try:
+        import distributed
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"dask", "distributed"}:
+            raise
+        raise HostError("Dask is not installed", hint="pip install 'qmpalloc[sweep]'") from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it is told by us
+    with ExitStack() as stack:
+        local = None if scheduler else stack.enter_context(_local_cluster(workers))
+        address = scheduler or local.scheduler_address
+        try:
+            client = stack.enter_context(distributed.Client(address, timeout=REACH_S, set_as_default=False))
+        except ValueError as error:
+            message = f"{address!r} is no address of a scheduler: {error}"
+            raise ConfigError(message, key="--scheduler", hint="for example tcp://192.0.2.1:8786") from error
+        except (OSError, TimeoutError) as error:
+            hint = "start one: dask scheduler; its first lines say its address"
+            raise UnreachableError(f"no scheduler answers at {address}", address=address, hint=hint) from error
+        try:
+            client.wait_for_workers(workers if local else 1, timeout=WORKERS_S)
+        except TimeoutError as error:
+            hint = WORKER_COMMAND.replace("SCHEDULER", address)
+            raise UnreachableError(f"the scheduler {address} has no workers", address=address, hint=hint) from error
+        for path in sweep.own_modules:
+            client.upload_file(str(path))
+        yield Cluster(client, address, sweep)
+
+
+def _local_cluster(workers: int) -> Any:
+    """Return so many processes with a thread each, the first of which may boot guests."""
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    here = {"host": "127.0.0.1", "dashboard_address": ":0", "dashboard": False}
+    return SpecCluster(
+        scheduler={"cls": Scheduler, "options": {**here, "port": 0}},
+        workers={
+            number: {
+                "cls": Nanny,
+                "options": {
+                    "nthreads": 1, "resources": {} if number else {GUESTS: 1}, "silence_logs": logging.CRITICAL
+                },
+            }
+            for number in range(workers)
+        },
+        silence_logs=logging.CRITICAL,
+    )  # fmt: skip
+
+
+def facts_of_worker() -> Callable[[], HostFacts]:
+    """Return what a worker is asked. Dask sends it as code, as it is nested: a worker may not have this module."""
+
+    def ask() -> HostFacts:
+        from qmpalloc.sweep.work import facts
+
+        return facts()
+
+    return ask
+
+
+def _check(workers: list[Worker], sweep: Sweep) -> None:
+    """Refuse workers that run other code, and those on which guests cannot be run as they should."""
+    ours = facts()
+    for worker in workers:
+        if worker.facts.code != ours.code:
+            message = f"the worker {worker.address} on host {worker.facts.host} has another qmpalloc than this host"
+            hint = f"install the same on both (its code is {worker.facts.code}, here {ours.code}); start it anew"
+            raise HostError(message, hint=hint)
+    if not sweep.experiments:
+        return
+    booting = [worker for worker in workers if worker.guests]
+    if not booting:
+        hint = f"on each host with QEMU: {WORKER_COMMAND} --resources {GUESTS}=1"
+        raise ConfigError("no worker may boot guests", file=sweep.file, key="experiment", hint=hint)
+    by_host: dict[str, str] = {}
+    for worker in booting:
+        host = worker.facts.host
+        if not worker.facts.qemu:
+            message = f"the worker {worker.address} on host {host} may boot guests, and finds no qemu-system-x86_64"
+            raise HostError(message, hint=f"install QEMU there, or start it without --resources {GUESTS}=1")
+        if host in by_host or worker.guests > 1:
+            message = f"host {host} would run the guests of several runs at once, and each would slow the others"
+            hint = f"start one worker there with --resources {GUESTS}=1: {by_host.get(host, '')} {worker.address}"
+            raise HostError(message, hint=hint)
+        by_host[host] = worker.address
+
+
+def _told(error: BaseException) -> str:
+    if type(error).__name__ == "KilledWorker":
+        return f"each worker that began it was lost ({error.last_worker.address} last): is there memory enough?"
+    return f"{type(error).__name__}: {error}"
