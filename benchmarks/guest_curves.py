@@ -35,10 +35,10 @@ from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.errors import QmpallocError
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.preflight import RUN_DIR_PREFIX, preflight
-from qmpalloc.experiment.spec.access import Access, HotCold, Loop, Mixture, Normal, Part, Zipf
 from qmpalloc.experiment.sizes.measurement import Case, Shipped, SizesResult, measured_curve
 from qmpalloc.experiment.sizes.predictions import ESTIMATORS, MIDPOINT, Prediction, error, predict
 from qmpalloc.experiment.sizes.running import run_case
+from qmpalloc.experiment.spec.access import Access, HotCold, Loop, Mixture, Normal, Part, Zipf
 from qmpalloc.files import write_json, write_whole
 from qmpalloc.policy.curves_file import FORMAT
 from qmpalloc.qemu.launcher import prepare

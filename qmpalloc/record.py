@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Literal, Self
 
 import msgspec
 
@@ -14,6 +14,7 @@ from qmpalloc import events
 from qmpalloc.errors import ConfigError, NonsenseError
 from qmpalloc.events import AnyEvent, Ended, Header
 from qmpalloc.files import create, make_directory
+from qmpalloc.text import one_line
 
 LINE_MAX_BYTES = 32 * 1024 * 1024
 """A decision about a hundred guests with their curves takes less than one."""
@@ -94,13 +95,33 @@ def read_record(path: str | os.PathLike[str]) -> Iterator[AnyEvent]:
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 if not line.endswith(b"\n") and number > 1:
                     return
-                hint = NO_RECORD_HINT if number == 1 else ""
-                raise NonsenseError(f"{path}: line {number} is not an event: {error}", hint=hint) from error
+                if number == 1:
+                    raise _no_header(path, line, error) from error
+                raise NonsenseError(f"{path}: line {number} is not an event: {error}") from error
             if number == 1 and not isinstance(event, Header):
                 raise NonsenseError(f"{path}: the first line is not a header", hint=NO_RECORD_HINT)
             yield event
     if number == 0:
         raise NonsenseError(f"{path}: the file is empty", hint=NO_RECORD_HINT)
+
+
+class _Versioned(msgspec.Struct):
+    format: Literal["qmpalloc-record"]
+    version: int
+    versions: dict[str, str] = {}
+
+
+def _no_header(path: str | os.PathLike[str], line: bytes, error: Exception) -> NonsenseError:
+    """Return why a first line is no header: the record may be of another version."""
+    try:
+        found = msgspec.json.decode(line, type=_Versioned)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return NonsenseError(f"{path}: line 1 is not an event: {error}", hint=NO_RECORD_HINT)
+    if found.version == events.VERSION:
+        return NonsenseError(f"{path}: the header is not understood: {error}", hint="was it changed by hand?")
+    message = f"{path}: a record of version {found.version}; this qmpalloc reads version {events.VERSION}"
+    wrote = one_line(found.versions.get("qmpalloc", "another"))
+    return NonsenseError(message, hint=f"read it with the qmpalloc that wrote it: {wrote}")
 
 
 def ended(path: str | os.PathLike[str]) -> Ended | None:

@@ -44,7 +44,7 @@ def sweep(file: Path, scheduler: str, workers: int, out: Path | None, dry_run: b
     from qmpalloc.config import default_run_dir
     from qmpalloc.config.toml import read_text
     from qmpalloc.control.lock import hold_lock
-    from qmpalloc.sweep.engine import open_cluster
+    from qmpalloc.sweep.engine import open_cluster, require_packages
     from qmpalloc.sweep.report import write_report
     from qmpalloc.sweep.spec import ModelTask, parse
     from qmpalloc.sweep.store import SweepDirectory
@@ -57,6 +57,7 @@ def sweep(file: Path, scheduler: str, workers: int, out: Path | None, dry_run: b
     click.echo(f"{found.name}: {models} runs in the model, {len(tasks) - models} on real guests")
     if dry_run:
         return
+    require_packages()
     place = out or Path("runs") / found.name
     with hold_lock(str(place), default_run_dir()), interruptible():
         directory = SweepDirectory(place, found, text, code=code_digest(), anyway=anyway)
@@ -92,7 +93,9 @@ def _conduct(cluster: Cluster, directory: SweepDirectory) -> None:
     if console.is_terminal:
         progress.start()
     try:
-        for number, done in enumerate(cluster.run({key: directory.sweep.tasks[key] for key in left}, directory.disks), 1):
+        for number, done in enumerate(
+            cluster.run({key: directory.sweep.tasks[key] for key in left}, directory.disks), 1
+        ):
             directory.add(done)
             progress.advance(bar)
             if done.failed:

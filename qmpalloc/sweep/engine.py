@@ -5,7 +5,7 @@ Dask does the rest: it sends tasks where there is room, again when a worker is l
 
 from __future__ import annotations
 
-import itertools
+import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -76,18 +76,16 @@ class Cluster:
 
     def _on_guests(self, tasks: Mapping[str, GuestsTask], disks: Disks) -> Iterator[distributed.Future]:
         """Submit all runs of a repeat to one host, so that its arms are compared on the same; another if it is lost."""
-        hosts = itertools.cycle([worker.address for worker in self.workers if worker.guests])
+        hosts = [worker.address for worker in self.workers if worker.guests]
         places: dict[tuple[str, int], str] = {}
         for number, (key, task) in enumerate(tasks.items()):
-            place = places.setdefault((task.experiment, task.repeat), next(hosts))
+            place = places.setdefault((task.experiment, task.repeat), hosts[len(places) % len(hosts)])
             yield self._submitted(
                 key, task, disks(task.experiment),
                 resources={GUESTS: 1}, workers=[place], allow_other_workers=True, priority=-number,
             )  # fmt: skip
 
-    def _submitted(
-        self, key: str, task: Task, disks: Mapping[str, DiskCalibration], **how: Any
-    ) -> distributed.Future:
+    def _submitted(self, key: str, task: Task, disks: Mapping[str, DiskCalibration], **how: Any) -> distributed.Future:
         code = code_digest()
         return self._client.submit(work, key, task, code, dict(disks), key=f"{key}-{code}", pure=False, **how)
 
@@ -106,6 +104,20 @@ class Cluster:
             future.release()
 
 
+def require_packages() -> None:
+    """Make sure that what sweeps need besides is installed.
+
+    Raises:
+        HostError: It is not.
+    """
+    for package in ("distributed", "pyarrow"):
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            message = f"sweeps need Dask and pyarrow: {error.name} is not installed"
+            raise HostError(message, hint="pip install 'qmpalloc[sweep]'") from error
+
+
 @contextmanager
 def open_cluster(sweep: Sweep, *, scheduler: str = "", workers: int = 1) -> Iterator[Cluster]:
     """Yield the workers of a scheduler, or, without one, so many processes on this host.
@@ -115,16 +127,12 @@ def open_cluster(sweep: Sweep, *, scheduler: str = "", workers: int = 1) -> Iter
         UnreachableError: Nobody answers as a scheduler, or it has no worker.
         ConfigError: The address is none, or no worker may boot guests.
     """
-    try:
-        import distributed
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"dask", "distributed"}:
-            raise
-        raise HostError("Dask is not installed", hint="pip install 'qmpalloc[sweep]'") from error
+    require_packages()
+    import distributed
+
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it is told by us
     with ExitStack() as stack:
-        local = None if scheduler else stack.enter_context(_local_cluster(workers))
-        address = scheduler or local.scheduler_address
+        address = scheduler or stack.enter_context(_local_cluster(workers)).scheduler_address
         try:
             client = stack.enter_context(distributed.Client(address, timeout=REACH_S, set_as_default=False))
         except ValueError as error:
@@ -134,7 +142,7 @@ def open_cluster(sweep: Sweep, *, scheduler: str = "", workers: int = 1) -> Iter
             hint = "start one: dask scheduler; its first lines say its address"
             raise UnreachableError(f"no scheduler answers at {address}", address=address, hint=hint) from error
         try:
-            client.wait_for_workers(workers if local else 1, timeout=WORKERS_S)
+            client.wait_for_workers(1 if scheduler else workers, timeout=WORKERS_S)
         except TimeoutError as error:
             hint = WORKER_COMMAND.replace("SCHEDULER", address)
             raise UnreachableError(f"the scheduler {address} has no workers", address=address, hint=hint) from error
@@ -202,6 +210,8 @@ def _check(workers: list[Worker], sweep: Sweep) -> None:
 
 
 def _told(error: BaseException) -> str:
-    if type(error).__name__ == "KilledWorker":
+    import distributed
+
+    if isinstance(error, distributed.KilledWorker):
         return f"each worker that began it was lost ({error.last_worker.address} last): is there memory enough?"
     return f"{type(error).__name__}: {error}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
+import shutil
 import tarfile
 import tempfile
 from fractions import Fraction
@@ -45,13 +47,23 @@ class Packed(Struct, frozen=True, kw_only=True):
 class Ready(Struct):
     """An experiment for which all is prepared on this host: the next runs of it begin at once."""
 
-    place: tempfile.TemporaryDirectory[str]
+    place: Path
     directory: ExperimentDirectory
     prepared: Prepared
     traces: Traces
 
 
 _ready: dict[str, Ready] = {}
+
+
+def forget() -> None:
+    """Take away what is prepared here for the next runs."""
+    for ready in _ready.values():
+        shutil.rmtree(ready.place, ignore_errors=True)
+    _ready.clear()
+
+
+atexit.register(forget)
 
 
 def run_on_guests(task: GuestsTask, disk: DiskCalibration | None) -> Packed:
@@ -67,12 +79,11 @@ def run_on_guests(task: GuestsTask, disk: DiskCalibration | None) -> Packed:
         directory.write_disk(disk)
     silent = Live(report=lambda _: None, status=lambda _share, _words: None)
     outcome = trio.run(run_arm, directory, run, ready.prepared, ready.traces, silent)
-    with io.BytesIO() as packed:
-        with tarfile.open(fileobj=packed, mode="w:xz") as tar:
-            tar.add(directory.run(run).path, arcname=".")
-        return Packed(
-            manifest=directory.manifest, disk=directory.disk(), run=packed.getvalue(), failed=outcome.failed
-        )  # fmt: skip
+    packed, path = io.BytesIO(), directory.run(run).path
+    with tarfile.open(fileobj=packed, mode="w:xz") as tar:
+        tar.add(path, arcname=".")
+    shutil.rmtree(path)
+    return Packed(manifest=directory.manifest, disk=directory.disk(), run=packed.getvalue(), failed=outcome.failed)
 
 
 def unpack(packed: Packed, path: Path) -> None:
@@ -88,20 +99,26 @@ def unpack(packed: Packed, path: Path) -> None:
 def _made_ready(task: GuestsTask) -> Ready:
     key = hashlib.sha256(msgspec.json.encode((task.files, task.scale, task.repeats))).hexdigest()
     if key not in _ready:
-        for other in _ready.values():
-            other.place.cleanup()
-        _ready.clear()
-        place = tempfile.TemporaryDirectory(prefix="qmpalloc-sweep-")
-        for name, content in task.files.items():
-            path = Path(place.name, "given", name)
-            make_directory(path.parent)
-            path.write_bytes(content)
-        file = Path(place.name, "given", "experiment.toml")
-        specification = chosen(scale(load_experiment(file), Fraction(task.scale)), repeats=task.repeats)
-        prepared = prepare_experiment(specification, report=lambda _: None)
-        traces = Traces(specification)
-        manifest = describe(specification, prepared, traces.footprints(), arms=(), command="qmpalloc sweep")
-        text = task.files["experiment.toml"].decode()
-        directory = ExperimentDirectory.create(Path(place.name, "out"), specification, manifest, text)
-        _ready[key] = Ready(place, directory, prepared, traces)
+        forget()
+        place = Path(tempfile.mkdtemp(prefix="qmpalloc-sweep-"))
+        try:
+            _ready[key] = _prepared(task, place)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
     return _ready[key]
+
+
+def _prepared(task: GuestsTask, place: Path) -> Ready:
+    for name, content in task.files.items():
+        path = place / "given" / name
+        make_directory(path.parent)
+        path.write_bytes(content)
+    given = load_experiment(place / "given" / "experiment.toml")
+    specification = chosen(scale(given, Fraction(task.scale)), repeats=task.repeats)
+    prepared = prepare_experiment(specification, report=lambda _: None)
+    traces = Traces(specification)
+    manifest = describe(specification, prepared, traces.footprints(), arms=(), command="qmpalloc sweep")
+    text = task.files["experiment.toml"].decode()
+    directory = ExperimentDirectory.create(place / "out", specification, manifest, text)
+    return Ready(place, directory, prepared, traces)

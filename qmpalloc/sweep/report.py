@@ -96,5 +96,7 @@ def _hosts(directory: SweepDirectory) -> Iterator[Block]:
             hosts.setdefault(f"{task.experiment}, repeat {task.repeat}", set()).add(directory.done[key].host)
     split = tuple(f"{repeat}: {', '.join(sorted(names))}" for repeat, names in hosts.items() if len(names) > 1)
     if split:
-        yield Paragraph("Arms of one repeat ran on several hosts, as one was lost: compare them with care.", strong=True)
+        yield Paragraph(
+            "Arms of one repeat ran on several hosts, as one was lost: compare them with care.", strong=True
+        )
         yield Bullets(split)

@@ -196,8 +196,8 @@ class Sweep(Struct, frozen=True, kw_only=True):
     @property
     def tasks(self) -> dict[str, Task]:
         """All of them by their keys, in order: those of the model first."""
-        real = (task for each in self.experiments for task in each.tasks())
-        return {key_of(task): task for task in itertools.chain(self.models, real)}
+        real: list[Task] = [task for each in self.experiments for task in each.tasks()]
+        return {key_of(task): task for task in [*self.models, *real]}
 
     @property
     def own_modules(self) -> tuple[Path, ...]:
@@ -233,21 +233,22 @@ def parse(text: str, *, file: Path) -> Sweep:
         if (found := mistakes.convert(table, PolicyKeys, key, missing=DOCS)) is not None
         for choice in _choices(found, key, mistakes, str(file))
     ]
-    loads = [_load(table, key, mistakes) for key, table in _tables(data, "load", mistakes)]
+    tables = _tables(data, "load", mistakes)
+    loads = [found for key, table in tables if (found := _load(table, key, mistakes)) is not None]
     real = [
         each
         for key, table in _tables(data, "experiment", mistakes)
         if (found := mistakes.convert(table, ExperimentKeys, key, missing=DOCS)) is not None
         for each in _experiments(found, key, mistakes, file)
     ]
-    if not loads and not real:
+    if not tables and not real:
         mistakes.add("load", "nothing is to be run", hint="give a [[load]] for the model, or an [[experiment]]")
-    if loads and not policies:
+    if tables and not policies:
         mistakes.add("policy", "no policy is given", hint="add a [[policy]] table for each")
     if keys is not None:
         _check(keys, mistakes)
     for key, names in (("policy", policies), ("load", loads), ("experiment", real)):
-        found_names = [each.name for each in names if each is not None]
+        found_names = [each.name for each in names]
         for name in sorted({name for name in found_names if found_names.count(name) > 1}):
             mistakes.add(key, f"{name!r} is there twice", hint="leave one out")
     mistakes.raise_if_any()
@@ -295,7 +296,9 @@ def _choices(keys: PolicyKeys, key: str, mistakes: Mistakes, file: str) -> Itera
             load_policy(found.policy, found.settings, file=file)
         except ConfigError as error:
             for each in error.each or (error,):
-                mistakes.add(f"{key}.{each.key}", each.reason, hint=each.hint)
+                where = each.key.removeprefix("policy.")
+                where = "policy" if where == "name" else f"settings.{where}"
+                mistakes.add(f"{key}.{where}", each.reason, hint=each.hint)
             return
         yield found
 

@@ -132,8 +132,8 @@ class SweepDirectory:
         Raises:
             HostError: They cannot be written.
         """
-        import pyarrow
-        import pyarrow.parquet
+        import pyarrow as pa
+        from pyarrow import parquet
 
         rows = [
             structs.asdict(done.row) | {"host": done.host, "cpu_s": round(done.seconds, 6)}
@@ -147,7 +147,7 @@ class SweepDirectory:
         table.writeheader()
         table.writerows(rows)
         packed = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), packed)
+        parquet.write_table(pa.Table.from_pylist(rows), packed)
         files = {"results.csv": text.getvalue().encode(), "results.parquet": packed.getvalue()}
         for name, content in files.items():
             write_whole(self.path / name, content)
@@ -198,6 +198,8 @@ class SweepDirectory:
             data = path.read_bytes()
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
         whole = data[: data.rfind(b"\n") + 1]
         try:
             if whole != data:

@@ -16,11 +16,11 @@ from qmpalloc.errors import HostError
 from qmpalloc.experiment.run.failures import bare_errors
 from qmpalloc.experiment.run.load import GO_FILE, PLAN_FILE, PROGRAM_FILE, PROGRESS_FILE
 from qmpalloc.experiment.run.readings import Link
-from qmpalloc.experiment.spec.access import Loop, Normal, Uniform
-from qmpalloc.experiment.store.records import LoadProgress
 from qmpalloc.experiment.sizes import predictions, running
 from qmpalloc.experiment.sizes.measurement import Case, Shipped
 from qmpalloc.experiment.sizes.running import Wires, over_sizes, run_case
+from qmpalloc.experiment.spec.access import Loop, Normal, Uniform
+from qmpalloc.experiment.store.records import LoadProgress
 from qmpalloc.policy import load as load_policy
 from qmpalloc.qemu.accelerator import Accelerator
 from qmpalloc.qemu.argv import Sockets

@@ -20,7 +20,7 @@ from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.failures import bare_errors
 from qmpalloc.experiment.run.readings import DATA_DISK, Link, open_link
 from qmpalloc.experiment.run.traces import Traces
-from qmpalloc.experiment.sizes.measurement import Case, Point, Shipped, Steadiness, SizesResult, measured
+from qmpalloc.experiment.sizes.measurement import Case, Point, Shipped, SizesResult, Steadiness, measured
 from qmpalloc.experiment.sizes.predictions import Learner
 from qmpalloc.qemu.launcher import Prepared, open_guests, wait_for_end
 from qmpalloc.qemu.progress import Report

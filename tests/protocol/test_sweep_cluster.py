@@ -1,0 +1,307 @@
+"""Sweeps on a real scheduler and workers in processes of their own, over loopback: what is run, and what goes wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import qmpalloc
+from qmpalloc.errors import ConfigError, HostError, UnreachableError
+from qmpalloc.sweep import engine
+from qmpalloc.sweep.spec import parse
+from qmpalloc.sweep.store import SweepDirectory
+from qmpalloc.sweep.work import code_digest, work
+
+pytest.importorskip("distributed")
+pytestmark = pytest.mark.timeout(300)  # processes that import much, one after the other
+
+ROOT = Path(qmpalloc.__file__).parents[1]
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TEXT = """
+[sweep]
+name = "small"
+seeds = [1, 2, 3, 4]
+interval = "2s"
+warm_up = "4s"
+duration = "20s"
+
+[[policy]]
+policy = "{policy}"
+[[policy]]
+policy = "paper"
+[[policy]]
+policy = "curve"
+
+[[load]]
+name = "two"
+budget = "700MiB"
+[[load.guest]]
+access = {{ distribution = "normal", deviation = 0.2 }}
+file = "128MiB"
+rate = 8000
+[[load.guest]]
+access = {{ distribution = "zipf" }}
+file = "256MiB"
+rate = 16000
+"""
+REAL = '[sweep]\nname = "real"\n[[experiment]]\nfile = "smoke.toml"\nrepeats = 2\n'
+
+
+@pytest.fixture
+def small(tmp_path):
+    return parse(TEXT.format(policy="static"), file=tmp_path / "small.toml")
+
+
+class Cluster:
+    """A scheduler and its workers, each a process."""
+
+    def __init__(self, place):
+        self._file, self._processes = place / "scheduler.json", []
+        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+        self.address = self._until(lambda: json.loads(self._file.read_text())["address"])
+
+    def worker(self, *options, environment=None, preload=None):
+        options = [*options, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+        options += ["--local-directory", str(self._file.parent)]
+        if preload is not None:
+            options += ["--preload", str(preload)]
+        return self._start("worker", *options, environment=environment)
+
+    def _start(self, kind, *options, environment=None):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(self._file), *options]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
+        with (self._file.parent / f"{kind}{len(self._processes)}.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self._file.parent)
+        self._processes.append(process)
+        return process
+
+    def _until(self, ask):
+        while self.scheduler.poll() is None:
+            try:
+                return ask()
+            except (FileNotFoundError, json.JSONDecodeError):
+                time.sleep(0.05)
+        raise AssertionError((self._file.parent / "scheduler0.log").read_text())
+
+    def close(self):
+        for process in reversed(self._processes):
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    made = Cluster(tmp_path)
+    yield made
+    made.close()
+
+
+@contextmanager
+def opened(cluster, sweep):
+    with engine.open_cluster(sweep, scheduler=cluster.address) as found:
+        yield found
+
+
+def wait_for_workers(cluster, number):
+    from distributed import Client
+
+    with Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(number, timeout=120)
+
+
+def test_three_workers_one_of_them_killed_have_the_same_results_as_one_process(cluster, small, tmp_path):
+    workers = [cluster.worker() for _ in range(3)]
+    wait_for_workers(cluster, 3)
+    directory = SweepDirectory(tmp_path / "out", small, "", code=code_digest())
+    with opened(cluster, small) as found:
+        assert len(found.workers) == 3
+        for number, done in enumerate(found.run(small.tasks, directory.disks), 1):
+            directory.add(done)
+            if number == 3:
+                workers[0].kill()
+    assert directory.left == []
+    alone = {key: work(key, task, code_digest(), {}).row for key, task in small.tasks.items()}
+    assert {key: done.row for key, done in directory.done.items()} == alone
+    assert len(set(map(str, alone.values()))) == len(small.tasks)
+
+
+def test_a_cluster_of_this_host_needs_no_scheduler(small):
+    some = dict(list(small.tasks.items())[:3])
+    with engine.open_cluster(small, workers=2) as found:
+        assert [worker.guests for worker in sorted(found.workers, key=lambda worker: worker.guests)] == [0, 1]
+        rows = {done.key: done.row for done in found.run(some, lambda _: {})}
+    assert rows == {key: work(key, task, code_digest(), {}).row for key, task in some.items()}
+
+
+OWN = """
+import os
+from qmpalloc.model import hold
+
+class Own:
+    def decide(self, snapshot):
+        return hold(snapshot, "so far")
+
+def dies(snapshot):
+    os._exit(1)
+"""
+
+
+def test_workers_get_a_policy_of_ones_own(cluster, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.py").write_text(OWN)
+    sweep = parse(TEXT.format(policy="mine:Own"), file=tmp_path / "there" / "small.toml")
+    cluster.worker()
+    with opened(cluster, sweep) as found:
+        (done,) = found.run(dict(list(sweep.tasks.items())[:1]), lambda _: {})
+    assert done.failed == ""
+    assert done.row.policy == "mine:Own"
+
+
+def test_a_task_that_kills_its_workers_is_given_up_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine.py").write_text(OWN)
+    sweep = parse(TEXT.format(policy="mine:dies"), file=tmp_path / "small.toml")
+    some = dict(list(sweep.tasks.items())[:2])
+    with engine.open_cluster(sweep, workers=1) as found:
+        ended = {sweep.tasks[done.key].policy.name: done.failed for done in found.run(some, lambda _: {})}
+    assert "each worker that began it was lost" in ended["mine:dies"]
+    assert ended["paper"] == ""
+
+
+def test_no_scheduler_and_what_is_no_address_are_told(small, monkeypatch):
+    monkeypatch.setattr(engine, "REACH_S", 0.5)
+    with pytest.raises(UnreachableError, match="no scheduler answers at tcp://127.0.0.1:1") as caught:
+        with engine.open_cluster(small, scheduler="tcp://127.0.0.1:1"):
+            pass
+    assert "dask scheduler" in caught.value.hint
+    with pytest.raises(ConfigError, match="'carrier pigeon://x' is no address of a scheduler"):
+        with engine.open_cluster(small, scheduler="carrier pigeon://x"):
+            pass
+
+
+def test_a_scheduler_without_workers_is_told(cluster, small, monkeypatch):
+    monkeypatch.setattr(engine, "WORKERS_S", 0.5)
+    with pytest.raises(UnreachableError, match=f"the scheduler {cluster.address} has no workers") as caught:
+        with opened(cluster, small):
+            pass
+    assert caught.value.hint == f"dask worker {cluster.address} --nthreads 1"
+
+
+def test_a_worker_with_another_qmpalloc_and_one_without_are_told_by_host(cluster, small, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "qmpalloc", other / "qmpalloc", ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "qmpalloc" / "units.py").open("a") as file:
+        file.write("# changed\n")
+    worker = cluster.worker(environment={"PYTHONPATH": str(other)})
+    with pytest.raises(HostError, match=r"the worker tcp://\S+ on host \S+ has another qmpalloc than this host"):
+        with opened(cluster, small):
+            pass
+    worker.kill()
+    worker.wait()
+    (tmp_path / "without.py").write_text("import sys\nsys.modules['qmpalloc'] = None\n")
+    cluster.worker(preload=tmp_path / "without.py")
+    wait_for_workers(cluster, 1)
+    with pytest.raises(HostError, match=r"the worker tcp://\S+ cannot run qmpalloc: ModuleNotFoundError"):
+        with opened(cluster, small):
+            pass
+
+
+def test_a_scheduler_that_is_lost_is_told_and_what_is_done_is_kept(cluster, small, tmp_path):
+    cluster.worker()
+    directory = SweepDirectory(tmp_path / "out", small, "", code=code_digest())
+    with pytest.raises(UnreachableError, match="is lost") as caught:
+        with opened(cluster, small) as found:
+            for done in found.run(small.tasks, directory.disks):
+                directory.add(done)
+                if cluster.scheduler.poll() is None:
+                    cluster.scheduler.kill()
+                    cluster.scheduler.wait()
+    assert "what is done is kept" in caught.value.hint
+    assert 0 < len(SweepDirectory(tmp_path / "out", small, "", code=code_digest()).done) < len(small.tasks)
+
+
+FAKES = """
+import time
+from qmpalloc.experiment.store.records import DiskCalibration, Manifest, Outcome
+from qmpalloc.sweep import guests
+
+running = 0
+
+def describe(specification, prepared, footprints, *, arms, command):
+    return Manifest(
+        name=specification.name, file=specification.file, scale=specification.scale,
+        arms=tuple(arm.name for arm in specification.arms), repeats=specification.repeats, command=command,
+        created_wall=0.0, accelerator={}, images={}, versions={}, host={}, footprints={},
+    )
+
+async def run_arm(directory, run, prepared, traces, live):
+    global running
+    running += 1
+    time.sleep(0.2)
+    files = directory.run(run)
+    files.begin()
+    failed = "" if running == 1 else "two at a time"
+    outcome = Outcome(arm=run.arm, repeat=run.repeat, started_wall=0.0, total_s=1.0, load_s=None, failed=failed)
+    files.write_outcome(outcome)
+    running -= 1
+    return outcome
+
+guests.prepare_experiment = lambda specification, report: None
+guests.describe, guests.run_arm = describe, run_arm
+"""
+
+
+def with_qemu(place, *, qemu=True):
+    """Return an environment in which there is a QEMU, as far as that is looked at, or none."""
+    place.mkdir(exist_ok=True)
+    if qemu:
+        (place / "qemu-system-x86_64").symlink_to("/bin/true")
+    return {"PATH": str(place)}
+
+
+def test_real_guests_are_run_one_at_a_time_by_the_worker_that_may(cluster, tmp_path):
+    (tmp_path / "fakes.py").write_text(FAKES)
+    cluster.worker()
+    cluster.worker("--resources", "guests=1", preload=tmp_path / "fakes.py", environment=with_qemu(tmp_path / "bin"))
+    wait_for_workers(cluster, 2)
+    sweep = parse(REAL, file=EXAMPLES / "real.toml")
+    directory = SweepDirectory(tmp_path / "out", sweep, REAL, code=code_digest())
+    with opened(cluster, sweep) as found:
+        for done in found.run(sweep.tasks, directory.disks):
+            directory.add(done)
+    assert {done.failed for done in directory.done.values()} == {""}
+    assert directory.left == []
+    assert len(directory.experiment(sweep.experiments[0]).outcomes()) == 4
+
+
+def test_workers_that_cannot_run_guests_are_told(cluster, tmp_path):
+    sweep = parse(REAL, file=EXAMPLES / "real.toml")
+    cluster.worker()
+    with pytest.raises(ConfigError, match="no worker may boot guests") as nobody:
+        with opened(cluster, sweep):
+            pass
+    assert "--resources guests=1" in nobody.value.hint
+    first = cluster.worker("--resources", "guests=1", environment=with_qemu(tmp_path / "none", qemu=False))
+    wait_for_workers(cluster, 2)
+    with pytest.raises(HostError, match=r"on host \S+ may boot guests, and finds no qemu-system-x86_64"):
+        with opened(cluster, sweep):
+            pass
+    first.kill()
+    first.wait()
+    for number in range(2):
+        cluster.worker("--resources", "guests=1", environment=with_qemu(tmp_path / f"bin{number}"))
+    wait_for_workers(cluster, 3)
+    with pytest.raises(HostError, match="would run the guests of several runs at once"):
+        with opened(cluster, sweep):
+            pass
