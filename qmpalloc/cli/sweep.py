@@ -82,7 +82,7 @@ def sweep(file: Path, scheduler: str, workers: int, out: Path | None, dry_run: b
 def _conduct(cluster: Cluster, directory: SweepDirectory) -> None:
     """Run what is left, and keep what becomes of it."""
     hosts = {worker.facts.host for worker in cluster.workers}
-    click.echo(f"{len(cluster.workers)} workers on {len(hosts)} hosts: {', '.join(sorted(hosts))}")
+    click.echo(f"workers: {len(cluster.workers)}, on {', '.join(sorted(hosts))}")
     directory.note_hosts({worker.facts.host: worker.facts for worker in cluster.workers})
     left = directory.left
     console = Console()

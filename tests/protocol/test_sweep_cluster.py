@@ -141,6 +141,26 @@ def test_a_cluster_of_this_host_needs_no_scheduler(small):
     assert rows == {key: work(key, task, code_digest(), {}).row for key, task in some.items()}
 
 
+def test_the_command_goes_on_where_it_was_interrupted(tmp_path, small):
+    (tmp_path / "small.toml").write_text(TEXT.format(policy="static"))
+    words = ["sweep", "small.toml", "--workers", "1", "--out", "out"]
+    how = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-m", "qmpalloc", *words]
+    with subprocess.Popen(command, start_new_session=True, **how) as first:
+        while not (tmp_path / "out" / "done.jsonl").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        os.killpg(first.pid, signal.SIGINT)  # as a terminal does, the workers too
+        said = first.communicate()[0]
+    assert first.returncode == 130
+    assert "interrupted: what is done is kept; the same command goes on" in said
+    directory = SweepDirectory(tmp_path / "out", small, "", code=code_digest())
+    assert 0 < len(directory.done) < 12
+    second = subprocess.run(command, check=True, **how)
+    assert f"{len(directory.left)} are left to do" in second.stdout
+    assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 13
+
+
 OWN = """
 import os
 from qmpalloc.model import hold

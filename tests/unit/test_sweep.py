@@ -69,7 +69,7 @@ def opened(tmp_path, sweep, **how):
 
 
 def test_the_example_is_a_sweep():
-    assert len(load(EXAMPLES / "sweep.toml").tasks) == 54
+    assert len(load(EXAMPLES / "sweep.toml").tasks) == 200
 
 
 def test_a_grid_is_every_policy_with_every_setting_size_and_seed(quick):
