@@ -171,7 +171,7 @@ class SweepDirectory:
                 first = next(iter(known.values()))
                 found.append(
                     f"a hit takes {disk.hit_s * 1e6:.3g} µs (elsewhere {first.hit_s * 1e6:.3g} µs), "
-                    f"and disks are throttled at {disk.iops} operations per second (elsewhere {first.iops})"
+                    f"its disks are throttled at {disk.iops}/s (elsewhere {first.iops}/s)"
                 )
             if found:
                 directory.note_changes([f"on host {done.host}: {text}" for text in found])

@@ -110,6 +110,13 @@ def opened(cluster, sweep):
         yield found
 
 
+def refused(cluster, sweep, kind, told):
+    """Return the error with which a sweep is refused."""
+    with pytest.raises(kind, match=told) as caught, opened(cluster, sweep):
+        pass
+    return caught.value
+
+
 def wait_for_workers(cluster, number):
     from distributed import Client
 
@@ -201,21 +208,23 @@ def test_a_task_that_kills_its_workers_is_given_up_and_the_others_go_on(tmp_path
 
 def test_no_scheduler_and_what_is_no_address_are_told(small, monkeypatch):
     monkeypatch.setattr(engine, "REACH_S", 0.5)
-    with pytest.raises(UnreachableError, match="no scheduler answers at tcp://127.0.0.1:1") as caught:
-        with engine.open_cluster(small, scheduler="tcp://127.0.0.1:1"):
-            pass
+    with (
+        pytest.raises(UnreachableError, match=r"no scheduler answers at tcp://127\.0\.0\.1:1") as caught,
+        engine.open_cluster(small, scheduler="tcp://127.0.0.1:1"),
+    ):
+        pass
     assert "dask scheduler" in caught.value.hint
-    with pytest.raises(ConfigError, match="'carrier pigeon://x' is no address of a scheduler"):
-        with engine.open_cluster(small, scheduler="carrier pigeon://x"):
-            pass
+    with (
+        pytest.raises(ConfigError, match="'carrier pigeon://x' is no address of a scheduler"),
+        engine.open_cluster(small, scheduler="carrier pigeon://x"),
+    ):
+        pass
 
 
 def test_a_scheduler_without_workers_is_told(cluster, small, monkeypatch):
     monkeypatch.setattr(engine, "WORKERS_S", 0.5)
-    with pytest.raises(UnreachableError, match=f"the scheduler {cluster.address} has no workers") as caught:
-        with opened(cluster, small):
-            pass
-    assert caught.value.hint == f"dask worker {cluster.address} --nthreads 1"
+    caught = refused(cluster, small, UnreachableError, f"the scheduler {cluster.address} has no workers")
+    assert caught.hint == f"dask worker {cluster.address} --nthreads 1"
 
 
 def test_a_worker_with_another_qmpalloc_and_one_without_are_told_by_host(cluster, small, tmp_path):
@@ -224,29 +233,29 @@ def test_a_worker_with_another_qmpalloc_and_one_without_are_told_by_host(cluster
     with (other / "qmpalloc" / "units.py").open("a") as file:
         file.write("# changed\n")
     worker = cluster.worker(environment={"PYTHONPATH": str(other)})
-    with pytest.raises(HostError, match=r"the worker tcp://\S+ on host \S+ has another qmpalloc than this host"):
-        with opened(cluster, small):
-            pass
+    refused(cluster, small, HostError, r"the worker tcp://\S+ on host \S+ has another qmpalloc than this host")
     worker.kill()
     worker.wait()
     (tmp_path / "without.py").write_text("import sys\nsys.modules['qmpalloc'] = None\n")
     cluster.worker(preload=tmp_path / "without.py")
     wait_for_workers(cluster, 1)
-    with pytest.raises(HostError, match=r"the worker tcp://\S+ cannot run qmpalloc: ModuleNotFoundError"):
-        with opened(cluster, small):
-            pass
+    refused(cluster, small, HostError, r"the worker tcp://\S+ cannot run qmpalloc: ModuleNotFoundError")
 
 
 def test_a_scheduler_that_is_lost_is_told_and_what_is_done_is_kept(cluster, small, tmp_path):
     cluster.worker()
     directory = SweepDirectory(tmp_path / "out", small, "", code=code_digest())
-    with pytest.raises(UnreachableError, match="is lost") as caught:
+
+    def run():
         with opened(cluster, small) as found:
             for done in found.run(small.tasks, directory.disks):
                 directory.add(done)
                 if cluster.scheduler.poll() is None:
                     cluster.scheduler.kill()
                     cluster.scheduler.wait()
+
+    with pytest.raises(UnreachableError, match="is lost") as caught:
+        run()
     assert "what is done is kept" in caught.value.hint
     assert 0 < len(SweepDirectory(tmp_path / "out", small, "", code=code_digest()).done) < len(small.tasks)
 
@@ -308,20 +317,14 @@ def test_real_guests_are_run_one_at_a_time_by_the_worker_that_may(cluster, tmp_p
 def test_workers_that_cannot_run_guests_are_told(cluster, tmp_path):
     sweep = parse(REAL, file=EXAMPLES / "real.toml")
     cluster.worker()
-    with pytest.raises(ConfigError, match="no worker may boot guests") as nobody:
-        with opened(cluster, sweep):
-            pass
-    assert "--resources guests=1" in nobody.value.hint
+    nobody = refused(cluster, sweep, ConfigError, "no worker may boot guests")
+    assert "--resources guests=1" in nobody.hint
     first = cluster.worker("--resources", "guests=1", environment=with_qemu(tmp_path / "none", qemu=False))
     wait_for_workers(cluster, 2)
-    with pytest.raises(HostError, match=r"on host \S+ may boot guests, and finds no qemu-system-x86_64"):
-        with opened(cluster, sweep):
-            pass
+    refused(cluster, sweep, HostError, r"on host \S+ may boot guests, and finds no qemu-system-x86_64")
     first.kill()
     first.wait()
     for number in range(2):
         cluster.worker("--resources", "guests=1", environment=with_qemu(tmp_path / f"bin{number}"))
     wait_for_workers(cluster, 3)
-    with pytest.raises(HostError, match="would run the guests of several runs at once"):
-        with opened(cluster, sweep):
-            pass
+    refused(cluster, sweep, HostError, "would run the guests of several runs at once")

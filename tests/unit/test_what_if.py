@@ -135,7 +135,8 @@ def write_record(path, run, **changes):
     lines = [json.dumps(HEADER | changes).encode()]
     for snapshot in run:
         decided = events.Decided(
-            t=snapshot.time_s, wall=0.0, snapshot=snapshot, decision=hold(snapshot, ""), committed_bytes=0, duration_s=0.0
+            t=snapshot.time_s, wall=0.0, snapshot=snapshot, decision=hold(snapshot, ""), committed_bytes=0,
+            duration_s=0.0,
         )  # fmt: skip
         lines.append(events.encode(decided))
     path.write_bytes(b"\n".join(lines) + b"\n")
