@@ -132,9 +132,6 @@ class SweepDirectory:
         Raises:
             HostError: They cannot be written.
         """
-        import pyarrow as pa
-        from pyarrow import parquet
-
         rows = [
             structs.asdict(done.row) | {"host": done.host, "cpu_s": round(done.seconds, 6)}
             for key, task in self._tasks.items()
@@ -142,6 +139,9 @@ class SweepDirectory:
         ]
         if not rows:
             return []
+        import pyarrow as pa
+        from pyarrow import parquet
+
         text = io.StringIO()
         table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
         table.writeheader()

@@ -314,6 +314,33 @@ def test_real_guests_are_run_one_at_a_time_by_the_worker_that_may(cluster, tmp_p
     assert len(directory.experiment(sweep.experiments[0]).outcomes()) == 4
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_arms_of_a_repeat_run_on_one_host_unless_it_is_lost(cluster, tmp_path, lost):
+    workers = {}
+    for host in "ab":
+        fakes = tmp_path / f"fakes_{host}.py"
+        fakes.write_text(f"import socket\nsocket.gethostname = lambda: {host!r}\n{FAKES}")
+        environment = with_qemu(tmp_path / host)
+        workers[host] = cluster.worker("--resources", "guests=1", preload=fakes, environment=environment)
+    wait_for_workers(cluster, 2)
+    sweep = parse(REAL.replace("repeats = 2", "repeats = 4"), file=EXAMPLES / "real.toml")
+    directory = SweepDirectory(tmp_path / "out", sweep, REAL, code=code_digest())
+    with opened(cluster, sweep) as found:
+        for done in found.run(sweep.tasks, directory.disks):
+            directory.add(done)
+            if lost and done.host == "a":
+                workers["b"].kill()
+    assert directory.left == []
+    hosts = {}
+    for key, done in directory.done.items():
+        hosts.setdefault(sweep.tasks[key].repeat, set()).add(done.host)
+    if lost:
+        assert "a" in set.union(*hosts.values())
+    else:
+        assert all(len(names) == 1 for names in hosts.values())
+        assert set.union(*hosts.values()) == {"a", "b"}
+
+
 def test_workers_that_cannot_run_guests_are_told(cluster, tmp_path):
     sweep = parse(REAL, file=EXAMPLES / "real.toml")
     cluster.worker()
