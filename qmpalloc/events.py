@@ -160,6 +160,72 @@ class ControlChanged(Event, frozen=True, kw_only=True, tag="control"):
     detail: str = ""
 
 
+Verb = Literal["set", "hold", "release", "pause", "resume"]
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """What a person asks of a run.
+
+    Attributes:
+        verb: What to do.
+        guest: With which guest; None for the whole run.
+        size_bytes: The size, for ``set``.
+        for_s: For how long, seconds; None: until the run ends.
+    """
+
+    verb: Verb
+    guest: str | None = None
+    size_bytes: int | None = None
+    for_s: float | None = None
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """What became of a request: `message` for people, and a hint. `done` is False when it was refused."""
+
+    done: bool
+    message: str
+    hint: str = ""
+
+
+class Asked(Event, frozen=True, kw_only=True, tag="asked"):
+    """A person asked something of the run from outside of its terminal, or the time of what was asked is over.
+
+    `error` says why it was refused; empty when it was not. `guest` is None where the whole run is meant. `for_s` is how
+    long it is to last, in seconds, None as long as the run. `by` says who asked, empty when nobody did.
+    """
+
+    verb: Verb
+    guest: str | None = None
+    size_bytes: int | None = None
+    for_s: float | None = None
+    by: str = ""
+    detail: str = ""
+    error: str = ""
+
+
+class Totals(Struct, frozen=True, kw_only=True):
+    """What a guest got and gave in a run, in bytes and moves, and its readings that were not used, by kind."""
+
+    received_bytes: int = 0
+    given_bytes: int = 0
+    moves_in: int = 0
+    moves_out: int = 0
+    rejected: dict[SampleFault, int] = {}
+
+
+class CaughtUp(Event, frozen=True, kw_only=True, tag="caught-up"):
+    """Only on a status socket: what comes from here on happens now.
+
+    Before it stand the header and of what happened so far the latest, and some of the rest: enough to show the run as
+    it is, and not enough to sum it up. So it has the sums: `summary` as `qmpalloc.summary` has them, `totals` by guest.
+    `pid` is the controller's process id.
+    """
+
+    summary: dict[str, Any]
+    totals: dict[str, Totals] = {}
+    pid: int = 0
+
+
 class Reloaded(Event, frozen=True, kw_only=True, tag="reload"):
     """The guests or the budget have changed: all guests as they are from now on, those that leave included.
 
@@ -191,6 +257,8 @@ AnyEvent = (
     | Commanded
     | Faulted
     | ControlChanged
+    | Asked
+    | CaughtUp
     | Reloaded
     | Ended
 )

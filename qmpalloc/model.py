@@ -63,6 +63,7 @@ class Limiter(StrEnum):
     HOST = "host"  # the host itself is short of memory
     STATE = "state"  # the guest is not fresh
     PAUSE = "pause"  # a person has paused control
+    PERSON = "person"  # a person has chosen the guest's size
     NONE = "none"  # nothing to change
 
 
@@ -123,6 +124,22 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         return self.weak == (UNMEASURED,)
 
 
+class Pin(msgspec.Struct, frozen=True, kw_only=True):
+    """A size that a person chose for a guest while a run goes on. No policy changes it; danger and the host do.
+
+    Attributes:
+        size_bytes: The size.
+        why: For people: who chose it, and for how long.
+        floor_bytes: The guest's own floor: a policy is shown the size in its place.
+        cap_bytes: Its own cap, the same.
+    """
+
+    size_bytes: int
+    why: str
+    floor_bytes: int
+    cap_bytes: int
+
+
 class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One guest at the moment of a decision. Sizes in bytes; counts in pages since the last decision.
 
@@ -153,6 +170,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         idle: How long nothing has touched its memory; None where its kernel does not tell.
         rescue_bytes: The size it is to have while it is in danger; 0 when it is not.
         psi_some_avg10: Per cent of time that some task waited for memory, 10 s average.
+        pin: The size that a person chose for it; None where nobody did. See `qmpalloc.rules.pins`.
         frozen: Why it can give nothing now whatever a policy decides (it was in danger, or its size does not move);
             empty when it can.
         curve: Its miss-ratio curve; None where it is not sampled.
@@ -193,6 +211,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     idle: IdleMemory | None = None
     rescue_bytes: int = 0
     psi_some_avg10: float | None = None
+    pin: Pin | None = None
     frozen: str = ""
     curve: Curve | None = None
     no_curve: str = "accesses are not sampled"

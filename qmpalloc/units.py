@@ -19,7 +19,7 @@ SIZE_UNITS = {
     "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB,
     "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB,  # as `format_size` prints them, and QEMU
 }  # fmt: skip
-DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+DURATION_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 
 LARGEST = 2.0**50
 """More bytes, or seconds, than anybody means."""
@@ -101,6 +101,13 @@ def format_size(size_bytes: float) -> str:
             value = size / scale
             return f"{value:.0f}{unit}" if abs(value) >= 100 else f"{value:.3g}{unit}"
     return f"{size:.0f}B"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration for people: ``45 s``, ``10 min``, ``2.5 h``."""
+    if seconds < 100:
+        return f"{max(seconds, 0):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.3g} h"
 
 
 def format_count(number: float) -> str:

@@ -20,14 +20,16 @@ from qmpalloc.control.fleet import Fleet
 from qmpalloc.control.guest import Guest
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.reporter import Reporter
+from qmpalloc.control.requests import Requests
 from qmpalloc.control.restore import report_unrestored, restore_baselines, want_baselines
 from qmpalloc.control.room import Room
 from qmpalloc.control.roster import why_refused, with_budget
 from qmpalloc.control.standstill import TICK_S, Standstill
 from qmpalloc.control.start import settle, wait_for_contact
-from qmpalloc.events import ControlChanged, Ended, Mode, Sink
+from qmpalloc.events import Answer, ControlChanged, Ended, Mode, Request, Sink
 from qmpalloc.host.facts import header
 from qmpalloc.model import Decision, Policy, Snapshot
+from qmpalloc.rules.pins import Refusal
 
 Control = Literal["settling", "running", "paused", "returning", "watching", "stopped"]
 
@@ -35,8 +37,8 @@ Control = Literal["settling", "running", "paused", "returning", "watching", "sto
 class Controller:
     """A run: its guests, its policy and what people ask of it while it goes on.
 
-    Start it with `run`, once. `quit`, `hurry`, `toggle_pause`, `return_to_baseline` and `reload` may be called at any
-    time from the same trio loop; they return at once.
+    Start it with `run`, once. `quit`, `hurry`, `toggle_pause`, `return_to_baseline`, `ask` and `reload` may be called
+    at any time from the same trio loop; they return at once.
 
     Args:
         config: The configuration.
@@ -75,6 +77,7 @@ class Controller:
         self._ending = trio.CancelScope()
         self._serving = True
         self._ready = False
+        self._untold: list[tuple[str, str, str]] = []
 
     # --- what people may ask ----------------------------------------------------------------------------------------
 
@@ -93,16 +96,64 @@ class Controller:
         if self._stop.is_set():
             return
         if self.control == "running":
-            for guest in self.guests:
-                guest.size.desired_bytes = guest.size.target_bytes
-            self._set_control("paused", "by request")
+            self._pause()
         elif self.control == "paused":
-            self._close_windows()
-            self._set_control("running", "resumed")
+            self._resume()
+
+    def _pause(self) -> None:
+        for guest in self.guests:
+            guest.size.desired_bytes = guest.size.target_bytes
+        self._set_control("paused", "by request")
+
+    def _resume(self) -> None:
+        self._close_windows()
+        self._set_control("running", "resumed")
+
+    def ask(self, request: Request, by: str = "") -> Answer:
+        """Do what a person asks from outside of the terminal, or refuse it; told as an event either way.
+
+        Args:
+            request: What is asked.
+            by: Who asks, for the record.
+        """
+        if not self._ready:
+            return Answer(done=False, message="the run has not begun yet", hint="try again in a moment")
+        if not self._in_control:
+            return self._requests.refused(request, self._why_deaf(), by)
+        if request.verb == "pause":
+            if self.control == "paused":
+                return self._requests.accepted(request, "control was paused already", by)
+            answer = self._requests.accepted(request, "control is paused; danger is still answered", by)
+            self._pause()
+        elif request.verb == "resume":
+            if self.control == "running":
+                return self._requests.accepted(request, "control was not paused", by)
+            answer = self._requests.accepted(request, "control goes on", by)
+            self._resume()
+        else:
+            answer = self._requests.choose(request, by, short=self._decider.host_is_short)
+            if answer.done:
+                self._carry_out(self._decider.at_once(f"at once: {answer.message}"))
+        return answer
+
+    def tell(self, kind: str, message: str, hint: str = "") -> None:
+        """Report that something beside control is wrong; before the run has begun, as soon as it has."""
+        if self._ready:
+            self._journal.fault(None, kind, message, hint, again=True)
+        else:
+            self._untold.append((kind, message, hint))
+
+    def _why_deaf(self) -> Refusal:
+        if self.mode != "run":
+            return Refusal(f"this run changes nothing ({self.mode})", "start one with: qmpalloc run CONFIG")
+        if self.control == "settling":
+            return Refusal("the guests still settle: nothing is decided yet", "try again in a moment")
+        return Refusal("the run is ending: all guests go to their baselines", "start another one")
 
     def return_to_baseline(self) -> None:
-        """Return all guests to their baselines and pause there."""
+        """Return all guests to their baselines and pause there; sizes that people chose end."""
         if self.control in {"running", "paused"} and not self._stop.is_set():
+            self._requests.release_all("all guests go back to baseline")
             want_baselines(self.guests)
             self._set_control("paused", "all guests go back to baseline")
             self._note_change()
@@ -155,6 +206,7 @@ class Controller:
         self._decider = Decider(
             self.guests, self.config, self._policy, self._journal, self._commitments, self._read_host
         )
+        self._requests = Requests(self.guests, self._journal, self._decider.snapshot)
         self._reporter = Reporter(self.guests, self._commitments, self._journal)
         self._room = Room(
             self.guests, self._commitments, self._journal, on_room=self._tell_room, on_change=self._note_change
@@ -162,6 +214,8 @@ class Controller:
         self._ready = True
         self._standstill = Standstill(self.guests, self._journal)
         self._journal.pass_on(header(self.config, self.mode, self._policy))
+        for untold in self._untold:
+            self.tell(*untold)
         reason = "failed"  # what it is if no line below says otherwise
         try:
             async with trio.open_nursery() as nursery:
@@ -292,6 +346,8 @@ class Controller:
             if self._in_control:
                 self._decider.paused = self.control == "paused"
                 self._carry_out(self._decider.look_at_host())
+                if over := self._requests.end_those_over():
+                    self._carry_out(self._decider.at_once(f"at once: the policy decides about {over} again"))
             self._drop_left()
             self._room.look(in_control=self._in_control)
             self._reporter.show_states()

@@ -19,6 +19,7 @@ from qmpalloc.model import Decision, GuestState, Limiter, Policy, Snapshot, hold
 from qmpalloc.rules.hostguard import BLIND_MOST_S, Emergency, HostGuard, HostMemory, relieve
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.rules.loans import Loans
+from qmpalloc.rules.pins import bound, unpinned
 
 ReadHost = Callable[[], HostMemory | None]
 """Tells how the host's memory is. None: nothing of it could be read."""
@@ -76,6 +77,11 @@ class Decider:
             carry=self._carry,
         )
 
+    @property
+    def host_is_short(self) -> str:
+        """Why the host can give no memory now; empty when it can."""
+        return self._emergency.reason if self._emergency is not None else ""
+
     def decide(self) -> Decision:
         """Take the decision of a cycle, within all limits."""
         self.cycle += 1
@@ -102,7 +108,10 @@ class Decider:
         news = {name for name, size_bytes in self._rescued.items() if size_bytes > before.get(name, -1)}
         if not news:
             return None
-        why = f"at once, for {', '.join(sorted(news))}"
+        return self.at_once(f"at once, for {', '.join(sorted(news))}")
+
+    def at_once(self, why: str) -> Decision:
+        """Decide between two cycles: nothing but what the limits ask for."""
         return self._take(lambda snapshot, dangers: apply_limits(snapshot, hold(snapshot, why), dangers))
 
     def look_at_host(self) -> Decision | None:
@@ -137,7 +146,7 @@ class Decider:
 
     def _take(self, ask: Callable[[Snapshot, dict[str, str]], Decision]) -> Decision:
         dangers = self._dangers()
-        snapshot = self.snapshot()
+        snapshot = self.snapshot() if self._emergency is None else unpinned(self.snapshot())
         started_s = time.perf_counter()
         decision = ask(snapshot, dangers)
         duration_s = round(time.perf_counter() - started_s, 6)
@@ -151,7 +160,7 @@ class Decider:
         self._loans.note(snapshot, decision)
         committed = self._commitments.committed_bytes
         self._journal.emit(
-            Decided, snapshot=snapshot, decision=decision, committed_bytes=committed, duration_s=duration_s
+            Decided, snapshot=bound(snapshot), decision=decision, committed_bytes=committed, duration_s=duration_s
         )
         return decision
 
@@ -166,7 +175,7 @@ class Decider:
         if self.paused:
             return apply_limits(snapshot, hold(snapshot, "paused", Limiter.PAUSE), dangers)
         try:
-            decision = apply_limits(snapshot, self._policy.decide(_copy_of(snapshot)), dangers)
+            decision = apply_limits(snapshot, self._policy.decide(_copy_of(bound(snapshot))), dangers)
         except KeyboardInterrupt:
             raise  # a person's wish, whoever passes it on: the run ends in order
         except BaseException as error:  # whatever else a user's policy raises, SystemExit too, must not end the run

@@ -18,6 +18,7 @@ from qmpalloc.curves.cpu_budget import CpuBudget
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.model import GuestState
 from qmpalloc.rules.balloon_progress import BalloonProgress
+from qmpalloc.rules.pins import Choice
 from qmpalloc.sample import Accepted, Sample
 
 
@@ -40,6 +41,7 @@ class Guest:
         paused: QEMU has stopped the virtual CPUs.
         migrating: Somebody migrates it, so no command may be sent.
         leaving: It was taken out of the configuration: it takes part in nothing.
+        choice: The size that a person chose for it; None where nobody did.
         memory: What it has and needs; floor, cap and baseline.
         size: What was asked for, told, decided; what it is charged with.
         progress: Whether its size does what it is asked.
@@ -55,6 +57,7 @@ class Guest:
         self._paused_since_s = 0.0
         self.migrating = False
         self.leaving = False
+        self.choice: Choice | None = None
         self.memory = GuestMemory(config, control.reserve)
         self.size = GuestSize(self.memory)
         self.progress = BalloonProgress()

@@ -21,6 +21,15 @@ def lock_path(file: str, directory: Path) -> Path:
     return directory / f"{digest[:NAME_DIGITS]}.lock"
 
 
+def holder_of(path: Path) -> tuple[int | None, str]:
+    """Return who holds a lock, or held it last: process id and configuration; None and ``""`` where it does not say."""
+    try:
+        pid, _, file = path.read_bytes()[:8192].partition(b"\n")
+    except OSError:
+        return None, ""
+    return int(pid) if pid.strip().isdigit() else None, os.fsdecode(file.partition(b"\n")[0])
+
+
 @contextmanager
 def hold_lock(file: str, directory: Path) -> Iterator[None]:
     """Hold the lock of a configuration file for the time of a block.
@@ -44,13 +53,12 @@ def hold_lock(file: str, directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.read(handle, 32).decode("ascii", "replace").strip()
             raise HostError(
-                f"{file} is in use by another qmpalloc (process {holder if holder.isdigit() else 'unknown'})",
+                f"{file} is in use by another qmpalloc (process {holder_of(path)[0] or 'unknown'})",
                 hint="two controllers would undo each other's work; end the other one first",
             ) from error
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode() + os.fsencode(os.path.realpath(file)) + b"\n", 0)
         yield
     finally:
         os.close(handle)

@@ -36,6 +36,7 @@ def snapshot_of(guest: Guest, now_s: float) -> GuestSnapshot:
         idle=idle_memory(newest),
         rescue_bytes=guest.danger.rescue_bytes(now_s),
         psi_some_avg10=newest.psi_memory.some_avg10 if newest else None,
+        pin=guest.choice.pin(memory.floor_bytes, memory.cap_bytes, now_s) if guest.choice else None,
         frozen=guest.danger.why(now_s) or guest.progress.stuck(now_s),
         curve=known.curve,
         no_curve=known.no_curve,

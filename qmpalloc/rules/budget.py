@@ -27,17 +27,24 @@ def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Guest
 
     1. Growth that is only wished for.
     2. What lies above baselines, a step from each guest.
-    3. What lies above baselines, all of it: only as much as the guests are above the budget at this moment, or as
+    3. What guests that are not in need have above their floors and above what their programs hold or map, from those
+       first that lose least by it, a step from each: only as much as guests lack that a person has given a size.
+    4. What they have above their floors, the same.
+    5. Growth that a person asked for: it comes when the others have given it, step by step.
+    6. What lies above baselines, all of it: only as much as the guests are above the budget at this moment, or as
        guests in need lack.
-    4. What guests that are not in need have above their floors and above what their programs hold or map, from those
-       first that lose least by it: only as much as guests in need lack.
-    5. What they have above their floors, the same.
-    6. Growth in need beyond baselines.
-    7. What guests in danger have above their baselines and their own floors, a step from each: only for others in
-       danger. Else one that says for ever that it is in danger would keep what another's life depends on.
-    8. Growth in need up to baselines, when all of that does not suffice: they stay as they are.
+    7. What guests that are not in need have above their floors and above what their programs hold or map, as in 3: only
+       as much as guests in need lack.
+    8. What they have above their floors, the same.
+    9. What guests that a person has given a size have above their floors: only as much as the guests are above the
+       budget, or as guests in need lack.
+    10. Growth in need beyond baselines.
+    11. What guests in danger have above their baselines and their own floors, a step from each: only for others in
+        danger. Else one that says for ever that it is in danger would keep what another's life depends on.
+    12. Growth in need up to baselines, when all of that does not suffice: they stay as they are.
 
-    In need is who is in danger or below its floor. One that is lost gets its baseline by the cases 1 and 2.
+    In need is who is in danger or below its floor. One that is lost gets its baseline by the cases 1 and 2. To whom a
+    person has given a size gives nothing before case 9.
     """
     places = [
         _Place(guest, decision, decision.limiter) for guest, decision in zip(snapshot.guests, decisions, strict=True)
@@ -61,16 +68,23 @@ def _stages(
     # Also what one in need took by itself: somebody has to pay for that.
     taken = sum(max(place.surplus, 0) for place in places if place.in_need)
     lacking = sum(max(place.growth, 0) for place in places if place.in_need) + min(over, taken)
+    asked = sum(place.asked_growth for place in places)
     for_danger = sum(max(place.growth_to_baseline, 0) for place in places if place.in_danger)
     needy = ", ".join(place.guest.name for place in places if place.in_need)
-    above = "gives: the budget is exceeded" if over else f"gives to {needy or 'who was lost'}"
+    chosen = ", ".join(place.guest.name for place in places if place.asked_growth)
+    above = "gives: the budget is exceeded" if over else f"gives to {needy or chosen or 'who was lost'}"
     least, used_up = f"gives to {needy}: it loses least by it", "the budget is used up"
+    as_asked = f"gives to {chosen}, as a person asked"
     return (
         (lambda place: place.wished_growth, math.inf, _in_proportion, f"less: {used_up}"),
-        (lambda place: place.a_step_above_baseline, math.inf, _in_proportion, above),
+        (lambda place: place.a_step(place.above_baseline), math.inf, _in_proportion, above),
+        (lambda place: place.a_step(place.above_use), asked, _least_loss, as_asked),
+        (lambda place: place.a_step(place.above_floor), asked, _least_loss, as_asked),
+        (lambda place: place.asked_growth, math.inf, _in_proportion, "as much as the others have given so far"),
         (lambda place: place.above_baseline, over + lacking, _in_proportion, above),
         (lambda place: place.above_use, lacking, _least_loss, least),
         (lambda place: place.above_floor, lacking, _least_loss, least),
+        (lambda place: place.chosen_above_floor, over + lacking, _least_loss, above),
         (lambda place: place.growth_beyond_baseline, math.inf, _in_proportion, f"no more than that: {used_up}"),
         (
             lambda place: place.a_step_in_danger,
@@ -118,8 +132,18 @@ class _Place(Struct, frozen=True):
         return self.in_danger or self.limiter is Limiter.FLOOR
 
     @property
+    def is_chosen(self) -> bool:
+        """Whether a person has given it its size."""
+        return self.limiter is Limiter.PERSON
+
+    @property
+    def asked_growth(self) -> int:
+        return max(self.growth, 0) if self.is_chosen else 0
+
+    @property
     def gives(self) -> bool:
         fixed = self.guest.state in UNCONTROLLED | {GuestState.GONE} or self.limiter is Limiter.STUCK
+        fixed = fixed or self.is_chosen
         return not fixed and not self.in_danger
 
     @property
@@ -132,15 +156,19 @@ class _Place(Struct, frozen=True):
 
     @property
     def wished_growth(self) -> int:
-        return 0 if self.in_need or self.guest.state is GuestState.LOST else self.growth
+        return 0 if self.in_need or self.is_chosen or self.guest.state is GuestState.LOST else self.growth
 
     @property
     def above_baseline(self) -> int:
         return self.surplus if self.gives else 0
 
+    def a_step(self, part_bytes: int) -> int:
+        """Return what of a part it can give within the step of one decision."""
+        return min(part_bytes, self.decision.target_bytes - lowest_bytes(self.guest))
+
     @property
-    def a_step_above_baseline(self) -> int:
-        return min(self.above_baseline, self.decision.target_bytes - lowest_bytes(self.guest))
+    def chosen_above_floor(self) -> int:
+        return self.decision.target_bytes - self.guest.floor_bytes if self.is_chosen else 0
 
     @property
     def above_floor(self) -> int:

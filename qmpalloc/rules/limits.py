@@ -30,8 +30,8 @@ from qmpalloc.rules.step import lowest_bytes
 from qmpalloc.text import one_line
 from qmpalloc.units import align_down, format_size
 
-_NEED = frozenset({Limiter.DANGER, Limiter.FLOOR})
-_TAKE_NOTHING = frozenset({Limiter.STATE, Limiter.DANGER, Limiter.STUCK})
+_NOT_A_POLICYS = frozenset({Limiter.DANGER, Limiter.FLOOR, Limiter.PERSON})
+_TAKE_NOTHING = frozenset({Limiter.STATE, Limiter.DANGER, Limiter.STUCK, Limiter.PERSON})
 
 _decoder = msgspec.json.Decoder(Decision)
 
@@ -110,7 +110,7 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     3. Nobody has heard of it for long: its baseline, in steps. The size a person chose is all that can be defended; in
        steps, for what it needs may have grown unseen.
     4. Its size does not do what it is asked, or its counts are not fresh: left alone.
-    5. The wish, within the cap, the step and the floor.
+    5. A person has chosen its size, or else the wish; within the cap, the step and the floor.
     """
     if guest.state in UNCONTROLLED or guest.state is GuestState.GONE:
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
@@ -125,12 +125,16 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     if guest.state is not GuestState.FRESH:
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
     target, reason = align_down(wish.target_bytes), wish.reason
-    # Who is in need is not for a policy to say.
-    limiter = Limiter.POLICY if wish.limiter in _NEED else wish.limiter
+    # Who is in need, or what a person wants, is not for a policy to say.
+    limiter = Limiter.POLICY if wish.limiter in _NOT_A_POLICYS else wish.limiter
+    if guest.pin is not None:
+        target, limiter, reason = guest.pin.size_bytes, Limiter.PERSON, guest.pin.why
+        wish = structs.replace(wish, promise=None, band=None)  # what the policy thought of is not what is done
     if target > guest.cap_bytes:
         target, limiter, reason = guest.cap_bytes, Limiter.CAP, f"{reason} (cap {format_size(guest.cap_bytes)})"
     if target < lowest_bytes(guest):
-        target, limiter, reason = lowest_bytes(guest), Limiter.STEP, f"{reason} (no more than a quarter at once)"
+        limiter = limiter if limiter is Limiter.PERSON else Limiter.STEP
+        target, reason = lowest_bytes(guest), f"{reason} (no more than a quarter at once)"
     if target < guest.floor_bytes:
         target, limiter, reason = guest.floor_bytes, Limiter.FLOOR, f"{reason} (floor {format_size(guest.floor_bytes)})"
     return _with(wish, target, limiter, reason)
