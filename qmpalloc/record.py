@@ -124,6 +124,59 @@ def _no_header(path: str | os.PathLike[str], line: bytes, error: Exception) -> N
     return NonsenseError(message, hint=f"read it with the qmpalloc that wrote it: {wrote}")
 
 
+class GrowingRecord:
+    """A record that is being written: gives what has been added since it was asked last.
+
+    Args:
+        path: The record; it must exist.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._number = 0
+        self._rest = b""
+        try:
+            self._file = self._path.open("rb")
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def more(self) -> Iterator[AnyEvent]:
+        """Yield the events that are whole now and were not given yet.
+
+        Raises:
+            NonsenseError: A line is not an event, or the first is not a header.
+        """
+        while data := self._file.readline(LINE_MAX_BYTES + 1 - len(self._rest)):
+            self._rest += data
+            if not self._rest.endswith(b"\n"):
+                if len(self._rest) > LINE_MAX_BYTES:
+                    message = f"{self._path}: line {self._number + 1} is longer than {LINE_MAX_BYTES} bytes"
+                    raise NonsenseError(message, hint=NO_RECORD_HINT)
+                return
+            line, self._rest = self._rest, b""
+            self._number += 1
+            yield self._event(line)
+
+    def _event(self, line: bytes) -> AnyEvent:
+        hint = NO_RECORD_HINT if self._number == 1 else ""
+        try:
+            event = events.decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            if self._number == 1:
+                raise _no_header(self._path, line, error) from error
+            raise NonsenseError(f"{self._path}: line {self._number} is not an event: {error}") from error
+        if self._number == 1 and not isinstance(event, Header):
+            raise NonsenseError(f"{self._path}: the first line is not a header", hint=hint)
+        return event
+
+
 def ended(path: str | os.PathLike[str]) -> Ended | None:
     """Return the closing event of a record, or None when the run was cut off."""
     last = None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from qmpalloc.events import (
     AnyEvent,
+    CaughtUp,
     Commanded,
     ControlChanged,
     Decided,
@@ -125,6 +127,8 @@ class Summarizer:
                 summary.moves += len(event.decision.moves)
             case Commanded():
                 summary.commands += 1
+            case CaughtUp():
+                self._take_over(event)
             case Reloaded():
                 summary.budget_bytes = event.budget_bytes
                 self._rename(event.renamed)
@@ -142,6 +146,11 @@ class Summarizer:
         self._in_force = header.mode != "run"
         summary.guests, self._guests = [], {}
         self._add(header.guests)
+
+    def _take_over(self, event: CaughtUp) -> None:
+        """Go on with the sums of who has seen the run from its beginning."""
+        self.summary = msgspec.convert(event.summary, Summary)
+        self._guests = {guest.name: guest for guest in self.summary.guests}
 
     def _rename(self, names: dict[str, str]) -> None:
         """Go on with the figures of guests under their new names; two may have swapped theirs."""

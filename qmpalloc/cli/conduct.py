@@ -6,7 +6,8 @@ import contextlib
 import math
 import select
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from qmpalloc.host.memory import read_host_memory
 from qmpalloc.model import Policy
 from qmpalloc.policy import load as load_policy
 from qmpalloc.record import RecordWriter
+from qmpalloc.status.feed import Feed
+from qmpalloc.status.place import REQUESTS, STATUS, listening, socket_path
+from qmpalloc.status.server import Server
 from qmpalloc.summary import Summarizer
 from qmpalloc.text import one_line
 from qmpalloc.tui import Dashboard, PlainLog, closing_table, is_interactive, run_tui
@@ -73,7 +77,8 @@ async def _conduct(
     console = Console()
     on_screen = not headless and is_interactive(console)
     dashboard, summarizer = Dashboard(), Summarizer()
-    sinks: list[Sink] = [dashboard.apply, summarizer]
+    feed = Feed()
+    sinks: list[Sink] = [dashboard.apply, summarizer, feed]
     lines = PlainLines(console)
     if not on_screen:
         sinks.append(lines)
@@ -92,7 +97,9 @@ async def _conduct(
             controller.quit("nobody reads the output")
 
         lines.on_closed = end_unread
-        signalled = await _run(controller, dashboard, console if on_screen else None, duration_s, signals)
+        sockets = _open_sockets(config.file, stack, controller)
+        async with _served(feed, controller, sockets):
+            signalled = await _run(controller, dashboard, console if on_screen else None, duration_s, signals)
     if directory is not None:
         write_json(directory / "summary.json", summarizer.summary)
     signals.rest()
@@ -105,6 +112,34 @@ async def _conduct(
     if lost or not controller.clean:
         return EXIT_FAILED
     return EXIT_INTERRUPTED if signalled else 0
+
+
+def _open_sockets(file: str, stack: contextlib.ExitStack, controller: Controller) -> tuple[socket.socket, ...]:
+    """Return the sockets for status and requests, open as long as `stack`; none where they cannot be made.
+
+    Raises:
+        UnreachableError: Another controller serves them.
+    """
+    try:
+        return tuple(
+            stack.enter_context(listening(socket_path(file, default_run_dir(), kind))) for kind in (STATUS, REQUESTS)
+        )
+    except HostError as error:
+        controller.tell("status", f"nobody can attach: {error.message}", error.hint or "control goes on without")
+        return ()
+
+
+@contextlib.asynccontextmanager
+async def _served(feed: Feed, controller: Controller, sockets: tuple[socket.socket, ...]) -> AsyncIterator[None]:
+    """Serve status and requests for the time of a block, and let those who look on have its last events."""
+    if not sockets:
+        yield
+        return
+    server = Server(feed, controller)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run, *sockets)
+        yield
+        await server.end()
 
 
 async def _run(

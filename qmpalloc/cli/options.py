@@ -42,6 +42,21 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
+class Bytes(click.ParamType[int]):
+    """A size with a unit, as in the configuration file."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            return units.parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 config_argument = click.argument("config", type=ConfigFile())
 headless_option = click.option(
     "--headless",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,9 @@ def _screen_size(_context: click.Context, _parameter: click.Parameter, value: st
     "--size", callback=_screen_size, default="120x36", show_default=True, help="Columns and lines of the picture."
 )
 @click.option("--plain", "--headless", "plain", is_flag=True, help="Log lines instead of the dashboard, at once.")
+@click.option("--follow", is_flag=True, help="Show a record that is being written, as it grows.")
 def replay(
-    record: Path, speed: float, at_s: float | None, svg: Path | None, size: tuple[int, int], plain: bool
+    record: Path, speed: float, at_s: float | None, svg: Path | None, size: tuple[int, int], plain: bool, follow: bool
 ) -> None:
     """Replay a RECORD (record.jsonl) through the dashboard. What a run showed, its record shows again.
 
@@ -63,6 +65,11 @@ def replay(
         raise click.BadParameter("must be a number", param_hint="--speed")
     if at_s is not None and not math.isfinite(at_s):
         raise click.BadParameter("must be a number of seconds", param_hint="--at")
+    if follow:
+        if at_s is not None or svg is not None or speed != 1.0:
+            raise click.UsageError("--follow shows what is now: it goes with --plain, and with nothing else")
+        follow_record(record, on_screen=not plain and is_interactive())
+        return
     events = read_record(record)
     if svg is not None:
         export_svg(events, svg, at_s=math.inf if at_s is None else at_s, size=size)
@@ -76,6 +83,31 @@ def replay(
 
         if trio.run(play, events, speed, at_s or 0.0):
             sys.exit(EXIT_INTERRUPTED)
+
+
+FOLLOW_S = 0.25
+
+
+def follow_record(record: Path, *, on_screen: bool) -> None:
+    """Show a record as it grows, until its run ends or the person quits."""
+    import trio
+
+    from qmpalloc.cli.onlooker import look_on
+    from qmpalloc.events import Ended
+    from qmpalloc.record import GrowingRecord
+
+    async def events() -> AsyncGenerator[AnyEvent]:
+        growing = GrowingRecord(record)
+        with contextlib.closing(growing):
+            while True:
+                for event in growing.more():
+                    yield event
+                    if isinstance(event, Ended):
+                        return
+                await trio.sleep(FOLLOW_S)
+
+    if trio.run(look_on, events, on_screen):
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def plain_lines(events: Iterator[AnyEvent], *, until_s: float) -> Iterator[str]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +13,8 @@ from msgspec import structs
 
 from qmpalloc.events import (
     AnyEvent,
+    Asked,
+    CaughtUp,
     Commanded,
     ControlChanged,
     CurveSeen,
@@ -29,7 +31,7 @@ from qmpalloc.events import (
 )
 from qmpalloc.model import Curve, GuestState
 from qmpalloc.summary import Summarizer
-from qmpalloc.tui.facts import GuestFacts, LogEntry, collector_cpu, e_term, hit_ratio, seen_terms
+from qmpalloc.tui.facts import GuestFacts, Kind, LogEntry, asked_text, collector_cpu, e_term, hit_ratio, seen_terms
 from qmpalloc.tui.text import clean, size
 
 LOG = 60
@@ -50,6 +52,7 @@ class Dashboard:
         decisions: The last decisions; those that repeat the one before and move nothing share an entry.
         log: What else happened, newest last.
         fault: The last fault of the whole run.
+        pid: Process id of the controller; 0 where that is not told, as in a record.
         summarizer: The figures that ``summary.json`` will hold, so that screen and file cannot differ.
     """
 
@@ -68,6 +71,7 @@ class Dashboard:
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG))
     fault: LogEntry | None = None
     ended: Ended | None = None
+    pid: int = 0
     summarizer: Summarizer = field(default_factory=Summarizer, compare=False)
 
     def apply(self, event: AnyEvent) -> None:
@@ -99,6 +103,11 @@ class Dashboard:
                 self._fault(event)
             case ControlChanged():
                 self._control(event)
+            case Asked():
+                kind: Kind = "rejected" if event.error else "control"
+                self._note(LogEntry(event.t, kind, None, asked_text(event)))
+            case CaughtUp():
+                self._catch_up(event)
             case Reloaded():
                 self._reload(event)
             case Ended():
@@ -123,6 +132,16 @@ class Dashboard:
                 event.t, "control", None, f"reloaded: {len(event.guests)} guests, budget {size(event.budget_bytes)}"
             )
         )
+
+    def _catch_up(self, event: CaughtUp) -> None:
+        """Take the sums of a run of which only a part was seen."""
+        self.pid = event.pid
+        self.moved_bytes = sum(totals.received_bytes for totals in event.totals.values())
+        for name, totals in event.totals.items():
+            if (guest := self.guests.get(name)) is not None:
+                guest.received_bytes, guest.given_bytes = totals.received_bytes, totals.given_bytes
+                guest.moves_in, guest.moves_out = totals.moves_in, totals.moves_out
+                guest.rejected = Counter(totals.rejected)
 
     def _guest(self, name: str) -> GuestFacts:
         """Return the guest called `name`; a record cut at its beginning may name guests that no header announced."""
@@ -180,7 +199,8 @@ class Dashboard:
         self.cycle, self.decided_t = event.snapshot.cycle, event.t
         for seen in event.snapshot.guests:
             guest = self._guest(seen.name)
-            guest.floor_bytes, guest.cap_bytes = seen.floor_bytes, seen.cap_bytes
+            limits = seen if seen.pin is None else seen.pin
+            guest.floor_bytes, guest.cap_bytes, guest.pin = limits.floor_bytes, limits.cap_bytes, seen.pin
             guest.outside_bytes = seen.outside_bytes
             self._show_curve(guest, seen.curve, seen.no_curve)
             # A guest whose monitor never answered has the sizes 0 in a snapshot, which means unknown.

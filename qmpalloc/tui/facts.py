@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from qmpalloc.errors import SampleFault
-from qmpalloc.events import GuestHeader
-from qmpalloc.model import Band, Curve, GuestDecision, GuestSnapshot, GuestState
+from qmpalloc.events import Asked, GuestHeader
+from qmpalloc.model import Band, Curve, GuestDecision, GuestSnapshot, GuestState, Pin
 from qmpalloc.sample import Delta, PageIns, Sample
 from qmpalloc.tui.text import clean, number
 from qmpalloc.units import MIB
@@ -49,6 +49,7 @@ class GuestFacts:
             and when its size is no longer the policy's; `reason` says why then.
         terms: The policy's numbers of the last decision. ``e`` is added for policies that do not report it,
             and when nothing is decided because the run only watches.
+        pin: The size that a person has chosen for it, as the last decision saw it.
         fault: The last fault while it has not been fresh since.
         curve: Its miss-ratio curve as the last decision saw it, or as it was last watched; `no_curve` says why there is
             none.
@@ -67,6 +68,7 @@ class GuestFacts:
     decision: GuestDecision | None = None
     reason: str = ""
     change_bytes: int = 0
+    pin: Pin | None = None
     terms: dict[str, float] = field(default_factory=dict)
     curve: Curve | None = None
     no_curve: str = ""
@@ -107,6 +109,15 @@ class GuestFacts:
     def rate_known(self) -> bool:
         """True when the last sample is of the current series and the guest is still heard of."""
         return self.delta is not None and self.state in (GuestState.FRESH, GuestState.LATE, GuestState.HELD)
+
+
+def asked_text(event: Asked) -> str:
+    """Return what a person asked, and what became of it."""
+    who = clean(event.by) or "by itself"
+    if event.error:
+        what = " ".join(part for part in (event.verb, clean(event.guest or "")) if part)
+        return f"{who}: {what} refused: {clean(event.error)}"
+    return f"{who}: {clean(event.detail)}"
 
 
 def page_in_text(page_ins: PageIns, disk: int | None, seconds: float) -> str:

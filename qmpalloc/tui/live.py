@@ -99,11 +99,12 @@ async def run_tui(
     refresh_hz: float = 4.0,
     replay: Callable[[], str] | None = None,
     only_quit: bool = False,
+    suspended: str = SUSPENDED,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Show `dashboard` on the terminal until cancelled; started once the first frame is painted.
 
-    Ctrl-Z gives the terminal back and says that control rests; ``fg`` resumes. Ctrl-C, SIGTERM and SIGHUP are the
+    Ctrl-Z gives the terminal back and says what rests meanwhile; ``fg`` resumes. Ctrl-C, SIGTERM and SIGHUP are the
     caller's: cancelling restores the terminal.
 
     Args:
@@ -114,6 +115,7 @@ async def run_tui(
         refresh_hz: How often to look whether there is something new to paint.
         replay: Says what is replayed, in a few words; None when live.
         only_quit: Offer no key that would change the course of the run.
+        suspended: What Ctrl-Z says.
         task_status: For ``nursery.start``.
     """
     keyboard = sys.stdin.isatty()
@@ -131,7 +133,7 @@ async def run_tui(
                 number = await anext(signals)
                 nursery.cancel_scope.cancel()
             if number == signal.SIGTSTP:
-                sys.stderr.write(SUSPENDED)
+                sys.stderr.write(suspended)
                 sys.stderr.flush()
                 os.kill(os.getpid(), signal.SIGSTOP)
 

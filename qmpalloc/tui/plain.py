@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from qmpalloc.events import (
     AnyEvent,
+    Asked,
     Commanded,
     ControlChanged,
     Decided,
@@ -20,7 +21,7 @@ from qmpalloc.events import (
     StateChanged,
 )
 from qmpalloc.model import GuestState
-from qmpalloc.tui.facts import hit_ratio, page_in_text, seen_terms
+from qmpalloc.tui.facts import asked_text, hit_ratio, page_in_text, seen_terms
 from qmpalloc.tui.text import clean, number, percent, signed_size, size
 
 REPEAT_S = 60.0
@@ -158,6 +159,7 @@ _TEXTS: dict[type, Callable[..., str | None]] = {
     Commanded: _commanded,
     Faulted: _faulted,
     ControlChanged: _control,
+    Asked: asked_text,
     Reloaded: _reloaded,
     Ended: _ended,
 }

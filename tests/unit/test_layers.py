@@ -20,6 +20,7 @@ LAYERS = [
     {"installation"},
     {"control"},
     {"record", "summary"},
+    {"status"},
     {"experiment", "tui", "doctor"},
     {"sim"},
     {"sweep", "testing"},
@@ -34,7 +35,7 @@ INSIDE = {
         {"resizer"},
         {"session"},
         {"commitments", "fleet", "restore"},
-        {"decider", "reporter", "room", "standstill", "start"},
+        {"decider", "reporter", "requests", "room", "standstill", "start"},
         {"controller", "handle"},
     ],
     "experiment": [
@@ -64,11 +65,13 @@ PURE = [
         "config",
         "events.py",
         "record.py",
+        "summary.py",
     ),
     *("curves", "rules", "policy", "sim", "sweep/spec.py", "sweep/model.py"),
     *("experiment/spec", "experiment/store", "experiment/analysis", "experiment/report"),
     *("experiment/run/generator", "experiment/run/traces.py"),
     *("experiment/sizes/measurement.py", "experiment/sizes/predictions.py", "experiment/sizes/figure.py"),
+    *("status/feed.py", "status/protocol.py"),
     *(f"control/{name}.py" for name in ("memory", "size", "danger", "samples", "guest", "snapshot", "roster")),
 ]
 ROOT = Path(qmpalloc.__file__).parent
