@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Protocol
 
 import click
 import msgspec
@@ -61,9 +63,10 @@ def serve_guests(directory: Path, count: int, ready: Event, hang: Event) -> None
 
 @dataclass
 class Period:
-    """What was seen in one period. Times in ms."""
+    """What was seen in one period. Times in ms; `cpu_s` is what this process used, in seconds."""
 
     hung: bool
+    cpu_s: float = 0.0
     cycles_ms: list[float] = field(default_factory=list)
     ages_ms: list[float] = field(default_factory=list)
 
@@ -84,23 +87,36 @@ class Watch:
             case Sampled():
                 self._sampled_t[event.guest] = event.t
             case Decided() if self.period is not None:
-                tick_t = self._begin_s + event.snapshot.cycle * event.snapshot.interval_s
-                self.period.cycles_ms.append((event.t - tick_t) * 1000)
+                # The nearest tick before: cycles that a standstill of the whole process skips are not counted.
+                self.period.cycles_ms.append((event.t - self._begin_s) % event.snapshot.interval_s * 1000)
                 self.period.ages_ms += [(event.t - t) * 1000 for name, t in self._sampled_t.items() if name != HUNG]
 
 
-async def conduct(controller: Controller, watch: Watch, hang: Event, pairs: int, seconds: float) -> list[Period]:
+class Switch(Protocol):
+    """What makes a period of kind B, and ends it: for example an event that the guest's process waits for."""
+
+    def set(self) -> None:
+        """Begin."""
+
+    def clear(self) -> None:
+        """End."""
+
+
+async def conduct(
+    controller: Controller, watch: Watch, hang: Switch, pairs: int, seconds: float, settle_s: float = SETTLE_S
+) -> list[Period]:
     """Let the guest hang and answer in turn; return the periods, of which two make a pair."""
     periods: list[Period] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(controller.run)
-        await trio.sleep(SETTLE_S)
+        await trio.sleep(settle_s)
         for pair in range(pairs):
             for hung in (True, False) if pair % 2 else (False, True):
                 (hang.set if hung else hang.clear)()
-                await trio.sleep(SETTLE_S)
-                watch.period = Period(hung)
+                await trio.sleep(settle_s)
+                watch.period = Period(hung, -time.process_time())
                 await trio.sleep(seconds)
+                watch.period.cpu_s += time.process_time()
                 periods.append(watch.period)
                 watch.period = None
         nursery.cancel_scope.cancel()
@@ -131,7 +147,12 @@ def ratio(kinds: tuple[Sequence[list[float]], Sequence[list[float]]], chosen: Se
     return float(hung / answering)
 
 
-def report(title: str, answering: Sequence[list[float]], hung: Sequence[list[float]]) -> None:
+def report(
+    title: str,
+    answering: Sequence[list[float]],
+    hung: Sequence[list[float]],
+    words: tuple[str, str] = ("with all answering", "with one hung"),
+) -> None:
     """Print one quantity: its percentiles of both kinds, their ratio and what it shows."""
     kinds, pairs = (answering, hung), len(answering)
     random = np.random.default_rng(1)
@@ -148,7 +169,7 @@ def report(title: str, answering: Sequence[list[float]], hung: Sequence[list[flo
             verdict = "refuted"
         name = "median" if percent == 50 else f"p{percent}"
         click.echo(
-            f"{title}, {name}: {here:.2f} ms with all answering, {there:.2f} ms with one hung, "
+            f"{title}, {name}: {here:.2f} ms {words[0]}, {there:.2f} ms {words[1]}, "
             f"ratio {there / here:.3f} [{low:.3f}, {high:.3f}]: less than {WITHIN:.0%} is {verdict}"
         )
 
