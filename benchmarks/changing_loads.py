@@ -23,6 +23,7 @@ from qmpalloc.curves.simulation import POLICIES
 from qmpalloc.curves.split import best_split
 from qmpalloc.experiment.spec.access import Access, HotCold, Normal, Uniform, Zipf
 from qmpalloc.policy import load
+from qmpalloc.rules.promises import KeepsPromises
 from qmpalloc.sim.replay import ReplayGuest, ReplayHost
 from qmpalloc.units import GIB, MIB, PAGE_BYTES
 
@@ -39,6 +40,7 @@ class Part(Struct, frozen=True, kw_only=True):
     access: Access
     file_bytes: int = GIB
     accesses_per_s: float = 16_000.0
+    weight: float = 1.0
 
 
 class Unseen(Struct, frozen=True, kw_only=True):
@@ -55,6 +57,7 @@ class Unseen(Struct, frozen=True, kw_only=True):
             ReplayGuest(
                 f"g{index}", part.access, file_bytes=part.file_bytes, accesses_per_s=part.accesses_per_s,
                 size_bytes=share, cap_bytes=self.budget_bytes, floor_bytes=FLOOR, lru=lru, seed=seed, observed=observed,
+                weight=part.weight,
             )
             for index, part in enumerate(self.parts, 1)
         ]  # fmt: skip
@@ -85,14 +88,19 @@ def resting(period_s: float, rates: tuple[float, float]) -> Change:
 
 def program(start_s: float, end_s: float, size_bytes: int) -> Change:
     """Return that a program of that size starts and ends in the first guest."""
+    return lambda guests, time_s: _hold(guests[0], size_bytes * (start_s <= time_s < end_s))
 
-    def change(guests: Sequence[ReplayGuest], time_s: float) -> None:
-        own = OWN + size_bytes * (start_s <= time_s < end_s)
-        if own != guests[0].own_bytes:
-            guests[0].own_bytes = own
-            guests[0].resize(guests[0].size_bytes)
 
-    return change
+def programs(period_s: float, size_bytes: int) -> Change:
+    """Return that a program of that size runs in the first guest every second period."""
+    return lambda guests, time_s: _hold(guests[0], size_bytes * (int(time_s / period_s) % 2))
+
+
+def _hold(guest: ReplayGuest, size_bytes: int) -> None:
+    """Let programs hold so much of a guest's memory."""
+    if guest.own_bytes != OWN + size_bytes:
+        guest.own_bytes = OWN + size_bytes
+        guest.resize(guest.size_bytes)
 
 
 def other_file(at_s: float) -> Change:
@@ -153,7 +161,7 @@ MIXES = {
 
 
 class Outcome(Struct):
-    """What came out of an arm."""
+    """What came out of an arm; hits and accesses of each guest count by its weight."""
 
     hits: float = 0.0
     accesses: float = 0.0
@@ -163,33 +171,33 @@ class Outcome(Struct):
 
 def run(mix: Unseen, lru: str, seed: int, policy: str | None, sizes: Sequence[int] | None = None) -> Outcome:
     """Run one arm."""
-    guests = mix.guests(lru, seed, observed=policy in ("curve", "hill"))
+    chosen = None if policy is None else load(policy, {})
+    guests = mix.guests(lru, seed, observed=isinstance(chosen, KeepsPromises))  # as those do that learn what is read
     if sizes is not None:
         for guest, size in zip(guests, sizes, strict=True):
             guest.resize(size)
     host = ReplayHost(guests, budget_bytes=mix.budget_bytes, interval_s=INTERVAL_S)
-    chosen = None if policy is None else load(policy, {})
     outcome = Outcome()
     while host.time_s < WARM_S + COUNTED_S:
         if mix.change is not None:
             mix.change(guests, host.time_s)
         host.step(chosen if host.time_s >= WARM_S else None)
         if host.time_s > WARM_S:
-            outcome.hits += host.last_hits
-            outcome.accesses += host.last_accesses
+            outcome.hits += sum(guest.weight * guest.hits for guest in guests)
+            outcome.accesses += sum(guest.weight * (guest.hits + guest.misses) for guest in guests)
     outcome.moves, outcome.sizes = host.moves, "/".join(str(guest.size_bytes // MIB) for guest in guests)
     return outcome
 
 
-def best_fixed(mix: Unseen, lru: str, seed: int) -> Outcome:
-    """Return the best outcome of a fixed split."""
+def best_fixed(mix: Unseen, lru: str, seed: int, step: int = STEP) -> Outcome:
+    """Return the best outcome of a fixed split, in steps of so many bytes."""
     if len(mix.parts) == 2:
         splits: list[tuple[int, ...]] = [
-            (first, mix.budget_bytes - first) for first in range(FLOOR, mix.budget_bytes - FLOOR + 1, STEP)
+            (first, mix.budget_bytes - first) for first in range(FLOOR, mix.budget_bytes - FLOOR + 1, step)
         ]
     else:
         most = mix.budget_bytes - FLOOR * (len(mix.parts) - 1)
-        grid = np.arange(FLOOR, most + 1, STEP)
+        grid = np.arange(FLOOR, most + 1, step)
         values = []
         for guest, part in zip(mix.guests(lru, seed, observed=False), mix.parts, strict=True):
             numbers = list(itertools.islice(guest.references, int((WARM_S + COUNTED_S) * part.accesses_per_s / SCALE)))
@@ -199,8 +207,8 @@ def best_fixed(mix: Unseen, lru: str, seed: int) -> Outcome:
                 warm = len(numbers) // 8
                 cache.read(numbers[:warm])
                 ratios.append(cache.read(numbers[warm:]) / (len(numbers) - warm))
-            values.append(part.accesses_per_s * (1.0 - np.minimum.accumulate(ratios)))
-        units = (mix.budget_bytes - FLOOR * len(mix.parts)) // STEP
+            values.append(part.weight * part.accesses_per_s * (1.0 - np.minimum.accumulate(ratios)))
+        units = (mix.budget_bytes - FLOOR * len(mix.parts)) // step
         splits = [tuple(int(grid[count]) for count in best_split(values, units))]
     return max((run(mix, lru, seed, None, sizes) for sizes in splits), key=lambda outcome: outcome.hits)
 

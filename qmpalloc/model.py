@@ -164,6 +164,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         swap_ins: Pages read back from swap, same interval.
         swap_ins_zram: Of these, the ones from zram, for which no disk is read; None if it does not tell.
         memory: The guest's memory facts in its last sample.
+        resident_bytes: Memory of its QEMU that the host has behind it, QEMU's own included; None when not known.
         in_use_bytes: The size below which it would lose memory of which nobody counts how it is used: what it cannot
             give up, and the files that its programs map, with what must be available beside; without what nothing has
             touched for a minute, where that is known. None if it does not tell.
@@ -207,6 +208,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     swap_ins: int | None = None
     swap_ins_zram: int | None = None
     memory: Memory | None = None
+    resident_bytes: int | None = None
     in_use_bytes: int | None = 0
     idle: IdleMemory | None = None
     rescue_bytes: int = 0
@@ -264,6 +266,37 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         return "its hits are not counted: see qmpalloc doctor"
 
 
+class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """What the host's kernel tells. None is unknown.
+
+    Attributes:
+        total_bytes: RAM.
+        available_bytes: What can be had without swapping (``MemAvailable``).
+        swapped_in_pages: Since boot.
+        stalled_us: Microseconds since boot for which all tasks waited for memory (PSI, ``full``).
+        psi_some_avg10: Per cent of time that some task waited for memory, 10 s average.
+        group_left_bytes: What the control groups of this process still allow, cache that can be dropped counted as
+            free; None without a limit. The guests are in the same groups only if they were started from here.
+        group_limit_bytes: The limit of which that is left.
+        unread: What the kernel tells and could not be read, with the reason.
+    """
+
+    total_bytes: int | None = None
+    available_bytes: int | None = None
+    swapped_in_pages: int | None = None
+    stalled_us: int | None = None
+    psi_some_avg10: float | None = None
+    group_left_bytes: int | None = None
+    group_limit_bytes: int | None = None
+    unread: tuple[str, ...] = ()
+
+    @property
+    def left_bytes(self) -> int | None:
+        """What is left, of the host or of the control group, whichever is less; None if neither is known."""
+        known = (size for size in (self.available_bytes, self.group_left_bytes) if size is not None)
+        return min(known, default=None)
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All guests at the moment of a decision.
 
@@ -273,6 +306,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         budget_bytes: What the host gives to all guests together.
         interval_s: Configured time between decisions.
         guests: In the order of the configuration.
+        host: The host's own memory; None when not known.
         carry: What the policy's previous decision carried over; None in the first cycle. Policies keep no state of
             their own, so that a decision depends on its snapshot alone.
     """
@@ -282,6 +316,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     budget_bytes: int
     interval_s: float
     guests: tuple[GuestSnapshot, ...]
+    host: HostMemory | None = None
     carry: Any = None
 
 

@@ -15,8 +15,8 @@ from qmpalloc.control.journal import Journal
 from qmpalloc.control.snapshot import snapshot_of
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import Decided, plain
-from qmpalloc.model import Decision, GuestState, Limiter, Policy, Snapshot, hold
-from qmpalloc.rules.hostguard import BLIND_MOST_S, Emergency, HostGuard, HostMemory, relieve
+from qmpalloc.model import Decision, GuestState, HostMemory, Limiter, Policy, Snapshot, hold
+from qmpalloc.rules.hostguard import BLIND_MOST_S, Emergency, HostGuard, relieve
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.rules.loans import Loans
 from qmpalloc.rules.pins import bound, unpinned
@@ -60,6 +60,7 @@ class Decider:
         self._commitments = commitments
         self._read_host = read_host
         self._guard = HostGuard()
+        self._host: HostMemory | None = None
         self._emergency: Emergency | None = None
         self._carry: Any = None
         self._rescued: dict[str, int] = {}
@@ -74,6 +75,7 @@ class Decider:
             budget_bytes=self.config.host.budget,
             interval_s=float(self.config.control.interval),
             guests=tuple(snapshot_of(guest, now_s) for guest in self._guests),
+            host=self._host,
             carry=self._carry,
         )
 
@@ -118,7 +120,7 @@ class Decider:
         """Read the host's memory; return the decision that answers an emergency when it begins."""
         if self._read_host is None:
             return None
-        memory = self._memory_of_host(self._read_host)
+        memory = self._host = self._memory_of_host(self._read_host)
         before, self._emergency = self._emergency, self._guard.look(memory, self._journal.now_s())
         self._tell_unread(memory)
         if self._emergency is None:

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from qmpalloc.control.memory import Facts
 from qmpalloc.errors import NonsenseError, RefusedError
-from qmpalloc.host.process import pinned_bytes
+from qmpalloc.host.process import pinned_bytes, resident_bytes
 from qmpalloc.qmp import Actuator, Monitor, find_actuators
 from qmpalloc.text import printable
 from qmpalloc.units import format_size
@@ -100,6 +100,11 @@ async def measure(actuator: Actuator, facts: Facts) -> tuple[Facts, int]:
     if actual_bytes > facts.ram_bytes:
         raise NonsenseError(f"{actuator.monitor.address}: {actuator.query} tells more memory than QEMU gives the guest")
     return facts, actual_bytes
+
+
+def resident(monitor: Monitor) -> int | None:
+    """Return how much memory the host has behind the guest's QEMU; None when that is not known."""
+    return resident_bytes(monitor.process_id)
 
 
 async def ask_migrating(monitor: Monitor) -> bool:

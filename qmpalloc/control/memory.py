@@ -67,6 +67,7 @@ class GuestMemory:
     Attributes:
         config: The configured floor, cap and baseline.
         facts: None until the monitor was asked.
+        resident_bytes: Of its QEMU, when it was looked at last; None when not known.
     """
 
     def __init__(self, config: GuestConfig, reserve_bytes: int) -> None:
@@ -79,6 +80,7 @@ class GuestMemory:
         """Forget what the guest's kernel has told: another one may run now."""
         self._needed_bytes = self._gap_at_bytes = self._idle_bytes = 0
         self._gap_bytes: int | None = None
+        self.resident_bytes: int | None = None
 
     def given(self, facts: Facts) -> None:
         """Take facts with the memory that QEMU gives the guest now.

@@ -19,6 +19,7 @@ from qmpalloc.control.inspection import (
     choose_actuator,
     measure,
     require_returning,
+    resident,
 )
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.resizer import Resizer
@@ -280,12 +281,13 @@ class Session:
     async def _watch_disks(self, monitor: Monitor) -> None:
         """Read what QEMU has read from the disks right after each sample: the guest cannot forge that.
 
-        All disks count, for any of them may hold the files whose pages are missed.
+        All disks count, for any of them may hold the files whose pages are missed. QEMU's memory is looked at, too.
         """
         guest = self.guest
         while True:
             await self._news.wait()
             self._news = trio.Event()
+            guest.memory.resident_bytes = resident(monitor)
             try:
                 with deadline(self._timeout_s, monitor.address, "query-blockstats"):
                     disks = await monitor.block_stats()

@@ -32,6 +32,7 @@ def snapshot_of(guest: Guest, now_s: float) -> GuestSnapshot:
         swap_ins=delta.swap_ins if delta else None,
         swap_ins_zram=delta.swap_ins_zram if delta else None,
         memory=newest.memory_bytes if newest else None,
+        resident_bytes=memory.resident_bytes,
         in_use_bytes=memory.in_use_bytes(newest),
         idle=idle_memory(newest),
         rescue_bytes=guest.danger.rescue_bytes(now_s),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from qmpalloc.host.cgroups import find_hierarchy, limits
 from qmpalloc.host.kernel_files import KernelFiles
-from qmpalloc.rules.hostguard import HostMemory, least_bytes
+from qmpalloc.model import HostMemory
+from qmpalloc.rules.hostguard import least_bytes
 
 PROC = Path("/proc")
 
@@ -30,6 +32,7 @@ def read_host_memory(proc: Path = PROC) -> HostMemory:
         available_bytes=memory.get("MemAvailable"),
         swapped_in_pages=files.fields(proc / "vmstat", "pswpin").get("pswpin"),
         stalled_us=_stalled_us(files, proc / "pressure" / "memory"),
+        psi_some_avg10=_some_avg10(files, proc / "pressure" / "memory"),
         group_left_bytes=left_bytes,
         group_limit_bytes=limit_bytes,
         unread=tuple(files.unread),
@@ -40,4 +43,12 @@ def _stalled_us(files: KernelFiles, path: Path) -> int | None:
     for line in files.lines(path):
         if line.startswith("full"):
             return files.number(path, line.rpartition("total=")[2])
+    return None
+
+
+def _some_avg10(files: KernelFiles, path: Path) -> float | None:
+    for line in files.lines(path):
+        found = re.match(r"some avg10=(\d+\.\d+) ", line)
+        if found:
+            return float(found[1])
     return None

@@ -14,11 +14,26 @@ def pinned_bytes(process_id: int | None, proc: Path = PROC) -> int:
         process_id: Of the process; None is not known.
         proc: Where ``/proc`` is.
     """
+    return sum(_sizes(process_id, proc, "VmLck:", "VmPin:"))
+
+
+def resident_bytes(process_id: int | None, proc: Path = PROC) -> int | None:
+    """Return how much memory the host has behind a process; None when that is not known.
+
+    Args:
+        process_id: Of the process; None is not known.
+        proc: Where ``/proc`` is.
+    """
+    return next(iter(_sizes(process_id, proc, "VmRSS:")), None)
+
+
+def _sizes(process_id: int | None, proc: Path, *names: str) -> list[int]:
+    """Return those of the sizes called `names` that the kernel tells of a process, in bytes."""
     if process_id is None:
-        return 0
+        return []
     try:
         lines = (proc / str(process_id) / "status").read_text(errors="replace").splitlines()
     except OSError:  # it has ended, or is not shown to us
-        return 0
-    fields = [line.split() for line in lines if line.startswith(("VmLck:", "VmPin:"))]
-    return sum(int(field[1]) * 1024 for field in fields if len(field) > 1 and field[1].isdecimal())
+        return []
+    fields = [line.split() for line in lines if line.startswith(names)]
+    return [int(field[1]) * 1024 for field in fields if len(field) > 1 and field[1].isdecimal()]

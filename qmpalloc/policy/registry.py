@@ -20,6 +20,11 @@ _MODULES = {
     "hill": "qmpalloc.policy.hill:HillPolicy",
     "curve": "qmpalloc.policy.curve.policy:CurvePolicy",
     "oracle": "qmpalloc.policy.oracle:OraclePolicy",
+    "proxmox": "qmpalloc.policy.rivals.proxmox:ProxmoxPolicy",
+    "mom": "qmpalloc.policy.rivals.mom:MomPolicy",
+    "qubes": "qmpalloc.policy.rivals.qubes:QubesPolicy",
+    "qemus": "qmpalloc.policy.rivals.qemus:QemusPolicy",
+    "idle-tax": "qmpalloc.policy.rivals.idle_tax:IdleTaxPolicy",
 }
 NAMES = tuple(_MODULES)
 

@@ -11,7 +11,7 @@ import math
 
 from msgspec import Struct
 
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, HostMemory, Limiter, Snapshot
 from qmpalloc.units import MIB, align_down, format_size
 
 LEAST_BYTES = 256 * MIB
@@ -31,35 +31,6 @@ BLIND_MOST_S = 120.0
 memory that nobody can look at must not keep the guests small for ever."""
 
 _MOVING = frozenset({GuestState.FRESH, GuestState.WARMING, GuestState.LATE, GuestState.LOST})
-
-
-class HostMemory(Struct, frozen=True, kw_only=True):
-    """What the host's kernel tells. None is unknown.
-
-    Attributes:
-        total_bytes: RAM.
-        available_bytes: What can be had without swapping (``MemAvailable``).
-        swapped_in_pages: Since boot.
-        stalled_us: Microseconds since boot for which all tasks waited for memory (PSI, ``full``).
-        group_left_bytes: What the control groups of this process still allow, cache that can be dropped counted as
-            free; None without a limit. The guests are in the same groups only if they were started from here.
-        group_limit_bytes: The limit of which that is left.
-        unread: What the kernel tells and could not be read, with the reason.
-    """
-
-    total_bytes: int | None = None
-    available_bytes: int | None = None
-    swapped_in_pages: int | None = None
-    stalled_us: int | None = None
-    group_left_bytes: int | None = None
-    group_limit_bytes: int | None = None
-    unread: tuple[str, ...] = ()
-
-    @property
-    def left_bytes(self) -> int | None:
-        """What is left, of the host or of the control group, whichever is less; None if neither is known."""
-        known = (size for size in (self.available_bytes, self.group_left_bytes) if size is not None)
-        return min(known, default=None)
 
 
 class Emergency(Struct, frozen=True, kw_only=True):

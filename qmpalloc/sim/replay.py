@@ -211,8 +211,10 @@ class ReplayGuest:
             hits=round(self.hits),
             misses=round(self.misses),
             refaults=round(self.refaults),
+            memory=self._memory(),
+            resident_bytes=min(self.size_bytes, self.own_bytes + self.cached_pages * PAGE_BYTES),
             in_use_bytes=self.own_bytes,
-            idle=self._idle() if self._observed and self._aged else None,
+            idle=self._idle() if self._aged else None,
             interval_s=self.interval_s or None,
             curve=self.tracker.curve(self.mapping, self.floor_bytes, self.cap_bytes) if self._observed else None,
             ghost_gain=None if ghosts is None else ghosts[0] * rate,
@@ -266,10 +268,24 @@ class ReplayGuest:
     def _room_pages(self, size_bytes: int) -> int:
         return max(1, (size_bytes - self.own_bytes) // PAGE_BYTES // self._scale)
 
-    def _observe(self, numbers: NDArray[np.int64], accesses: int, misses: int) -> None:
+    def _memory(self) -> Memory:
+        """Return what the guest's kernel tells: all that is not cache belongs to programs, and there is no swap."""
         file_bytes = self.cached_pages * PAGE_BYTES
         free = max(0, self.size_bytes - self.own_bytes - file_bytes)
-        memory = Memory(total=self.size_bytes, free=free, active_file=0, inactive_file=file_bytes)
+        return Memory(
+            total=self.size_bytes,
+            free=free,
+            available=free + file_bytes,
+            active_file=0,
+            inactive_file=file_bytes,
+            anon=self.own_bytes,
+            shmem=0,
+            swap_total=0,
+            swap_free=0,
+        )
+
+    def _observe(self, numbers: NDArray[np.int64], accesses: int, misses: int) -> None:
+        memory = self._memory()
         evicting = self.cache.resident >= self.cache.capacity
         self.mapping.observe(self.size_bytes, memory, evicting=evicting)
         if not accesses or not self._observed:

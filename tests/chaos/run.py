@@ -43,9 +43,8 @@ from qmpalloc.config import Config
 from qmpalloc.control.controller import Controller
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import AnyEvent, Ended
-from qmpalloc.model import Decision, GuestState, Promise, Snapshot
+from qmpalloc.model import Decision, GuestState, HostMemory, Promise, Snapshot
 from qmpalloc.policy import load
-from qmpalloc.rules.hostguard import HostMemory
 from qmpalloc.rules.promises import KeepsPromises
 from qmpalloc.sim.load import Load
 from qmpalloc.testing.balloon import FakeBalloon, FakeVirtioMem

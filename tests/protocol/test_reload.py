@@ -12,8 +12,8 @@ from qmpalloc.config import parse
 from qmpalloc.control.controller import Controller
 from qmpalloc.errors import ConfigError
 from qmpalloc.events import Commanded, ControlChanged, Decided, Faulted, Reloaded, SizeChanged
-from qmpalloc.model import Limiter
-from qmpalloc.rules.hostguard import BLIND_MOST_S, HostMemory
+from qmpalloc.model import HostMemory, Limiter
+from qmpalloc.rules.hostguard import BLIND_MOST_S
 from qmpalloc.testing import Refusal
 from qmpalloc.text import LINE_LIMIT, is_visible
 from qmpalloc.units import GIB, MIB

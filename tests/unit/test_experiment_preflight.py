@@ -10,8 +10,8 @@ from qmpalloc.experiment.run import preflight as module
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.preflight import check_room, preflight
 from qmpalloc.experiment.spec import parsing
+from qmpalloc.model import HostMemory
 from qmpalloc.qemu.data_disk import data_disk_dir
-from qmpalloc.rules.hostguard import HostMemory
 from qmpalloc.units import GIB, MIB
 
 X2 = parsing.load(Path(__file__).parents[2] / "examples" / "paper-x2.toml")

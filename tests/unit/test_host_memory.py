@@ -5,7 +5,7 @@ import resource
 import pytest
 
 from qmpalloc.host.memory import read_host_memory
-from qmpalloc.rules.hostguard import HostMemory
+from qmpalloc.model import HostMemory
 from qmpalloc.units import GIB, MIB
 
 NO_LIMIT = 9223372036854771712  # of v1: as many pages as fit a signed number

@@ -3,8 +3,8 @@
 import pytest
 from msgspec import structs
 
-from qmpalloc.model import GuestSnapshot, GuestState, Limiter, Snapshot
-from qmpalloc.rules.hostguard import BLIND_MOST_S, CALM_S, Emergency, HostGuard, HostMemory, relieve
+from qmpalloc.model import GuestSnapshot, GuestState, HostMemory, Limiter, Snapshot
+from qmpalloc.rules.hostguard import BLIND_MOST_S, CALM_S, Emergency, HostGuard, relieve
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.units import GIB, MIB
 
