@@ -44,11 +44,12 @@ class Part(Struct, frozen=True, kw_only=True):
 
 
 class Unseen(Struct, frozen=True, kw_only=True):
-    """A mix, and what changes at a time (seconds since the start)."""
+    """A mix, and what changes at a time (seconds since the start); a page of the model stands for `scale` pages."""
 
     parts: tuple[Part, ...]
     budget_bytes: int = 1200 * MIB
     change: Change | None = None
+    scale: int = SCALE
 
     def guests(self, lru: str, seed: int, *, observed: bool = True) -> list[ReplayGuest]:
         """Return the guests, each with an equal share."""
@@ -57,7 +58,7 @@ class Unseen(Struct, frozen=True, kw_only=True):
             ReplayGuest(
                 f"g{index}", part.access, file_bytes=part.file_bytes, accesses_per_s=part.accesses_per_s,
                 size_bytes=share, cap_bytes=self.budget_bytes, floor_bytes=FLOOR, lru=lru, seed=seed, observed=observed,
-                weight=part.weight,
+                weight=part.weight, scale=self.scale,
             )
             for index, part in enumerate(self.parts, 1)
         ]  # fmt: skip
@@ -200,10 +201,12 @@ def best_fixed(mix: Unseen, lru: str, seed: int, step: int = STEP) -> Outcome:
         grid = np.arange(FLOOR, most + 1, step)
         values = []
         for guest, part in zip(mix.guests(lru, seed, observed=False), mix.parts, strict=True):
-            numbers = list(itertools.islice(guest.references, int((WARM_S + COUNTED_S) * part.accesses_per_s / SCALE)))
+            count = int((WARM_S + COUNTED_S) * part.accesses_per_s / mix.scale)
+            numbers, pages = list(itertools.islice(guest.references, count)), guest.file_pages // mix.scale
             ratios = []
             for size in grid:
-                cache = POLICIES[lru](max(1, int(size - OWN) // PAGE_BYTES // SCALE), max(numbers) + 1, scale=SCALE)
+                room = max(1, int(size - OWN) // PAGE_BYTES // mix.scale)
+                cache = POLICIES[lru](room, pages, scale=mix.scale)
                 warm = len(numbers) // 8
                 cache.read(numbers[:warm])
                 ratios.append(cache.read(numbers[warm:]) / (len(numbers) - warm))

@@ -21,7 +21,7 @@ from pathlib import Path
 import changing_loads
 import click
 from changing_loads import COUNTED_S, WARM_S, Change, Part, Unseen, best_fixed, resting, run
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from qmpalloc.experiment.spec.access import HotCold, Normal, Uniform, Zipf
 from qmpalloc.experiment.spec.references import page_numbers
@@ -29,9 +29,9 @@ from qmpalloc.sim.mixes import MIXES
 from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import GIB, MIB, PAGE_BYTES
 
-ARMS = ("static", "paper", "proxmox", "mom", "qubes", "qemus", "idle-tax", "curve")
+ARMS = ("static", "proxmox", "mom", "qubes", "qemus", "idle-tax", "curve")
 BEST = "best fixed split"
-STEP = 64 * MIB
+STEP, SCALE = 64 * MIB, 16
 _BACKUP_BYTES = 2 * GIB
 
 
@@ -96,8 +96,7 @@ def backup(start_s: float, end_s: float, rate: float) -> Change:
     def change(guests: Sequence[ReplayGuest], time_s: float) -> None:
         guest = guests[0]
         if time_s == 0:
-            pages = guest.file_pages * PAGE_BYTES // (8 * PAGE_BYTES)  # of the model, see `ReplayGuest.scale`
-            own = pages - _BACKUP_BYTES // PAGE_BYTES // 8
+            pages, own = (size // PAGE_BYTES // SCALE for size in (GIB + _BACKUP_BYTES, GIB))
             load = page_numbers(Normal(deviation=0.15), own, seed=1, guest=guest.name, phase="1")
             guest.references = _WithBackup(load, own, pages)
         assert isinstance(guest.references, _WithBackup)
@@ -141,7 +140,7 @@ STEADY = {
     )
     for mix in MIXES
 }
-ALL = STEADY | DYNAMIC
+ALL = {name: structs.replace(mix, scale=SCALE) for name, mix in (STEADY | DYNAMIC).items()}
 
 
 class Row(Struct, frozen=True):
@@ -237,7 +236,9 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 @click.option("--seeds", default="1,2,3", show_default=True)
 @click.option("--lru", default="both", show_default=True, type=click.Choice(["two_list", "lru_gen", "both"]))
 @click.option("--arms", default=",".join(ARMS), show_default=True)
-@click.option("--best/--no-best", default=True, show_default=True, help="Search the best fixed split: takes longest.")
+@click.option(
+    "--best/--no-best", default=True, show_default=True, help="Search the best fixed split, where loads do not change."
+)
 @click.option("--table", "only_table", is_flag=True, help="Run nothing; print the table of what is in the file.")
 @click.option("--processes", default=2, show_default=True)
 @click.argument("names", metavar="[MIX ...]", nargs=-1)
@@ -247,14 +248,14 @@ def main(
     """Run what is missing, and print the table."""
     rows = read(path)
     done = {(*row.case, row.arm) for row in rows}
-    kinds = ("two_list", "lru_gen") if lru == "both" else (lru,)
+    kinds = ("lru_gen", "two_list") if lru == "both" else (lru,)
     chosen = [name for name in ALL if not names or any(part in name for part in names)]
     wanted = [
         (name, kind, int(seed), arm)
         for seed in seeds.split(",")
-        for arm in (*arms.split(","), *((BEST,) if best else ()))
         for kind in kinds
         for name in chosen
+        for arm in (*arms.split(","), *((BEST,) if best else ()))
     ]
     tasks = [] if only_table else [task for task in wanted if task not in done]
     with multiprocessing.Pool(processes) as pool:

@@ -291,8 +291,11 @@ async def test_a_host_without_memory_gets_some_from_every_guest_whatever_the_pol
         host["available"] = 8 * GIB
     fault = next(event for event in lab.of(Faulted) if event.kind == "host")
     assert "200M left" in fault.message
-    during = [event.decision.guests[0].limiter for event in lab.of(Decided)]
-    assert Limiter.HOST in during
+    decided = lab.of(Decided)
+    assert Limiter.HOST in [event.decision.guests[0].limiter for event in decided]
+    assert {event.snapshot.host.available_bytes for event in decided} == {200 * MIB, 8 * GIB}
+    # The fake QEMUs listen in this process.
+    assert min(guest.resident_bytes for guest in decided[-1].snapshot.guests) > MIB
 
 
 @asynccontextmanager

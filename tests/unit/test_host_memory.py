@@ -29,7 +29,7 @@ class Host:
         self.directory = directory
         self.write("proc/meminfo", "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:   600 kB\n")
         self.write("proc/vmstat", "pswpin 7\npswpout 9\n")
-        self.write("proc/pressure/memory", "some avg10=0.00 total=5\nfull avg10=0.00 avg60=0.00 total=3\n")
+        self.write("proc/pressure/memory", "some avg10=1.25 avg60=0.50 total=5\nfull avg10=0.00 avg60=0.00 total=3\n")
 
     def write(self, name, text):
         file = self.directory / name
@@ -66,6 +66,7 @@ class TestHost:
             available_bytes=614_400,
             swapped_in_pages=7,
             stalled_us=3,
+            psi_some_avg10=1.25,
             group_left_bytes=2500,
             group_limit_bytes=5000,
         )

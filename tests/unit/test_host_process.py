@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from qmpalloc.host.process import pinned_bytes
+from qmpalloc.host.process import pinned_bytes, resident_bytes
 from qmpalloc.units import MIB
 
 STATUS = "Name:\tqemu\nVmPeak:\t 9000 kB\nVmLck:\t    2048 kB\nVmPin:\t    1024 kB\nVmRSS:\t  500 kB\n"
@@ -24,6 +24,21 @@ def test_locked_and_pinned_count_together(tmp_path, status, expected):
 def test_a_process_that_is_not_known_has_none(tmp_path):
     assert pinned_bytes(None) == 0
     assert pinned_bytes(7, tmp_path) == 0
+    assert resident_bytes(None) is None
+    assert resident_bytes(7, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(STATUS, 500 * 1024), ("Name:\tkthreadd\n", None), ("VmRSS:\n", None)]
+)
+def test_what_the_host_has_behind_a_process(tmp_path, status, expected):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "status").write_text(status)
+    assert resident_bytes(7, tmp_path) == expected
+
+
+def test_what_the_host_has_behind_this_process():
+    assert resident_bytes(os.getpid()) > MIB
 
 
 def test_memory_of_this_process_that_is_locked():

@@ -97,6 +97,46 @@ def test_a_guest_that_keeps_up_is_not_robbed_for_one_that_is_behind():
     assert max(np.array(missed[105:]).reshape(-1, 15).mean(axis=1)) < 0.2
 
 
+def test_a_policy_sees_what_its_kernel_and_its_host_tell_of_its_memory():
+    one = guest("a", Uniform(), file_mib=256, size_mib=600, observed=False)
+    one.read_through()
+    one.advance(5.0)
+    found = one.snapshot()
+    assert found.memory.file_bytes == 256 * MIB
+    assert found.memory.anon == one.own_bytes == 160 * MIB
+    assert found.memory.free == found.actual_bytes - 416 * MIB
+    assert found.memory.available == found.actual_bytes - 160 * MIB
+    assert found.resident_bytes == 416 * MIB
+    one.resize(300 * MIB)
+    assert one.snapshot().resident_bytes == 300 * MIB
+
+
+@pytest.mark.parametrize("due", [None, 0.0])
+def test_a_load_of_rate_0_is_idle_and_not_unknown(due):
+    one = guest("a", Uniform(), rate=16_000.0 if due is not None else 0.0, due_per_s=due)
+    one.advance(5.0)
+    found = one.snapshot()
+    assert found.decidable
+    assert (found.hits, found.misses, found.interval_s) == (0, 0, 5.0)
+    assert found.accesses_per_s == found.page_ins_per_s == 0.0
+    assert found.memory.free == 440 * MIB
+
+
+def test_a_load_that_rests_has_idle_memory_and_wakes():
+    one = guest("a", Uniform(), file_mib=256)
+    for _ in range(24):
+        one.advance(5.0)
+    one.accesses_per_s = 0.0
+    for _ in range(16):
+        one.advance(5.0)
+    resting = one.snapshot()
+    assert resting.accesses_per_s == 0.0
+    assert resting.idle.bytes_for(64.0) == pytest.approx(256 * MIB, rel=0.02)
+    one.accesses_per_s = 16_000.0
+    one.advance(5.0)
+    assert one.snapshot().accesses_per_s == pytest.approx(16_000.0, rel=0.01)
+
+
 def test_curves_share_room_for_two_scans_among_three_where_all_averages_are_equal():
     guests = [guest(name, Sequential(), file_mib=512, size_mib=566) for name in "abc"]
     host = run(ReplayHost(guests, budget_bytes=1700 * MIB), load("curve", {}), 30)

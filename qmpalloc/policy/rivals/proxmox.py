@@ -40,12 +40,7 @@ class ProxmoxPolicy:
             chosen = [one for one in guests if enough_free(one) == (goal < 0)]
             if not share_out(sizes, chosen, goal):
                 share_out(sizes, guests, goal)
-        how = (
-            "near its goal"
-            if abs(goal) <= _DEAD_BYTES
-            else f"{format_size(abs(goal))} {'below' if goal > 0 else 'above'}"
-        )
-        reason = f"the host is {how}"
+        reason = f"{format_size(abs(goal))} {'below' if goal > 0 else 'above'} what the host is to be used to"
         return decided(snapshot, fitted(room, guests, sizes), reason, carry={"sizes": sizes})
 
 
