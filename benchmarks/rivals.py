@@ -5,8 +5,8 @@
 
 Guests replay seeded references through a model of their page replacement. For all arms 80 s of a static split come
 first, then 600 s under the policy with a decision every 5 s, which are counted. The best, 100 %, is the best of all
-fixed splits (`--best`: in steps of 64 MiB for two guests, by measured curves for more) and of all arms of the same
-run. What is in the file already is not run again. `--table` runs nothing and prints what is there.
+arms of the run and, where loads do not change, of all fixed splits (in steps of 64 MiB for two guests, by measured
+curves for more). What is in the file already is not run again. `--table` runs nothing and prints what is there.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def main(
         for seed in seeds.split(",")
         for kind in kinds
         for name in chosen
-        for arm in (*arms.split(","), *((BEST,) if best else ()))
+        for arm in (*arms.split(","), *((BEST,) if best and ALL[name].change is None else ()))
     ]
     tasks = [] if only_table else [task for task in wanted if task not in done]
     with multiprocessing.Pool(processes) as pool:
