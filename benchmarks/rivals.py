@@ -191,13 +191,10 @@ def table(rows: Sequence[Row]) -> list[str]:
         means = {
             arm: [sum(values) / len(each) for values in zip(*(one[arm] for one in each), strict=True)] for arm in arms
         }
-        cells = [f"{share:.1f} · {misses:.2f} · {moves:.0f}" for share, misses, moves in means.values()]
-        rivals = [means[arm][0] for arm in arms if arm != "curve"]
-        mine = means.get("curve", [0.0])[0]
-        if mine >= max(rivals) - 0.05:
-            cells[-1] = f"**{cells[-1]}**"
-        lines.append((mine, f"| {mix} | {lru} | {' | '.join(cells)} |"))
-    head = f"| mix | page replacement | {' | '.join(arms)} |"
+        cells = [f"{share:.1f}/{misses:.2f}/{moves:.0f}" for share, misses, moves in means.values()]
+        mine = means["curve"][0] if "curve" in means else 0.0
+        lines.append((mine, f"|{mix}|{lru}|{'|'.join(cells)}|"))
+    head = f"|mix|page replacement|{'|'.join(arms)}|"
     return [head, "|---" * (len(arms) + 2) + "|", *(line for _, line in sorted(lines))]
 
 
