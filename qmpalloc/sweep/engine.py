@@ -69,7 +69,11 @@ class Cluster:
             UnreachableError: The scheduler is lost.
         """
         models = {key: task for key, task in tasks.items() if isinstance(task, ModelTask)}
-        yield from self._collected([self._submitted(key, task, {}) for key, task in models.items()])
+        lost: list[str] = []
+        yield from self._collected([self._submitted(key, task, {}) for key, task in models.items()], lost)
+        # Dask suspects all tasks that a dead worker had, those that only waited too: alone, each shows what it does.
+        for key in lost:
+            yield from self._collected([self._submitted(key, models[key], {}, "alone")])
         real = {key: task for key, task in tasks.items() if isinstance(task, GuestsTask)}
         if real:
             yield from self._collected(list(self._on_guests(real, disks)))
@@ -85,11 +89,14 @@ class Cluster:
                 resources={GUESTS: 1}, workers=[place], allow_other_workers=True, priority=-number,
             )  # fmt: skip
 
-    def _submitted(self, key: str, task: Task, disks: Mapping[str, DiskCalibration], **how: Any) -> distributed.Future:
+    def _submitted(
+        self, key: str, task: Task, disks: Mapping[str, DiskCalibration], attempt: str = "", **how: Any
+    ) -> distributed.Future:
         code = code_digest()
-        return self._client.submit(work, key, task, code, dict(disks), key=f"{key}-{code}", pure=False, **how)
+        return self._client.submit(work, key, task, code, dict(disks), key=f"{key}-{code}{attempt}", pure=False, **how)
 
-    def _collected(self, futures: list[distributed.Future]) -> Iterator[Done]:
+    def _collected(self, futures: list[distributed.Future], lost: list[str] | None = None) -> Iterator[Done]:
+        """Yield what became of each; those given up with their workers go to `lost` instead, where there is one."""
         import distributed
 
         for future in distributed.as_completed(futures, loop=self._client.loop):
@@ -100,7 +107,10 @@ class Cluster:
                 )  # fmt: skip
             error = future.exception() if future.status == "error" else None
             key = future.key.rpartition("-")[0]
-            yield Done(key=key, failed=_told(error)) if error is not None else future.result()
+            if lost is not None and isinstance(error, distributed.KilledWorker):
+                lost.append(key)
+            else:
+                yield Done(key=key, failed=_told(error)) if error is not None else future.result()
             future.release()
 
 
