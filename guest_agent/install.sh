@@ -148,7 +148,15 @@ check_agent() {
 remove_files() {
     rm -rf -- "${library:?}/guest_agent" "$library/former" "$units/$unit" "$wants/$unit" "$drop_in" "$script"
     rmdir -- "$library" "$units/$agent.d" 2>/dev/null || true
-    [ -n "$offline" ] || rm -rf -- /run/qmpalloc
+    [ -n "$offline" ] || { stop_damon && rm -rf -- /run/qmpalloc; }
+}
+
+# A collector that was killed leaves the kernel's DAMON on, and a mark that says so.
+stop_damon() {
+    [ -e /run/qmpalloc/ages ] || return 0
+    kdamonds=/sys/kernel/mm/damon/admin/kdamonds
+    echo off 2>/dev/null >"$kdamonds/0/state" || true
+    echo 0 2>/dev/null >"$kdamonds/nr_kdamonds" || true
 }
 
 copy_files() {
