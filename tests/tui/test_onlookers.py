@@ -61,7 +61,7 @@ def screen(*words, size=(24, 80)):
 def test_a_headless_run_is_seen_and_steered_from_elsewhere(place):
     with headless_run() as process:
         child = screen("top", "lab.toml")
-        child.expect("RUNNING")
+        child.expect("2 fresh")
         said = qmpalloc("set", "large", "600MiB", "--for", "10m")
         assert (said.returncode, said.stdout) == (0, "large is to have 600M for 10 min\n")
         child.expect(r"set to 600M, 10 min left")
