@@ -47,15 +47,10 @@ suite = "{suite}"
 profile = "bench"
 data = {{ size = "512MiB" }}
 """
-# Not once a second, so that a case does not wait for its counts; and the data disk becomes XFS.
-SET_UP = """
-set -e
-unit=/run/systemd/system/qmpalloc-collector.service.d
-command="/usr/bin/python3 -IB /usr/local/lib/qmpalloc/guest_agent --interval-ms 100"
-mkdir -p $unit
-printf '[Service]\\nExecStart=\\nExecStart=%s\\n' "$command" >$unit/interval.conf
-systemctl daemon-reload
-systemctl restart qmpalloc-collector
+# The data disk becomes XFS.
+SET_UP = (
+    exact_page_ins.FAST_COLLECTOR
+    + """\
 disk=$(findmnt -no SOURCE /data)
 umount /data
 mkfs.xfs -q -f "$disk"
@@ -67,6 +62,7 @@ sed 's/add_to_page_cache_lru/filemap_add_folio/; s/mark_page_accessed/folio_mark
 ln -sf "$(ls /usr/sbin/cachestat-libbpf /usr/sbin/cachestat 2>/dev/null | head -n 1)" /run/cachestat-libbpf
 uname -r
 """
+)
 SUITES = ["trixie", "bookworm"]
 FILE_SYSTEMS = {"/var/tmp": "ext4", "/data": "XFS"}
 TOOLS = {

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from qmpalloc import config
 from qmpalloc.cli.options import Duration
+from qmpalloc.config.schema import called
 from qmpalloc.config.toml import read_tables, read_text
 from qmpalloc.errors import ConfigError
 from qmpalloc.qemu.channels import Way, ways_into
@@ -27,11 +28,7 @@ class Ways(Struct, frozen=True):
         Raises:
             ConfigError: There is none.
         """
-        for way in self.guests:
-            if way.guest == name:
-                return way
-        known = ", ".join(way.guest for way in self.guests)
-        raise ConfigError(f"no guest is called {name!r}", file=self.file, key="guest", hint=f"known are {known}")
+        return called(name, {way.guest: way for way in self.guests}, file=self.file)
 
 
 class WaysFile(click.ParamType[Ways]):

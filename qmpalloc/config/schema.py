@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from msgspec import Struct
 
 from qmpalloc.config.origin import Origin
 from qmpalloc.errors import ConfigError
+
+_Guest = TypeVar("_Guest")
 
 DEFAULT_COUNTERS_FILE = "/run/qmpalloc/counters.json"
 
@@ -251,11 +254,18 @@ class Config(Struct, frozen=True, kw_only=True):
         Raises:
             ConfigError: There is none.
         """
-        for guest in self.guests:
-            if guest.name == name:
-                return guest
-        known = ", ".join(guest.name for guest in self.guests)
-        raise ConfigError(f"no guest is called {name!r}", file=self.file, key="guest", hint=f"known are {known}")
+        return called(name, {guest.name: guest for guest in self.guests}, file=self.file)
+
+
+def called(name: str, guests: Mapping[str, _Guest], *, file: str) -> _Guest:
+    """Return the guest called `name`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in guests:
+        raise ConfigError(f"no guest is called {name!r}", file=file, key="guest", hint=f"known are {', '.join(guests)}")
+    return guests[name]
 
 
 def default_run_dir() -> Path:
