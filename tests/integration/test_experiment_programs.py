@@ -32,6 +32,8 @@ with open("out.json", "w") as out:
     json.dump({"runs": [{"seconds": now_s - began_s}]}, out)
 """
 
+FILE_PAGES = 24 * 256
+
 TEXT = """
 [experiment]
 name = "program"
@@ -122,7 +124,8 @@ def test_the_ratio_of_miss_to_hit_is_that_of_the_program(finished):
     assert (disk.by, disk.hit_s) == ("programs", pytest.approx(service.hit_s))
     assert disk.iops == pytest.approx(1 / (50 * service.hit_s), rel=0.02)
     assert service.warm.accesses > 10 * service.warm.misses
-    assert service.cold.misses > 0.25 * service.cold.accesses
+    # A fast machine misses the whole file once within the eight seconds, and hits from then on.
+    assert service.cold.misses > min(0.25 * service.cold.accesses, 0.95 * FILE_PAGES)
     # What a busy host adds is no defect, but no disk is faster than its throttle.
     assert service.miss_s > 0.8 / disk.iops
     assert service.ratio > 0.8 * 50
