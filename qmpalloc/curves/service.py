@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from qmpalloc.curves.tuning import TUNING
 
+# Of so many fourth differences one is independent of the others: 1 + 2 * (56^2 + 28^2 + 8^2 + 1) / 70^2.
+ALIKE_NEIGHBOURS = 2.6
+
 
 class Fit(Struct, frozen=True, kw_only=True):
     """A straight line through time per access against miss ratio.
@@ -21,7 +24,7 @@ class Fit(Struct, frozen=True, kw_only=True):
         miss_ratio: Median of the miss ratios.
         access_s: Median of the times per access, seconds.
         error: Standard error of `slope_s`, by `most_s`.
-        spread: How much the times vary: median deviation as a standard deviation, by `access_s`.
+        spread: How much the times vary, drift apart: median deviation as a standard deviation, by `access_s`.
     """
 
     slope_s: float
@@ -58,9 +61,14 @@ class ServiceTimes:
     keeps to its rate. Until then, the time that QEMU measured for the reads of the disk stands in, if known: a load
     that spends most of its time waiting for the disk is taken for one that waits.
 
-    The slope is the median of those between all pairs of samples, weighted by their distance (Theil 1950, Sen 1968):
-    loads pause, guests stall for a second, and a mean would follow these few. What was learnt before counts by how
-    certain it is, and gets less certain with time: while the miss ratio stands still, hardly anything is to be learnt.
+    The slope is the median of those between all pairs of samples, weighted by how far their miss ratios are apart
+    (Theil 1950, Sen 1968): loads pause, guests stall for a second, and a mean would follow these few. But a load whose
+    rate drifts while its misses do is no load that waits. So the slope is also found from what a smooth curve through
+    its neighbours leaves of each sample, which no drift changes. That is less certain, and is believed where the two
+    disagree (Hausman 1978).
+
+    What was learnt before counts by how certain it is, and gets less certain with time: while the miss ratio stands
+    still, hardly anything is to be learnt.
 
     A load with n reads outstanding at a time is held up by 1/n of what one of them takes. So `waits` is small for reads
     that have piled up, as those of a fixed rate do when it is more than the disk can serve.
@@ -76,7 +84,7 @@ class ServiceTimes:
         self.hit_s: float | None = None
         self.miss_s: float | None = None
         self.waits: float | None = None
-        self._samples: deque[tuple[float, float]] = deque(maxlen=TUNING.service.intervals)
+        self._samples: deque[tuple[float, float, int]] = deque(maxlen=TUNING.service.intervals)
         self._slope_s, self._error_s = 0.0, math.inf
         self._disk_misses = self._disk_s = 0.0
 
@@ -92,7 +100,7 @@ class ServiceTimes:
         if accesses < TUNING.service.accesses_least or interval_s <= 0:
             return
         m, t = min(1.0, max(0.0, misses / accesses)), interval_s / accesses
-        self._samples.append((m, t))
+        self._samples.append((m, t, accesses))
         if disk_miss_s is not None:
             self._disk_misses = TUNING.service.disk_keep * self._disk_misses + max(0, misses)
             self._disk_s = TUNING.service.disk_keep * self._disk_s + max(0, misses) * disk_miss_s
@@ -128,28 +136,55 @@ class ServiceTimes:
         self.hit_s = max(0.0, fit.access_s - fit.miss_ratio * slope_s)
 
 
-def _fit(samples: deque[tuple[float, float]]) -> Fit | None:
+def _fit(samples: deque[tuple[float, float, int]]) -> Fit | None:
     """Return the line through miss ratios and times per access; None with few samples or without any difference."""
     if len(samples) < TUNING.service.telling:
         return None
-    m, t = np.array(samples).T
-    ranked = np.sort(m)
-    low, high = float(ranked[len(m) // 10]), float(ranked[-1 - len(m) // 10])
-    if high <= low:
-        return None
-    first, second = _pairs(len(m))
-    apart = m[first] - m[second]
-    pairs = apart != 0
-    apart, slopes = apart[pairs], (t[first] - t[second])[pairs] / apart[pairs]
-    order = np.argsort(slopes)
-    weights = np.cumsum(np.abs(apart[order]))
-    slope = float(slopes[order][np.searchsorted(weights, weights[-1] / 2)])
-    rest = t - slope * m
+    m, t, accesses = np.array(samples).T
     miss_ratio, access_s = float(np.median(m)), float(np.median(t))
-    standard = (high - low) / 2.563
-    error = _deviation(rest) / standard / len(m) ** 0.5 / (access_s / max(miss_ratio, TUNING.service.misses_least))
-    error = max(error, TUNING.service.error_least)
-    return Fit(slope_s=slope, miss_ratio=miss_ratio, access_s=access_s, error=error, spread=_deviation(t) / access_s)
+    alike = TUNING.service.alike / float(np.median(accesses))
+    first, second = _pairs(len(m))
+    line = _line(m[first] - m[second], t[first] - t[second], len(m), alike)
+    if line is None:
+        return None
+    beside = _beside_neighbours(t)
+    near = _line(_beside_neighbours(m), beside, len(m) / ALIKE_NEIGHBOURS, alike)
+    drifts = near is not None and abs(near[0] - line[0]) > TUNING.service.disagree * near[1]
+    if near is not None and drifts:
+        line = near
+    slope_s, error_s = line
+    error = error_s / (access_s / max(miss_ratio, TUNING.service.misses_least))
+    return Fit(
+        slope_s=slope_s,
+        miss_ratio=miss_ratio,
+        access_s=access_s,
+        error=max(error, TUNING.service.error_least),
+        spread=_deviation(beside if drifts else t) / access_s,
+    )
+
+
+def _line(
+    apart: NDArray[np.float64], longer: NDArray[np.float64], samples: float, alike: float
+) -> tuple[float, float] | None:
+    """Return the slope of differences over differences and its standard error; None where hardly any are apart."""
+    spread = float(np.quantile(np.abs(apart), 0.8)) / 1.2816
+    if spread <= alike:
+        return None
+    some = apart != 0
+    slopes = longer[some] / apart[some]
+    order = np.argsort(slopes)
+    weights = np.cumsum(np.abs(apart[some][order]))
+    slope = float(slopes[order][np.searchsorted(weights, weights[-1] / 2)])
+    return slope, _deviation(longer - slope * apart) / spread / samples**0.5
+
+
+def _beside_neighbours(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what is left of each value when the cubic through two before it and two after it is taken off.
+
+    Values that are chance keep their standard deviation; but those near each other share neighbours.
+    """
+    left: NDArray[np.float64] = 6.0 * values[2:-2] - 4.0 * (values[1:-3] + values[3:-1]) + values[:-4] + values[4:]
+    return left / 70.0**0.5
 
 
 @cache

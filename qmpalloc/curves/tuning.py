@@ -104,6 +104,8 @@ class Service(Struct, frozen=True):
 
     intervals: int = 40  # samples fitted: a load that has caught up must be known for what it is in a minute
     telling: int = 8  # fewer are not fitted
+    disagree: float = 3.0  # standard errors between two slopes by which they disagree
+    alike: float = 2.0  # accesses of a sample: miss ratios less apart are the same
     accesses_least: int = 100  # in a sample: with fewer the load paused
     disk_keep: float = 0.96  # of what the disk was seen to take before, with each sample
     error_most: float = 0.25  # up to which a cost is believed

@@ -1,5 +1,7 @@
 """One guest's curve over time: confidence, change, restart, lower rates, anchoring; mapping and service times."""
 
+import math
+
 import numpy as np
 import pytest
 from msgspec import structs
@@ -337,6 +339,29 @@ def test_a_load_that_keeps_to_its_rate_is_known_for_it_whatever_chance_does():
         times.observe(accesses, int(accesses * rng.uniform(0.2, 0.24)), 1.0)
         if second >= 60:
             assert times.waits == pytest.approx(0.0, abs=0.1), second
+
+
+@pytest.mark.parametrize("period_s", [120, 300, 1_200])
+def test_a_rate_that_drifts_while_misses_do_is_mostly_known_for_no_load_that_waits(period_s):
+    """A load with a rate of its own that goes up while its misses go down, and down while they go up."""
+    times, rng, wrong = ServiceTimes(), np.random.default_rng(1), 0
+    for second in range(1_200):
+        wave = math.sin(2 * math.pi * second / period_s)
+        accesses = int(rng.poisson(2_000 * (1.0 + 0.4 * wave)))
+        times.observe(accesses, rng.binomial(accesses, 0.2 - 0.08 * wave), 1.0)
+        wrong += times.waits is not None and times.waits > 0.1
+    assert wrong < 600
+    assert times.waits == pytest.approx(0.0, abs=0.1)
+
+
+def test_a_load_that_waits_is_known_for_it_while_its_misses_drift():
+    times, rng = ServiceTimes(), np.random.default_rng(1)
+    for second in range(0, 1_500, 5):
+        m = 0.2 - 0.08 * math.sin(2 * math.pi * second / 300)
+        accesses = int(5 / (40e-6 + m * 700e-6) * rng.uniform(0.97, 1.03))
+        times.observe(accesses, rng.binomial(accesses, m), 5.0)
+        if second >= 200:
+            assert times.waits * times.miss_s == pytest.approx(700e-6, rel=0.3), second
 
 
 def test_without_variation_the_disk_speaks():
