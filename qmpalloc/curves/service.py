@@ -184,7 +184,8 @@ def _beside_neighbours(values: NDArray[np.float64]) -> NDArray[np.float64]:
     Values that are chance keep their standard deviation; but those near each other share neighbours.
     """
     left: NDArray[np.float64] = 6.0 * values[2:-2] - 4.0 * (values[1:-3] + values[3:-1]) + values[:-4] + values[4:]
-    return left / 70.0**0.5
+    left /= 70.0**0.5
+    return left
 
 
 @cache
