@@ -1,12 +1,13 @@
-# Two commands matter: `make demo` and `make test`. Both install what they need and can be run again.
+# What matters: `make demo`, `make test` and `make test-long`. Each installs what it needs and can be run again.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_SECONDS ?= 120
 POLICY ?=
 PYTEST = $(VENV)/bin/pytest
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-qemu10 check unit contract integration image image-check clean
+.PHONY: help demo test test-long test-qemu10 check unit contract integration image image-check clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,12 +16,16 @@ demo: $(VENV)/.demo ## Two guests with loads, memory moved between them, live (D
 	@scripts/install-packages
 	@$(VENV)/bin/qmpalloc demo --duration $(DEMO_SECONDS)s $(if $(POLICY),--policy $(POLICY))
 
-test: $(VENV)/.test ## All that CI runs: format, lint, types, and every test, real guests included
+test: $(VENV)/.test ## Format, lint, types, and every kind of test, real guests included, in a quarter of an hour
 	@scripts/install-packages --test
 	@$(MAKE) --no-print-directory check unit contract
 	@newer=$$($(VENV)/bin/python scripts/newer_qemu.py --if-there) && \
 	    { [ -z "$$newer" ] || PATH="$$newer:$$PATH" $(MAKE) --no-print-directory contract; }
 	@$(MAKE) --no-print-directory integration
+
+test-long: $(VENV)/.test ## The rest: experiments, installations, restarts and other images on real guests
+	@scripts/install-packages --test
+	$(PYTEST) -q -m long --durations=15 --durations-min=5 tests/integration
 
 test-qemu10: $(VENV)/.test ## Contract tests and one real guest, with QEMU 10 from Debian 13 (nothing is installed for it)
 	@scripts/install-packages --test
@@ -33,15 +38,15 @@ check: $(VENV)/.test ## Format, lint and strict types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-unit: $(VENV)/.test ## Tests without QEMU (seconds)
-	$(PYTEST) -q tests/unit tests/protocol tests/tui
+unit: $(VENV)/.test ## Tests without QEMU, WORKERS=2 at a time
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal --durations=10 --durations-min=5 tests/unit tests/protocol tests/tui
 
 contract: $(VENV)/.test ## Our clients held against a real QEMU and a real guest agent (seconds)
 	@qemu-system-x86_64 --version
 	$(PYTEST) -q tests/contract
 
-integration: $(VENV)/.test ## Tests that boot real guests (minutes without KVM)
-	$(PYTEST) -q tests/integration
+integration: $(VENV)/.test ## Tests on real guests that take minutes without KVM; test-long has the others
+	$(PYTEST) -q -m 'not long' --durations=15 --durations-min=5 tests/integration
 
 image: $(VENV)/.demo ## Build the reference guest image, if its inputs changed
 	@scripts/install-packages

@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 
+import pytest
 import trio
 
 from qmpalloc.channel import open_channel
 from qmpalloc.qmp import deadline, open_monitor
+
+pytestmark = pytest.mark.long
 
 EXPERIMENT = """
 [experiment]

@@ -12,6 +12,8 @@ from qmpalloc.errors import UnreachableError
 from qmpalloc.qmp import open_monitor
 from qmpalloc.units import MIB
 
+pytestmark = pytest.mark.long
+
 RAM_MIB = 640
 BALLOONED_MIB = 320
 

@@ -17,7 +17,7 @@ from qmpalloc.experiment.store.directory import ExperimentDirectory
 from qmpalloc.record import ended
 
 SMOKE = Path(__file__).parents[2] / "examples" / "smoke.toml"
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 class Command:

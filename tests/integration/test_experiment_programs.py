@@ -9,7 +9,7 @@ import pytest
 from qmpalloc.experiment.analysis.results import load_results
 from qmpalloc.experiment.store.directory import ExperimentDirectory
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 PROGRAM = """
 import json, os, random, sys, time

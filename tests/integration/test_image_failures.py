@@ -12,6 +12,8 @@ from qmpalloc.qemu.additions import Additions
 from qmpalloc.qemu.recipe import Variant
 from qmpalloc.qemu.resources import resource_dir
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def recipe_dir(tmp_path, monkeypatch):

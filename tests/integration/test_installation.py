@@ -13,6 +13,8 @@ from qmpalloc.errors import HostError, RefusedError
 from qmpalloc.qmp import deadline
 from qmpalloc.sample import FILE_MAX_BYTES, parse
 
+pytestmark = pytest.mark.long
+
 LEFT = (
     "ls -d /usr/local/lib/qmpalloc /run/qmpalloc /tmp/qmpalloc-* /var/tmp/qmpalloc-* /etc/init.d/qmpalloc* "
     "/etc/rc?.d/*qmpalloc* /etc/systemd/system/qmpalloc-collector* /etc/systemd/system/*/qmpalloc-collector* "

@@ -14,6 +14,8 @@ from qmpalloc.qemu.launcher import open_guests
 from qmpalloc.qmp import open_agent, open_monitor
 from qmpalloc.units import MIB
 
+pytestmark = pytest.mark.long
+
 CONTROL = """
 [control]
 interval = "2s"

@@ -14,6 +14,8 @@ import pytest
 from qmpalloc.events import Commanded, Decided, Ended, Sampled
 from qmpalloc.record import read_record
 
+pytestmark = pytest.mark.long
+
 README = (Path(__file__).parents[2] / "README.md").read_text()
 BIN = str(Path(sys.executable).parent)
 

@@ -12,6 +12,8 @@ from qmpalloc.sim import Load
 from qmpalloc.testing import FakeBalloon, open_simulated_guest
 from qmpalloc.units import MIB
 
+pytestmark = pytest.mark.long
+
 BUDGET = 1000
 CONFIG = """
 [host]

@@ -20,6 +20,8 @@ from qmpalloc.qemu.resources import resource_dir
 from qmpalloc.qmp import deadline, open_agent
 from qmpalloc.units import GIB, PAGE_BYTES
 
+pytestmark = pytest.mark.long
+
 PROFILE = """
 [profile.services]
 packages = ["redis-server", "uml-utilities"]

@@ -11,6 +11,8 @@ from qmpalloc.qemu.launcher import open_guests
 from qmpalloc.qmp import deadline, open_agent, open_monitor
 from qmpalloc.units import MIB
 
+pytestmark = pytest.mark.long
+
 CONFIG = """
 [host]
 budget = "1GiB"
