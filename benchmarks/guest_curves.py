@@ -317,7 +317,9 @@ def draw(sweeps: Measured, folder: Path, name: str) -> str:
     if not sweeps:
         return ""
     with style.style():
-        return style.save(predictions_figure(sweeps), folder, name)[0].name
+        return style.save(
+            predictions_figure(sweeps), folder, name, "Curves predicted at one size, and what was measured"
+        )[0].name
 
 
 def report(directory: Path, output: Path | None) -> None:

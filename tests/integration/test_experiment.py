@@ -137,10 +137,10 @@ def test_the_report_has_everything(finished):
     summary = json.loads((finished / "summary.json").read_bytes())
     assert summary
     text = (finished / "report.md").read_text()
-    assert re.search(r"rule finished in \d\.\d\d of the static time, n = 1", text)
+    assert re.search(r"rule finished in \d\.\d\d of the static time: one repeat", text)
     figures = {path.name for path in (finished / "figures").iterdir()}
-    assert {"hits-rule.svg", "hits-rule.png", "memory.svg", "hit-ratio.svg", "phases.svg"} <= figures
-    assert (finished / "report.html").read_text().count("data:image/") == 5
+    assert {"forest.svg", "hits.svg", "hits.png", "memory.svg", "phases.svg"} <= figures
+    assert (finished / "report.html").read_text().count("data:image/") == 4
 
 
 def test_the_report_is_made_again_from_the_records_alone(finished):

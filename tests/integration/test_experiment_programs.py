@@ -134,8 +134,8 @@ def test_the_ratio_of_miss_to_hit_is_that_of_the_program(finished):
 def test_the_report_is_by_metric(finished):
     text = (finished.path / "report.md").read_text()
     assert "less over all guests by weight" in text
-    assert text.index("figures/gains.svg") < text.index("less over all guests by weight")
-    assert (finished.path / "figures" / "metrics-A.svg").exists()
+    assert text.index("figures/forest.svg") < text.index("less over all guests by weight")
+    assert (finished.path / "figures" / "metrics.svg").exists()
     assert "What a miss costs the programs" in text
     metrics = json.loads((finished.path / "summary.json").read_text())["arms"][0]["repeats"][0]["metrics"]
     assert metrics["A"]["work"].keys() == {"rate", "time"}

@@ -173,22 +173,12 @@ def metric_verdicts(
                 "not above 0."
             )
             continue
-        said = f"{arm} had {each.ratio.value:.2f} of the {reference} {what}, {each.metric.better} is better"
-        yield f"{said}, {_decided(each.ratio, each.gain)}."
+        said = f"{arm} had {each.ratio} of the {reference} {what}, {each.metric.better} is better"
+        yield f"{said}: {each.gain.decided('worse', 'better')}."
     least = worst(comparisons)
     if of_all is not None and least is not None and least.gain is not None:
         yield (
-            f"{arm} over all guests by weight: {of_all.value:.2f} times as good as {reference} (geometric mean), "
-            f"{_decided(of_all, of_all)}. Worst: {least.gain.value:.2f} times, {least.metric.name} of {least.guest} "
-            f"({least.phase})."
+            f"{arm} over all guests by weight: {of_all} times as good as {reference} (geometric mean): "
+            f"{of_all.decided('worse', 'better')}. Worst: {least.gain.value:.2f} times, {least.metric.name} of "
+            f"{least.guest} ({least.phase})."
         )
-
-
-def _decided(shown: Ratio, gain: Ratio) -> str:
-    """Return the interval of a ratio, and what `gain`, the same with above 1 for better, decides."""
-    if gain.low is None or gain.high is None or shown.low is None or shown.high is None:
-        return f"n = {gain.n}, which gives no confidence interval: nothing is decided"
-    word = "undecided, the interval holds both better and worse"
-    if gain.low > 1 or gain.high < 1:
-        word = "better" if gain.low > 1 else "worse"
-    return f"{shown.confidence * 100:g} % CI {shown.low:.2f} to {shown.high:.2f}, n = {shown.n}: {word}"

@@ -131,10 +131,17 @@ class Results(Struct, frozen=True, kw_only=True):
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """Every arm beside the reference."""
+        """Every arm beside the reference: the best first, those that cannot be compared last."""
         results = [run.result for run in self.runs]
         reference = self.specification.reference
-        return tuple(compare(results, arm.name, reference=reference) for arm in self.adaptive_arms)
+        found = [compare(results, arm.name, reference=reference) for arm in self.adaptive_arms]
+        return tuple(sorted(found, key=self._rank))
+
+    def _rank(self, comparison: Comparison) -> float:
+        if self.metrics:
+            gain = self.gain_of_all(comparison.arm)
+            return math.inf if gain is None else 1 / gain.value
+        return math.inf if comparison.time is None else comparison.time.value
 
     @property
     def metrics(self) -> tuple[tuple[str, str, Metric], ...]:

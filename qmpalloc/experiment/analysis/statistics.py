@@ -79,9 +79,19 @@ class Ratio(Struct, frozen=True, kw_only=True):
     confidence: float
 
     def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.value:.2f} (n = {self.n}: no interval)"
-        return f"{self.value:.2f} ({self.confidence * 100:g} % CI {self.low:.2f} to {self.high:.2f}, n = {self.n})"
+        interval = "" if self.low is None or self.high is None else f" ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.value:.2f}{interval}"
+
+    @property
+    def decides(self) -> bool:
+        """Whether all of its interval lies on one side of 1."""
+        return self.low is not None and self.high is not None and (self.low > 1 or self.high < 1)
+
+    def decided(self, below: str, above: str) -> str:
+        """Return in words what an interval on either side of 1 says."""
+        if self.low is None:
+            return "one repeat decides nothing"
+        return (below if self.value < 1 else above) if self.decides else "undecided"
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
@@ -178,15 +188,7 @@ def verdict(comparison: Comparison) -> str:
         return f"{arm} cannot be compared: in none of {comparison.repeats} repeats did it and {reference} both finish."
     missing = comparison.repeats - comparison.finished
     without = f"; {missing} of {comparison.repeats} repeats did not finish and are left out" if missing else ""
-    said = f"{arm} finished in {time.value:.2f} of the {reference} time"
-    if time.low is None or time.high is None:
-        return f"{said}, n = 1, which gives no confidence interval: nothing is decided{without}."
-    said += f", {time.confidence * 100:g} % CI {time.low:.2f} to {time.high:.2f}, n = {time.n}"
-    if time.high < 1:
-        return f"{said}: faster{without}."
-    if time.low > 1:
-        return f"{said}: slower{without}."
-    return f"{said}: undecided, the interval holds both faster and slower{without}."
+    return f"{arm} finished in {time} of the {reference} time: {time.decided('faster', 'slower')}{without}."
 
 
 def t_quantile(probability: float, degrees: int) -> float:

@@ -13,7 +13,7 @@ from qmpalloc.experiment.analysis.learnt import LearntCurve, learnt_curves
 from qmpalloc.experiment.analysis.results import Results, load_results, with_notes
 from qmpalloc.experiment.report import arms, conditions, evidence, metrics, words
 from qmpalloc.experiment.report.curves import curves_table, movement_table
-from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Picture
+from qmpalloc.experiment.report.document import Block, Contents, Heading, Paragraph, Picture
 from qmpalloc.experiment.report.html import html
 from qmpalloc.experiment.report.markdown import markdown
 from qmpalloc.experiment.report.summary import summarise
@@ -44,33 +44,31 @@ def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> lis
     results = with_notes(results, unreadable)
     place = directory.path
     pictures: tuple[Picture, ...] = ()
-    without = "" if figures else "They were not asked for."
+    without = "They were not asked for."
     written: list[Path] = []
     if figures:
         try:
-            pictures, drawn = draw(results, curves, place)
+            pictures, written = draw(results, curves, place)
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "matplotlib":
                 raise
             without = f"They are not drawn, because {NO_MATPLOTLIB}"
         else:
-            written += drawn
-            without = "" if pictures else "There is nothing to draw yet."
-    blocks = tuple(_blocks(results, curves, pictures, without))
-    title = _title(results)
+            without = "There is nothing to draw yet."
+    text = markdown(_blocks(results, curves, pictures, without))
     texts = {
         "trials.csv": trials_csv(results),
-        "report.md": markdown(blocks),
-        "report.html": html(blocks, title=title, picture=lambda file: (place / file).read_bytes()),
+        "report.md": text,
+        "report.html": html(text, title=_title(results), picture=lambda file: (place / file).read_bytes()),
     }
-    for name, text in texts.items():
-        write_whole(place / name, text.encode())
+    for name, content in texts.items():
+        write_whole(place / name, content.encode())
     write_json(place / "summary.json", summarise(results))
     return [*(place / name for name in (*texts, "summary.json")), *written]
 
 
 def draw(results: Results, curves: tuple[LearntCurve, ...], place: Path) -> tuple[tuple[Picture, ...], list[Path]]:
-    """Draw all figures there is something for into a directory of `place`.
+    """Draw all figures there is something for into a directory of `place`; the first is the one to begin with, if any.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -85,15 +83,22 @@ def draw(results: Results, curves: tuple[LearntCurve, ...], place: Path) -> tupl
 
 
 def _title(results: Results) -> str:
-    return f"Experiment {results.specification.name}, scale {results.specification.scale}"
+    return f"Experiment {results.specification.name}"
 
 
 def _blocks(
     results: Results, curves: tuple[LearntCurve, ...], pictures: Sequence[Picture], without: str
 ) -> Iterable[Block]:
     yield Heading(_title(results), level=1)
-    yield from arms.verdicts(results, tuple(picture for picture in pictures if picture.first))
+    yield Paragraph(words.conditions(results))
+    yield from pictures[:1]
+    yield from arms.verdicts(results)
+    yield Contents()
     yield from arms.explanation(results)
+    yield Heading("Figures")
+    yield from pictures[1:]
+    if not pictures:
+        yield Paragraph(without)
     yield from arms.arms_table(results)
     yield from metrics.metrics_tables(results)
     yield from arms.phases_table(results)
@@ -102,10 +107,5 @@ def _blocks(
     yield from evidence.footprints(results)
     yield from evidence.disk(results)
     yield from evidence.witness(results)
-    yield from conditions.failures(results)
-    yield from conditions.incomplete(results)
+    yield from conditions.troubles(results)
     yield from conditions.conditions(results)
-    yield Heading(f"Figures ({words.conditions(results)})")
-    yield from (picture for picture in pictures if not picture.first)
-    if without:
-        yield Paragraph(without)

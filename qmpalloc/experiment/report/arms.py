@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from qmpalloc.experiment.analysis.metrics import metric_verdicts
 from qmpalloc.experiment.analysis.results import Results, RunResult
 from qmpalloc.experiment.analysis.statistics import Comparison, Ratio, verdict
 from qmpalloc.experiment.report import words
-from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Picture, Table
+from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
-from qmpalloc.experiment.spec.schema import Arm, Phase
+from qmpalloc.experiment.spec.schema import Phase
 from qmpalloc.units import format_size
 
 Value = Callable[[RunResult], float | None]
 
 
-def verdicts(results: Results, pictures: Iterable[Picture]) -> Iterator[Block]:
-    """Yield what came out, in pictures that show it at a glance, and in sentences."""
-    yield Heading(f"Verdict ({words.conditions(results)})")
-    yield from pictures
+def verdicts(results: Results) -> Iterator[Block]:
+    """Yield what came out in sentences, the best arm first."""
+    yield Heading("Verdict")
     if not any(run.counted for run in results.runs):
         yield Paragraph("No run has ended that counts: there is nothing to compare yet.", strong=True)
     elif not results.adaptive_arms:
@@ -30,15 +29,15 @@ def verdicts(results: Results, pictures: Iterable[Picture]) -> Iterator[Block]:
                 yield from _metric_verdicts(results, comparison)
                 continue
             yield Paragraph(verdict(comparison), strong=True)
-            if said := " ".join(_on_hits(comparison)):
-                yield Paragraph(said)
-    if results.missing:
-        number = len(results.missing)
-        planned = number + sum(run.outcome is not None for run in results.runs)
-        yield Paragraph(f"This is not complete: of {planned} planned runs, {number} {_are(number)} missing.")
-    if results.failed:
-        number = len(results.failed)
-        yield Paragraph(f"{number} {'run' if number == 1 else 'runs'} failed and {_are(number)} left out; see below.")
+            if comparison.misses is not None:
+                more = f" It had more hits in {_more(comparison)} trials." if comparison.more_hits else ""
+                yield Paragraph(f"Of the misses of {comparison.reference} it had {comparison.misses}.{more}")
+    missing, failed = len(results.missing), len(results.failed)
+    if missing:
+        planned = missing + sum(run.outcome is not None for run in results.runs)
+        yield Paragraph(f"This is not complete: of {planned} planned runs, {missing} {_are(missing)} missing.")
+    if failed:
+        yield Paragraph(f"{failed} {'run' if failed == 1 else 'runs'} failed and {_are(failed)} left out; see below.")
 
 
 def _metric_verdicts(results: Results, comparison: Comparison) -> Iterator[Block]:
@@ -65,7 +64,7 @@ def explanation(results: Results) -> Iterator[Block]:
         f"The guests {', '.join(guest.name for guest in spec.guests)} share {format_size(spec.budget)} of memory. "
         f"{they_do} through its page cache; what does not fit into its memory is read from its disk. "
         f"An arm is one way to divide the memory. All arms meet the same {loads}, on guests booted anew. "
-        f"The reference is {spec.reference}; a ratio below 1 means that an arm has less than it, of the same repeat."
+        f"The reference is {spec.reference}."
     )
     yield Bullets(
         (
@@ -73,65 +72,55 @@ def explanation(results: Results) -> Iterator[Block]:
             "Access: a page of 4 KiB touched by a read. Miss: one that had to come from the disk. Hit: any other.",
             "Phase: a part of a guest's load, with its own file. An arm finishes with the last phase of all guests.",
             work,
-            "Where repeats differ, tables show the median and the range. In 2 of 3: so many repeats have a value.",
-            "n: repeats that count. CI: confidence interval of a ratio; it is undecided when 1 lies within.",
+            "Ratios are to the reference of the same repeat, with 95 % confidence intervals: one with 1 in it is undecided.",
+            "Where repeats differ, tables show the median and the range. n: repeats that count.",
         )
     )
 
 
 def arms_table(results: Results) -> Iterator[Block]:
-    """Yield the table of the arms."""
-    arms = results.arms
-    comparisons = {comparison.arm: comparison for comparison in results.comparisons}
-    reference = results.specification.reference
-    rows = [
-        _row("Time to finish", results, lambda run: run.result.seconds, words.seconds),
-        _row("Trials to finish", results, lambda run: run.result.trials_to_finish, words.whole),
-        _row("Hits in all", results, lambda run: _finished(run, run.counts.hits), words.whole),
-        _row("Misses in all", results, lambda run: _finished(run, run.counts.misses), words.whole),
-        _row("Page-ins in all", results, lambda run: _finished(run, run.counts.page_ins), words.whole),
-        _row("Hit ratio", results, lambda run: _finished(run, run.counts.hit_ratio), words.percent),
-    ]
-    for label, field in (("time", "time"), ("trials to finish", "trials"), ("hits", "hits"), ("misses", "misses")):
-        row = (_ratio(getattr(comparisons[arm.name], field)) if arm.name in comparisons else "1" for arm in arms)
-        rows.append((f"Ratio of {label} to {reference}", *row))
-    rows.append((f"Trials with more hits than {reference}", *(_more(comparisons.get(arm.name)) for arm in arms)))
-    rows.append(("Repeats that count", *(_counted(results, arm) for arm in arms)))
+    """Yield the table of the arms, their ratios behind the values."""
+    by_arm = {comparison.arm: comparison for comparison in results.comparisons}
+
+    def row(label: str, value: Value, show: Callable[[float], str], field: str = "") -> tuple[str, ...]:
+        cells = []
+        for arm in results.arms:
+            ratio: Ratio | None = getattr(by_arm.get(arm.name), field, None)
+            cell = spread([value(run) for run in results.counted(arm.name)], show)
+            cells.append(cell if ratio is None else f"{cell}; ratio {ratio}")
+        return (label, *cells)
+
+    repeats = results.specification.repeats
+    rows = (
+        row("Time to finish", lambda run: run.result.seconds, words.seconds, "time"),
+        row("Trials to finish", lambda run: run.result.trials_to_finish, words.whole, "trials"),
+        row("Hits in all", lambda run: _finished(run, run.counts.hits), words.whole, "hits"),
+        row("Misses in all", lambda run: _finished(run, run.counts.misses), words.whole, "misses"),
+        row("Page-ins in all", lambda run: _finished(run, run.counts.page_ins), words.whole),
+        row("Hit ratio", lambda run: _finished(run, run.counts.hit_ratio), words.percent),
+        ("Trials with more hits", *(_more(by_arm.get(arm.name)) for arm in results.arms)),
+        ("Repeats that count", *(f"{len(results.counted(arm.name))} of {repeats}" for arm in results.arms)),
+    )
     yield Heading("The arms")
-    columns = ("", *(arm.name for arm in arms))
-    yield Table(f"The arms beside each other ({words.conditions(results)})", columns, tuple(rows))
+    yield Table("", ("", *(arm.name for arm in results.arms)), rows)
 
 
 def phases_table(results: Results) -> Iterator[Block]:
     """Yield the trial in which each phase ended, and how its reads went."""
-    arms, conditions = results.arms, words.conditions(results)
-    yield Heading("When each phase ended")
-    rows = []
+    rows, reads = [], []
     for guest in results.specification.guests:
         for number, phase in enumerate(guest.phases):
             what = f"{format_size(phase.file)} file" if isinstance(phase, Phase) else "program"
-            name = f"{guest.name}: {phase.name} ({what})"
-            rows.append(_row(name, results, _phase_end(guest.name, number), words.whole))
-    rows.append(_row("All phases", results, lambda run: run.result.trials_to_finish, words.whole))
-    comparisons = {comparison.arm: comparison for comparison in results.comparisons}
-    rows.append(("Trials with more hits", *(_more(comparisons.get(arm.name)) for arm in arms)))
-    yield Table(f"Trial in which a phase ended ({conditions})", ("", *(arm.name for arm in arms)), tuple(rows))
-    yield from _reads(results, conditions)
-
-
-def _reads(results: Results, conditions: str) -> Iterator[Block]:
-    rows = []
-    for arm in results.arms_counted:
-        runs = results.counted(arm.name)
-        for guest in results.specification.guests:
-            for number, phase in enumerate(guest.phases):
-                if not isinstance(phase, Phase):
+            ends = []
+            for arm in results.arms:
+                found = [run.guests[guest.name].phases[number] for run in results.counted(arm.name)]
+                ends.append(spread([each.trial for each in found], words.whole))
+                if not isinstance(phase, Phase) or not found:
                     continue
-                found = [run.guests[guest.name].phases[number] for run in runs]
                 rates = [each.reads / each.seconds if each.seconds else None for each in found]
-                rows.append(
+                reads.append(
                     (
-                        f"{arm.name}, {guest.name}: {phase.name}",
+                        f"{guest.name}: {phase.name}, {arm.name}",
                         spread([each.reads for each in found], words.whole),
                         spread([each.seconds for each in found], words.seconds),
                         spread(rates, lambda value: f"{value:,.0f}"),
@@ -140,12 +129,20 @@ def _reads(results: Results, conditions: str) -> Iterator[Block]:
                         spread([each.p99_s for each in found], words.latency),
                     )
                 )
-    columns = ("Arm, guest: phase", "Reads", "Time", "Reads per second", "Mean latency", "Median", "99th percentile")
-    yield Table(f"Reads of each phase ({conditions})", columns, tuple(rows))
-
-
-def _phase_end(guest: str, number: int) -> Value:
-    return lambda run: run.guests[guest].phases[number].trial if guest in run.guests else None
+            rows.append((f"{guest.name}: {phase.name} ({what})", *ends))
+    yield Heading("The phases")
+    yield Table("The trial in which each ended", ("", *(arm.name for arm in results.arms)), tuple(rows))
+    if reads:
+        columns = (
+            "Guest: phase, arm",
+            "Reads",
+            "Time",
+            "Reads per second",
+            "Mean latency",
+            "Median",
+            "99th percentile",
+        )
+        yield Table("How its reads went", columns, tuple(reads))
 
 
 def _finished(run: RunResult, value: float | None) -> float | None:
@@ -153,33 +150,10 @@ def _finished(run: RunResult, value: float | None) -> float | None:
     return value if run.result.trials_to_finish is not None else None
 
 
-def _row(label: str, results: Results, value: Value, show: Callable[[float], str]) -> tuple[str, ...]:
-    return (label, *(spread([value(run) for run in results.counted(arm.name)], show) for arm in results.arms))
-
-
-def _on_hits(comparison: Comparison) -> Iterator[str]:
-    if comparison.hits is not None:
-        yield f"In the whole run it had {comparison.hits} of the hits of {comparison.reference}."
-    if comparison.misses is not None:
-        yield f"Of its misses it had {comparison.misses}."
-    if comparison.more_hits:
-        counts = ", ".join(f"{more} of {compared}" for more, compared in comparison.more_hits)
-        repeats = "" if len(comparison.more_hits) == 1 else " (by repeat)"
-        yield f"It had more hits than {comparison.reference} in {counts} trials{repeats}."
-
-
 def _more(comparison: Comparison | None) -> str:
-    if comparison is None or not comparison.more_hits:
-        return words.NOTHING
-    return ", ".join(f"{more} of {compared}" for more, compared in comparison.more_hits)
-
-
-def _ratio(ratio: Ratio | None) -> str:
-    return words.NOTHING if ratio is None else str(ratio)
-
-
-def _counted(results: Results, arm: Arm) -> str:
-    return f"{len(results.counted(arm.name))} of {results.specification.repeats}"
+    """Return in how many trials an arm had more hits than the reference, by repeat."""
+    counts = comparison.more_hits if comparison is not None else ()
+    return ", ".join(f"{more} of {compared}" for more, compared in counts) or words.NOTHING
 
 
 def _are(number: int) -> str:

@@ -29,28 +29,18 @@ TEXT_LIMIT = 1000
 """Characters of a cause or a command that are shown."""
 
 
-def failures(results: Results) -> Iterator[Block]:
-    """Yield the runs that failed, with their causes."""
-    yield Heading("Failed runs")
-    if not results.failed:
-        yield Paragraph("None.")
-        return
-    yield Bullets(
-        tuple(
-            f"{run.run.arm}, repeat {run.run.repeat}: {printable(run.result.failed, TEXT_LIMIT)}"
-            for run in results.failed
-        )
-    )
-
-
-def incomplete(results: Results) -> Iterator[Block]:
-    """Yield what is missing."""
-    yield Heading("What is incomplete")
-    items = [f"{run.arm}, repeat {run.repeat}: not run to its end" for run in results.missing]
-    for run in results.runs:
-        if run.counted:
-            items += [f"{run.run.arm}, repeat {run.run.repeat}: {printable(note, TEXT_LIMIT)}" for note in run.notes]
-    yield Bullets(tuple(items)) if items else Paragraph("Nothing: every planned run ended, and no reading is missing.")
+def troubles(results: Results) -> Iterator[Block]:
+    """Yield the runs that failed, with their causes, and what is missing."""
+    failed = [f"{run.run.arm}, repeat {run.run.repeat}: {run.result.failed}" for run in results.failed]
+    missing = [f"{run.arm}, repeat {run.repeat}: not run to its end" for run in results.missing]
+    for run in (run for run in results.runs if run.counted):
+        missing += [f"{run.run.arm}, repeat {run.run.repeat}: {note}" for note in run.notes]
+    for title, items, none in (
+        ("Failed runs", failed, "None."),
+        ("What is incomplete", missing, "Nothing: every planned run ended, and no reading is missing."),
+    ):
+        yield Heading(title)
+        yield Bullets(tuple(printable(item, TEXT_LIMIT) for item in items)) if items else Paragraph(none)
 
 
 def conditions(results: Results) -> Iterator[Block]:
@@ -60,8 +50,7 @@ def conditions(results: Results) -> Iterator[Block]:
     created = datetime.fromtimestamp(manifest.created_wall, UTC)
     shares = [run.controller_cpu_share for run in results.runs if run.counted]
     facts = [
-        f"Scale {spec.scale}, of memory, files, floors, caps and the steps of policies; seed {spec.seed}.",
-        f"Repeats: {spec.repeats}; interval {spec.interval:g} s; budget {format_size(spec.budget)}.",
+        "The scale is of memory, files, floors, caps and the steps of policies.",
         f"Warm-up: {WARM_UPS[spec.warm_up]}.",
         f"Command: {manifest.command}",
         f"Begun {created:%Y-%m-%d %H:%M} UTC.",
@@ -74,23 +63,23 @@ def conditions(results: Results) -> Iterator[Block]:
     ]
     facts += [f"Not reset between arms: {line}." for line in spec.not_reset]
     yield Bullets(tuple(printable(fact, TEXT_LIMIT) for fact in facts))
-    yield from _loads(spec, words.conditions(results))
+    yield from _loads(spec)
     sizes = []
     for guest in spec.guests:
         bytes_each = (guest.memory, guest.floor, guest.cap, guest.baseline)
         suite = guest.suite if guest.attach is None else "its own"
         sizes.append((guest.name, *map(format_size, bytes_each), suite, guest.lru or "the kernel's own"))
     headings = ("Guest", "RAM", "Floor", "Cap", "Baseline", "Suite", "LRU")
-    yield Table(f"The guests ({words.conditions(results)})", headings, tuple(sizes))
+    yield Table("The guests", headings, tuple(sizes))
     arms = []
     for arm in results.arms:
         split = ", ".join(f"{guest.name} {format_size(arm.baseline(guest))}" for guest in spec.guests)
         arms.append((arm.name, arm.policy, _pairs(arm.settings) or words.NOTHING, split))
     labels = ("Arm", "Policy", "Settings", "Baselines")
-    yield Table(f"The arms ({words.conditions(results)})", labels, tuple(arms), numbers=False)
+    yield Table("The arms", labels, tuple(arms), numbers=False)
 
 
-def _loads(spec: Specification, measured_under: str) -> Iterator[Block]:
+def _loads(spec: Specification) -> Iterator[Block]:
     rows = []
     for guest in spec.guests:
         for phase in guest.reads:
@@ -104,7 +93,7 @@ def _loads(spec: Specification, measured_under: str) -> Iterator[Block]:
             )
     columns = ("Guest: phase", "Access", "File", "Rounds of reads", "Rate", "Read-ahead")
     if rows:
-        yield Table(f"The loads ({measured_under})", columns, tuple(rows), numbers=False)
+        yield Table("The loads", columns, tuple(rows), numbers=False)
     programs = tuple(
         (f"{guest.name}: {phase.name}", printable(describe_phase(phase), TEXT_LIMIT))
         for guest in spec.guests
@@ -112,7 +101,7 @@ def _loads(spec: Specification, measured_under: str) -> Iterator[Block]:
     )
     if programs:
         two = ("Guest: phase", "Command")
-        yield Table(f"The programs ({measured_under})", two, programs, numbers=False)
+        yield Table("The programs", two, programs, numbers=False)
 
 
 def describe_phase(phase: AnyPhase) -> str:
@@ -143,4 +132,10 @@ def _parameters(values: Mapping[str, Any]) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
+    return ", ".join(f"{key.removesuffix('_bytes')} {_shown(key, value)}" for key, value in values.items())
+
+
+def _shown(key: str, value: object) -> object:
+    """Return a value of a setting or a fact; bytes with a unit for people, also those of a size that was scaled."""
+    raw = str(value).removesuffix("B")
+    return format_size(int(raw)) if raw.isdecimal() and (raw != str(value) or key.endswith("_bytes")) else value

@@ -13,6 +13,7 @@ from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
 from qmpalloc.experiment.spec.schema import Arm
+from qmpalloc.units import format_size
 
 WEAK_CHARS = 80
 
@@ -43,12 +44,11 @@ def movement_table(results: Results) -> Iterator[Block]:
             settled(f"The same in working sets of {name}", partial(_working_sets, name), words.times)
             for name in (guest.name for guest in results.specification.guests)
         ),
-        ("Memory moved", *(spread([one.moved_bytes for one in moved[arm.name]], words.mebibytes) for arm in arms)),
+        ("Memory moved", *(spread([one.moved_bytes for one in moved[arm.name]], format_size) for arm in arms)),
         ("Trials with a move at rest", *(_at_rest(settlings[arm.name]) for arm in arms)),
     ]
     yield Heading("How memory moved")
-    caption = f"What was gained, and what moved for it ({words.conditions(results)})"
-    yield Table(caption, ("", *(arm.name for arm in arms)), tuple(rows))
+    yield Table("", ("", *(arm.name for arm in arms)), tuple(rows))
     said = (
         "At rest: all guests are within 16 MiB, or 3 %, of where they are at the next change of the loads, the start "
         "or end of a phase; changes that follow within 3 trials are not judged. Exact to a trial. In 2 of 3: so many "
@@ -94,8 +94,9 @@ def curves_table(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[
         )
     yield Heading("How right the curves were")
     columns = ("Guest: phase, arm", "Trial", "Curve", "Mean error in miss ratio", "Trials compared")
-    caption = f"The curve last learnt of each phase, beside the trials of all arms ({words.conditions(results)})"
-    yield Table(caption, columns, tuple(rows), numbers=False)
+    yield Table(
+        "The curve last learnt of each phase, beside the trials of all arms", columns, tuple(rows), numbers=False
+    )
     yield Paragraph(
         "The error is the mean absolute difference of the curve to the miss ratios measured in all arms, at sizes that "
         "stood still, without the first two thirds of each phase, in which caches may fill. First reads of pages are "

@@ -12,6 +12,10 @@ class Heading(Struct, frozen=True):
     level: int = 2
 
 
+class Contents(Struct, frozen=True):
+    """Stands where the headings of level 2 are listed in a line, as links."""
+
+
 class Paragraph(Struct, frozen=True):
     """Running text. `strong` is for what a reader must not miss."""
 
@@ -29,7 +33,7 @@ class Table(Struct, frozen=True):
     """A table.
 
     Attributes:
-        caption: What it shows, and under which conditions.
+        caption: What it shows; empty where its heading says so.
         columns: Headings.
         rows: Cells, as many as there are columns.
         numbers: Whether all columns but the first hold numbers, which are aligned to the right.
@@ -47,14 +51,12 @@ class Picture(Struct, frozen=True):
     Attributes:
         file: Its SVG, relative to the report.
         title: What it shows.
-        caption: How to read it, and under which conditions it was measured.
-        first: Whether it stands beside the verdict.
+        caption: How to read it.
     """
 
     file: str
     title: str
     caption: str
-    first: bool = False
 
 
-Block = Heading | Paragraph | Bullets | Table | Picture
+Block = Heading | Contents | Paragraph | Bullets | Table | Picture

@@ -12,7 +12,7 @@ from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
 from qmpalloc.experiment.report.words import spread
 from qmpalloc.experiment.spec.program import ProgramPhase
 from qmpalloc.experiment.store.records import DiskCalibration, ProgramService
-from qmpalloc.units import PAGE_BYTES
+from qmpalloc.units import PAGE_BYTES, format_size
 
 LITTLE_BYTES = 2**20
 """Collector and disk are not compared below this: a few pages of metadata would decide."""
@@ -33,9 +33,9 @@ def footprints(results: Results) -> Iterator[Block]:
                 (
                     f"{guest}: {phase}",
                     words.whole(touched.reads),
-                    words.mebibytes(touched.file_pages * PAGE_BYTES),
+                    format_size(touched.file_pages * PAGE_BYTES),
                     words.whole(touched.distinct_pages),
-                    words.mebibytes(touched.distinct_pages * PAGE_BYTES),
+                    format_size(touched.distinct_pages * PAGE_BYTES),
                     words.percent(touched.distinct_pages / touched.file_pages) if touched.file_pages else words.NOTHING,
                     words.percent(touched.busiest_tenth),
                 )
@@ -43,10 +43,10 @@ def footprints(results: Results) -> Iterator[Block]:
     columns = (
         "Guest: phase", "Reads", "File", "Distinct pages", "Footprint", "Share of the file", "Reads of busiest tenth",
     )  # fmt: skip
-    yield Table(f"Distinct pages touched by each phase ({words.conditions(results)})", columns, tuple(rows))
+    yield Table("", columns, tuple(rows))
     yield Paragraph(
         "The references are the same in every arm and repeat. Busiest tenth: the share of the reads that go to the "
-        f"most-read tenth of the file. The guests share {words.mebibytes(results.specification.budget)}, which also "
+        f"most-read tenth of the file. The guests share {format_size(results.specification.budget)}, which also "
         "holds their systems; loads contend when their footprints together are larger than what is left."
     )
 
@@ -93,7 +93,7 @@ def disk(results: Results) -> Iterator[Block]:
         )
     columns = ("Arm", "Ratio asked", "Ratio reached", "A hit", "A miss", "A disk request under load", "In hits")
     whose = " of reads" if by_programs else ""
-    yield Table(f"Service times of hits and misses{whose} ({words.conditions(results)})", columns, tuple(rows))
+    yield Table(f"Service times of hits and misses{whose}", columns, tuple(rows))
 
 
 def _programs(results: Results, calibration: DiskCalibration) -> Iterator[Block]:
@@ -163,7 +163,7 @@ def witness(results: Results) -> Iterator[Block]:
     programs = any(guest.programs for guest in results.specification.guests)
     counted = "Page-ins counted where programs run, misses elsewhere" if programs else "Misses counted"
     columns = ("Arm, guest", counted, "Read from the disk", "Apart", "Events lost", "")
-    caption = f"Misses of the collectors beside what QEMU's disks read, all repeats ({words.conditions(results)})"
+    caption = "Misses of the collectors beside what QEMU's disks read, all repeats"
     yield Table(caption, columns, tuple(rows))
     if apart:
         names = "; ".join(apart)
@@ -185,5 +185,5 @@ def _agreement(counts: Counts) -> str:
 def _witness_row(name: str, counts: Counts) -> tuple[str, ...]:
     shown = words.NOTHING if counts.witness is None else words.signed_percent(counts.witness - 1)
     lost = "not known" if counts.events_lost is None else words.whole(counts.events_lost)
-    missed, read = words.mebibytes(counts.witnessed * PAGE_BYTES), words.mebibytes(counts.disk_read_bytes)
+    missed, read = format_size(counts.witnessed * PAGE_BYTES), format_size(counts.disk_read_bytes)
     return name, missed, read, shown, lost, _agreement(counts)

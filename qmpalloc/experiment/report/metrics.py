@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 
 from qmpalloc.experiment.analysis.metrics import metric_verdicts
 from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.analysis.trials import total
 from qmpalloc.experiment.report import words
-from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
+from qmpalloc.experiment.report.document import Block, Heading, Table
 from qmpalloc.experiment.report.words import spread
-from qmpalloc.experiment.spec.program import Metric
+from qmpalloc.units import format_size
 
 
 def metrics_tables(results: Results) -> Iterator[Block]:
-    """Yield the metrics of all arms beside each other, what the disks had to do for them, and their course."""
+    """Yield the metrics of all arms beside each other, and what the disks had to do for them."""
     if not results.metrics:
         return
-    reference, conditions = results.specification.reference, words.conditions(results)
-    yield Heading("What the guests came to")
+    found = {arm.name: results.metric_comparisons(arm.name) for arm in results.adaptive_arms}
     rows = []
-    for guest, phase, metric in results.metrics:
+    for number, (guest, phase, metric) in enumerate(results.metrics):
         cells = []
         for arm in results.arms:
             runs = results.counted(arm.name)
+            ratio = found[arm.name][number].ratio if arm.name in found else None
             said = spread([run.metric_values.get((guest, phase, metric.name)) for run in runs], words.figure)
-            cells.append(said + _beside_reference(results, arm.name, guest, phase, metric))
+            cells.append(said if ratio is None else f"{said}; ratio {ratio}")
         rows.append((f"{guest}: {phase}, {metric.name} ({metric.unit}, {metric.better} is better)", *cells))
-    columns = ("Guest: phase, metric", *(arm.name for arm in results.arms))
-    yield Table(f"Metrics, and their ratios to {reference} ({conditions})", columns, tuple(rows))
-    yield from _page_ins(results, conditions)
-    for guest, phase, metric in results.metrics:
-        yield from _course(results, guest, phase, metric)
+    yield Heading("What the guests came to")
+    yield Table("", ("Guest: phase, metric", *(arm.name for arm in results.arms)), tuple(rows))
+    yield from _page_ins(results)
 
 
 def metric_lines(results: Results) -> Iterator[str]:
@@ -52,17 +49,7 @@ def metric_lines(results: Results) -> Iterator[str]:
             yield from metric_verdicts(arm.name, results.specification.reference, found, of_all)
 
 
-def _beside_reference(results: Results, arm: str, guest: str, phase: str, metric: Metric) -> str:
-    if arm == results.specification.reference:
-        return ""
-    key = (guest, phase, metric.name)
-    found = next(
-        (each for each in results.metric_comparisons(arm) if (each.guest, each.phase, each.metric.name) == key), None
-    )
-    return f"; ratio {found.ratio}" if found is not None and found.ratio is not None else ""
-
-
-def _page_ins(results: Results, conditions: str) -> Iterator[Block]:
+def _page_ins(results: Results) -> Iterator[Block]:
     rows = []
     for arm in results.arms_counted:
         for guest in results.specification.guests:
@@ -72,37 +59,9 @@ def _page_ins(results: Results, conditions: str) -> Iterator[Block]:
                 words.NOTHING if count is None else words.whole(count)
                 for count in (causes.reads, causes.faults, causes.swap_ins, causes.total)
             ]
-            read = words.mebibytes(counts.disk_read_bytes)
+            read = format_size(counts.disk_read_bytes)
             apart = words.NOTHING if counts.witness is None else words.signed_percent(counts.witness - 1)
             rows.append((f"{arm.name}, {guest.name}", *each, read, apart))
     pages = ("By reads", "By faults of mapped files", "From swap", "Page-ins")
     columns = ("Arm, guest", *pages, "Read from the disks", "More or less than counted")
-    yield Table(f"What had to be read for that, all repeats ({conditions})", columns, tuple(rows))
-
-
-def _course(results: Results, guest: str, phase: str, metric: Metric) -> Iterator[Block]:
-    """Yield a metric by trial, a column for each arm; nothing where no arm has two values."""
-    columns: list[dict[int, list[float]]] = []
-    for arm in results.arms_counted:
-        by_trial: dict[int, list[float]] = {}
-        for run in results.counted(arm.name):
-            found = run.metrics.get((guest, phase, metric.name))
-            for trial, value in found.series.items() if found is not None else ():
-                by_trial.setdefault(trial, []).append(value)
-        columns.append(by_trial)
-    if max((len(column) for column in columns), default=0) < 2:
-        return
-    trials = sorted(set().union(*columns))
-    interval_s = results.specification.interval
-    rows = tuple(
-        (f"{trial} ({trial * interval_s:,.0f} s)", *(_median(column.get(trial)) for column in columns))
-        for trial in trials
-    )
-    names = ("Trial (its end)", *(arm.name for arm in results.arms_counted))
-    yield Paragraph(f"{guest}, {phase}: {metric.name} by trial, {metric.better} is better.")
-    caption = f"{guest}, {phase}: {metric.name} in {metric.unit} by trial ({words.conditions(results)})"
-    yield Table(caption, names, rows)
-
-
-def _median(values: list[float] | None) -> str:
-    return words.NOTHING if values is None else words.figure(statistics.median(values))
+    yield Table("What had to be read for that, all repeats", columns, tuple(rows))

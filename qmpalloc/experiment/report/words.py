@@ -6,21 +6,18 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from qmpalloc.experiment.analysis.results import Results
-from qmpalloc.units import MIB
 
 NOTHING = "-"
 """Stands where there is no value."""
 
 
 def conditions(results: Results) -> str:
-    """Return what belongs on every table and figure: ``scale 1/4, seed 1, n = 3``."""
+    """Return under which conditions all of it was measured: ``Scale 1/4, seed 1, n = 3.``."""
     counted = {arm.name: len(results.counted(arm.name)) for arm in results.arms}
-    numbers = set(counted.values())
-    if len(numbers) == 1:
-        n = f"n = {numbers.pop()}"
-    else:
-        n = "n = " + ", ".join(f"{number} ({arm})" for arm, number in counted.items())
-    return f"scale {results.specification.scale}, seed {results.specification.seed}, {n}"
+    n = ", ".join(f"{number} ({arm})" for arm, number in counted.items())
+    if len(set(counted.values())) == 1:
+        n = str(max(counted.values()))
+    return f"Scale {results.specification.scale}, seed {results.specification.seed}, n = {n}."
 
 
 def spread(values: Sequence[float | None], show: Callable[[float], str]) -> str:
@@ -71,8 +68,3 @@ def signed_percent(value: float) -> str:
 def latency(value_s: float) -> str:
     """Return a latency in microseconds or milliseconds."""
     return f"{value_s * 1e6:,.0f} µs" if value_s < 0.01 else f"{value_s * 1e3:,.1f} ms"
-
-
-def mebibytes(size_bytes: float) -> str:
-    """Return a size in MiB."""
-    return f"{size_bytes / MIB:,.0f} MiB"

@@ -47,9 +47,7 @@ def predictions_figure(sweeps: Sequence[tuple[SizesResult, Sequence[Prediction]]
                 axes.set_ylabel("misses by accesses (%)")
             if row == len(rows) - 1:
                 axes.set_xlabel("memory of the guest (MiB)")
-    shown = style.one_legend(panels.flat)
-    labels = sorted(shown, key=[*LINES, "measured", "not steady", "learnt here"].index)
-    figure.legend([shown[label] for label in labels], labels, loc="outside lower center", ncols=min(4, len(labels)))
+    style.legend(figure, order=[*LINES, "measured", "not steady", "learnt here"])
     return figure
 
 

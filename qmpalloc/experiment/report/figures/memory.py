@@ -6,7 +6,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qmpalloc.experiment.analysis.results import Results
-from qmpalloc.experiment.analysis.trials import Trial
 from qmpalloc.experiment.report.figures import style
 from qmpalloc.units import MIB
 
@@ -18,38 +17,34 @@ BUDGET_CAPS = 4.0
 
 
 def memory_figure(results: Results) -> Figure:
-    """Draw actual sizes as steps and targets as thin lines; a panel for each arm, the first repeat in front."""
+    """Draw actual sizes as steps and targets as thin lines; a panel for each arm, the first repeat in front.
+
+    What holds between the ends of trials is not known, so a size holds until the next.
+    """
     arms = results.arms_counted
-    figure = style.new_figure(1.2 + 2.3 * len(arms))
+    figure = style.new_figure(1.0 + 2.1 * len(arms))
     panels = figure.subplots(len(arms), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     unit_s, unit = style.time_unit(results)
     for arm, axes in zip(arms, panels, strict=True):
         for order, run in enumerate(results.counted(arm.name)):
+            width, alpha = (0.8, 0.45) if order else (1.8, 1.0)
             for name, guest in run.guests.items():
-                _steps(axes, guest.trials.trials, style.guest_line(results, name), name, unit_s, first=order == 0)
+                colour, dash = style.guest_line(results, name)
+                rows = guest.trials.trials
+                times, sizes = [row.end_s / unit_s for row in rows], [row.actual_bytes / MIB for row in rows]
+                look = {"color": colour, "linestyle": dash, "linewidth": width, "alpha": alpha}
+                axes.step(times, sizes, where="post", label="_" if order else name, **look)
+                if not order:
+                    targets = [row.target_bytes / MIB if row.target_bytes else float("nan") for row in rows]
+                    axes.step(times, targets, where="post", color=colour, linewidth=0.8, linestyle=":")
         axes.plot([], color=style.REFERENCE, linewidth=0.8, linestyle=":", label="target")
         _limits(axes, results)
-        axes.set(title=arm.name, ylabel="memory (MiB)")
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0)
+        axes.set(title=f"{arm.name}: memory (MiB)")
+    panels[-1].set_ylim(bottom=0)
+    panels[-1].set_xlim(left=0)
     panels[-1].set_xlabel(f"time since the loads began ({unit})")
-    style.legend_below(panels[-1], 6)
+    style.legend(figure)
     return figure
-
-
-def _steps(
-    axes: Axes, rows: tuple[Trial, ...], line: tuple[str, str], guest: str, unit_s: float, *, first: bool
-) -> None:
-    """Draw the sizes found at the ends of trials: what holds in between is not known, so they hold until the next."""
-    times = [row.end_s / unit_s for row in rows]
-    actual = [row.actual_bytes / MIB for row in rows]
-    width, alpha = (1.8, 1.0) if first else (0.8, 0.45)
-    label = guest if first else "_"
-    colour, dash = line
-    axes.step(times, actual, where="post", color=colour, linestyle=dash, linewidth=width, alpha=alpha, label=label)
-    if first:
-        target = [row.target_bytes / MIB if row.target_bytes else float("nan") for row in rows]
-        axes.step(times, target, where="post", color=colour, linewidth=0.8, linestyle=":")
 
 
 def _limits(axes: Axes, results: Results) -> None:

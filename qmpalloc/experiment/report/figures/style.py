@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qmpalloc.experiment.analysis.results import Results
-from qmpalloc.experiment.report import words
 from qmpalloc.files import make_directory, write_whole
-from qmpalloc.model import Band
 from qmpalloc.units import MIB
 
 REFERENCE = "#555555"
@@ -34,7 +32,9 @@ ON_A_LINE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "n
 SHORT_S = 240.0
 """Runs up to this long are drawn in seconds."""
 
-WIDTH_IN = 8.0
+WIDTH_IN = 6.0
+"""Narrow, so that a phone shows letters of a readable size."""
+
 DPI = 150
 
 SETTINGS: dict[Any, Any] = {
@@ -64,10 +64,10 @@ def style() -> Iterator[None]:
         yield
 
 
-def arm_colour(results: Results, arm: str) -> str:
-    """Return the colour of an arm, the same in all figures."""
+def arm_line(results: Results, arm: str) -> tuple[str, str]:
+    """Return the colour and the line style of an arm, the same in all figures."""
     names = [each.name for each in results.adaptive_arms]
-    return COLOURS[names.index(arm) % len(COLOURS)] if arm in names else REFERENCE
+    return _line(names.index(arm)) if arm in names else (REFERENCE, ":")
 
 
 def arm_marker(results: Results, arm: str) -> str:
@@ -75,29 +75,18 @@ def arm_marker(results: Results, arm: str) -> str:
     return "^" if arm == results.specification.reference else "o"
 
 
-def arm_dash(results: Results, arm: str) -> str:
-    """Return the line style of an arm."""
-    names = [each.name for each in results.adaptive_arms]
-    return DASHES[names.index(arm) % len(DASHES)] if arm in names else ":"
-
-
 def guest_line(results: Results, guest: str) -> tuple[str, str]:
     """Return the colour and the line style of a guest, the same in all figures."""
-    names = [each.name for each in results.specification.guests]
-    return COLOURS[names.index(guest) % len(COLOURS)], DASHES[names.index(guest) % len(DASHES)]
+    return _line([each.name for each in results.specification.guests].index(guest))
 
 
-def new_figure(height_in: float, *, width_in: float = WIDTH_IN) -> Figure:
+def _line(number: int) -> tuple[str, str]:
+    return COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+
+
+def new_figure(height_in: float) -> Figure:
     """Return an empty figure."""
-    return Figure(figsize=(width_in, height_in), layout="constrained")
-
-
-def describe(figure: Figure, results: Results, title: str) -> None:
-    """Add a title and the conditions under which the numbers were measured."""
-    figure.suptitle(title, fontsize=11.5, fontweight="bold")
-    figure.supxlabel(
-        f"experiment {results.specification.name}: {words.conditions(results)}", fontsize=8.5, color="#444444"
-    )
+    return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
 def time_unit(results: Results) -> tuple[float, str]:
@@ -106,19 +95,15 @@ def time_unit(results: Results) -> tuple[float, str]:
     return (60.0, "min") if max((row.end_s for row in rows), default=0.0) > SHORT_S else (1.0, "s")
 
 
-def legend_below(axes: Axes, columns: int = 4, *, below: float = 0.18) -> None:
-    """Put the legend under the axes, where it hides nothing, each label once; `below` is a share of their height."""
-    if shown := one_legend([axes]):
-        axes.legend(list(shown.values()), list(shown), loc="upper center", bbox_to_anchor=(0.5, -below), ncols=columns)
-
-
-def one_legend(panels: Iterable[Axes]) -> dict[str, Artist]:
-    """Return what a legend of all panels together shows: each label once, with who is first to have it."""
+def legend(figure: Figure, order: Sequence[str] = ()) -> None:
+    """Put one legend for all panels under the figure, each label once; those in `order` come in that order."""
     shown: dict[str, Artist] = {}
-    for axes in panels:
+    for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             shown.setdefault(label, handle)
-    return shown
+    labels = sorted(shown, key=order.index) if order else list(shown)
+    if labels:
+        figure.legend([shown[label] for label in labels], labels, loc="outside lower center", ncols=min(3, len(labels)))
 
 
 def plot_curve(axes: Axes, sizes_bytes: Sequence[int], miss_ratio: Sequence[float], **style: Any) -> None:
@@ -126,14 +111,8 @@ def plot_curve(axes: Axes, sizes_bytes: Sequence[int], miss_ratio: Sequence[floa
     axes.plot([size / MIB for size in sizes_bytes], [ratio * 100 for ratio in miss_ratio], **style)
 
 
-def fill_band(axes: Axes, band: Band, **style: Any) -> None:
-    """Shade what lies between the bounds of miss ratios, in per cent over sizes in MiB."""
-    least, most = ([ratio * 100 for ratio in bound] for bound in (band.least, band.most))
-    axes.fill_between([size / MIB for size in band.sizes_bytes], least, most, linewidth=0, **style)
-
-
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as SVG and as PNG, and return the files.
+def save(figure: Figure, folder: Path, name: str, title: str) -> list[Path]:
+    """Write a figure as SVG and as PNG with a title that is not drawn, and return the files.
 
     Raises:
         OSError: The folder cannot be made.
@@ -141,9 +120,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """
     make_directory(folder)
     text, picture = io.StringIO(), io.BytesIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "qmpalloc"})
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "qmpalloc", "Title": title})
     svg, png = folder / f"{name}.svg", folder / f"{name}.png"
     write_whole(svg, re.sub(r"[ \t]+$", "", text.getvalue(), flags=re.MULTILINE).encode())
-    figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": "qmpalloc"})
+    figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": "qmpalloc", "Title": title})
     write_whole(png, picture.getvalue())
     return [svg, png]
