@@ -12,6 +12,8 @@ from qmpalloc.tui import palette
 from qmpalloc.tui.text import fit
 
 LEVELS = " ▁▂▃▄▅▆▇█"
+LEAST_OF_WORD = 4
+"""A word of which fewer cells are left says nothing."""
 
 
 def memory_bar(
@@ -110,11 +112,14 @@ def share_bar(width: int, total: int, shares: Sequence[tuple[str, int]], rest: s
 
 
 def _part(label: str, width: int, fill: str = " ") -> str:
-    """Return a label after a divider in `width` cells: whole, or as much of its first word as fits."""
+    """Return a label after a divider in `width` cells: whole, or its first word, cut where enough of it is left."""
     room = width - 1
     if room < 0:
         return ""
-    text = label if cell_len(label) <= room else fit(label.split(" ")[0], room).rstrip()
+    word = label.split(" ")[0]
+    text = label if cell_len(label) <= room else fit(word, room).rstrip()
+    if cell_len(word) > room < LEAST_OF_WORD:
+        text = ""
     text += " " if fill != " " and cell_len(text) < room else ""
     return "▏" + text + fill * (room - cell_len(text))
 

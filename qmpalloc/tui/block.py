@@ -51,7 +51,7 @@ def _core(guest: GuestFacts, scale: Scale, width: int, *, selected: bool) -> lis
         ("  ratio ", palette.LABEL), (ratio.rjust(5), "bold"), " ",
     )  # fmt: skip
     first.append(sparkline(guest.ratio, width - first.cell_len, top=1.0), palette.HITS)
-    terms = Text(term_text(guest.terms) or f"e {number(None)}", "bold")
+    terms = Text(term_text(guest.terms), "bold")
     terms.truncate(width // 4, overflow="ellipsis")
     head = Text.assemble("  ", parts.sizes(guest), " ")
     tail = Text.assemble(

@@ -31,7 +31,7 @@ from qmpalloc.events import (
 )
 from qmpalloc.model import Curve, GuestState
 from qmpalloc.summary import Summarizer
-from qmpalloc.tui.facts import GuestFacts, Kind, LogEntry, asked_text, collector_cpu, e_term, hit_ratio, seen_terms
+from qmpalloc.tui.facts import GuestFacts, Kind, LogEntry, asked_text, collector_cpu, hit_ratio
 from qmpalloc.tui.text import clean, size
 
 LOG = 60
@@ -161,6 +161,7 @@ class Dashboard:
         if event.state is GuestState.FRESH:
             guest.fault = None
         else:
+            guest.delta = None
             for history in (guest.hits_s, guest.misses_s, guest.ratio, guest.actual):
                 history.append(None)
         before = f"{event.previous} → " if event.previous else ""
@@ -176,8 +177,6 @@ class Dashboard:
         guest.misses_s.append(None if delta is None or misses is None else misses / delta.interval_s)
         guest.ratio.append(hit_ratio(hits, misses))
         guest.actual.append(guest.actual_bytes)
-        if self.header is not None and self.header.mode == "watch" and delta is not None:
-            guest.terms = e_term(hits, misses, guest.actual_bytes, self.header.interval_s / delta.interval_s)
 
     def _reject(self, event: SampleRejected) -> None:
         guest = self._guest(event.guest)
@@ -214,7 +213,7 @@ class Dashboard:
             guest.decision, guest.reason = verdict, clean(verdict.reason)
             seen_before = before.get(verdict.name)
             guest.change_bytes = verdict.target_bytes - seen_before.target_bytes if seen_before else 0
-            guest.terms = seen_terms(seen_before) | {clean(name): value for name, value in verdict.terms.items()}
+            guest.terms = {clean(name): value for name, value in verdict.terms.items()}
         for move in event.decision.moves:
             donor, receiver = self._guest(move.donor), self._guest(move.receiver)
             donor.moves_out, donor.given_bytes = donor.moves_out + 1, donor.given_bytes + move.size_bytes

@@ -8,10 +8,9 @@ from typing import Literal
 
 from qmpalloc.errors import SampleFault
 from qmpalloc.events import Asked, GuestHeader
-from qmpalloc.model import Band, Curve, GuestDecision, GuestSnapshot, GuestState, Pin
+from qmpalloc.model import Band, Curve, GuestDecision, GuestState, Pin
 from qmpalloc.sample import Delta, PageIns, Sample
 from qmpalloc.tui.text import clean, number
-from qmpalloc.units import MIB
 
 HISTORY = 240
 
@@ -47,8 +46,7 @@ class GuestFacts:
         floor_bytes: The least it may be set to now; the configured floor until the first decision.
         decision: What the last decision meant for it; its change of target is `change_bytes`. None before the first,
             and when its size is no longer the policy's; `reason` says why then.
-        terms: The policy's numbers of the last decision. ``e`` is added for policies that do not report it,
-            and when nothing is decided because the run only watches.
+        terms: The policy's numbers of the last decision.
         pin: The size that a person has chosen for it, as the last decision saw it.
         fault: The last fault while it has not been fresh since.
         curve: Its miss-ratio curve as the last decision saw it, or as it was last watched; `no_curve` says why there is
@@ -106,6 +104,18 @@ class GuestFacts:
         return band if band and band.sizes_bytes else None
 
     @property
+    def kinds(self) -> list[str]:
+        """The causes beside reads for which it brings pages in now."""
+        found = self.delta.page_ins if self.delta is not None else PageIns()
+        return [name for name in ("faults", "swap_ins") if getattr(found, name)]
+
+    @property
+    def page_ins_s(self) -> float | None:
+        """Pages of all causes that it brings in by the second; None when not known."""
+        total = self.delta.page_ins.total if self.delta is not None and self.rate_known else None
+        return None if total is None or self.delta is None else total / self.delta.interval_s
+
+    @property
     def rate_known(self) -> bool:
         """True when the last sample is of the current series and the guest is still heard of."""
         return self.delta is not None and self.state in (GuestState.FRESH, GuestState.LATE, GuestState.HELD)
@@ -153,21 +163,6 @@ def term_text(terms: dict[str, float]) -> str:
         texts = [f"{number(before)}→{number(after)} misses/s"]
         terms = {name: value for name, value in terms.items() if name not in ("misses_s", "misses_s_then")}
     return "  ".join([*texts, *(f"{name} {number(value)}" for name, value in terms.items())])
-
-
-def e_term(hits: int | None, misses: int | None, size_bytes: int | None, times: float = 1.0) -> dict[str, float]:
-    """Return e = (hits - misses) / MiB, the paper's measure, as a term; nothing when a part is not known.
-
-    `times` scales counts of a shorter time to an interval, over which e is defined.
-    """
-    if hits is None or misses is None or not size_bytes:
-        return {}
-    return {"e": (hits - misses) * times / (size_bytes / MIB)}
-
-
-def seen_terms(seen: GuestSnapshot | None) -> dict[str, float]:
-    """Return e of what a decision saw, for policies that report something else."""
-    return {} if seen is None else e_term(seen.hits, seen.misses, seen.actual_bytes)
 
 
 def collector_cpu(earlier: Sample | None, later: Sample) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from rich.text import Text
@@ -11,6 +12,7 @@ from qmpalloc.model import GuestState
 from qmpalloc.tui import palette
 from qmpalloc.tui.bars import share_bar
 from qmpalloc.tui.dashboard import Dashboard
+from qmpalloc.tui.order import ORDERS
 from qmpalloc.tui.text import age, clean, fit_line, number, percent, run_time, size, spread
 from qmpalloc.tui.ui import Ui
 from qmpalloc.units import MIB
@@ -29,8 +31,9 @@ _MODES = {"run": "run", "watch": "watch (changes nothing)", "dry-run": "dry run 
 
 
 def header(dashboard: Dashboard, ui: Ui, now_t: float, width: int) -> list[Text]:
-    """Return three lines: title, budget divided among the guests, and the numbers of the run."""
-    return [_title(dashboard, ui, now_t, width), _budget(dashboard, width), _numbers(dashboard, now_t, width)]
+    """Return three lines: title, budget divided among the guests, and the numbers of the run; above help the first."""
+    title = _title(dashboard, ui, now_t, width)
+    return [title] if ui.help else [title, _budget(dashboard, width), _numbers(dashboard, now_t, width)]
 
 
 def _title(dashboard: Dashboard, ui: Ui, now_t: float, width: int) -> Text:
@@ -135,33 +138,41 @@ def _decides(dashboard: Dashboard) -> bool:
     return dashboard.control in ("running", "paused") or (dry_run and dashboard.control == "watching")
 
 
-def footer(dashboard: Dashboard, ui: Ui, width: int, *, scrolls: bool, curve: bool = False) -> Text:
-    """Return the keys, or the question that waits for an answer."""
+def footer(ui: Ui, keys: Sequence[tuple[str, str]], width: int) -> Text:
+    """Return the keys, as many as fit, or the question that waits for an answer."""
     if ui.confirming:
         question = " Return every guest to its baseline? This undoes the tuning.  y yes, else no "
         return fit_line(Text(question, palette.NOTICE), width)
+    if ui.searching:
+        text = Text.assemble((f" show: {ui.search}▏", "bold"), ("  Enter keeps it, Escape shows all", palette.LABEL))
+        return fit_line(text, width)
     if not ui.keyboard:
         return fit_line(Text(" no keyboard: Ctrl-C quits", palette.LABEL), width)
-    keys = [("q", "quitting" if ui.quitting else "quit")]
-    if ui.replay:
-        keys.append(("p", "pause or resume the replay"))
-    elif dashboard.header is not None and dashboard.header.mode == "run" and not (dashboard.ended or ui.only_quit):
-        keys += _control_keys(dashboard, ui)
-    if curve:
-        keys.append(("c", "small curve" if ui.large_curve else "large curve"))
-    keys.append(("↑↓", "scroll" if scrolls else "select"))
     text = Text(" ")
     for key, meaning in keys:
-        text.append(f" {key} ", "reverse").append(f" {meaning}  ", palette.LABEL)
+        if text.cell_len + len(key) + len(meaning) + 5 <= width:
+            text.append(f" {key} ", "reverse").append(f" {meaning}  ", palette.LABEL)
     return fit_line(text, width)
 
 
-def _control_keys(dashboard: Dashboard, ui: Ui) -> list[tuple[str, str]]:
-    """Return the keys that change the course of a run, and what they do."""
-    if ui.quitting:
-        return [("Ctrl-C", "do not wait for the guests")]
-    keys = [
-        ("p", "resume control" if dashboard.control == "paused" else "pause control"),
-        ("b", "return all to baseline"),
-    ]
-    return [*keys, ("r", "reload")] if ui.reloads else keys
+def keys(dashboard: Dashboard, ui: Ui, *, scrolls: bool, curve: bool) -> list[tuple[str, str]]:
+    """Return the keys that do something now with a word on each, the ones needed most first.
+
+    Args:
+        dashboard: What is known of the run.
+        ui: State of the view.
+        scrolls: Some guests are hidden.
+        curve: There is a curve to show.
+    """
+    found = [("q", "quitting" if ui.quitting else "quit"), ("?", "help")]
+    live = dashboard.header is not None and dashboard.header.mode == "run" and not (dashboard.ended or ui.only_quit)
+    if live and ui.quitting and not ui.replay:
+        found.append(("Ctrl-C", "do not wait for the guests"))
+    elif live or ui.replay:
+        found.append(("p", "resume" if dashboard.control == "paused" else "pause"))
+        found += [("b", "baseline")] if not ui.replay else []
+    found.append(("↑↓", "select"))
+    if scrolls or ui.search or ui.order != ORDERS[0]:
+        found += [("s", "sort"), ("/", "find")]
+    found += [("c", "small curve" if ui.large_curve else "large curve")] if curve else []
+    return [*found, ("r", "reload")] if live and ui.reloads and not ui.quitting and not ui.replay else found

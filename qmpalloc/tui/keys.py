@@ -8,6 +8,7 @@ import termios
 from collections.abc import Iterator
 
 _NAMES = {
+    "\r": "enter", "\n": "enter", "\x7f": "backspace", "\b": "backspace", "\x1b": "escape",
     "A": "up", "B": "down", "C": "right", "D": "left", "H": "home", "F": "end",
     "1~": "home", "4~": "end", "5~": "page-up", "6~": "page-down", "7~": "home", "8~": "end",
 }  # fmt: skip
@@ -17,7 +18,7 @@ _PENDING_MAX_CHARS = 32
 
 
 class Decoder:
-    """Turns bytes into names of keys: ``q``, ``up``, ``page-down``, ``escape``. What it does not know it drops."""
+    """Turns bytes into names of keys: ``q``, ``up``, ``page-down``, ``enter``. What it does not know it drops."""
 
     def __init__(self) -> None:
         self._pending = ""
@@ -35,7 +36,7 @@ class Decoder:
             elif _CUT_OFF.fullmatch(text) and len(text) < _PENDING_MAX_CHARS:
                 self._pending, text = text, ""
             else:
-                keys += ["escape"] if text[0] == "\x1b" else [text[0]] if text[0].isprintable() else []
+                keys += [text[0]] if text[0].isprintable() else [_NAMES[text[0]]] if text[0] in _NAMES else []
                 text = text[1:]
         return keys
 

@@ -16,6 +16,7 @@ from rich.live import Live
 
 from qmpalloc.tui.dashboard import Dashboard
 from qmpalloc.tui.keys import Decoder, key_mode
+from qmpalloc.tui.order import shown
 from qmpalloc.tui.terminal import Terminal
 from qmpalloc.tui.ui import Controls, Reloads, Ui, press
 from qmpalloc.tui.view import View
@@ -86,7 +87,8 @@ class _Screen:
             for key in decoder.feed(data):
                 header = self.dashboard.header
                 may_control = header is not None and header.mode == "run" and not self.ui.only_quit
-                press(key, self.ui, self.controls, guests=len(self.dashboard.guests), may_control=may_control)
+                names = [each.name for each in shown(self.dashboard.guests.values(), self.ui.order, self.ui.search)]
+                press(key, self.ui, self.controls, guests=names, may_control=may_control)
             self.pressed.set()
 
 

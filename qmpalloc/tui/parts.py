@@ -38,9 +38,13 @@ def rates(guest: GuestFacts) -> tuple[str, str, str]:
 
 def page_ins(guest: GuestFacts) -> str:
     """Return the page-ins per second of the last sample, of all causes; unknown as `rates`."""
+    return number(guest.page_ins_s)
+
+
+def cause(guest: GuestFacts, pages: int | None) -> str:
+    """Return by the second what one cause brought in, of the last sample."""
     delta = guest.delta if guest.rate_known else None
-    total = delta.page_ins.total if delta is not None else None
-    return number(None if delta is None or total is None else total / delta.interval_s)
+    return number(None if delta is None or pages is None else pages / delta.interval_s)
 
 
 def bar(guest: GuestFacts, scale: Scale, width: int) -> Text:

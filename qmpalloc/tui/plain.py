@@ -21,7 +21,7 @@ from qmpalloc.events import (
     StateChanged,
 )
 from qmpalloc.model import GuestState
-from qmpalloc.tui.facts import asked_text, hit_ratio, page_in_text, seen_terms
+from qmpalloc.tui.facts import asked_text, hit_ratio, page_in_text
 from qmpalloc.tui.text import clean, number, percent, signed_size, size
 
 REPEAT_S = 60.0
@@ -111,7 +111,7 @@ def _samples(event: SamplesDropped) -> str:
 def _decided(event: Decided) -> str:
     parts = []
     for seen, verdict in zip(event.snapshot.guests, event.decision.guests, strict=False):
-        e = (seen_terms(seen) | verdict.terms).get("e")
+        e = verdict.terms.get("e")
         change = verdict.target_bytes - seen.target_bytes
         parts.append(f"{clean(verdict.name)} {'' if e is None else f'e {number(e)} '}{size(verdict.target_bytes)}")
         if page_ins := page_in_text(seen.page_ins, seen.disk_read_pages, seen.interval_s or 0.0):

@@ -16,14 +16,23 @@ from qmpalloc.tui.text import UNKNOWN, fit, fit_line, number, size
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column: its title, least width, rank (the highest is dropped first), share of spare width, and its cell."""
+    """A column: its title, least width, rank (the highest is dropped first), share of spare width, and its cell.
+
+    `meaning` is for the page of help. With `needs`, it is there when some guest tells that.
+    """
 
     title: str
     width: int
     rank: int
     grow: int
+    meaning: str
     cell: Callable[[GuestFacts, Scale, int], Text]
-    right: bool = False
+    needs: str = ""
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it stands at the right of its width."""
+        return self.grow == 0 and self.title != "state"
 
 
 def _actual(guest: GuestFacts, _: Scale, width: int) -> Text:
@@ -40,19 +49,35 @@ def _why(guest: GuestFacts, _: Scale, width: int) -> Text:
 
 REASON_MIN_WIDTH = 24
 
+
+def _number(text: Callable[[GuestFacts], str], style: str = "") -> Callable[[GuestFacts, Scale, int], Text]:
+    return lambda guest, _, width: Text(text(guest).rjust(width), style)
+
+
+def _kind(name: str) -> Callable[[GuestFacts, Scale, int], Text]:
+    return _number(lambda guest: parts.cause(guest, getattr(guest.delta and guest.delta.page_ins, name, None)))
+
+
 _COLUMNS = (
-    _Column("state", 7, 0, 0, lambda guest, _, width: parts.state(guest, width)),
-    _Column("age", 4, 2, 0, parts.sample_age, right=True),
-    _Column("memory", 10, 5, 3, parts.bar),
-    _Column("size", 6, 1, 0, _actual, right=True),
-    _Column("hits/s", 6, 4, 0, lambda guest, _, width: Text(parts.rates(guest)[0].rjust(width)), right=True),
-    _Column("miss/s", 6, 3, 0, lambda guest, _, width: Text(parts.rates(guest)[1].rjust(width)), right=True),
-    _Column("pgin/s", 6, 6, 0, lambda guest, _, width: Text(parts.page_ins(guest).rjust(width)), right=True),
-    _Column("ratio", 5, 1, 0, lambda guest, _, width: Text(parts.rates(guest)[2].rjust(width)), right=True),
-    _Column("", 4, 7, 2, lambda guest, _, width: Text(sparkline(guest.ratio, width, top=1.0), palette.HITS)),
-    _Column("e", 5, 3, 0, lambda guest, _, width: Text(number(guest.terms.get("e")).rjust(width), "bold"), right=True),
-    _Column("why", 6, 6, 4, _why),
-)
+    _Column("state", 7, 0, 0, "fresh: it is heard of, and decided about; else look at why",
+            lambda guest, _, width: parts.state(guest, width)),
+    _Column("age", 4, 2, 0, "since its last good sample", parts.sample_age),
+    _Column("memory", 10, 5, 3, "█ up to the floor ▓ actual size ░▶ or ◀▒ on its way to the target │ cap", parts.bar),
+    _Column("size", 6, 1, 0, "actual size; ▲ ▼: what the last decision did to the target", _actual),
+    _Column("hits/s", 6, 4, 0, "pages read that were in memory", _number(lambda guest: parts.rates(guest)[0])),
+    _Column("miss/s", 6, 3, 0, "pages brought in for reads", _number(lambda guest: parts.rates(guest)[1])),
+    _Column("flt/s", 6, 6, 0, "pages brought in for faults of mapped files, if any", _kind("faults"), "faults"),
+    _Column("swap/s", 6, 6, 0, "pages back from swap, if any", _kind("swap_ins"), "swap_ins"),
+    _Column("pgin/s", 6, 6, 0, "page-ins of all kinds: miss, flt and swap", _number(parts.page_ins)),
+    _Column("ratio", 5, 1, 0, "hits by accesses", _number(lambda guest: parts.rates(guest)[2])),
+    _Column("past", 4, 7, 2, "the ratio of the last samples, the newest at the right",
+            lambda guest, _, width: Text(sparkline(guest.ratio, width, top=1.0), palette.HITS)),
+    _Column("e", 5, 3, 0, "(hits - misses) by MiB in an interval, where the paper's rule runs",
+            _number(lambda guest: number(guest.terms.get("e")), "bold"), "e"),
+    _Column("why", 6, 6, 4, "what is wrong with it, or what set its target", _why),
+)  # fmt: skip
+
+MEANINGS = tuple((column.title, column.meaning) for column in _COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +91,7 @@ class Table:
     @classmethod
     def of(cls, width: int, scale: Scale) -> Table:
         """Return the columns for a table of `width` cells."""
-        chosen = list(_COLUMNS)
+        chosen = [column for column in _COLUMNS if not column.needs or column.needs in scale.told]
 
         def needed() -> int:
             return 1 + scale.name_width + sum(column.width + 1 for column in chosen)
@@ -79,9 +104,9 @@ class Table:
 
     def titles(self) -> Text:
         """Return the line of titles."""
-        text = Text(" " + fit("guest", self.name_width), palette.LABEL)
+        text = Text(" " + fit("guest" if self.name_width >= 5 else "", self.name_width), palette.LABEL)
         for column, width in self.columns:
-            title = column.title.rjust(width) if column.right else fit(column.title, width)
+            title = column.title.rjust(width) if column.is_number else fit(column.title, width)
             text.append(" " + title)
         return fit_line(text, self.width)
 

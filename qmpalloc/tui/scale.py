@@ -10,6 +10,8 @@ from rich.cells import cell_len
 from qmpalloc.tui.facts import GuestFacts, History
 
 NAME_MAX = 12
+USUAL = 0.8
+"""Share of the samples of a guest that the scale need not reach beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +21,12 @@ class Scale:
     Attributes:
         now_t: The time of the frame, on the clock of the events.
         size_bytes: Full width of a memory bar, full height of a size chart.
-        hits_s: The largest rate in any history.
+        hits_s: The largest rate that a guest had in a fifth of its samples: what only its start had, as a cache that
+            fills, does not make all else small.
         misses_s: The same for misses.
         name_width: Cells for a name.
         state_width: Cells for the word of a state.
+        told: What some guest tells that others may not: terms of its policy, kinds of page-ins.
     """
 
     now_t: float
@@ -31,6 +35,7 @@ class Scale:
     misses_s: float
     name_width: int
     state_width: int
+    told: frozenset[str]
 
     @classmethod
     def of(cls, guests: Sequence[GuestFacts], now_t: float) -> Scale:
@@ -42,8 +47,10 @@ class Scale:
             misses_s=_largest(guest.misses_s for guest in guests),
             name_width=min(max((cell_len(guest.name) for guest in guests), default=5), NAME_MAX),
             state_width=max((len(guest.state) for guest in guests), default=5),
+            told=frozenset(told for guest in guests for told in (*guest.terms, *guest.kinds)),
         )
 
 
 def _largest(histories: Iterable[History]) -> float:
-    return max((value for history in histories for value in history if value is not None), default=1.0) or 1.0
+    known = [sorted(value for value in history if value is not None) for history in histories]
+    return max((values[int(len(values) * USUAL)] for values in known if values), default=1.0) or 1.0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Protocol, runtime_checkable
 
+from qmpalloc.tui.order import ORDERS
+
 PAGE_ROWS = 8
+SEARCH_MAX_CHARS = 30
 
 
 class Controls(Protocol):
@@ -38,7 +42,11 @@ class Ui:
     """State of the view.
 
     Attributes:
-        selected: Index of the selected guest.
+        selected: Name of the selected guest; the first that is shown when there is none of that name.
+        order: How the guests are sorted, one of `qmpalloc.tui.order.ORDERS`.
+        search: Only guests are shown in whose name or state this is.
+        searching: Keys are letters of the search.
+        help: The page that explains columns and keys is shown.
         confirming: The return to baseline waits for its second key.
         large_curve: The selected guest's curve gets the room of the guests' details.
         quitting: ``q`` was pressed.
@@ -48,7 +56,11 @@ class Ui:
         replay: What is replayed, for example ``replay x4``; empty when live.
     """
 
-    selected: int = 0
+    selected: str = ""
+    order: str = ORDERS[0]
+    search: str = ""
+    searching: bool = False
+    help: bool = False
     confirming: bool = False
     large_curve: bool = False
     quitting: bool = False
@@ -58,32 +70,38 @@ class Ui:
     replay: str = ""
 
     @property
-    def shown(self) -> tuple[int, bool, bool, bool, str]:
+    def shown(self) -> tuple[object, ...]:
         """All that a frame shows of it."""
-        return self.selected, self.confirming, self.large_curve, self.quitting, self.replay
+        return astuple(self)
 
 
-def press(key: str, ui: Ui, controls: Controls, *, guests: int, may_control: bool = True) -> None:
+def press(key: str, ui: Ui, controls: Controls, *, guests: Sequence[str], may_control: bool = True) -> None:
     """Do what `key` means.
 
     Args:
         key: A name from `qmpalloc.tui.keys.Decoder`.
         ui: Changed in place.
         controls: Called for keys that act on the run.
-        guests: Their number, to bound the selection.
+        guests: Names of those that are shown, in order.
         may_control: False in a mode that changes no guest.
     """
+    # 1. Keys that answer a question or belong to a search.
     if ui.confirming:
         ui.confirming = False
         if key == "y":
             controls.return_to_baseline()
-        return
-    steps = {"up": -1, "k": -1, "down": 1, "j": 1, "page-up": -PAGE_ROWS, "page-down": PAGE_ROWS}
-    steps |= {"home": -guests, "g": -guests, "end": guests, "G": guests}
-    if key in steps:
-        ui.selected = min(max(ui.selected + steps[key], 0), max(guests - 1, 0))
+    elif ui.searching:
+        _search(key, ui)
+    # 2. Keys of the view.
+    elif key in ("?", "escape"):
+        ui.help = key == "?" and not ui.help
     elif key == "c":
         ui.large_curve = not ui.large_curve
+    elif key == "s":
+        ui.order = ORDERS[(ORDERS.index(ui.order) + 1) % len(ORDERS)]
+    elif key == "/":
+        ui.searching = True
+    # 3. Keys of the run.
     elif key == "q":
         ui.quitting = True
         controls.quit()
@@ -93,3 +111,23 @@ def press(key: str, ui: Ui, controls: Controls, *, guests: int, may_control: boo
         controls.reload()
     elif key == "b" and may_control and not ui.replay:
         ui.confirming = True
+    else:
+        _select(key, ui, guests)
+
+
+def _search(key: str, ui: Ui) -> None:
+    ui.searching = key not in ("enter", "escape")
+    if key == "escape":
+        ui.search = ""
+    elif key == "backspace":
+        ui.search = ui.search[:-1]
+    elif len(key) == 1:
+        ui.search = (ui.search + key)[:SEARCH_MAX_CHARS]
+
+
+def _select(key: str, ui: Ui, guests: Sequence[str]) -> None:
+    steps = {"up": -1, "k": -1, "down": 1, "j": 1, "page-up": -PAGE_ROWS, "page-down": PAGE_ROWS}
+    steps |= {"home": -len(guests), "g": -len(guests), "end": len(guests), "G": len(guests)}
+    if key in steps and guests:
+        at = guests.index(ui.selected) if ui.selected in guests else 0
+        ui.selected = guests[min(max(at + steps[key], 0), len(guests) - 1)]

@@ -6,7 +6,7 @@ renderable, which takes the size from its console and thereby follows a resize.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,11 +15,13 @@ from rich.text import Text
 
 from qmpalloc.text import visible
 from qmpalloc.tui import curve, palette, row
+from qmpalloc.tui import help as explained
 from qmpalloc.tui.block import CHART_LINES, CHART_MAX_LINES, LINES, MIN_WIDTH, WIDE_MIN_WIDTH, block
 from qmpalloc.tui.dashboard import Dashboard
 from qmpalloc.tui.facts import GuestFacts
-from qmpalloc.tui.header import banner, footer, header
+from qmpalloc.tui.header import banner, footer, header, keys
 from qmpalloc.tui.log import log, rule
+from qmpalloc.tui.order import ORDERS, shown
 from qmpalloc.tui.scale import Scale
 from qmpalloc.tui.text import fit_line, to_ascii
 from qmpalloc.tui.ui import Ui
@@ -66,38 +68,55 @@ def lines(dashboard: Dashboard, ui: Ui, now_t: float, width: int, height: int) -
         now_t = dashboard.ended.t
     top = [*header(dashboard, ui, now_t, width), *banner(dashboard, now_t, width)[: max(height // 8, 1)]]
     room = height - len(top) - 1
-    of_curve = _with_curve(dashboard, ui)
+    chosen = _Chosen.of(dashboard, ui, now_t)
+    of_curve = chosen.with_curve(dashboard)
     large = of_curve is not None and ui.large_curve
-    middle, scrolls = _guests(dashboard, ui, now_t, width, room, for_curve=_LARGE_CURVE_LEAST if large else 0)
-    if of_curve is not None:
+    middle, scrolls = _guests(chosen, width, room, for_curve=_LARGE_CURVE_LEAST if large else 0)
+    offered = keys(dashboard, ui, scrolls=scrolls, curve=of_curve is not None)
+    if ui.help:
+        middle = explained.page(offered, width, room)
+    elif of_curve is not None:
         most = curve.LARGE_LINES if large else curve.MAX_LINES
         lines_left = min(room - len(middle) - LOG_LEAST_LINES, most)
         middle += curve.panel(of_curve, width, lines_left) if lines_left >= curve.MIN_LINES else []
     rest = log(dashboard, width, room - len(middle))
     frame = [*top, *middle, *rest][: max(height - 1, 0)]
-    return [*frame, footer(dashboard, ui, width, scrolls=scrolls, curve=of_curve is not None)][-height:]
+    return [*frame, footer(ui, offered, width)][-height:]
 
 
-def _with_curve(dashboard: Dashboard, ui: Ui) -> GuestFacts | None:
-    """Return the selected guest if its curve, or that it has none, is to be shown."""
-    guests = list(dashboard.guests.values())
-    policy = dashboard.header.policy if dashboard.header else ""
-    guest = guests[min(ui.selected, len(guests) - 1)] if guests else None
-    return guest if guest is not None and curve.is_relevant(guest, policy) else None
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The guests that are shown, which of them is selected, how they were chosen, and the scale of all."""
+
+    guests: Sequence[GuestFacts]
+    selected: int
+    how: str
+    scale: Scale
+
+    @classmethod
+    def of(cls, dashboard: Dashboard, ui: Ui, now_t: float) -> _Chosen:
+        every = list(dashboard.guests.values())
+        guests = shown(every, ui.order, ui.search)
+        selected = next((at for at, guest in enumerate(guests) if guest.name == ui.selected), 0)
+        how = (f" with “{ui.search}”" if ui.search else "") + (f" by {ui.order}" if ui.order != ORDERS[0] else "")
+        return cls(guests, selected, how, Scale.of(every, now_t))
+
+    def with_curve(self, dashboard: Dashboard) -> GuestFacts | None:
+        """Return the selected guest if its curve, or that it has none, is to be shown."""
+        policy = dashboard.header.policy if dashboard.header else ""
+        guest = self.guests[self.selected] if self.guests else None
+        return guest if guest is not None and curve.is_relevant(guest, policy) else None
 
 
-def _guests(
-    dashboard: Dashboard, ui: Ui, now_t: float, width: int, room: int, *, for_curve: int
-) -> tuple[list[Text], bool]:
+def _guests(chosen: _Chosen, width: int, room: int, *, for_curve: int) -> tuple[list[Text], bool]:
     """Return the lines of the guests within `room`, leaving some for log and curve, and whether some are hidden."""
-    guests = list(dashboard.guests.values())
+    guests, selected, scale = chosen.guests, chosen.selected, chosen.scale
     if not guests:
-        return [rule("guests", width), fit_line(Text("  none known yet", palette.FAINT), width)][: max(room, 0)], False
-    scale = Scale.of(guests, now_t)
-    selected = min(ui.selected, len(guests) - 1)
+        none = "  none is like that" if chosen.how else "  none known yet"
+        return [rule(f"guests{chosen.how}", width), fit_line(Text(none, palette.FAINT), width)][: max(room, 0)], False
     each = 0 if for_curve else _block_lines(len(guests), width, room)
     if each:
-        lines = [_guest_rule(width, 0, len(guests), len(guests))]
+        lines = [_guest_rule(f"guests{chosen.how}", width)]
         for index, guest in enumerate(guests):
             lines += block(guest, scale, width, each, selected=index == selected and len(guests) > 1)
         return lines, False
@@ -106,7 +125,8 @@ def _guests(
     log_lines = LOG_LEAST_LINES if details else 0
     count = min(len(guests), max(room - 2 - details - log_lines - for_curve, 1))
     first = min(max(selected - count // 2, 0), len(guests) - count)
-    lines = [_guest_rule(width, first, count, len(guests)), table.titles()]
+    which = f" {first + 1}..{first + count} of {len(guests)}" if count < len(guests) else ""
+    lines = [_guest_rule(f"guests{which}{chosen.how}", width), table.titles()]
     for index in range(first, first + count):
         lines.append(table.row(guests[index], scale, selected=index == selected))
     if details:
@@ -127,9 +147,8 @@ def _block_lines(guests: int, width: int, room: int) -> int:
     return min(each, plain + 1) if each >= LINES else 0
 
 
-def _guest_rule(width: int, first: int, count: int, total: int) -> Text:
-    """Return the line above the guests: how many are hidden, and the legend of the memory bar."""
-    title = f"guests {first + 1}..{first + count} of {total}, {total - count} hidden" if count < total else "guests"
+def _guest_rule(title: str, width: int) -> Text:
+    """Return the line above the guests, with the legend of the memory bar."""
     legend = Text(" ")
     for glyph, meaning, style in (
         ("█", "floor", palette.FLOOR),

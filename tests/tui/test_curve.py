@@ -29,7 +29,7 @@ def test_the_curve_of_the_selected_guest(size, seconds, same_as_snapshot):
 
 @pytest.mark.parametrize("size", SIZES, ids=["80x24", "160x50"])
 def test_a_large_curve(size, same_as_snapshot):
-    frame = draw(reduce(run(12, 6, curves=("",) * 12)), *size, ui=Ui(selected=4, large_curve=True))
+    frame = draw(reduce(run(12, 6, curves=("",) * 12)), *size, ui=Ui(selected="build", large_curve=True))
     assert "curve of build" in frame
     same_as_snapshot(f"curve-large-{size[0]}x{size[1]}", frame)
 
@@ -155,7 +155,7 @@ def test_every_line_is_as_wide_as_the_screen_at_any_size():
     dashboard = reduce(run(3, 8, curves=("", "", "none")))
     for width in (20, 40, 60, 80, 120, 160, 200):
         for height in (6, 12, 20, 24, 50, 60):
-            for ui in (Ui(), Ui(selected=1, large_curve=True), Ui(selected=2)):
+            for ui in (Ui(), Ui(selected="db", large_curve=True), Ui(selected="mail")):
                 lines = draw(dashboard, width, height, ui=ui).splitlines()
                 assert [cell_len(line) for line in lines] == [width] * len(lines)
                 assert len(lines) <= height

@@ -1,13 +1,17 @@
 """What is on the screen, as it is: string snapshots. UPDATE_SNAPSHOTS=1 rewrites them; read the difference."""
 
+import re
+
 import pytest
 from drawing import Ascii, draw, reduce
+from msgspec import structs
 from rich.cells import cell_len
 from synthetic import Run, run
 
 from qmpalloc.events import ControlChanged, Ended, Faulted, SizeChanged, StateChanged
 from qmpalloc.model import GuestState
-from qmpalloc.tui import Dashboard, Ui
+from qmpalloc.tui import Dashboard, Ui, row
+from qmpalloc.tui.order import ORDERS
 from qmpalloc.tui.palette import STATES
 
 WALL = 1_800_000_000.0
@@ -53,7 +57,7 @@ def test_paused(size, same_as_snapshot):
     events = [*run(2, 20), ControlChanged(t=20.9, wall=WALL, control="paused", detail="by request")]
     frame = draw(reduce(events), *size)
     assert "PAUSED: no decision is carried out (by request)" in frame
-    assert "resume control" in frame
+    assert " p  resume " in frame
     same_as_snapshot(f"paused-{size[0]}x{size[1]}", frame)
 
 
@@ -108,10 +112,10 @@ def test_a_terminal_that_is_not_utf8_gets_ascii(same_as_snapshot):
 def test_rows_beyond_the_screen_are_counted_and_can_be_reached():
     dashboard = reduce(run(12, 26))
     first = draw(dashboard, 80, 16)
-    assert "guests 1..5 of 12, 7 hidden" in first
-    assert " spare " not in first.split("hidden")[1]
-    last = draw(dashboard, 80, 16, ui=Ui(selected=11))
-    assert "guests 8..12 of 12, 7 hidden" in last
+    assert "guests 1..5 of 12" in first
+    assert " spare " not in first.split("guests 1")[1]
+    last = draw(dashboard, 80, 16, ui=Ui(selected="spare"))
+    assert "guests 8..12 of 12" in last
     assert "▌spare" in last
 
 
@@ -119,6 +123,59 @@ def test_a_fault_does_not_push_the_last_decision_out_of_a_short_log():
     log = draw(reduce(run(12, 58, troubles=True))).split("last decisions")[1]
     assert "→ cache" in log
     assert "! record" in log
+
+
+def test_guests_are_sorted_and_found_by_name_or_state():
+    dashboard = reduce(run(12, 60, troubles=True))
+
+    def names(**ui):
+        lines = draw(dashboard, 160, 30, ui=Ui(**ui)).split(" why")[1].splitlines()[1:13]
+        return [line.split()[0].strip("▌") for line in lines if re.match("[ ▌][a-z]", line)]
+
+    in_trouble = ["files", "queue", "logs", "proxy", "batch", "spare"]
+    assert sorted(names(order="trouble")[:6]) == sorted(in_trouble)
+    sizes = [dashboard.guests[name].actual_bytes for name in names(order="size")]
+    assert sizes == sorted(sizes, reverse=True)
+    heard_of = [guest for guest in dashboard.guests.values() if guest.rate_known]
+    ratios = [dashboard.guests[name].ratio[-1] or 2 for name in names(order="ratio")[: len(heard_of)]]
+    assert ratios == sorted(ratios)
+    page_ins = [dashboard.guests[name].page_ins_s for name in names(order="page-ins")[: len(heard_of)]]
+    assert page_ins == sorted(page_ins, reverse=True)
+    one = draw(dashboard, 160, 50, ui=Ui(search="HUNG"))
+    assert "guests with “HUNG”" in one
+    assert [name for name in dashboard.guests if f"▌{name} " in one or f" {name}  HUNG" in one] == ["proxy"]
+    none = draw(dashboard, ui=Ui(search="zz", searching=True))
+    assert "none is like that" in none
+    assert "show: zz▏  Enter keeps it, Escape shows all" in none
+
+
+def test_the_selected_guest_stays_so_wherever_its_row_goes():
+    dashboard = reduce(run(12, 26))
+    for order in ORDERS:
+        assert "▌mail " in draw(dashboard, ui=Ui(selected="mail", order=order))
+    assert "▌web " in draw(dashboard, ui=Ui(selected="gone"))
+
+
+@pytest.mark.parametrize("guests", [2, 40])
+def test_every_column_and_key_is_explained(guests, same_as_snapshot):
+    dashboard = reduce(run(guests, 60, troubles=True, curves=("",) * guests))
+    for size in ((80, 24), (160, 50)):
+        frame = draw(dashboard, *size, ui=Ui(help=True, reloads=True))
+        assert all(f"  {column.title} " in frame for column in row._COLUMNS)
+        explained = frame.split("─ keys ")[1]
+        for key in ("q", "?", "p", "b", "↑↓", "c", "r", *(("s", "/") if (guests, size[0]) == (40, 80) else ())):
+            assert re.search(rf"(?m)(^| )  {re.escape(key)}     ", explained)
+        same_as_snapshot(f"help-{guests}-{size[0]}x{size[1]}", frame)
+
+
+def test_page_ins_have_a_column_for_each_kind_that_there_is():
+    dashboard = reduce(run(12, 26))
+    assert " miss/s  flt/s pgin/s " in draw(dashboard, 160, 30)
+    for guest in dashboard.guests.values():
+        guest.delta = structs.replace(guest.delta, inserts_fault=0, swap_ins=7)
+    frame = draw(dashboard, 160, 30)
+    assert " miss/s swap/s pgin/s " in frame
+    assert " flt/s" not in frame
 
 
 def test_hidden_guests_in_trouble_are_counted_at_the_top():
@@ -134,7 +191,7 @@ def test_the_question_before_the_return_to_baseline():
 
 def test_who_has_quit_is_told_how_not_to_wait():
     footer = draw(reduce(run(2, 20)), ui=Ui(quitting=True, reloads=True)).splitlines()[-1]
-    assert footer.startswith("  q  quitting   Ctrl-C  do not wait for the guests   ")
+    assert footer.startswith("  q  quitting   ?  help   Ctrl-C  do not wait for the guests   ")
     assert not {"pause", "baseline", "reload"} & set(footer.split())
 
 
@@ -142,7 +199,7 @@ def test_who_has_quit_is_told_how_not_to_wait():
 def test_a_mode_that_changes_nothing_says_so_and_offers_no_keys_for_it(mode, words):
     frame = draw(reduce(run(2, 20, mode=mode)))
     assert words in frame
-    assert "return all to baseline" not in frame
+    assert " b  baseline" not in frame
 
 
 def test_memory_above_the_budget_is_said():
@@ -171,7 +228,7 @@ def test_without_a_keyboard_the_footer_says_how_to_quit():
 
 def test_a_run_that_can_only_be_ended_offers_nothing_else():
     frame = draw(reduce(run(2, 20)), ui=Ui(only_quit=True))
-    assert frame.splitlines()[-1].split() == ["q", "quit", "↑↓", "select"]
+    assert frame.splitlines()[-1].split() == ["q", "quit", "?", "help", "↑↓", "select"]
 
 
 def test_the_target_that_is_not_reached_yet_is_seen():

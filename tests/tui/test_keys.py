@@ -13,6 +13,7 @@ from rich.console import Console
 from qmpalloc.tui import Dashboard
 from qmpalloc.tui.keys import Decoder
 from qmpalloc.tui.live import EventClock
+from qmpalloc.tui.order import ORDERS
 from qmpalloc.tui.terminal import Terminal, is_interactive
 from qmpalloc.tui.ui import Ui, press
 
@@ -26,8 +27,9 @@ from qmpalloc.tui.ui import Ui, press
         (b"\x1b[5~\x1b[6~", ["page-up", "page-down"]),
         (b"\x1b[1;5C\x1b[200~", []),
         (b"\x1b", ["escape"]),
+        (b"\r\n\x7f\b", ["enter", "enter", "backspace", "backspace"]),
         (b"\x1bq", ["escape", "q"]),
-        (b"\xc3\xa4\x00\n", ["\ufffd", "\ufffd"]),
+        (b"\xc3\xa4\x00\n", ["\ufffd", "\ufffd", "enter"]),
     ],
 )
 def test_what_bytes_mean(data, keys):
@@ -62,7 +64,13 @@ class Calls(list):
 def pressed(*keys, **options):
     ui, calls = Ui(**options.pop("ui", {})), Calls()
     for key in keys:
-        press(key, ui, calls, guests=options.get("guests", 20), may_control=options.get("may_control", True))
+        press(
+            key,
+            ui,
+            calls,
+            guests=[f"g{number}" for number in range(options.get("guests", 20))],
+            may_control=options.get("may_control", True),
+        )
     return ui, calls
 
 
@@ -80,11 +88,26 @@ def test_only_y_confirms_and_any_other_key_does_nothing_else(second):
 
 
 def test_the_selection_stays_within_the_guests():
-    assert pressed("up")[0].selected == 0
-    assert pressed("j", "down", "k")[0].selected == 1
-    assert pressed("page-down", "page-down", "page-down")[0].selected == 19
-    assert pressed("G", "g")[0].selected == 0
-    assert pressed("end", guests=0)[0].selected == 0
+    assert pressed("up")[0].selected == "g0"
+    assert pressed("j", "down", "k")[0].selected == "g1"
+    assert pressed("page-down", "page-down", "page-down")[0].selected == "g19"
+    assert pressed("G", "g")[0].selected == "g0"
+    assert pressed("end", guests=0)[0].selected == ""
+    assert pressed("down", ui={"selected": "gone"})[0].selected == "g1"
+
+
+def test_a_search_takes_letters_that_are_keys_elsewhere():
+    ui, calls = pressed("/", "q", "b", "x", "backspace", "up", "enter")
+    assert (ui.search, ui.searching, ui.selected, calls) == ("qb", False, "", [])
+    assert pressed("/", "q", "escape")[0] == Ui()
+    assert len(pressed("/", *"x" * 100)[0].search) == 30
+
+
+def test_the_orders_come_in_turn_and_the_page_of_help_comes_and_goes():
+    assert [pressed(*"s" * times)[0].order for times in range(len(ORDERS) + 1)] == [*ORDERS, ORDERS[0]]
+    assert pressed("?")[0].help
+    assert not pressed("?", "?")[0].help
+    assert not pressed("?", "escape")[0].help
 
 
 def test_a_run_that_changes_nothing_and_a_replay_do_not_return_guests():

@@ -93,7 +93,7 @@ def session():
 def test_keys(session):
     terminal = session(2)
     assert "▌web" in terminal.text
-    terminal.child.send("x?\x1b[Z")  # not keys of ours
+    terminal.child.send("x\x1b[Z")  # not keys of ours
     terminal.child.send("j")
     terminal.wait(lambda text: "▌db" in text)
     terminal.child.send("\x1b[A")
@@ -112,6 +112,23 @@ def test_keys(session):
     assert terminal.finish() == 0
 
 
+def test_many_guests_are_explained_sorted_and_found(session):
+    terminal = session(40)
+    assert "guests 1.." in terminal.text
+    terminal.child.send("?")
+    terminal.wait(lambda text: "─ columns" in text and "find in names and states" in text)
+    terminal.child.send("?ss")
+    terminal.wait(lambda text: "of 40 by page-ins" in text)
+    terminal.child.send("/search2")
+    terminal.wait(lambda text: "show: search2▏" in text and " search29 " in text and " web " not in text)
+    terminal.child.send("q\x7f\r")
+    terminal.wait(lambda text: "with “search2” by page-ins" in text and " q  quit" in text)
+    terminal.child.send("/\x1b")
+    terminal.wait(lambda text: "of 40 by page-ins" in text)
+    terminal.child.send("q")
+    assert terminal.finish() == 0
+
+
 def test_a_resize_repaints_the_whole_screen(session):
     terminal = session(12)
     assert " guest  state " in terminal.text
@@ -120,7 +137,7 @@ def test_a_resize_repaints_the_whole_screen(session):
     terminal.wait(lambda text: "quit" in text.splitlines()[49])
     assert "multi-gen" in terminal.text
     terminal.resize(60, 12)
-    terminal.wait(lambda text: "hidden" in text and "quit" in text.splitlines()[11])
+    terminal.wait(lambda text: " of 12" in text and "quit" in text.splitlines()[11])
     assert "multi-gen" not in terminal.text
     terminal.child.send("q")
     assert terminal.finish() == 0

@@ -10,11 +10,12 @@ from synthetic import Run, run
 
 from qmpalloc import events
 from qmpalloc.errors import SampleFault
-from qmpalloc.events import Commanded, Decided, Faulted, Reloaded, Sampled, SampleRejected, StateChanged
+from qmpalloc.events import Commanded, Faulted, Reloaded, Sampled, SampleRejected, StateChanged
 from qmpalloc.model import GuestState
 from qmpalloc.tui import Dashboard, Ui, closing_table
 from qmpalloc.tui.dashboard import LOG
 from qmpalloc.tui.facts import HISTORY, hit_ratio, page_in_text
+from qmpalloc.tui.scale import Scale
 
 WALL = 1_800_000_000.0
 
@@ -28,7 +29,12 @@ def dashboards():
 @settings(max_examples=150, deadline=None)
 def test_a_frame_fits_any_screen(dashboards, width, height, data):
     guests = data.draw(st.sampled_from(sorted(dashboards)))
-    ui = Ui(selected=data.draw(st.integers(0, 50)), confirming=data.draw(st.booleans()))
+    ui = Ui(
+        selected=data.draw(st.text()),
+        search=data.draw(st.text(max_size=2)),
+        help=data.draw(st.booleans()),
+        confirming=data.draw(st.booleans()),
+    )
     lines = draw(dashboards[guests], width, height, ui=ui).split("\n")
     assert len(lines) <= height
     assert all(cell_len(line) == width for line in lines)
@@ -117,22 +123,22 @@ def test_a_command_that_failed_is_a_fault_in_the_log():
     assert "! db: grant 512M → 1G failed: no device" in draw(reduce([*run(2, 20), failed]))
 
 
-def test_e_is_shown_for_policies_that_do_not_report_it():
-    def without_terms(event):
-        if not isinstance(event, Decided):
-            return event
-        return events.decoder.decode(events.encoder.encode(event).replace(b'"terms":', b'"untold":'))
-
-    told = reduce(run(2, 20))
-    untold = reduce(map(without_terms, run(2, 20)))
-    for name in told.guests:
-        assert untold.guests[name].terms["e"] == pytest.approx(told.guests[name].terms["e"])
+def test_e_is_shown_where_the_papers_rule_runs():
+    assert " e why" in draw(reduce(run(12, 20)))
+    curves = reduce(run(12, 20, curves=("",) * 12))
+    assert " e why" not in draw(curves)
+    assert " why" in draw(curves)
+    assert not any("e" in guest.terms for guest in curves.guests.values())
 
 
-def test_e_is_shown_when_nothing_is_decided():
-    events_of_a_watch = [event for event in run(2, 20, mode="watch") if not isinstance(event, Decided)]
-    guest = reduce(events_of_a_watch).guests["web"]
-    assert guest.terms["e"] == pytest.approx((guest.hits_s[-1] - guest.misses_s[-1]) * 5 / 1024)
+def test_what_only_the_start_had_does_not_set_the_scale():
+    dashboard = reduce(run(2, 20))
+    usual = Scale.of(list(dashboard.guests.values()), 20.0)
+    guest = dashboard.guests["web"]
+    guest.misses_s.extendleft([1e6] * 4)
+    assert Scale.of(list(dashboard.guests.values()), 20.0).misses_s < 1.1 * usual.misses_s
+    guest.misses_s.extend([1e6] * 20)
+    assert Scale.of(list(dashboard.guests.values()), 20.0).misses_s == 1e6
 
 
 def test_sizes_of_a_guest_that_never_answered_are_unknown_not_zero():

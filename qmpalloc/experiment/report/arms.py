@@ -72,7 +72,7 @@ def explanation(results: Results) -> Iterator[Block]:
             "Access: a page of 4 KiB touched by a read. Miss: one that had to come from the disk. Hit: any other.",
             "Phase: a part of a guest's load, with its own file. An arm finishes with the last phase of all guests.",
             work,
-            "Ratios are to the reference of the same repeat, with 95 % confidence intervals: one with 1 in it is undecided.",
+            "Ratios are to the same repeat of the reference; a 95 % confidence interval that holds 1 decides nothing.",
             "Where repeats differ, tables show the median and the range. n: repeats that count.",
         )
     )
