@@ -12,7 +12,7 @@ WORKERS ?= 2
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## Two guests with loads, memory moved between them, live (DEMO_SECONDS=120, POLICY=paper for the paper's rule)
+demo: $(VENV)/.demo ## Two guests with loads: equal shares first, then memory moved, live (DEMO_SECONDS=120; POLICY=paper: the paper's rule)
 	@scripts/install-packages
 	@$(VENV)/bin/qmpalloc demo --duration $(DEMO_SECONDS)s $(if $(POLICY),--policy $(POLICY))
 

@@ -21,7 +21,7 @@ from qmpalloc.config import Config, default_run_dir
 from qmpalloc.control.controller import Controller
 from qmpalloc.control.lock import hold_lock
 from qmpalloc.errors import HostError, UnreachableError
-from qmpalloc.events import AnyEvent, Faulted, Mode, Sink
+from qmpalloc.events import AnyEvent, ControlChanged, Faulted, Mode, Sink
 from qmpalloc.files import check_place, write_json
 from qmpalloc.host.memory import read_host_memory
 from qmpalloc.model import Policy
@@ -35,6 +35,7 @@ from qmpalloc.text import one_line
 from qmpalloc.tui import Dashboard, PlainLog, closing_table, is_interactive, run_tui
 
 RELOAD_SIGNAL = signal.SIGUSR1
+EQUAL_SHARES = "equal shares first, to compare with"
 PLACE_HINT = "name another directory with --out"
 
 
@@ -56,13 +57,18 @@ def conduct(
     return trio.run(conduct_run, config, mode, headless, duration_s, directory)
 
 
-async def conduct_run(config: Config, mode: Mode, headless: bool, duration_s: float, directory: Path | None) -> int:
-    """Do what `conduct` does, in a trio loop that already runs."""
+async def conduct_run(
+    config: Config, mode: Mode, headless: bool, duration_s: float, directory: Path | None, *, equal_s: float = 0.0
+) -> int:
+    """Do what `conduct` does, in a trio loop that already runs.
+
+    For the first `equal_s` of its duration control is paused: the guests keep their baselines.
+    """
     policy = load_policy(config.policy, config.policy_settings, file=config.file)
     if directory is not None:
         check_place(directory, hint=PLACE_HINT)
     with StopSignals(*stop_signals(), RELOAD_SIGNAL) as signals:
-        return await _conduct(config, policy, mode, headless, duration_s, directory, signals)
+        return await _conduct(config, policy, mode, headless, duration_s, directory, signals, equal_s)
 
 
 async def _conduct(
@@ -73,12 +79,14 @@ async def _conduct(
     duration_s: float,
     directory: Path | None,
     signals: StopSignals,
+    equal_s: float,
 ) -> int:
     console = Console()
     on_screen = not headless and is_interactive(console)
     dashboard, summarizer = Dashboard(), Summarizer()
     feed = Feed()
-    sinks: list[Sink] = [dashboard.apply, summarizer, feed]
+    equal = _EqualShares(equal_s)
+    sinks: list[Sink] = [dashboard.apply, summarizer, feed, equal]
     lines = PlainLines(console)
     if not on_screen:
         sinks.append(lines)
@@ -99,7 +107,7 @@ async def _conduct(
         lines.on_closed = end_unread
         sockets = _open_sockets(config.file, stack, controller)
         async with _served(feed, controller, sockets):
-            signalled = await _run(controller, dashboard, console if on_screen else None, duration_s, signals)
+            signalled = await _run(controller, dashboard, console if on_screen else None, duration_s, signals, equal)
     if directory is not None:
         write_json(directory / "summary.json", summarizer.summary)
     signals.rest()
@@ -142,8 +150,33 @@ async def _served(feed: Feed, controller: Controller, sockets: tuple[socket.sock
         await server.end()
 
 
+class _EqualShares:
+    """Pauses control as soon as it begins, for a while: what a policy makes of it is compared with that."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._begun = trio.Event()
+
+    def __call__(self, event: AnyEvent) -> None:
+        if isinstance(event, ControlChanged) and event.control == "running":
+            self._begun.set()
+
+    async def keep(self, controller: Controller) -> None:
+        """Pause and resume, unless the person at the keyboard has done either meanwhile."""
+        await self._begun.wait()
+        for control, seconds in (("running", self._seconds), ("paused", 0.0)) if self._seconds else ():
+            if controller.control == control:
+                controller.toggle_pause(EQUAL_SHARES)
+            await trio.sleep(seconds)
+
+
 async def _run(
-    controller: Controller, dashboard: Dashboard, console: Console | None, duration_s: float, signals: StopSignals
+    controller: Controller,
+    dashboard: Dashboard,
+    console: Console | None,
+    duration_s: float,
+    signals: StopSignals,
+    equal: _EqualShares,
 ) -> bool:
     """Run `controller` with its screen; return whether a signal ended it."""
     signalled = False
@@ -162,6 +195,7 @@ async def _run(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(heed_signals)
+        nursery.start_soon(equal.keep, controller)
         if console is not None:
             await nursery.start(_run_screen, dashboard, keys, console)
         await controller.run(duration_s=duration_s)
@@ -185,8 +219,11 @@ class Keys:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self.quitting = False
-        self.toggle_pause = controller.toggle_pause
         self.return_to_baseline = controller.return_to_baseline
+
+    def toggle_pause(self) -> None:
+        """Pause control, or resume it."""
+        self._controller.toggle_pause()
 
     def quit(self) -> None:
         """End the run in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +20,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--duration", type=Duration(), default="120s", show_default=True, help="Time of control.")
+@click.option("--equal", "equal_s", type=Duration(), default="60s", show_default=True, help="Equal shares first.")
+@click.option("--duration", type=Duration(), default="120s", show_default=True, help="Time of control after that.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Instead of examples/demo.toml.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
 @click.option("--policy", default="", metavar="NAME", help="Instead of that of the configuration, for example paper.")
 @headless_option
-def demo(duration: float, file: Path | None, out: Path, policy: str, headless: bool) -> None:
+def demo(equal_s: float, duration: float, file: Path | None, out: Path, policy: str, headless: bool) -> None:
     """Boot the guests of a configuration with their loads, run the controller, show it, and clean up.
 
-    Leaves record.jsonl and summary.json; an earlier run in the same place is kept under another name.
+    First the guests keep their baselines for a while; at the end a table says what the policy made of that. Leaves
+    record.jsonl and summary.json; an earlier run in the same place is kept under another name.
     """
     import trio
     from msgspec import structs
@@ -45,7 +48,7 @@ def demo(duration: float, file: Path | None, out: Path, policy: str, headless: b
     check_place(out, hint=PLACE_HINT)  # not only after the guests have booted
     with interruptible():
         prepared = prepare(loaded, report=_say)
-    sys.exit(trio.run(_demo, loaded, prepared, duration, out, headless))
+    sys.exit(trio.run(_demo, loaded, prepared, equal_s, duration, out, headless))
 
 
 def _say(line: str) -> None:
@@ -53,7 +56,7 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-async def _demo(loaded: Config, prepared: Prepared, duration: float, out: Path, headless: bool) -> int:
+async def _demo(loaded: Config, prepared: Prepared, equal_s: float, duration: float, out: Path, headless: bool) -> int:
     """Boot, load, control; the guests are stopped whatever happens in between."""
     import trio
 
@@ -77,6 +80,23 @@ async def _demo(loaded: Config, prepared: Prepared, duration: float, out: Path, 
                         if await start_load(guest) is not None:
                             _say(f"{guest.name}: its load runs")
                     set_aside(out)
-                    result = await conduct_run(loaded, "run", headless, duration, out)
+                    length_s = equal_s + duration
+                    result = await conduct_run(loaded, "run", headless, length_s, out, equal_s=equal_s)
+                    _compare(out / "record.jsonl")
             nursery.cancel_scope.cancel()
     return result
+
+
+def _compare(record: Path) -> None:
+    """Print what the policy made of equal shares, if the run came so far."""
+    from rich.console import Console
+
+    from qmpalloc.errors import QmpallocError
+    from qmpalloc.record import read_record
+    from qmpalloc.tui.comparison import comparison_table
+
+    with contextlib.suppress(
+        QmpallocError, OSError, SystemExit
+    ):  # no record was written; rich exits where nobody reads
+        if (table := comparison_table(read_record(record))) is not None:
+            Console().print(table)

@@ -91,19 +91,19 @@ class Controller:
         self.quit("hurried")
         self._ending.cancel()
 
-    def toggle_pause(self) -> None:
+    def toggle_pause(self, why: str = "by request") -> None:
         """Pause control, leaving all guests where they are, or resume it. Danger is answered also while paused."""
         if self._stop.is_set():
             return
         if self.control == "running":
-            self._pause()
+            self._pause(why)
         elif self.control == "paused":
             self._resume()
 
-    def _pause(self) -> None:
+    def _pause(self, why: str = "by request") -> None:
         for guest in self.guests:
             guest.size.desired_bytes = guest.size.target_bytes
-        self._set_control("paused", "by request")
+        self._set_control("paused", why)
 
     def _resume(self) -> None:
         self._close_windows()

@@ -55,7 +55,7 @@ def directory(tmp_path_factory, prepared_in):
 
 
 def start(directory, duration_s):
-    command = [sys.executable, "-m", "qmpalloc", "demo", "--config", "test.toml", "--out", "out"]
+    command = [sys.executable, "-m", "qmpalloc", "demo", "--config", "test.toml", "--out", "out", "--equal", "8s"]
     return subprocess.Popen(
         [*command, "--duration", f"{duration_s}s"], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
@@ -82,6 +82,7 @@ def test_memory_moves_by_the_rule_and_the_budget_holds(directory):
     print(output)
     assert process.returncode == 0
     assert qemus_of(directory) == []
+    assert "equal shares → paper, the last 8 s of each" in output
     events = list(read_record(directory / "out" / "record.jsonl"))
     summary = json.loads((directory / "out" / "summary.json").read_text())
 
@@ -130,7 +131,7 @@ def check_actual_follows(events):
     Not each time: what is taken may be given back before a balloon has got there, which on a slow machine may not move
     at all for seconds, and a guest whose memory is in use gives its last pages hesitantly.
     """
-    running = next(event.t for event in events if isinstance(event, ControlChanged) and event.control == "running")
+    *_, running = [event.t for event in events if isinstance(event, ControlChanged) and event.control == "running"]
     sizes = [event for event in events if isinstance(event, SizeChanged) and event.t >= running]
     shrunk = [e for e in events if isinstance(e, Commanded) and e.purpose == "shrink" and e.t >= running]
     reached = [

@@ -11,8 +11,9 @@ import time
 import pexpect
 import pytest
 
-from qmpalloc.events import Ended, Header
+from qmpalloc.events import ControlChanged, Decided, Ended, Header
 from qmpalloc.record import read_record
+from qmpalloc.tui.comparison import comparison_table
 
 GUESTS = """
 import sys, trio
@@ -186,6 +187,25 @@ def test_under_nohup_a_run_outlives_its_terminal(directory):
     assert child.returncode == 130
     *_, last = read_record(record)
     assert (last.reason, last.clean) == ("interrupted by SIGTERM", True)
+
+
+def test_equal_shares_come_first_where_that_is_asked(directory):
+    code = (
+        "import sys, trio; from pathlib import Path; from qmpalloc import config; from qmpalloc.cli import conduct;"
+        "loaded = config.load(Path('lab.toml')); out = Path('out');"
+        "sys.exit(trio.run(lambda: conduct.conduct_run(loaded, 'run', True, 6.0, out, equal_s=3.0)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=directory, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    record = list(read_record(directory / "out" / "record.jsonl"))
+    changes = [event for event in record if isinstance(event, ControlChanged)]
+    assert [event.control for event in changes][-5:] == ["running", "paused", "running", "returning", "stopped"]
+    assert "equal shares first" in result.stdout
+    paused, resumed = changes[-4].t, changes[-3].t
+    assert resumed - paused >= 3.0
+    moved = [event.t for event in record if isinstance(event, Decided) and event.decision.moves]
+    assert not [t for t in moved if paused < t < resumed]
+    assert comparison_table(record) is not None
 
 
 def test_without_a_terminal_it_prints_lines(directory):
