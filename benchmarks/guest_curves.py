@@ -30,14 +30,14 @@ from typing import Literal
 import msgspec
 import trio
 from msgspec import structs
+from sizes.measurement import Case, Shipped, SizesResult, measured_curve
+from sizes.predictions import ESTIMATORS, MIDPOINT, Prediction, error, predict
+from sizes.running import run_case
 
 from qmpalloc.curves.mapping import SYSTEM_PAGES
 from qmpalloc.errors import QmpallocError
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.preflight import RUN_DIR_PREFIX, preflight
-from qmpalloc.experiment.sizes.measurement import Case, Shipped, SizesResult, measured_curve
-from qmpalloc.experiment.sizes.predictions import ESTIMATORS, MIDPOINT, Prediction, error, predict
-from qmpalloc.experiment.sizes.running import run_case
 from qmpalloc.experiment.spec.access import Access, HotCold, Loop, Mixture, Normal, Part, Zipf
 from qmpalloc.files import write_json, write_whole
 from qmpalloc.policy.curves_file import FORMAT
@@ -310,8 +310,9 @@ def verdict(sweeps: Measured) -> str:
 def draw(sweeps: Measured, folder: Path, name: str) -> str:
     """Draw the figure as SVG and PNG and return the file name of the first; empty without matplotlib."""
     try:
+        from sizes.figure import predictions_figure
+
         from qmpalloc.experiment.report.figures import style
-        from qmpalloc.experiment.sizes.figure import predictions_figure
     except ModuleNotFoundError:
         return ""
     if not sweeps:

@@ -9,6 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+from sizes import predictions, running
+from sizes.measurement import Case, Shipped
+from sizes.running import Wires, over_sizes, run_case
 
 from qmpalloc.config import GuestConfig
 from qmpalloc.curves.mapping import SYSTEM_PAGES
@@ -16,9 +19,6 @@ from qmpalloc.errors import HostError
 from qmpalloc.experiment.run.failures import bare_errors
 from qmpalloc.experiment.run.load import GO_FILE, PLAN_FILE, PROGRAM_FILE, PROGRESS_FILE
 from qmpalloc.experiment.run.readings import Link
-from qmpalloc.experiment.sizes import predictions, running
-from qmpalloc.experiment.sizes.measurement import Case, Shipped
-from qmpalloc.experiment.sizes.running import Wires, over_sizes, run_case
 from qmpalloc.experiment.spec.access import Loop, Normal, Uniform
 from qmpalloc.experiment.store.records import LoadProgress
 from qmpalloc.policy import load as load_policy

@@ -43,7 +43,6 @@ INSIDE = {
         {"store"},
         {"analysis", "run"},
         {"report"},
-        {"sizes"},
     ],
 }
 # Not all of control/ may reach for what stands below it.
@@ -70,7 +69,6 @@ PURE = [
     *("curves", "rules", "policy", "sim", "sweep/spec.py", "sweep/model.py"),
     *("experiment/spec", "experiment/store", "experiment/analysis", "experiment/report"),
     *("experiment/run/generator", "experiment/run/traces.py"),
-    *("experiment/sizes/measurement.py", "experiment/sizes/predictions.py", "experiment/sizes/figure.py"),
     *("status/feed.py", "status/protocol.py"),
     *(f"control/{name}.py" for name in ("memory", "size", "danger", "samples", "guest", "snapshot", "roster")),
 ]

@@ -20,14 +20,14 @@ from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.failures import bare_errors
 from qmpalloc.experiment.run.readings import DATA_DISK, Link, open_link
 from qmpalloc.experiment.run.traces import Traces
-from qmpalloc.experiment.sizes.measurement import Case, Point, Shipped, SizesResult, Steadiness, measured
-from qmpalloc.experiment.sizes.predictions import Learner
 from qmpalloc.qemu.launcher import Prepared, open_guests, wait_for_end
 from qmpalloc.qemu.progress import Report
 from qmpalloc.qmp import Agent, deadline, open_agent
 from qmpalloc.qmp.actuator import nearest_order
 from qmpalloc.sample import FILE_MAX_BYTES, parse
 from qmpalloc.units import format_size
+from sizes.measurement import Case, Point, Shipped, SizesResult, Steadiness, measured
+from sizes.predictions import Learner
 
 LAPS = 10_000
 """Times the load may read its references: more than it comes to."""

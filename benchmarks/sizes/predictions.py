@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from qmpalloc.curves.disk_check import Reads
 from qmpalloc.curves.observer import CurveFacts, CurveObserver
 from qmpalloc.errors import SampleError
-from qmpalloc.experiment.sizes.measurement import CACHE_ALIKE, Case, Shipped, SizesResult
 from qmpalloc.sample import Memory, SampleTracker
 from qmpalloc.units import PAGE_BYTES
+from sizes.measurement import CACHE_ALIKE, Case, Shipped, SizesResult
 
 OWN = "own"
 """The estimator that the controller chooses: the simulation of the guest's own page replacement."""

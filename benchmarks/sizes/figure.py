@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qmpalloc.experiment.report.figures import style
-from qmpalloc.experiment.sizes.measurement import SizesResult
-from qmpalloc.experiment.sizes.predictions import MIDPOINT, Prediction, error
 from qmpalloc.units import MIB
+from sizes.measurement import SizesResult
+from sizes.predictions import MIDPOINT, Prediction, error
 
 LINES = {
     "two_list": (style.COLOURS[0], "-"),

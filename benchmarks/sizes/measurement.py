@@ -1,7 +1,7 @@
 """A sweep: a guest's curve is learnt at one size, then its real miss ratio is measured at others.
 
 What the guest shipped is kept line by line (`Shipped`), so that any estimator can be asked afterwards what it would
-have predicted (`qmpalloc.experiment.sizes.predictions`). `qmpalloc.experiment.sizes.running` runs sweeps.
+have predicted (`sizes.predictions`). `sizes.running` runs sweeps.
 """
 
 from __future__ import annotations
