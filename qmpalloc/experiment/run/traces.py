@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from array import array
 from functools import partial
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from qmpalloc.experiment.spec.references import phase_pages
 from qmpalloc.experiment.spec.schema import Guest, Phase, Specification
 from qmpalloc.experiment.spec.true_curves import true_curves
 from qmpalloc.experiment.store.records import PhaseFootprint
+
+WORD = np.dtype("<u4")
+"""As the generator in the guest reads them, on any host."""
 
 
 class Traces:
@@ -57,12 +61,8 @@ class Traces:
                 }
             return self._curves
 
-    def _numbers(self, guest: Guest, phase: Phase) -> array[int]:
-        pages = array("I")
-        pages.frombytes(self.trace(guest, phase))
-        if sys.byteorder == "big":
-            pages.byteswap()
-        return pages
+    def _numbers(self, guest: Guest, phase: Phase) -> NDArray[np.uint32]:
+        return np.frombuffer(self.trace(guest, phase), dtype=WORD)
 
     def _obtain(self, guest: Guest, phase: Phase) -> tuple[bytes, PhaseFootprint]:
         key = (guest.name, phase.name)
@@ -73,28 +73,22 @@ class Traces:
 
 
 def _make(specification: Specification, guest: Guest, phase: Phase) -> tuple[bytes, PhaseFootprint]:
-    pages = array("I", phase_pages(specification, guest, phase))
-    found = footprint(pages, phase.pages)
-    if sys.byteorder == "big":
-        pages.byteswap()
-    return pages.tobytes(), found
+    pages = np.fromiter(phase_pages(specification, guest, phase), dtype=WORD)
+    return pages.tobytes(), footprint(pages, phase.pages)
 
 
-def footprint(pages: array[int], file_pages: int) -> PhaseFootprint:
+def footprint(pages: ArrayLike, file_pages: int) -> PhaseFootprint:
     """Return what references touch of a file.
 
     Args:
         pages: Page numbers, in order.
         file_pages: Of the file.
     """
-    counts = [0] * file_pages
-    for page in pages:
-        counts[page] += 1
-    tenth = max(1, file_pages // 10)
-    busiest = sum(sorted(counts, reverse=True)[:tenth])
+    counts = np.sort(np.bincount(np.asarray(pages), minlength=file_pages))
+    reads = int(counts.sum())
     return PhaseFootprint(
-        reads=len(pages),
+        reads=reads,
         file_pages=file_pages,
-        distinct_pages=file_pages - counts.count(0),
-        busiest_tenth=busiest / len(pages) if pages else 0.0,
+        distinct_pages=int(np.count_nonzero(counts)),
+        busiest_tenth=float(counts[-max(1, file_pages // 10) :].sum() / reads) if reads else 0.0,
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from qmpalloc.curves.simulation import POLICIES
 from qmpalloc.experiment.spec.schema import Guest, Phase
@@ -26,7 +26,7 @@ EDGE = 0.98
 
 CHUNK = 65_536
 
-References = Callable[[Phase], Sequence[int]]
+References = Callable[[Phase], ArrayLike]
 
 
 def true_curves(guest: Guest, references: References) -> list[dict[str, Any]]:
