@@ -7,8 +7,7 @@ from pathlib import Path
 
 from qmpalloc.experiment.analysis.statistics import ratio
 from qmpalloc.experiment.report import write_report as write_experiment_report
-from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
-from qmpalloc.experiment.report.markdown import markdown
+from qmpalloc.experiment.report.markdown import bullets, document, heading, paragraph, table
 from qmpalloc.files import write_whole
 from qmpalloc.sweep.model import ModelRow
 from qmpalloc.sweep.spec import GuestsTask
@@ -22,31 +21,31 @@ def write_report(directory: SweepDirectory) -> list[Path]:
         HostError: A file cannot be written.
     """
     written = directory.write_results()
-    blocks: list[Block] = [Heading(f"Sweep {directory.sweep.name}", level=1), *_blocks(directory)]
+    blocks: list[str] = [heading(f"Sweep {directory.sweep.name}", level=1), *_blocks(directory)]
     for real in directory.sweep.experiments:
         found = directory.experiment(real)
         if found is not None:
             paths = write_experiment_report(found)
             written.append(next(path for path in paths if path.name == "report.md"))
-            blocks.append(Paragraph(f"{real.name}, on real guests: {written[-1].relative_to(directory.path)}"))
-    write_whole(directory.path / "report.md", markdown(blocks).encode())
+            blocks.append(paragraph(f"{real.name}, on real guests: {written[-1].relative_to(directory.path)}"))
+    write_whole(directory.path / "report.md", document(blocks).encode())
     return [directory.path / "report.md", *written]
 
 
-def _blocks(directory: SweepDirectory) -> Iterator[Block]:
+def _blocks(directory: SweepDirectory) -> Iterator[str]:
     done, tasks = directory.done, directory.sweep.tasks
     failed = [each for each in done.values() if each.failed]
     counted = sum(key in done and not done[key].failed for key in tasks)
-    yield Paragraph(f"{counted} of {len(tasks)} runs count, {len(failed)} failed.", strong=counted < len(tasks))
+    yield paragraph(f"{counted} of {len(tasks)} runs count, {len(failed)} failed.", strong=counted < len(tasks))
     rows = [done[key].row for key in tasks if key in done]
     yield from _model_table([row for row in rows if row is not None])
     yield from _hosts(directory)
     if failed:
-        yield Heading("Runs that failed")
-        yield Bullets(tuple(f"{each.key}, host {each.host or 'not known'}: {each.failed}" for each in failed))
+        yield heading("Runs that failed")
+        yield bullets(f"{each.key}, host {each.host or 'not known'}: {each.failed}" for each in failed)
 
 
-def _model_table(rows: Sequence[ModelRow]) -> Iterator[Block]:
+def _model_table(rows: Sequence[ModelRow]) -> Iterator[str]:
     """Yield the means over the seeds, of each policy under each load, page replacement and size."""
     if not rows:
         return
@@ -65,15 +64,15 @@ def _model_table(rows: Sequence[ModelRow]) -> Iterator[Block]:
             hits = sum(row.hit_ratio for row in found) / len(found)
             moves = sum(row.moves for row in found) / len(found)
             cells.append((load, lru, f"{size:g}", policy, f"{hits:.2%}", misses, f"{moves:.1f}", str(len(found))))
-    yield Heading("In the model")
-    yield Table(
+    yield heading("In the model")
+    yield table(
         f"Means over the seeds; misses beside {first}: geometric mean within each seed",
         ("load", "page replacement", "size", "policy", "hits", f"misses, of {first}", "moves", "seeds"),
-        tuple(cells),
+        cells,
     )
 
 
-def _hosts(directory: SweepDirectory) -> Iterator[Block]:
+def _hosts(directory: SweepDirectory) -> Iterator[str]:
     """Yield how the hosts differ: in what they are, in the cost of a run, and in the time of a hit."""
     cells = []
     for name, facts in directory.manifest.hosts.items():
@@ -87,16 +86,16 @@ def _hosts(directory: SweepDirectory) -> Iterator[Block]:
         ]
         kind = f"{facts.cpus} processors, Linux {facts.kernel}, Python {facts.python}"
         cells.append((name, kind, str(len(seconds)), cost, "; ".join(disks) or "-"))
-    yield Heading("Hosts")
+    yield heading("Hosts")
     columns = ("host", "what it is", "runs in the model", "processor time of each", "disks of real guests")
-    yield Table("Where runs were made", columns, tuple(cells), numbers=False)
+    yield table("Where runs were made", columns, cells, numbers=False)
     hosts: dict[str, set[str]] = {}
     for key, task in directory.sweep.tasks.items():
         if isinstance(task, GuestsTask) and key in directory.done:
             hosts.setdefault(f"{task.experiment}, repeat {task.repeat}", set()).add(directory.done[key].host)
     split = tuple(f"{repeat}: {', '.join(sorted(names))}" for repeat, names in hosts.items() if len(names) > 1)
     if split:
-        yield Paragraph(
+        yield paragraph(
             "Arms of one repeat ran on several hosts, as one was lost: compare them with care.", strong=True
         )
-        yield Bullets(split)
+        yield bullets(split)

@@ -17,10 +17,10 @@ from qmpalloc.errors import HostError
 from qmpalloc.experiment.analysis.results import load_results
 from qmpalloc.experiment.report import write_report
 from qmpalloc.experiment.report.conditions import describe
-from qmpalloc.experiment.report.document import Bullets, Heading, Paragraph, Picture, Table
 from qmpalloc.experiment.report.figures.forest import forest_rows
 from qmpalloc.experiment.report.html import html
-from qmpalloc.experiment.report.markdown import escaped, markdown
+from qmpalloc.experiment.report.markdown import bullets, document, escaped, heading, paragraph, picture
+from qmpalloc.experiment.report.markdown import table as markdown_table
 from qmpalloc.experiment.report.trials_csv import COLUMNS
 from qmpalloc.experiment.report.words import spread, whole
 from qmpalloc.experiment.spec.access import Mixture, Normal, Part, Zipf
@@ -384,15 +384,15 @@ def test_a_hostile_cause_and_a_hostile_host_are_only_text(tmp_path):
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=2))
 def test_any_text_stays_in_its_cell(cells):
     blocks = [
-        Table(cells[0], ("a", "b"), (tuple(cells),)),
-        Heading(cells[0]),
-        Paragraph(cells[1]),
-        Bullets(tuple(cells)),
+        markdown_table(cells[0], ("a", "b"), [cells]),
+        heading(cells[0]),
+        paragraph(cells[1]),
+        bullets(cells),
     ]
-    lines = markdown(blocks).splitlines()
+    lines = document(blocks).splitlines()
     rows = [line for line in lines if re.match(r"\| ", line)]
     assert all(len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 3 for line in rows)
-    page = Page(html(markdown(blocks), title=cells[0], picture=lambda file: b""))
+    page = Page(html(document(blocks), title=cells[0], picture=lambda file: b""))
     assert page.tags.count("td") == 2
     assert set(page.tags) <= {
         "html", "head", "meta", "title", "style", "body", "main", "table", "thead", "tbody", "tr", "th", "td", "h2",
@@ -402,7 +402,7 @@ def test_any_text_stays_in_its_cell(cells):
 
 def test_markup_is_escaped_in_markdown():
     assert escaped("a_b|c\n# `d` <e> [f](g)") == r"a\_b\|c \# \`d\` \<e\> \[f\](g)"
-    assert markdown([Picture("figures/x.svg", "title", "text")]) == "![title](figures/x.svg)\n\n*title.* text\n"
+    assert picture("figures/x.svg", "title", "text") == "![title](figures/x.svg)\n\n*title.* text"
 
 
 @pytest.mark.parametrize("how", ["cut", "removed"])

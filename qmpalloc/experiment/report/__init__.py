@@ -13,9 +13,8 @@ from qmpalloc.experiment.analysis.learnt import LearntCurve, learnt_curves
 from qmpalloc.experiment.analysis.results import Results, load_results, with_notes
 from qmpalloc.experiment.report import arms, conditions, evidence, metrics, words
 from qmpalloc.experiment.report.curves import curves_table, movement_table
-from qmpalloc.experiment.report.document import Block, Contents, Heading, Paragraph, Picture
 from qmpalloc.experiment.report.html import html
-from qmpalloc.experiment.report.markdown import markdown
+from qmpalloc.experiment.report.markdown import CONTENTS, document, heading, paragraph
 from qmpalloc.experiment.report.summary import summarise
 from qmpalloc.experiment.report.trials_csv import trials_csv
 from qmpalloc.experiment.store.directory import ExperimentDirectory
@@ -43,7 +42,7 @@ def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> lis
     curves, unreadable = learnt_curves(directory, results)
     results = with_notes(results, unreadable)
     place = directory.path
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[str, ...] = ()
     without = "They were not asked for."
     written: list[Path] = []
     if figures:
@@ -55,7 +54,7 @@ def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> lis
             without = f"They are not drawn, because {NO_MATPLOTLIB}"
         else:
             without = "There is nothing to draw yet."
-    text = markdown(_blocks(results, curves, pictures, without))
+    text = document(_blocks(results, curves, pictures, without))
     texts = {
         "trials.csv": trials_csv(results),
         "report.md": text,
@@ -67,7 +66,7 @@ def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> lis
     return [*(place / name for name in (*texts, "summary.json")), *written]
 
 
-def draw(results: Results, curves: tuple[LearntCurve, ...], place: Path) -> tuple[tuple[Picture, ...], list[Path]]:
+def draw(results: Results, curves: tuple[LearntCurve, ...], place: Path) -> tuple[tuple[str, ...], list[Path]]:
     """Draw all figures there is something for into a directory of `place`; the first is the one to begin with, if any.
 
     Raises:
@@ -86,19 +85,17 @@ def _title(results: Results) -> str:
     return f"Experiment {results.specification.name}"
 
 
-def _blocks(
-    results: Results, curves: tuple[LearntCurve, ...], pictures: Sequence[Picture], without: str
-) -> Iterable[Block]:
-    yield Heading(_title(results), level=1)
-    yield Paragraph(words.conditions(results))
+def _blocks(results: Results, curves: tuple[LearntCurve, ...], pictures: Sequence[str], without: str) -> Iterable[str]:
+    yield heading(_title(results), level=1)
+    yield paragraph(words.conditions(results))
     yield from pictures[:1]
     yield from arms.verdicts(results)
-    yield Contents()
+    yield CONTENTS
     yield from arms.explanation(results)
-    yield Heading("Figures")
+    yield heading("Figures")
     yield from pictures[1:]
     if not pictures:
-        yield Paragraph(without)
+        yield paragraph(without)
     yield from arms.arms_table(results)
     yield from metrics.metrics_tables(results)
     yield from arms.phases_table(results)

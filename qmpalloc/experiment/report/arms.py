@@ -8,7 +8,7 @@ from qmpalloc.experiment.analysis.metrics import metric_verdicts
 from qmpalloc.experiment.analysis.results import Results, RunResult
 from qmpalloc.experiment.analysis.statistics import Comparison, Ratio, verdict
 from qmpalloc.experiment.report import words
-from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
+from qmpalloc.experiment.report.markdown import bullets, heading, paragraph, table
 from qmpalloc.experiment.report.words import spread
 from qmpalloc.experiment.spec.schema import Phase
 from qmpalloc.units import format_size
@@ -16,41 +16,41 @@ from qmpalloc.units import format_size
 Value = Callable[[RunResult], float | None]
 
 
-def verdicts(results: Results) -> Iterator[Block]:
+def verdicts(results: Results) -> Iterator[str]:
     """Yield what came out in sentences, the best arm first."""
-    yield Heading("Verdict")
+    yield heading("Verdict")
     if not any(run.counted for run in results.runs):
-        yield Paragraph("No run has ended that counts: there is nothing to compare yet.", strong=True)
+        yield paragraph("No run has ended that counts: there is nothing to compare yet.", strong=True)
     elif not results.adaptive_arms:
-        yield Paragraph(f"Only {results.specification.reference} was run: there is nothing to compare.", strong=True)
+        yield paragraph(f"Only {results.specification.reference} was run: there is nothing to compare.", strong=True)
     else:
         for comparison in results.comparisons:
             if results.metrics:
                 yield from _metric_verdicts(results, comparison)
                 continue
-            yield Paragraph(verdict(comparison), strong=True)
+            yield paragraph(verdict(comparison), strong=True)
             if comparison.misses is not None:
                 more = f" It had more hits in {_more(comparison)} trials." if comparison.more_hits else ""
-                yield Paragraph(f"Of the misses of {comparison.reference} it had {comparison.misses}.{more}")
+                yield paragraph(f"Of the misses of {comparison.reference} it had {comparison.misses}.{more}")
     missing, failed = len(results.missing), len(results.failed)
     if missing:
         planned = missing + sum(run.outcome is not None for run in results.runs)
-        yield Paragraph(f"This is not complete: of {planned} planned runs, {missing} {_are(missing)} missing.")
+        yield paragraph(f"This is not complete: of {planned} planned runs, {missing} {_are(missing)} missing.")
     if failed:
-        yield Paragraph(f"{failed} {'run' if failed == 1 else 'runs'} failed and {_are(failed)} left out; see below.")
+        yield paragraph(f"{failed} {'run' if failed == 1 else 'runs'} failed and {_are(failed)} left out; see below.")
 
 
-def _metric_verdicts(results: Results, comparison: Comparison) -> Iterator[Block]:
+def _metric_verdicts(results: Results, comparison: Comparison) -> Iterator[str]:
     """Yield what an arm came to over all guests, and below it by each metric."""
     found, of_all = results.metric_comparisons(comparison.arm), results.gain_of_all(comparison.arm)
     sentences = list(metric_verdicts(comparison.arm, comparison.reference, found, of_all))
     if of_all is not None:
-        yield Paragraph(sentences.pop(), strong=True)
+        yield paragraph(sentences.pop(), strong=True)
     if sentences:
-        yield Bullets(tuple(sentences))
+        yield bullets(sentences)
 
 
-def explanation(results: Results) -> Iterator[Block]:
+def explanation(results: Results) -> Iterator[str]:
     """Yield what a newcomer has to know to read the rest."""
     spec = results.specification
     if spec.has_unequal_work:
@@ -59,14 +59,14 @@ def explanation(results: Results) -> Iterator[Block]:
     else:
         they_do, loads = "Each reads files at random", "reads"
         work = "All arms do the same reads: over whole runs they differ in misses and time, in hits only as misses do."
-    yield Heading("How to read this")
-    yield Paragraph(
+    yield heading("How to read this")
+    yield paragraph(
         f"The guests {', '.join(guest.name for guest in spec.guests)} share {format_size(spec.budget)} of memory. "
         f"{they_do} through its page cache; what does not fit into its memory is read from its disk. "
         f"An arm is one way to divide the memory. All arms meet the same {loads}, on guests booted anew. "
         f"The reference is {spec.reference}."
     )
-    yield Bullets(
+    yield bullets(
         (
             f"Trial: an interval of {spec.interval:g} s, after which an arm may move memory.",
             "Access: a page of 4 KiB touched by a read. Miss: one that had to come from the disk. Hit: any other.",
@@ -78,7 +78,7 @@ def explanation(results: Results) -> Iterator[Block]:
     )
 
 
-def arms_table(results: Results) -> Iterator[Block]:
+def arms_table(results: Results) -> Iterator[str]:
     """Yield the table of the arms, their ratios behind the values."""
     by_arm = {comparison.arm: comparison for comparison in results.comparisons}
 
@@ -101,11 +101,11 @@ def arms_table(results: Results) -> Iterator[Block]:
         ("Trials with more hits", *(_more(by_arm.get(arm.name)) for arm in results.arms)),
         ("Repeats that count", *(f"{len(results.counted(arm.name))} of {repeats}" for arm in results.arms)),
     )
-    yield Heading("The arms")
-    yield Table("", ("", *(arm.name for arm in results.arms)), rows)
+    yield heading("The arms")
+    yield table("", ("", *(arm.name for arm in results.arms)), rows)
 
 
-def phases_table(results: Results) -> Iterator[Block]:
+def phases_table(results: Results) -> Iterator[str]:
     """Yield the trial in which each phase ended, and how its reads went."""
     rows, reads = [], []
     for guest in results.specification.guests:
@@ -130,8 +130,8 @@ def phases_table(results: Results) -> Iterator[Block]:
                     )
                 )
             rows.append((f"{guest.name}: {phase.name} ({what})", *ends))
-    yield Heading("The phases")
-    yield Table("The trial in which each ended", ("", *(arm.name for arm in results.arms)), tuple(rows))
+    yield heading("The phases")
+    yield table("The trial in which each ended", ("", *(arm.name for arm in results.arms)), rows)
     if reads:
         columns = (
             "Guest: phase, arm",
@@ -142,7 +142,7 @@ def phases_table(results: Results) -> Iterator[Block]:
             "Median",
             "99th percentile",
         )
-        yield Table("How its reads went", columns, tuple(reads))
+        yield table("How its reads went", columns, tuple(reads))
 
 
 def _finished(run: RunResult, value: float | None) -> float | None:

@@ -11,7 +11,7 @@ import msgspec
 
 from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.report import words
-from qmpalloc.experiment.report.document import Block, Bullets, Heading, Paragraph, Table
+from qmpalloc.experiment.report.markdown import bullets, heading, paragraph, table
 from qmpalloc.experiment.report.words import spread
 from qmpalloc.experiment.spec.access import Access
 from qmpalloc.experiment.spec.schema import AnyPhase, Phase, Specification
@@ -29,7 +29,7 @@ TEXT_LIMIT = 1000
 """Characters of a cause or a command that are shown."""
 
 
-def troubles(results: Results) -> Iterator[Block]:
+def troubles(results: Results) -> Iterator[str]:
     """Yield the runs that failed, with their causes, and what is missing."""
     failed = [f"{run.run.arm}, repeat {run.run.repeat}: {run.result.failed}" for run in results.failed]
     missing = [f"{run.arm}, repeat {run.repeat}: not run to its end" for run in results.missing]
@@ -39,14 +39,14 @@ def troubles(results: Results) -> Iterator[Block]:
         ("Failed runs", failed, "None."),
         ("What is incomplete", missing, "Nothing: every planned run ended, and no reading is missing."),
     ):
-        yield Heading(title)
-        yield Bullets(tuple(printable(item, TEXT_LIMIT) for item in items)) if items else Paragraph(none)
+        yield heading(title)
+        yield bullets(printable(item, TEXT_LIMIT) for item in items) if items else paragraph(none)
 
 
-def conditions(results: Results) -> Iterator[Block]:
+def conditions(results: Results) -> Iterator[str]:
     """Yield where, when, on what and with which settings."""
     spec, manifest = results.specification, results.manifest
-    yield Heading("Conditions")
+    yield heading("Conditions")
     created = datetime.fromtimestamp(manifest.created_wall, UTC)
     shares = [run.controller_cpu_share for run in results.runs if run.counted]
     facts = [
@@ -62,7 +62,7 @@ def conditions(results: Results) -> Iterator[Block]:
         f"CPU of the controller while the loads ran: {spread(shares, words.percent)} of one core.",
     ]
     facts += [f"Not reset between arms: {line}." for line in spec.not_reset]
-    yield Bullets(tuple(printable(fact, TEXT_LIMIT) for fact in facts))
+    yield bullets(printable(fact, TEXT_LIMIT) for fact in facts)
     yield from _loads(spec)
     sizes = []
     for guest in spec.guests:
@@ -70,16 +70,16 @@ def conditions(results: Results) -> Iterator[Block]:
         suite = guest.suite if guest.attach is None else "its own"
         sizes.append((guest.name, *map(format_size, bytes_each), suite, guest.lru or "the kernel's own"))
     headings = ("Guest", "RAM", "Floor", "Cap", "Baseline", "Suite", "LRU")
-    yield Table("The guests", headings, tuple(sizes))
+    yield table("The guests", headings, tuple(sizes))
     arms = []
     for arm in results.arms:
         split = ", ".join(f"{guest.name} {format_size(arm.baseline(guest))}" for guest in spec.guests)
         arms.append((arm.name, arm.policy, _pairs(arm.settings) or words.NOTHING, split))
     labels = ("Arm", "Policy", "Settings", "Baselines")
-    yield Table("The arms", labels, tuple(arms), numbers=False)
+    yield table("The arms", labels, tuple(arms), numbers=False)
 
 
-def _loads(spec: Specification) -> Iterator[Block]:
+def _loads(spec: Specification) -> Iterator[str]:
     rows = []
     for guest in spec.guests:
         for phase in guest.reads:
@@ -93,7 +93,7 @@ def _loads(spec: Specification) -> Iterator[Block]:
             )
     columns = ("Guest: phase", "Access", "File", "Rounds of reads", "Rate", "Read-ahead")
     if rows:
-        yield Table("The loads", columns, tuple(rows), numbers=False)
+        yield table("The loads", columns, rows, numbers=False)
     programs = tuple(
         (f"{guest.name}: {phase.name}", printable(describe_phase(phase), TEXT_LIMIT))
         for guest in spec.guests
@@ -101,7 +101,7 @@ def _loads(spec: Specification) -> Iterator[Block]:
     )
     if programs:
         two = ("Guest: phase", "Command")
-        yield Table("The programs", two, programs, numbers=False)
+        yield table("The programs", two, programs, numbers=False)
 
 
 def describe_phase(phase: AnyPhase) -> str:

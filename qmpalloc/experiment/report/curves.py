@@ -10,7 +10,7 @@ from qmpalloc.experiment.analysis.learnt import LearntCurve, curve_error, measur
 from qmpalloc.experiment.analysis.movement import Movement, Settling, movement
 from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.report import words
-from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
+from qmpalloc.experiment.report.markdown import heading, paragraph, table
 from qmpalloc.experiment.report.words import spread
 from qmpalloc.experiment.spec.schema import Arm
 from qmpalloc.units import format_size
@@ -24,7 +24,7 @@ def movements(results: Results, arm: Arm) -> list[Movement]:
     return [movement(run, baselines, results.manifest.footprints) for run in results.counted(arm.name)]
 
 
-def movement_table(results: Results) -> Iterator[Block]:
+def movement_table(results: Results) -> Iterator[str]:
     """Yield what the arms gained of what there was to gain, and what memory they moved for it."""
     arms = results.arms_counted
     if not arms:
@@ -47,8 +47,8 @@ def movement_table(results: Results) -> Iterator[Block]:
         ("Memory moved", *(spread([one.moved_bytes for one in moved[arm.name]], format_size) for arm in arms)),
         ("Trials with a move at rest", *(_at_rest(settlings[arm.name]) for arm in arms)),
     ]
-    yield Heading("How memory moved")
-    yield Table("", ("", *(arm.name for arm in arms)), tuple(rows))
+    yield heading("How memory moved")
+    yield table("", ("", *(arm.name for arm in arms)), rows)
     said = (
         "At rest: all guests are within 16 MiB, or 3 %, of where they are at the next change of the loads, the start "
         "or end of a phase; changes that follow within 3 trials are not judged. Exact to a trial. In 2 of 3: so many "
@@ -61,7 +61,7 @@ def movement_table(results: Results) -> Iterator[Block]:
             f"at least {LEAST_GAIN * 100:g} %. Second half: of what each guest accesses, when a policy that learns may "
             "have learnt."
         )
-    yield Paragraph(said)
+    yield paragraph(said)
 
 
 def _gains(results: Results, oracle: str) -> Iterator[tuple[str, ...]]:
@@ -73,7 +73,7 @@ def _gains(results: Results, oracle: str) -> Iterator[tuple[str, ...]]:
         yield f"Share of the gain of {oracle} in {label}", *cells
 
 
-def curves_table(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[Block]:
+def curves_table(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[str]:
     """Yield how far the curves were off that the arms with the policy ``curve`` had learnt."""
     known = [each for each in curves if each.curve is not None and _policy(results, each) == "curve"]
     if not known:
@@ -92,12 +92,10 @@ def curves_table(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[
                 str(sum(not point.early for point in points)),
             )
         )
-    yield Heading("How right the curves were")
+    yield heading("How right the curves were")
     columns = ("Guest: phase, arm", "Trial", "Curve", "Mean error in miss ratio", "Trials compared")
-    yield Table(
-        "The curve last learnt of each phase, beside the trials of all arms", columns, tuple(rows), numbers=False
-    )
-    yield Paragraph(
+    yield table("The curve last learnt of each phase, beside the trials of all arms", columns, rows, numbers=False)
+    yield paragraph(
         "The error is the mean absolute difference of the curve to the miss ratios measured in all arms, at sizes that "
         "stood still, without the first two thirds of each phase, in which caches may fill. First reads of pages are "
         "in what is measured as well: they miss at any size."

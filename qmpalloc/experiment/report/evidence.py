@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from qmpalloc.experiment.analysis.results import Results, RunResult
 from qmpalloc.experiment.analysis.trials import Counts, total
 from qmpalloc.experiment.report import words
-from qmpalloc.experiment.report.document import Block, Heading, Paragraph, Table
+from qmpalloc.experiment.report.markdown import heading, paragraph, table
 from qmpalloc.experiment.report.words import spread
 from qmpalloc.experiment.spec.program import ProgramPhase
 from qmpalloc.experiment.store.records import DiskCalibration, ProgramService
@@ -23,9 +23,9 @@ WITNESS_TOLERANCE = 0.03
 """Collector and disk may differ by so much over an arm: the disk also reads what is no file's page."""
 
 
-def footprints(results: Results) -> Iterator[Block]:
+def footprints(results: Results) -> Iterator[str]:
     """Yield how many distinct pages each phase touches."""
-    yield Heading("What the loads touch")
+    yield heading("What the loads touch")
     rows = []
     for guest, phases in results.manifest.footprints.items():
         for phase, touched in phases.items():
@@ -43,22 +43,22 @@ def footprints(results: Results) -> Iterator[Block]:
     columns = (
         "Guest: phase", "Reads", "File", "Distinct pages", "Footprint", "Share of the file", "Reads of busiest tenth",
     )  # fmt: skip
-    yield Table("", columns, tuple(rows))
-    yield Paragraph(
+    yield table("", columns, rows)
+    yield paragraph(
         "The references are the same in every arm and repeat. Busiest tenth: the share of the reads that go to the "
         f"most-read tenth of the file. The guests share {format_size(results.specification.budget)}, which also "
         "holds their systems; loads contend when their footprints together are larger than what is left."
     )
 
 
-def disk(results: Results) -> Iterator[Block]:
+def disk(results: Results) -> Iterator[str]:
     """Yield the disk model: asked, reached, and what a miss cost."""
-    yield Heading("What a miss costs")
+    yield heading("What a miss costs")
     calibration, asked = results.disk, results.disk_ratio_asked
     if calibration is None:
-        yield Paragraph("The disk was not measured yet.")
+        yield paragraph("The disk was not measured yet.")
     elif not calibration.iops:
-        yield Paragraph(
+        yield paragraph(
             f"Disk model {calibration.model}: the data disks are not throttled. A cached read took "
             f"{words.latency(calibration.hit_s)} here, on all guests at once."
         )
@@ -66,7 +66,7 @@ def disk(results: Results) -> Iterator[Block]:
         hit = (
             "A page from the cache, with all that the programs do," if calibration.by == "programs" else "A cached read"
         )
-        yield Paragraph(
+        yield paragraph(
             f"Disk model {calibration.model}: a miss should take {asked:,.0f} times as long as a hit. {hit} "
             f"took {words.latency(calibration.hit_s)} here, on all guests at once, so every data disk is throttled to "
             f"{calibration.iops:,} operations per second. The ratio reached is measured in every run before its loads; "
@@ -93,10 +93,10 @@ def disk(results: Results) -> Iterator[Block]:
         )
     columns = ("Arm", "Ratio asked", "Ratio reached", "A hit", "A miss", "A disk request under load", "In hits")
     whose = " of reads" if by_programs else ""
-    yield Table(f"Service times of hits and misses{whose}", columns, tuple(rows))
+    yield table(f"Service times of hits and misses{whose}", columns, rows)
 
 
-def _programs(results: Results, calibration: DiskCalibration) -> Iterator[Block]:
+def _programs(results: Results, calibration: DiskCalibration) -> Iterator[str]:
     """Yield the ratio that each program's own command reached, warm and cold."""
     asked, rows = results.disk_ratio_asked, []
     for guest in results.specification.guests:
@@ -120,8 +120,8 @@ def _programs(results: Results, calibration: DiskCalibration) -> Iterator[Block]
                 )
             )
     columns = ("Guest: phase", "Ratio asked", "Ratio reached", "A hit", "A miss", "Pages by a miss", "Warm, cold")
-    yield Table("What a miss costs the programs, by runs of their own commands, once", columns, tuple(rows))
-    yield Paragraph(
+    yield table("What a miss costs the programs, by runs of their own commands, once", columns, rows)
+    yield paragraph(
         "A hit: time for each page that a program accessed with its files cached, its own work included. A miss: time "
         "for each request to the disk in a run with nothing cached, after what its hits took. A program that reads "
         "mapped files accesses no pages that are counted: its ratio is not known."
@@ -148,9 +148,9 @@ def _in_hits(run: RunResult) -> float | None:
     return request_s / statistics.fmean(hit_s) if hit_s and request_s is not None else None
 
 
-def witness(results: Results) -> Iterator[Block]:
+def witness(results: Results) -> Iterator[str]:
     """Yield the collector's page-ins beside the bytes that the disks say they read."""
-    yield Heading("Do the counts agree with the disk?")
+    yield heading("Do the counts agree with the disk?")
     rows, apart = [], []
     for arm in results.arms_counted:
         runs = results.counted(arm.name)
@@ -164,12 +164,12 @@ def witness(results: Results) -> Iterator[Block]:
     counted = "Page-ins counted where programs run, misses elsewhere" if programs else "Misses counted"
     columns = ("Arm, guest", counted, "Read from the disk", "Apart", "Events lost", "")
     caption = "Misses of the collectors beside what QEMU's disks read, all repeats"
-    yield Table(caption, columns, tuple(rows))
+    yield table(caption, columns, rows)
     if apart:
         names = "; ".join(apart)
-        yield Paragraph(f"More than {WITNESS_TOLERANCE * 100:g} % apart: {names}. Hits and misses there are doubtful.")
+        yield paragraph(f"More than {WITNESS_TOLERANCE * 100:g} % apart: {names}. Hits and misses there are doubtful.")
     elif any(row[-1] == AGREES for row in rows):
-        yield Paragraph(
+        yield paragraph(
             f"The disks are an independent witness: both agree within {WITNESS_TOLERANCE * 100:g} % wherever there is "
             "enough to tell."
         )

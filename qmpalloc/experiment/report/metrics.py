@@ -8,12 +8,12 @@ from qmpalloc.experiment.analysis.metrics import metric_verdicts
 from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.analysis.trials import total
 from qmpalloc.experiment.report import words
-from qmpalloc.experiment.report.document import Block, Heading, Table
+from qmpalloc.experiment.report.markdown import heading, table
 from qmpalloc.experiment.report.words import spread
 from qmpalloc.units import format_size
 
 
-def metrics_tables(results: Results) -> Iterator[Block]:
+def metrics_tables(results: Results) -> Iterator[str]:
     """Yield the metrics of all arms beside each other, and what the disks had to do for them."""
     if not results.metrics:
         return
@@ -27,8 +27,8 @@ def metrics_tables(results: Results) -> Iterator[Block]:
             said = spread([run.metric_values.get((guest, phase, metric.name)) for run in runs], words.figure)
             cells.append(said if ratio is None else f"{said}; ratio {ratio}")
         rows.append((f"{guest}: {phase}, {metric.name} ({metric.unit}, {metric.better} is better)", *cells))
-    yield Heading("What the guests came to")
-    yield Table("", ("Guest: phase, metric", *(arm.name for arm in results.arms)), tuple(rows))
+    yield heading("What the guests came to")
+    yield table("", ("Guest: phase, metric", *(arm.name for arm in results.arms)), rows)
     yield from _page_ins(results)
 
 
@@ -49,7 +49,7 @@ def metric_lines(results: Results) -> Iterator[str]:
             yield from metric_verdicts(arm.name, results.specification.reference, found, of_all)
 
 
-def _page_ins(results: Results) -> Iterator[Block]:
+def _page_ins(results: Results) -> Iterator[str]:
     rows = []
     for arm in results.arms_counted:
         for guest in results.specification.guests:
@@ -64,4 +64,4 @@ def _page_ins(results: Results) -> Iterator[Block]:
             rows.append((f"{arm.name}, {guest.name}", *each, read, apart))
     pages = ("By reads", "By faults of mapped files", "From swap", "Page-ins")
     columns = ("Arm, guest", *pages, "Read from the disks", "More or less than counted")
-    yield Table("What had to be read for that, all repeats", columns, tuple(rows))
+    yield table("What had to be read for that, all repeats", columns, rows)

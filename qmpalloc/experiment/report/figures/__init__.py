@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from qmpalloc.experiment.analysis.learnt import LearntCurve
 from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.report import words
-from qmpalloc.experiment.report.document import Picture
 from qmpalloc.experiment.report.figures import style
 from qmpalloc.experiment.report.figures.completion import completion_figure
 from qmpalloc.experiment.report.figures.course import course_figure, course_panels
@@ -18,11 +17,12 @@ from qmpalloc.experiment.report.figures.forest import forest_figure, forest_rows
 from qmpalloc.experiment.report.figures.hits import hits_figure
 from qmpalloc.experiment.report.figures.learnt import learnt_figure
 from qmpalloc.experiment.report.figures.memory import memory_figure
+from qmpalloc.experiment.report.markdown import picture
 
 
 def draw_all(
     results: Results, curves: tuple[LearntCurve, ...], place: Path, folder: str
-) -> tuple[tuple[Picture, ...], list[Path]]:
+) -> tuple[tuple[str, ...], list[Path]]:
     """Draw every figure there is something for.
 
     Args:
@@ -43,7 +43,7 @@ def draw_all(
     with style.style():
         for name, title, caption, figure in _figures(results, curves):
             files += style.save(figure, place / folder, name, f"{title}; {about}")
-            pictures.append(Picture(f"{folder}/{name}.svg", title, caption))
+            pictures.append(picture(f"{folder}/{name}.svg", title, caption))
     return tuple(pictures), files
 
 
