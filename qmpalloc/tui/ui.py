@@ -10,6 +10,8 @@ from qmpalloc.tui.order import ORDERS
 
 PAGE_ROWS = 8
 SEARCH_MAX_CHARS = 30
+HELP_MOST_LINES = 30
+"""The page of help can be scrolled by so many lines."""
 
 
 class Controls(Protocol):
@@ -46,7 +48,7 @@ class Ui:
         order: How the guests are sorted, one of `qmpalloc.tui.order.ORDERS`.
         search: Only guests are shown in whose name or state this is.
         searching: Keys are letters of the search.
-        help: The page that explains columns and keys is shown.
+        help: The page that explains columns and keys is shown, scrolled by `help_top` lines.
         confirming: The return to baseline waits for its second key.
         large_curve: The selected guest's curve gets the room of the guests' details.
         quitting: ``q`` was pressed.
@@ -61,6 +63,7 @@ class Ui:
     search: str = ""
     searching: bool = False
     help: bool = False
+    help_top: int = 0
     confirming: bool = False
     large_curve: bool = False
     quitting: bool = False
@@ -94,7 +97,7 @@ def press(key: str, ui: Ui, controls: Controls, *, guests: Sequence[str], may_co
         _search(key, ui)
     # 2. Keys of the view.
     elif key in ("?", "escape"):
-        ui.help = key == "?" and not ui.help
+        ui.help, ui.help_top = key == "?" and not ui.help, 0
     elif key == "c":
         ui.large_curve = not ui.large_curve
     elif key == "s":
@@ -128,6 +131,8 @@ def _search(key: str, ui: Ui) -> None:
 def _select(key: str, ui: Ui, guests: Sequence[str]) -> None:
     steps = {"up": -1, "k": -1, "down": 1, "j": 1, "page-up": -PAGE_ROWS, "page-down": PAGE_ROWS}
     steps |= {"home": -len(guests), "g": -len(guests), "end": len(guests), "G": len(guests)}
-    if key in steps and guests:
+    if key in steps and ui.help:
+        ui.help_top = min(max(ui.help_top + steps[key], 0), HELP_MOST_LINES)
+    elif key in steps and guests:
         at = guests.index(ui.selected) if ui.selected in guests else 0
         ui.selected = guests[min(max(at + steps[key], 0), len(guests) - 1)]

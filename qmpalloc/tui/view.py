@@ -74,7 +74,7 @@ def lines(dashboard: Dashboard, ui: Ui, now_t: float, width: int, height: int) -
     middle, scrolls = _guests(chosen, width, room, for_curve=_LARGE_CURVE_LEAST if large else 0)
     offered = keys(dashboard, ui, scrolls=scrolls, curve=of_curve is not None)
     if ui.help:
-        middle = explained.page(offered, width, room)
+        middle = explained.page(offered, width, room, ui.help_top)
     elif of_curve is not None:
         most = curve.LARGE_LINES if large else curve.MAX_LINES
         lines_left = min(room - len(middle) - LOG_LEAST_LINES, most)

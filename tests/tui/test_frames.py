@@ -10,7 +10,8 @@ from synthetic import Run, run
 
 from qmpalloc.events import ControlChanged, Ended, Faulted, SizeChanged, StateChanged
 from qmpalloc.model import GuestState
-from qmpalloc.tui import Dashboard, Ui, row
+from qmpalloc.tui import Dashboard, Ui, inside, row
+from qmpalloc.tui.help import INSIDE
 from qmpalloc.tui.order import ORDERS
 from qmpalloc.tui.palette import STATES
 
@@ -162,10 +163,20 @@ def test_every_column_and_key_is_explained(guests, same_as_snapshot):
     for size in ((80, 24), (160, 50)):
         frame = draw(dashboard, *size, ui=Ui(help=True, reloads=True))
         assert all(f"  {column.title} " in frame for column in row._COLUMNS)
+        lower = "".join(draw(dashboard, *size, ui=Ui(help=True, help_top=top)) for top in (8, 16, 30))
+        assert all(f"  {word} " in lower for word in INSIDE)
         explained = frame.split("─ keys ")[1]
         for key in ("q", "?", "p", "b", "↑↓", "c", "r", *(("s", "/") if (guests, size[0]) == (40, 80) else ())):
             assert re.search(rf"(?m)(^| )  {re.escape(key)}     ", explained)
         same_as_snapshot(f"help-{guests}-{size[0]}x{size[1]}", frame)
+
+
+def test_all_that_is_told_of_a_guests_inside_is_explained():
+    for options in ({"troubles": True}, {"curves": ("",) * 6}):
+        for guest in reduce(run(6, 60, **options)).guests.values():
+            told = " ".join(line.plain for line in inside.lines(guest) if "  " in line.plain)
+            for fact in told.split("  "):
+                assert fact.startswith(("! ", "hint", "no sample", *INSIDE)), fact
 
 
 def test_page_ins_have_a_column_for_each_kind_that_there_is():

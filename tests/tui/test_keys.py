@@ -15,7 +15,7 @@ from qmpalloc.tui.keys import Decoder
 from qmpalloc.tui.live import EventClock
 from qmpalloc.tui.order import ORDERS
 from qmpalloc.tui.terminal import Terminal, is_interactive
-from qmpalloc.tui.ui import Ui, press
+from qmpalloc.tui.ui import PAGE_ROWS, Ui, press
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,8 @@ def test_the_orders_come_in_turn_and_the_page_of_help_comes_and_goes():
     assert pressed("?")[0].help
     assert not pressed("?", "?")[0].help
     assert not pressed("?", "escape")[0].help
+    assert pressed("?", "down", "page-down", "up")[0].help_top == PAGE_ROWS
+    assert pressed("?", "end", "page-down", guests=0)[0].selected == ""
 
 
 def test_a_run_that_changes_nothing_and_a_replay_do_not_return_guests():
