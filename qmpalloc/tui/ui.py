@@ -95,16 +95,7 @@ def press(key: str, ui: Ui, controls: Controls, *, guests: Sequence[str], may_co
             controls.return_to_baseline()
     elif ui.searching:
         _search(key, ui)
-    # 2. Keys of the view.
-    elif key in ("?", "escape"):
-        ui.help, ui.help_top = key == "?" and not ui.help, 0
-    elif key == "c":
-        ui.large_curve = not ui.large_curve
-    elif key == "s":
-        ui.order = ORDERS[(ORDERS.index(ui.order) + 1) % len(ORDERS)]
-    elif key == "/":
-        ui.searching = True
-    # 3. Keys of the run.
+    # 2. Keys of the run.
     elif key == "q":
         ui.quitting = True
         controls.quit()
@@ -114,6 +105,20 @@ def press(key: str, ui: Ui, controls: Controls, *, guests: Sequence[str], may_co
         controls.reload()
     elif key == "b" and may_control and not ui.replay:
         ui.confirming = True
+    # 3. Keys of the view.
+    else:
+        _look(key, ui, guests)
+
+
+def _look(key: str, ui: Ui, guests: Sequence[str]) -> None:
+    if key in ("?", "escape"):
+        ui.help, ui.help_top = key == "?" and not ui.help, 0
+    elif key == "c":
+        ui.large_curve = not ui.large_curve
+    elif key == "s":
+        ui.order = ORDERS[(ORDERS.index(ui.order) + 1) % len(ORDERS)]
+    elif key == "/":
+        ui.searching = True
     else:
         _select(key, ui, guests)
 
