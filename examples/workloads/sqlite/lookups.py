@@ -1,10 +1,11 @@
-"""Looks up random rows of an SQLite file that is mapped into memory; brought into a guest by ``mmap.toml``.
+#!/usr/bin/env python3
+"""Looks up random rows of an SQLite file, by reads or mapped into memory.
 
 ::
 
-    python3 lookups.py make FILE MEGABYTES    make the file
-    python3 lookups.py warm FILE              read it once, so that it is cached
-    python3 lookups.py look FILE SEED         look rows up until ended, print how many a second
+    lookups.py make FILE MEGABYTES        make the file
+    lookups.py warm FILE                  read it once, so that it is cached
+    lookups.py look FILE read|mmap SEED   look rows up until ended, print how many a second
 """
 
 import random
@@ -38,10 +39,10 @@ def warm(file: str) -> None:
             pass
 
 
-def look(file: str, seed: str) -> None:
+def look(file: str, how: str, seed: str) -> None:
     """Look rows up and print how many a second."""
-    database = sqlite3.connect(file)
-    database.execute(f"PRAGMA mmap_size = {Path(file).stat().st_size}")
+    database = sqlite3.connect(f"file:{file}?immutable=1", uri=True)  # no lock and no look at the file for each
+    database.execute(f"PRAGMA mmap_size = {Path(file).stat().st_size if how == 'mmap' else 0}")
     database.execute("PRAGMA cache_size = -1000")  # KiB: all else is the kernel's page cache
     (count,) = database.execute("SELECT max(id) + 1 FROM rows").fetchone()
     choose = random.Random(seed)
@@ -57,5 +58,5 @@ if __name__ == "__main__":
     {
         "make": lambda: make(sys.argv[2], int(sys.argv[3])),
         "warm": lambda: warm(sys.argv[2]),
-        "look": lambda: look(sys.argv[2], sys.argv[3]),
+        "look": lambda: look(*sys.argv[2:5]),
     }[sys.argv[1]]()
