@@ -2,6 +2,6 @@
 # A database for each guest, by the guest's name: 350 and 150 MB, in order and without compression.
 set -eu
 for database in large:350000 small:150000; do
-    db_bench --db="/srv/${database%:*}" --benchmarks=fillrandom,compact --num="${database#*:}" --value_size=1000 \
+    db_bench --db="/srv/${database%:*}" --benchmarks=fillseq,compact --num="${database#*:}" --value_size=1000 \
         --compression_type=none --disable_wal
 done
