@@ -36,6 +36,7 @@ policy = "static"
         (["/usr/bin/work", "--unix", "/run/x.sock"], {"/run/x.sock": Disk.MEMORY}),
         (["wrk", "http://127.0.0.1:80/page", "a/b", "./c/d", "3/4"], {}),
         (["work", "/database"], {"/database": Disk.ROOT}),
+        (["sh", "-c", "cat /srv/a/* && work --of=/srv/a"], {"/srv/a": Disk.ROOT}),
     ],
 )
 def test_paths_are_told_from_other_words(words, found):

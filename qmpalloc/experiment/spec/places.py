@@ -46,7 +46,7 @@ class Place(Struct, frozen=True):
 def places(phase: ProgramPhase) -> tuple[Place, ...]:
     """Return the paths that the commands and variables of a phase name, each once."""
     words = [word for name in COMMANDS for word in getattr(phase, name)] + list(phase.environment.values())
-    named = dict.fromkeys(path for word in words for path in PATH.findall(word))
+    named = dict.fromkeys(path.rstrip("/") for word in words for path in PATH.findall(word))
     return tuple(Place(path, disk_of(path)) for path in named if not _is_below(path, PROGRAMS) and path != "/dev/null")
 
 
