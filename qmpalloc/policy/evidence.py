@@ -88,9 +88,12 @@ def returned_per_s(guest: GuestSnapshot) -> float:
 
 
 def spare_bytes(guest: GuestSnapshot) -> int:
-    """Return what the guest has free beyond what a kernel keeps free: taking that costs nothing."""
+    """Return what the guest would have free at its target beyond what a kernel keeps free: taking that costs nothing.
+
+    What it still has above its target is as good as gone: it comes from what is free now.
+    """
     free = guest.memory.free if guest.memory is not None else None
-    return max(0, (free or 0) - FREE_BYTES)
+    return max(0, (free or 0) - FREE_BYTES - max(0, guest.actual_bytes - guest.target_bytes))
 
 
 def losable_per_s(guest: GuestSnapshot) -> float:

@@ -2,9 +2,11 @@
 
 import pytest
 from made_up_guests import IDLE, STRAIGHT, guest, line, snapshot, targets
+from msgspec import structs
 
 from qmpalloc.idle import IdleMemory
 from qmpalloc.policy import load
+from qmpalloc.sample import Memory
 from qmpalloc.units import MIB, PAGE_BYTES
 
 WEAK = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",))
@@ -59,6 +61,13 @@ def test_a_load_without_a_curve_that_leaves_old_cache_alone_is_taken_at_its_word
     assert targets(decision)[0] < 500
     assert decision.guests[0].reason.startswith("loses")
     assert "by how long nothing has touched its memory" in decision.guests[0].reason
+
+
+@pytest.mark.parametrize(("on_its_way", "given"), [(0, 100), (60, 40), (160, 0)])
+def test_what_is_free_in_a_guest_that_is_on_its_way_to_a_smaller_size_is_not_given_twice(on_its_way, given):
+    reads = guest("idle", WEAK, rate=2_000, misses=5, idle=old(0), memory=Memory(free=132 * MIB))
+    reads = structs.replace(reads, actual_bytes=reads.target_bytes + on_its_way * MIB)
+    assert 500 - targets(decide(reads, guest("busy", STRAIGHT)))[0] == given
 
 
 def test_ages_of_a_load_that_has_just_begun_prove_nothing():
