@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from qmpalloc.errors import SampleError
 from qmpalloc.idle import IDLE_S, IdleMemory, idle_bytes, idle_memory
@@ -47,6 +48,12 @@ def test_a_sample_is_believed_less_a_standard_deviation_and_never_beyond_what_th
     found = idle_memory(sample(ages(mapped=oldest(100), file=oldest(10_000))))
     assert found.unread == (90 * EACH,) * 9
     assert found.read == (200 * MIB,) * 9
+
+
+@pytest.mark.parametrize(("lru", "reads_touch"), [("lru_gen", False), ("two_list", True), (None, True)])
+def test_reads_leave_no_trace_with_the_multi_generational_lru(lru, reads_touch):
+    told = structs.replace(sample(ages(file=oldest(100))), lru=lru)
+    assert idle_memory(told).reads_touch is reads_touch
 
 
 def test_a_single_frame_proves_nothing():

@@ -16,12 +16,12 @@ LONG = IDLE | {
 }
 
 
-def old(mib, *, seconds=256.0, of="unread", hot_pages=0):
+def old(mib, *, seconds=256.0, of="unread", **more):
     """So much memory that nothing has touched for so long, and none that is younger."""
     size = mib * MIB
     amounts = tuple(size if age <= seconds else 0 for age in SECONDS)
     kinds = {"read": (0,) * len(SECONDS), "unread": (0,) * len(SECONDS)} | {of: amounts}
-    return IdleMemory(seconds=SECONDS, hot_pages=hot_pages, **kinds)
+    return IdleMemory(seconds=SECONDS, **kinds, **more)
 
 
 def decide(*guests, carry=LONG):
@@ -61,6 +61,16 @@ def test_a_load_without_a_curve_that_leaves_old_cache_alone_is_taken_at_its_word
     assert targets(decision)[0] < 500
     assert decision.guests[0].reason.startswith("loses")
     assert "by how long nothing has touched its memory" in decision.guests[0].reason
+
+
+def test_where_reads_leave_no_trace_only_what_is_free_is_known_to_cost_nothing():
+    """Cache that is old is then no more than cache that has been there for long."""
+    reads = {"rate": 2_000, "misses": 5, "idle": old(250, of="read", reads_touch=False)}
+    busy = guest("busy", STRAIGHT)
+    assert targets(decide(guest("idle", WEAK, **reads), busy))[0] == 500
+    decision = decide(guest("idle", WEAK, **reads, memory=Memory(free=132 * MIB)), busy)
+    assert targets(decision)[0] == 400
+    assert "by what it has free" in decision.guests[0].reason
 
 
 @pytest.mark.parametrize(("on_its_way", "given"), [(0, 100), (60, 40), (160, 0)])
