@@ -69,9 +69,11 @@ def drawn(rows: Rows) -> str:
         for place, (_, _, ratios) in enumerate(rows):
             for number, arm in enumerate(arm for arm in ARMS if arm in ratios):
                 gain, at = ratios[arm], place - 0.12 + 0.24 * number
+                colour, marker = COLOURS[ARMS.index(arm)], MARKERS[ARMS.index(arm)]
                 if gain.low is not None and gain.high is not None:
-                    axes.plot([gain.low, gain.high], [at, at], color=COLOURS[ARMS.index(arm)], linewidth=1.6)
-                axes.plot(gain.value, at, MARKERS[ARMS.index(arm)], color=COLOURS[ARMS.index(arm)], markersize=5)
+                    axes.plot([gain.low, gain.high], [at, at], color=colour, linewidth=1.6)
+                face = "white" if gain.low is None else colour
+                axes.plot(gain.value, at, marker, color=colour, markerfacecolor=face, markersize=5)
         for arm in ARMS:
             if any(arm in ratios for _, _, ratios in rows):
                 axes.plot([], [], MARKERS[ARMS.index(arm)], color=COLOURS[ARMS.index(arm)], label=arm)
@@ -85,7 +87,7 @@ def drawn(rows: Rows) -> str:
         axes.set_xticks([tick for tick in TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
         axes.minorticks_off()
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("times as good as equal shares (static), 95 %")
+        axes.set_xlabel("times as good as equal shares (static); bars: 95 %; hollow: a single run")
         figure.legend(loc="outside lower right", ncols=2)
         content = io.StringIO()
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
