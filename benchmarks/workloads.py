@@ -99,17 +99,18 @@ def listed(rows: Rows, experiments: list[Results]) -> Iterator[str]:
     values: dict[tuple[str, str, str], list[float]] = {}
     for name, _, arm, guest, metric, unit, _, value, *_ in runs(experiments):
         values.setdefault((str(name), f"{guest}: {metric}, {unit}", str(arm)), []).append(float(str(value)))
-    yield "| workload | guest | static | paper | curve | paper, ratio | curve, ratio |"
-    yield "|---|---|---|---|---|---|---|"
+    arms = [arm for arm in reversed(ARMS) if any(arm in ratios for _, _, ratios in rows)]
+    yield f"| workload | guest | static | {' | '.join(arms)} | {' | '.join(f'{arm}, ratio' for arm in arms)} |"
+    yield "|" + "---|" * (3 + 2 * len(arms))
     for workload, guest, ratios in rows:
-        cells = [
-            ", ".join(
-                f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values.get((workload, guest, arm), [])
-            )
-            for arm in ("static", "paper", "curve")
-        ]
-        cells += [told(ratios.get(arm)) for arm in ("paper", "curve")]
+        cells = [shown(values.get((workload, guest, arm), [])) for arm in ("static", *arms)]
+        cells += [told(ratios.get(arm)) for arm in arms]
         yield f"| {workload} | {guest} | {' | '.join(cells)} |"
+
+
+def shown(values: list[float]) -> str:
+    """Return the values of an arm's repeats."""
+    return ", ".join(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values)
 
 
 def told(gain: Ratio | None) -> str:
