@@ -1,10 +1,10 @@
 """How long memory has not been touched: page frames picked at random, watched by the kernel's DAMON.
 
-DAMON tells at each step which of the frames it watches were accessed, through a page table or by ``read()``
-(Documentation/mm/damon/design.rst, ``paddr``). Every region it is given here is one page frame, one of every aligned
-block of frames, so there is nothing for it to merge or split: what it does is to look at a random sample of all memory.
-program.c keeps since when each has not been touched. The kernel's own reclaim loses nothing by it: DAMON leaves a mark
-at each page whose accessed bit it clears.
+DAMON tells at each step which of the frames it watches were accessed through a page table, and with the two-list page
+replacement by ``read()`` (Documentation/mm/damon/design.rst, ``paddr``; ``folio_mark_accessed()`` in mm/swap.c). Every
+region it is given here is one page frame, one of every aligned block of frames, so there is nothing for it to merge or
+split: what it does is to look at a random sample of all memory. program.c keeps since when each has not been touched.
+The kernel's own reclaim loses nothing by it: DAMON leaves a mark at each page whose accessed bit it clears.
 """
 
 from __future__ import annotations
