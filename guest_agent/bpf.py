@@ -10,6 +10,7 @@ _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 36
 # enum bpf_cmd and the layout of union bpf_attr and struct bpf_prog_info: include/uapi/linux/bpf.h, a stable interface.
 _MAP_LOOKUP_ELEM = 1
 _MAP_UPDATE_ELEM = 2
+_MAP_DELETE_ELEM = 3
 _OBJ_GET_INFO_BY_FD = 15
 _RECURSION_MISSES_OFFSET = 208
 _PROG_INFO_SIZE = 232
@@ -94,6 +95,48 @@ def set_element(map_fd: int, value: int) -> None:
     """
     key, content = ctypes.c_uint32(0), ctypes.c_uint64(value)
     _bpf(_MAP_UPDATE_ELEM, _ElementAttr(map_fd, ctypes.addressof(key), ctypes.addressof(content), 0))
+
+
+class Table:
+    """A hash map from 64-bit numbers to 64-bit numbers.
+
+    Args:
+        map_fd: Descriptor of the map.
+    """
+
+    def __init__(self, map_fd: int) -> None:
+        self._key, self._value = ctypes.c_uint64(0), ctypes.c_uint64(0)
+        key = ctypes.addressof(self._key)
+        self._attr = _ElementAttr(map_fd, key, ctypes.addressof(self._value), 0)
+        self._key_attr = _ElementAttr(map_fd, key, 0, 0)  # the kernel refuses a value where none is due
+
+    def read(self, key: int) -> int:
+        """Return the value of a key that is in it.
+
+        Raises:
+            OSError: The map cannot be read.
+        """
+        self._key.value = key
+        _bpf(_MAP_LOOKUP_ELEM, self._attr)
+        return self._value.value
+
+    def put(self, key: int) -> None:
+        """Put a key in, with the value 0.
+
+        Raises:
+            OSError: The map cannot be written.
+        """
+        self._key.value, self._value.value = key, 0
+        _bpf(_MAP_UPDATE_ELEM, self._attr)
+
+    def remove(self, key: int) -> None:
+        """Remove a key that is in it.
+
+        Raises:
+            OSError: The map cannot be written.
+        """
+        self._key.value = key
+        _bpf(_MAP_DELETE_ELEM, self._key_attr)
 
 
 def recursion_misses(program_fd: int) -> int:

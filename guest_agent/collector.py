@@ -198,7 +198,8 @@ def become_reader(
     ]
     programs = [function.fd for function in module.funcs.values()]
     counters = module[b"counts"].map_fd
-    sampled = [module[b"samples"].map_fd, module[b"sample_mask"].map_fd] if sampling else []
+    maps = (b"samples", b"sample_mask", b"dominant_pages") if sampling else ()
+    sampled = [module[name].map_fd for name in maps]
     aged = [module[b"ages"].map_fd] if ages_shift else []
     for fd in (*attachments, *programs, counters, *sampled, *aged):
         os.set_inheritable(fd, True)

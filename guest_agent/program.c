@@ -63,6 +63,11 @@ static __always_inline struct counts *this_cpu_counts(void)
 BPF_RINGBUF_OUTPUT(samples, 128);
 /* Which of a key's low bits must be 0 at the present rate: 2 ** (shift - 6) - 1. Written by reader.py. */
 BPF_ARRAY(sample_mask, u64, 1);
+/*
+ * Events of pages that are read so often that they would drown all others: counted here, exactly, instead of going to
+ * the ring. Which they are is chosen by sampler.py.
+ */
+BPF_HASH(dominant_pages, u64, u64, 64);
 
 /* The multipliers and shifts of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators"). */
 static __always_inline u64 mixed(u64 value)
@@ -104,11 +109,16 @@ static __always_inline void sample_block(struct counts *count, void *inode, u64 
 	u64 low = places_in_pairs(file, block);
 	int zero = 0;
 	u64 *mask = sample_mask.lookup(&zero);
-	u64 event;
+	u64 event, *apart;
 
 	if (!mask || low & *mask)
 		return;
 	event = ((mixed(file + block) & ~LOW_BITS) | low) << 4 | kind;
+	apart = dominant_pages.lookup(&event);
+	if (apart) {
+		__sync_fetch_and_add(apart, 1);
+		return;
+	}
 	if (samples.ringbuf_output(&event, sizeof(event), BPF_RB_NO_WAKEUP))
 		__sync_fetch_and_add(&count->samples_lost, 1);
 }

@@ -1,8 +1,8 @@
 """Stage two: reads the counters every interval and writes the file, until told to stop.
 
 It is started by `collector` through ``exec`` and inherits, by number, the descriptors of the counters, of all programs,
-of their attachments, of the lock and, if accesses are sampled, of the ring and of the map that holds the rate; if ages
-of memory are told, of their map.
+of their attachments, of the lock and, if accesses are sampled, of the ring and of the maps that hold the rate and the
+dominant pages; if ages of memory are told, of their map.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def main(arguments: list[str]) -> int:
     try:
         sampler = None
         if sample_fds:
-            ring_fd, mask_fd = map(int, sample_fds.split(","))
-            sampler = Sampler(directory, series, SLOTS, Ring.of_map(ring_fd), mask_fd)
+            ring_fd, mask_fd, apart_fd = map(int, sample_fds.split(","))
+            sampler = Sampler(directory, series, SLOTS, Ring.of_map(ring_fd), mask_fd, bpf.Table(apart_fd))
         ages = Ages(*map(int, aged.split(","))) if aged else None
         programs = [int(fd) for fd in program_fds.split(",")]
         run(file, series, int(counters_fd), programs, set(_names(counted)), sampler, ages)

@@ -6,7 +6,7 @@ from array import array
 
 from guest_agent import bpf
 from guest_agent.counters_file import CountersFile, Series
-from guest_agent.samples import NAME, Batches, Rate, Ring, excluded
+from guest_agent.samples import NAME, Batches, CountsApart, Dominant, Rate, Ring, excluded
 
 _ROUNDS = 3
 _ACCESSES = ("accesses_read", "accesses_splice", "faults")
@@ -22,30 +22,35 @@ class Sampler:
         slots: Names of the counters, in the order in which `read` will return them.
         ring: Where the events come from.
         mask_fd: Descriptor of the map that holds the rate.
+        apart: Where events of dominant pages are counted.
     """
 
-    def __init__(self, directory: str, series: Series, slots: tuple[str, ...], ring: Ring, mask_fd: int) -> None:
+    def __init__(
+        self, directory: str, series: Series, slots: tuple[str, ...], ring: Ring, mask_fd: int, apart: CountsApart
+    ) -> None:
         self._file = CountersFile(directory, NAME)
         self._batches = Batches(series.boot_id, series.start_id)
         self._interval_s = series.interval_ms / 1000
         self._accesses = [slots.index(name) for name in _ACCESSES]
         self._lost = slots.index("samples_lost")
         self._ring, self._mask_fd = ring, mask_fd
-        self._rate = Rate()
+        self._rate, self._dominant = Rate(), Dominant(apart)
         self._lost_before = 0
 
     def step(self, counters: bpf.PerCpuCounters) -> list[int]:
         """Write the file of this interval; return the counters that it was written with.
 
         Raises:
-            OSError: The counters cannot be read, or the rate cannot be set.
+            OSError: The counters cannot be read, or the rate or what is dominant cannot be set.
         """
-        events, values = self._collect(counters)
+        everything, values = self._collect(counters)
+        events = self._dominant.leave_out(everything)
         accesses, lost = sum(values[slot] for slot in self._accesses), values[self._lost]
         content = self._batches.add(events, accesses, lost, self._rate.shift)
         self._replace(content)
-        arrived = len(events) + lost - self._lost_before
-        self._lost_before = lost
+        # What was lost had as many events of dominant pages as what was not.
+        lost_more, self._lost_before = lost - self._lost_before, lost
+        arrived = len(events) + lost_more * (len(events) + 1) / (len(everything) + 1)
         if self._rate.adapt(arrived / self._interval_s):
             bpf.set_element(self._mask_fd, excluded(self._rate.shift))
         return values

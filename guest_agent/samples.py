@@ -8,6 +8,8 @@ from __future__ import annotations
 import mmap
 import struct
 from array import array
+from collections import Counter
+from typing import Protocol
 
 NAME = "samples.bin"
 MAGIC = b"QMPSAMP1"
@@ -20,6 +22,9 @@ KEPT_INTERVALS = 3
 
 PER_S_MAX = 2_000
 """Events per second above which the rate is lowered. It rises again once twice as many would be well below."""
+
+DOMINANT_TIMES, DOMINANT_PAGES = 32, 64
+"""A page is dominant with so many times the events that half of the pages have. So many are counted apart at most."""
 
 _CALM_INTERVALS = 30
 _HEADER = struct.Struct("<8s16s8sQQQB3xI")
@@ -74,6 +79,57 @@ class Ring:
         numbers = array("Q", records.cast("Q")[1::2].tobytes())
         self._consumer[0] = position + len(records)
         return numbers
+
+
+class CountsApart(Protocol):
+    """Where the kernel counts events instead of shipping them, by their numbers: `guest_agent.bpf.Table`."""
+
+    def read(self, key: int, /) -> int:
+        """Return how many there were."""
+
+    def put(self, key: int, /) -> None:
+        """Count such an event from now on."""
+
+    def remove(self, key: int, /) -> None:
+        """Count it no longer."""
+
+
+class Dominant:
+    """Pages with far more accesses than others, which are no part of the sample.
+
+    A page that is read all the time hits at any size, and says nothing of the other pages. Its accesses are among those
+    counted exactly, as are those of such pages that are not watched; in the sample it would drown the others.
+
+    Args:
+        apart: Where they are counted.
+    """
+
+    def __init__(self, apart: CountsApart) -> None:
+        self._apart = apart
+        self._counts: dict[int, int] = {}
+
+    def leave_out(self, events: array[int]) -> array[int]:
+        """Return the events of an interval without those of dominant pages.
+
+        Raises:
+            OSError: The kernel cannot be told which they are.
+        """
+        lately = {event: self._apart.read(event) for event in self._counts}
+        numbers = Counter(events)
+        for event, count in lately.items():
+            numbers[event] += count - self._counts[event]
+        self._counts = lately
+        usual = sorted(numbers.values())[len(numbers) // 2] if numbers else 0
+        bound = DOMINANT_TIMES * max(1, usual)
+        for event in [event for event in lately if numbers[event] <= bound / 2]:
+            self._apart.remove(event)
+            del self._counts[event]
+        new = {event for event, count in numbers.items() if count > bound and event not in lately}
+        for event in sorted(new, key=numbers.__getitem__, reverse=True)[: DOMINANT_PAGES - len(self._counts)]:
+            self._apart.put(event)
+            self._counts[event] = 0
+        out = new.union(lately)
+        return array("Q", [event for event in events if event not in out]) if out else events
 
 
 class Rate:

@@ -1,5 +1,6 @@
 """Samples in the guest: out of the ring, into the file, at a bounded rate; the host's own code reads them back."""
 
+import ctypes
 import mmap
 import struct
 from array import array
@@ -14,12 +15,15 @@ from guest_agent.counters_file import Series
 from guest_agent.reader import SLOTS
 from guest_agent.sampler import Sampler
 from guest_agent.samples import (
+    DOMINANT_PAGES,
+    DOMINANT_TIMES,
     EVENTS_MAX,
     KEPT_INTERVALS,
     PER_S_MAX,
     SHIFT_MAX,
     SHIFT_MIN,
     Batches,
+    Dominant,
     Rate,
     Ring,
     excluded,
@@ -102,6 +106,70 @@ def test_the_rate_has_an_end():
     rate.adapt(1e12)
     assert rate.shift == SHIFT_MAX
     assert not rate.adapt(1e12)
+
+
+class Apart(dict):
+    """The kernel's table of pages counted apart."""
+
+    read = dict.__getitem__
+
+    def put(self, key):
+        self[key] = 0
+
+    def remove(self, key):
+        del self[key]
+
+    def pass_on(self, events):
+        """Count what is counted apart; return the other events."""
+        for event in events:
+            if event in self:
+                self[event] += 1
+        return array("Q", [event for event in events if event not in self])
+
+
+def test_a_dominant_page_is_left_out_at_once_and_counted_apart_exactly_until_it_is_one_no_longer():
+    apart, others = Apart(), list(range(16, 16 * 200, 16))
+    dominant = Dominant(apart)
+    for times in (1_000, 500, 40, DOMINANT_TIMES // 2 + 1):
+        assert list(dominant.leave_out(apart.pass_on([*others, *[7 << 20] * times]))) == others
+    assert apart == {7 << 20: 540 + DOMINANT_TIMES // 2 + 1}
+    assert list(dominant.leave_out(apart.pass_on([*others, 7 << 20]))) == others
+    assert apart == {}
+    assert 7 << 20 in dominant.leave_out(apart.pass_on([*others, 7 << 20]))
+
+
+def test_the_kernel_is_asked_for_an_event_by_its_number(monkeypatch):
+    asked = []
+
+    def answer(command, attr):
+        key = ctypes.c_uint64.from_address(attr.key)
+        asked.append((command, attr.map_fd, key.value, bool(attr.value), attr.flags))
+        if command == bpf._MAP_LOOKUP_ELEM:
+            ctypes.c_uint64.from_address(attr.value).value = 42
+
+    monkeypatch.setattr(bpf, "_bpf", answer)
+    table = bpf.Table(5)
+    table.put(2**63)
+    assert table.read(2**63) == 42
+    table.remove(2**63)
+    # Where the kernel expects no value it refuses one.
+    assert asked == [(2, 5, 2**63, True, 0), (1, 5, 2**63, True, 0), (3, 5, 2**63, False, 0)]
+
+
+def test_where_all_pages_are_as_hot_none_is_dominant():
+    apart = Apart()
+    assert len(Dominant(apart).leave_out(array("Q", list(range(16)) * 1_000))) == 16_000
+    assert apart == {}
+
+
+def test_no_more_pages_are_counted_apart_than_the_table_holds_and_an_idle_guest_has_none():
+    apart = Apart()
+    dominant = Dominant(apart)
+    hot, others = list(range(100)) * 100, list(range(1_000, 1_200))
+    assert list(dominant.leave_out(array("Q", hot + others))) == others
+    assert len(apart) == DOMINANT_PAGES
+    assert not dominant.leave_out(array("Q"))
+    assert apart == {}
 
 
 def keys(*numbers):
@@ -215,7 +283,7 @@ def sampler(tmp_path, monkeypatch):
     monkeypatch.setattr(bpf, "set_element", lambda fd, value: masks.append((fd, value)))
     series = Series(START, 10)  # 32 events are more than 2,000 a second
     series.boot_id = BOOT
-    sampler = Sampler(str(tmp_path), series, SLOTS, fake.ring, 9)
+    sampler = Sampler(str(tmp_path), series, SLOTS, fake.ring, 9, Apart())
     counters = Counters(fake)
     yield sampler, counters, masks, tmp_path / "samples.bin"
     sampler.remove()
@@ -242,6 +310,17 @@ def test_a_flood_is_counted_and_lowers_the_rate(sampler):
     assert masks == [(9, 0b11)]
     sampler.step(counters)
     assert host.unpack(file.read_bytes()).shift == 8
+
+
+def test_a_dominant_page_lowers_no_rate_not_even_by_what_is_lost(sampler, monkeypatch):
+    sampler, counters, masks, file = sampler
+    monkeypatch.setattr("guest_agent.samples.DOMINANT_TIMES", 4)
+    for key in (1, 2, 3, *[7] * 397):
+        counters.access(key)
+    sampler.step(counters)
+    batch = host.unpack(file.read_bytes())
+    assert (batch.accessed().tolist(), batch.lost, batch.accesses) == ([1, 2, 3], 368, 400)
+    assert masks == [(9, 0b11)]  # 3 of 32, and so some 45 of 400, were of others: 4,500 a second
 
 
 def test_a_full_tmpfs_costs_the_samples_only(sampler, monkeypatch):

@@ -442,6 +442,7 @@ def test_what_stage_one_passes_on_stage_two_understands(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "execv", execv)
     monkeypatch.setattr(os, "set_inheritable", lambda *_: None)
     monkeypatch.setattr(reader.Ring, "of_map", lambda fd: fd)
+    monkeypatch.setattr(reader.bpf, "Table", lambda fd: fd)
     monkeypatch.setattr(reader, "Sampler", lambda *arguments: arguments)
     monkeypatch.setattr(collector, "open_mapped_files", lambda _: [])
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -459,7 +460,7 @@ def test_what_stage_one_passes_on_stage_two_understands(tmp_path, monkeypatch):
             collector.become_reader(Module(), tmp_path, series, {"accesses", "evictions"}, missing, sampling=sampling)
         file, passed, counters_fd, program_fds, counted, sampler, aged = seen.pop()
         assert aged is None
-        assert sampler == ((str(tmp_path), passed, SLOTS, 8, 8) if sampling else None)
+        assert sampler == ((str(tmp_path), passed, SLOTS, 8, 8, 8) if sampling else None)
         assert file.path == str(tmp_path / "counters.json")
         assert (passed.start_id, passed.interval_ms, passed.sequence) == ("00112233aabbccdd", 500, 4)
         assert (passed.missing_hooks, counters_fd, program_fds, counted) == (
