@@ -25,6 +25,7 @@ class ReuseDistances(Estimator):
     Attributes:
         last: Time of the last access by page number, in accesses; -1 for pages not seen.
         clock: Accesses so far.
+        latest: Distances of the accesses that were observed last.
     """
 
     name = "shards"
@@ -38,6 +39,7 @@ class ReuseDistances(Estimator):
         super().__init__(reach + 1)
         self.last = np.full(1024, -1, dtype=np.int64)
         self.clock = 0
+        self.latest = np.empty(0, dtype=np.int64)
         self._times = np.empty(0, dtype=np.int64)
 
     @property
@@ -86,7 +88,7 @@ class ReuseDistances(Estimator):
         self._times = np.sort(last[last >= 0])
 
     def _count(self, ids: Ids) -> NDArray[np.int64]:
-        distances = self.distances(ids)
+        distances = self.latest = self.distances(ids)
         near = distances[(distances >= 0) & (distances < len(self._counts))]
         return np.bincount(near, minlength=len(self._counts))
 

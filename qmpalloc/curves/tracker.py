@@ -13,6 +13,7 @@ from qmpalloc.curves.estimator import Estimator, Ratios, Sizes
 from qmpalloc.curves.keys import Ids, KeyTable, in_sample
 from qmpalloc.curves.mapping import SizeMapping
 from qmpalloc.curves.measurement import Measurement, anchored
+from qmpalloc.curves.noise import Noise
 from qmpalloc.curves.reuse import ReuseDistances, ReuseTimes
 from qmpalloc.curves.samples import BLOCK_SHIFT, SHIFT_MAX, Window
 from qmpalloc.curves.simulation import Simulations
@@ -61,10 +62,11 @@ class CurveTracker:
         self._keys = KeyTable(max(1024, 2 * reach))
         self.lru = ReuseDistances(max(64, math.ceil(1.1 * reach)))
         self.estimator: Estimator = self.lru
+        sizes = np.linspace(math.sqrt(min(smallest, largest / 2)), math.sqrt(largest), TUNING.sampling.sizes) ** 2
+        self._noise = Noise(sizes)
         if self._policy == ReuseTimes.name:
             self.estimator = ReuseTimes()
         elif self._policy is not None:
-            sizes = np.linspace(math.sqrt(min(smallest, largest / 2)), math.sqrt(largest), TUNING.sampling.sizes) ** 2
             self.estimator = Simulations(self._policy, sizes, self.lru, scale=scale)
         self._estimators = (self.lru,) if self.estimator is self.lru else (self.lru, self.estimator)
         self._confidence = Confidence(self.lru, self._keys.limit)
@@ -96,6 +98,8 @@ class CurveTracker:
         for estimator in self._estimators:
             estimator.forget(kept)
             estimator.observe(ids, expected)
+        self._noise.forget(kept)
+        self._noise.observe(keys, self.shift, self.lru.latest, expected, self._confidence.half_life)
         if self._confidence.observe(len(ids), window.events, window.lost):
             self._forget_most()
         if self._keys.full:
@@ -128,11 +132,11 @@ class CurveTracker:
         self._measurement.steady_accesses += accesses
         self._compare(accesses, counted, cached_pages)
         self._watch(self._newcomers, 1.0)
-        half_life = self._confidence.half_life * 2.0**self.shift
-        if not self._measurement.take(accesses, counted, cached_pages, half_life / 2):
+        if not self._measurement.take(accesses, counted, cached_pages, self.half_life / 2):
             self._gap.forget()
             self._gap.begin_window(self.lru.clock)
             return
+        self._noise.measure(accesses, counted, cached_pages, self.half_life)
         here = float(self.miss_ratios(np.array([self._measurement.cached]))[0])
         self._gap.observe(misses - here * accesses, accesses)
         self._watch(self._gap, 2.0**self.shift)
@@ -145,6 +149,7 @@ class CurveTracker:
         self._renumber(self._keys.thin(shift))
         for estimator in self._estimators:
             estimator.coarsen(halvings)
+        self._noise.coarsen(halvings)
         self._confidence.coarsen(halvings)
 
     # --- output -----------------------------------------------------------------------------------------------------
@@ -153,6 +158,11 @@ class CurveTracker:
     def measured(self) -> float | None:
         """Miss ratio measured lately at the present size; None with too few accesses."""
         return self._measurement.ratio
+
+    @property
+    def half_life(self) -> float:
+        """Accesses of the guest after which what was learnt counts half."""
+        return self._confidence.half_life * 2.0**self.shift
 
     def miss_ratios(self, cache_pages: Sizes) -> Ratios:
         """Return the miss ratio for each number of real pages of cache, as estimated, not anchored."""
@@ -186,7 +196,7 @@ class CurveTracker:
             miss_ratio=tuple(np.round(ratios[points], 5).tolist()),
             weak=(*suspicious, *unsure),
             suspect=bool(suspicious),
-            noise=round(1.0 / math.sqrt(max(1.0, self.lru.sampled)), 5),
+            noise=round(self._noise.by_share(None if measured is None else cached / 2.0**self.shift), 5),
             cached_bytes=round(cached * PAGE_BYTES),
             measured=None if measured is None else round(measured, 5),
             contradicted=round(contradicted, 5),
@@ -278,6 +288,8 @@ class CurveTracker:
     def _forget_most(self) -> None:
         for estimator in self._estimators:
             estimator.forget(TUNING.tracking.left_after_change)
+        self._noise.forget(TUNING.tracking.left_after_change)
+        self._noise.begin()
 
     def _compare(self, accesses: int, misses: int, cached_pages: float) -> None:
         """Compare what is measured with a cache that was empty when the load changed."""

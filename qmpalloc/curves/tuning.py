@@ -70,6 +70,15 @@ class Trust(Struct, frozen=True):
     refused_intervals: int = 10  # for which a refused batch is remembered
 
 
+class Noise(Struct, frozen=True):
+    """How it is told how far a curve may be off by chance."""
+
+    groups: int = 16  # of pages; with more each has too few
+    windows: int = 48  # of time: twelve half-lives
+    known_least: float = 0.5  # of a mean's variance, by how many windows there are; with fewer it is guesswork
+    most: float = 0.8  # of the misses, whose sizes one figure must do for
+
+
 class Change(Struct, frozen=True):
     """When a load is taken for another one."""
 
@@ -135,6 +144,7 @@ class Tuning(Struct):
     sampling: Sampling = Sampling()
     tracking: Tracking = Tracking()
     trust: Trust = Trust()
+    noise: Noise = Noise()
     change: Change = Change()
     staleness: Staleness = Staleness()
     disks: Disks = Disks()
