@@ -99,7 +99,7 @@ class CurveTracker:
             estimator.forget(kept)
             estimator.observe(ids, expected)
         self._noise.forget(kept)
-        self._noise.observe(keys, self.shift, self.lru.latest, expected, self._confidence.half_life)
+        self._noise.observe(keys, self.shift, self.lru.latest, expected)
         if self._confidence.observe(len(ids), window.events, window.lost):
             self._forget_most()
         if self._keys.full:

@@ -74,9 +74,9 @@ class Noise(Struct, frozen=True):
     """How it is told how far a curve may be off by chance."""
 
     groups: int = 16  # of pages; with more each has too few
-    windows: int = 48  # of time: twelve half-lives
+    windows: int = 48  # of what is measured: twelve half-lives
     known_least: float = 0.5  # of a mean's variance, by how many windows there are; with fewer it is guesswork
-    most: float = 0.8  # of the misses, whose sizes one figure must do for
+    most: float = 0.9  # of the misses, whose sizes one figure must do for
 
 
 class Change(Struct, frozen=True):
