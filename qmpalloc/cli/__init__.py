@@ -37,6 +37,7 @@ COMMANDS = {
     "image": Entry("qmpalloc.cli.image:image", "Build and list images of the reference guest."),
     "vm": Entry("qmpalloc.cli.vm:vm", "Start, list and stop guests of a configuration."),
     "guest": Entry("qmpalloc.cli.guest:guest", "Bring the collector into guests, or take it out."),
+    "init": Entry("qmpalloc.cli.init:init", "Write a configuration for the QEMUs that run here."),
     "doctor": Entry("qmpalloc.cli.doctor:doctor", "Check this host and the guests of a configuration."),
     "watch": Entry("qmpalloc.cli.watch:watch", "Show guests and change nothing."),
     "run": Entry("qmpalloc.cli.run:run", "Share memory among guests by a policy."),

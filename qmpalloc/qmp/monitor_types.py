@@ -96,11 +96,15 @@ class BalloonStats(Struct, frozen=True, kw_only=True):
     Attributes:
         last_update: Host Unix time of the report in seconds; None when the guest never reported. QEMU asks again only
             after the guest has answered, so a guest that stops answering freezes these numbers without an error.
+        total_bytes: RAM that the guest has.
+        available_bytes: What its programs could have without swapping.
         oom_kills: Since the guest's boot. This and what follows only with QEMU 9.2 and Linux 6.12, or newer.
         alloc_stalls: Allocations that had to wait for reclaim, since the guest's boot.
     """
 
     last_update: int | None = None
+    total_bytes: int | None = None
+    available_bytes: int | None = None
     oom_kills: int | None = None
     alloc_stalls: int | None = None
 
@@ -126,7 +130,12 @@ class GuestStats(Struct, frozen=True, kw_only=True, rename={"last_update": "last
         return BalloonStats(last_update=self.last_update or None, **known)
 
 
-STAT_KEYS = {"oom_kills": "stat-oom-kills", "alloc_stalls": "stat-alloc-stalls"}
+STAT_KEYS = {
+    "total_bytes": "stat-total-memory",
+    "available_bytes": "stat-available-memory",
+    "oom_kills": "stat-oom-kills",
+    "alloc_stalls": "stat-alloc-stalls",
+}
 
 
 class BlockStats(Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qmpalloc.events import Commanded, Decided, Ended, Sampled
+from qmpalloc.host.qemus import find_qemus
 from qmpalloc.record import read_record
 
 pytestmark = pytest.mark.long
@@ -64,6 +65,15 @@ def wait_until_observed(place, shell, timeout_s=400):
             return
         assert time.monotonic() < deadline_s, result.stdout + result.stderr
         time.sleep(2)
+
+
+def test_init_writes_a_configuration_that_doctor_accepts(directory):
+    (pid,) = [qemu.pid for qemu in find_qemus() if directory in qemu.directories and "unix:web.qmp" in str(qemu.argv)]
+    result = qmpalloc(directory, "init", str(pid), "-o", "found.toml")
+    assert result.returncode == 0, result.stderr
+    print((directory / "found.toml").read_text())
+    result = qmpalloc(directory, "doctor", "found.toml")
+    assert result.returncode == 0, result.stdout
 
 
 def test_plan(directory):

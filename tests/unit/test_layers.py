@@ -21,7 +21,7 @@ LAYERS = [
     {"control"},
     {"record", "summary"},
     {"status"},
-    {"experiment", "tui", "doctor"},
+    {"experiment", "tui", "doctor", "proposal"},
     {"sim"},
     {"sweep", "testing"},
     {"cli"},
@@ -70,6 +70,7 @@ PURE = [
     *("experiment/spec", "experiment/store", "experiment/analysis", "experiment/report"),
     *("experiment/run/generator", "experiment/run/traces.py"),
     *("status/feed.py", "status/protocol.py"),
+    *("proposal/seen.py", "proposal/sizes.py", "proposal/document.py"),
     *(f"control/{name}.py" for name in ("memory", "size", "danger", "samples", "guest", "snapshot", "roster")),
 ]
 ROOT = Path(qmpalloc.__file__).parent
