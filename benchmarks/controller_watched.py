@@ -1,6 +1,7 @@
 """Do ten dashboards that look on change the controller's times by less than 10 %? Paired, as with a hung guest.
 
-    python benchmarks/controller_watched.py [--guests 16] [--clients 10] [--readers] [--pairs 10] [--seconds 20]
+    python benchmarks/controller_watched.py [--guests 16] [--clients 10] [--readers | --scrape] [--pairs 10]
+        [--seconds 20]
 
 One controller runs all the time and serves its status. In a period of kind B so many ``qmpalloc top`` look on, each a
 process that paints on a terminal of 160x50 of its own; in one of kind A nobody does. They take turns, and all is
@@ -9,7 +10,8 @@ to neither kind.
 
 Dashboards give way to control by their priority (``nice``), which counts for nothing where all of this is started with
 ``chrt -i 0``, and takes the CPU that the host has not. With ``--readers`` the clients are one process that only reads:
-what is seen then is what serving them costs.
+what is seen then is what serving them costs. With ``--scrape`` they are one Prometheus, as it were, that asks for the
+metrics once a second; how long it waits for them is told as well.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ import sys
 import tempfile
 import termios
 import threading
+import time
+import urllib.request
+from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import click
@@ -39,6 +45,7 @@ from controller_hung import Period, Watch, conduct, report
 from qmpalloc import Controller, RecordWriter, load_policy
 from qmpalloc import config as configuration
 from qmpalloc.control.lock import hold_lock
+from qmpalloc.metrics.exporter import Exporter, listen
 from qmpalloc.status.feed import Feed
 from qmpalloc.status.place import REQUESTS, STATUS, listening, socket_path
 from qmpalloc.status.server import Server
@@ -97,34 +104,43 @@ def read(paths: list[str]) -> None:
                 raise RuntimeError("the controller has dropped a reader")
 
 
-class Readers:
-    """One process that reads as so many clients, while it is set."""
+def scrape(port: int, waits: Connection) -> None:
+    """Ask for the metrics once a second, until killed, and tell how long each answer took, in seconds."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while True:
+        began = time.monotonic()
+        with opener.open(f"http://127.0.0.1:{port}/metrics") as reply:
+            reply.read()
+        waits.send(time.monotonic() - began)
+        time.sleep(max(0.0, began + 1.0 - time.monotonic()))
 
-    def __init__(self, file: Path, count: int) -> None:
-        self._file = file
-        self._count = count
+
+class Lookers:
+    """One process that does what a function does, while it is set."""
+
+    def __init__(self, function: Callable[..., None], *arguments: object) -> None:
+        self._make = partial(multiprocessing.Process, target=function, args=arguments, daemon=True)
         self._process: multiprocessing.Process | None = None
         self.cpu_s = 0.0
 
     def set(self) -> None:
         """Start it."""
         if self._process is None:
-            path = str(socket_path(str(self._file), configuration.default_run_dir(), STATUS))
-            self._process = multiprocessing.Process(target=read, args=([path] * self._count,), daemon=True)
+            self._process = self._make()
             self._process.start()
 
     def clear(self) -> None:
         """End it."""
         if self._process is not None:
             if not self._process.is_alive():
-                raise RuntimeError("the readers have ended by themselves")
+                raise RuntimeError("who looked on has ended by itself")
             self._process.kill()
             self._process.join()
             self._process = None
 
 
-def measure(count: int, clients: int, pairs: int, seconds: float, *, readers: bool) -> tuple[list[Period], float]:
-    """Return the periods of a run among so many guests, and the CPU seconds of all dashboards."""
+def measure(count: int, clients: int, pairs: int, seconds: float, kind: str) -> tuple[list[Period], float, list[float]]:
+    """Return the periods of a run among so many guests, the CPU seconds of all dashboards, and the waits of scrapes."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         directory = Path(name)
         os.environ["XDG_RUNTIME_DIR"] = name
@@ -142,7 +158,14 @@ def measure(count: int, clients: int, pairs: int, seconds: float, *, readers: bo
             for kind in (STATUS, REQUESTS)
         ]
         watch, feed = Watch(), Feed()
-        dashboards = Readers(file, clients) if readers else Dashboards(file, clients)
+        (listener,) = trio.run(listen, "127.0.0.1", 0)
+        waits, theirs = multiprocessing.Pipe(duplex=False)
+        status = str(socket_path(str(file), configuration.default_run_dir(), STATUS))
+        dashboards = {
+            "dashboards": lambda: Dashboards(file, clients),
+            "readers": lambda: Lookers(read, [status] * clients),
+            "scrapes": lambda: Lookers(scrape, listener.socket.getsockname()[1], theirs),
+        }[kind]()
         stack.callback(dashboards.clear)
         record = stack.enter_context(RecordWriter(directory / "record.jsonl"))
         policy = load_policy(loaded.policy, loaded.policy_settings)
@@ -151,35 +174,46 @@ def measure(count: int, clients: int, pairs: int, seconds: float, *, readers: bo
         async def run() -> list[Period]:
             async with trio.open_nursery() as nursery:
                 await nursery.start(partial(Server(feed, controller).run, *sockets))
+                nursery.start_soon(Exporter(feed, controller.tell).serve, [listener])
                 periods = await conduct(controller, watch, dashboards, pairs, seconds, SETTLE_S)
                 nursery.cancel_scope.cancel()
             return periods
 
-        return trio.run(run), dashboards.cpu_s
+        periods = trio.run(run)
+        told = []
+        while waits.poll():
+            told.append(waits.recv())
+        return periods, dashboards.cpu_s, told
 
 
 @click.command()
 @click.option("--guests", default=16, show_default=True)
 @click.option("--clients", default=10, show_default=True, help="Dashboards.")
-@click.option("--readers", is_flag=True, help="They only read, all in one process.")
+@click.option("--readers", "kind", flag_value="readers", help="They only read, all in one process.")
+@click.option("--scrape", "kind", flag_value="scrapes", help="Instead, one process asks for metrics once a second.")
 @click.option("--pairs", default=10, show_default=True, help="Pairs of periods.")
 @click.option("--seconds", default=20.0, show_default=True, help="Of each period, after it has settled.")
 @click.option("--record", type=click.Path(path_type=Path), help="Keep all times, as JSON.")
-def main(guests: int, clients: int, readers: bool, pairs: int, seconds: float, record: Path | None) -> None:
+def main(guests: int, clients: int, kind: str | None, pairs: int, seconds: float, record: Path | None) -> None:
     """Measure and print."""
-    periods, cpu_s = measure(guests, clients, pairs, seconds, readers=readers)
+    kind = kind or "dashboards"
+    periods, cpu_s, waits = measure(guests, clients, pairs, seconds, kind)
     if record is not None:
         record.write_bytes(msgspec.json.encode(periods))
-    alone, watched = ([period for period in periods if period.hung is kind] for kind in (False, True))
+    alone, watched = ([period for period in periods if period.hung is looked_on] for looked_on in (False, True))
     cycles = sum(len(period.cycles_ms) for period in alone)
-    who = "readers" if readers else "dashboards"
-    click.echo(f"{guests} guests, {clients} {who}, {pairs} pairs of {seconds:g} s: {cycles} decisions of a kind")
-    shares = [sum(period.cpu_s for period in kind) / (pairs * seconds) for kind in (alone, watched)]
+    who = "a scrape a second" if kind == "scrapes" else f"{clients} {kind}"
+    click.echo(f"{guests} guests, {who}, {pairs} pairs of {seconds:g} s: {cycles} decisions of a kind")
+    shares = [sum(period.cpu_s for period in each) / (pairs * seconds) for each in (alone, watched)]
     click.echo(f"CPU of the controller: {shares[0]:.1%} of one core with nobody looking on, {shares[1]:.1%} with them")
     each_s = cpu_s / clients / pairs
     if each_s:
         click.echo(f"CPU of a dashboard: {each_s:.1f} s in {SETTLE_S + seconds:g} s, its start included")
-    words = ("with nobody looking on", f"with {clients} {who}")
+    if waits:
+        ordered = sorted(1000 * wait for wait in waits)
+        middle, most = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
+        click.echo(f"a scrape: median {middle:.0f} ms, 95 % at most {most:.0f} ms, of {len(ordered)}")
+    words = ("with nobody looking on", f"with {who}")
     report("tick to decision", [each.cycles_ms for each in alone], [each.cycles_ms for each in watched], words)
     report("age of samples", [each.ages_ms for each in alone], [each.ages_ms for each in watched], words)
 

@@ -70,8 +70,8 @@ def append(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all, over what lies there.
+def write_whole(path: Path, data: bytes, *, for_all: bool = False) -> None:
+    """Write a file, whole or not at all, over what lies there; `for_all` lets every user of the host read it.
 
     Raises:
         HostError: It cannot be written.
@@ -83,6 +83,8 @@ def write_whole(path: Path, data: bytes) -> None:
         try:
             with create(scratch) as file:
                 file.write(data)
+                if for_all:
+                    os.fchmod(file.fileno(), 0o644)
             os.replace(scratch, path)  # noqa: PTH105 - the atomic rename, by its name
         finally:
             scratch.unlink(missing_ok=True)

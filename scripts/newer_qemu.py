@@ -1,4 +1,4 @@
-"""Print a directory with a newer QEMU and guest agent than this host's, to be put first in PATH.
+"""Print a directory with a newer QEMU and guest agent than this host's, and Prometheus, to be put first in PATH.
 
 They are the packages of a newer Debian suite, downloaded once from the host's mirror and unpacked in the user's cache.
 Nothing is installed: small scripts start the programs with their own dynamic loader and libraries, on this host's files
@@ -24,8 +24,13 @@ from qmpalloc.qemu.recipe import DIGEST_CHARS
 from qmpalloc.qemu.rootfs import run_mmdebstrap
 
 SUITE = "trixie"  # QEMU 10.0
-PACKAGES = ("qemu-system-x86", "qemu-guest-agent")
-PROGRAMS = {"qemu-system-x86_64": "usr/bin/qemu-system-x86_64", "qemu-ga": "usr/sbin/qemu-ga"}
+PACKAGES = ("qemu-system-x86", "qemu-guest-agent", "prometheus")
+PROGRAMS = {
+    "qemu-system-x86_64": "usr/bin/qemu-system-x86_64",
+    "qemu-ga": "usr/sbin/qemu-ga",
+    "prometheus": "usr/bin/prometheus",
+    "promtool": "usr/bin/promtool",
+}
 OPTIONS = {"qemu-system-x86_64": '-L "$tree/usr/share/qemu" -L "$tree/usr/share/seabios"'}
 
 # bash for `exec -a`: the process is known by the program's name, as it would be without a loader.

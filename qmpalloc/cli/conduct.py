@@ -7,15 +7,17 @@ import math
 import select
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
+from msgspec import Struct
 from rich.console import Console
 
 from qmpalloc import config as configuration
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
+from qmpalloc.cli.notify import notify_control, run_watchdog
 from qmpalloc.cli.signals import StopSignals, stop_signals
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.control.controller import Controller
@@ -36,7 +38,21 @@ from qmpalloc.tui import Dashboard, PlainLog, closing_table, is_interactive, run
 
 RELOAD_SIGNAL = signal.SIGUSR1
 EQUAL_SHARES = "equal shares first, to compare with"
+METRICS_HINT = "install qmpalloc with the extra of that name: pip install 'qmpalloc[metrics]'"
+Export = Callable[[Feed, Controller], Awaitable[None]]
 PLACE_HINT = "name another directory with --out"
+
+
+class Metrics(Struct, frozen=True, kw_only=True):
+    """Where a run's metrics go.
+
+    Attributes:
+        address: Host and port to serve them on; None: nowhere.
+        file: The file to keep them in; None: none.
+    """
+
+    address: tuple[str, int] | None = None
+    file: Path | None = None
 
 
 def default_directory(config: Config) -> Path:
@@ -52,13 +68,21 @@ def conduct(
     headless: bool = False,
     duration_s: float = math.inf,
     directory: Path | None = None,
+    metrics: Metrics | None = None,
 ) -> int:
     """Run a controller until it ends and return the exit code: 0 done, 1 failed, 130 interrupted."""
-    return trio.run(conduct_run, config, mode, headless, duration_s, directory)
+    return trio.run(conduct_run, config, mode, headless, duration_s, directory, metrics)
 
 
 async def conduct_run(
-    config: Config, mode: Mode, headless: bool, duration_s: float, directory: Path | None, *, equal_s: float = 0.0
+    config: Config,
+    mode: Mode,
+    headless: bool,
+    duration_s: float,
+    directory: Path | None,
+    metrics: Metrics | None = None,
+    *,
+    equal_s: float = 0.0,
 ) -> int:
     """Do what `conduct` does, in a trio loop that already runs.
 
@@ -68,7 +92,7 @@ async def conduct_run(
     if directory is not None:
         check_place(directory, hint=PLACE_HINT)
     with StopSignals(*stop_signals(), RELOAD_SIGNAL) as signals:
-        return await _conduct(config, policy, mode, headless, duration_s, directory, signals, equal_s)
+        return await _conduct(config, policy, mode, headless, duration_s, directory, metrics, signals, equal_s)
 
 
 async def _conduct(
@@ -78,6 +102,7 @@ async def _conduct(
     headless: bool,
     duration_s: float,
     directory: Path | None,
+    metrics: Metrics | None,
     signals: StopSignals,
     equal_s: float,
 ) -> int:
@@ -85,8 +110,9 @@ async def _conduct(
     on_screen = not headless and is_interactive(console)
     dashboard, summarizer = Dashboard(), Summarizer()
     feed = Feed()
+    export = await _opened(metrics) if metrics is not None else None
     equal = _EqualShares(equal_s)
-    sinks: list[Sink] = [dashboard.apply, summarizer, feed, equal]
+    sinks: list[Sink] = [dashboard.apply, summarizer, feed, notify_control, equal]
     lines = PlainLines(console)
     if not on_screen:
         sinks.append(lines)
@@ -106,7 +132,7 @@ async def _conduct(
 
         lines.on_closed = end_unread
         sockets = _open_sockets(config.file, stack, controller)
-        async with _served(feed, controller, sockets):
+        async with _exported(feed, controller, export), _served(feed, controller, sockets):
             signalled = await _run(controller, dashboard, console if on_screen else None, duration_s, signals, equal)
     if directory is not None:
         write_json(directory / "summary.json", summarizer.summary)
@@ -170,6 +196,42 @@ class _EqualShares:
             await trio.sleep(seconds)
 
 
+async def _opened(metrics: Metrics) -> Export:
+    """Return what exports metrics, ready to begin, before anything else is done.
+
+    Raises:
+        HostError: The port is in use, or prometheus-client is not there.
+        ConfigError: The file cannot be written.
+    """
+    try:
+        from qmpalloc.metrics import exporter
+    except ModuleNotFoundError as error:
+        raise HostError(f"metrics need {error.name}, which is not installed", hint=METRICS_HINT) from error
+    if metrics.file is not None:
+        exporter.check_file(metrics.file)
+    listeners = await exporter.listen(*metrics.address) if metrics.address is not None else []
+
+    async def export(feed: Feed, controller: Controller) -> None:
+        made = exporter.Exporter(feed, controller.tell)
+        async with trio.open_nursery() as nursery:
+            if metrics.file is not None:
+                nursery.start_soon(made.keep_file, metrics.file)
+            if listeners:
+                nursery.start_soon(made.serve, listeners)
+
+    return export
+
+
+@contextlib.asynccontextmanager
+async def _exported(feed: Feed, controller: Controller, export: Export | None) -> AsyncIterator[None]:
+    """Export metrics for the time of a block."""
+    async with trio.open_nursery() as nursery:
+        if export is not None:
+            nursery.start_soon(export, feed, controller)
+        yield
+        nursery.cancel_scope.cancel()
+
+
 async def _run(
     controller: Controller,
     dashboard: Dashboard,
@@ -196,6 +258,7 @@ async def _run(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(heed_signals)
         nursery.start_soon(equal.keep, controller)
+        nursery.start_soon(run_watchdog)
         if console is not None:
             await nursery.start(_run_screen, dashboard, keys, console)
         await controller.run(duration_s=duration_s)

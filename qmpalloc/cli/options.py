@@ -57,6 +57,21 @@ class Bytes(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class HostAndPort(click.ParamType[tuple[str, int]]):
+    """An address of this host and a port: ``127.0.0.1:9177``, ``[::1]:9177``."""
+
+    name = "host:port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        """Return both."""
+        if isinstance(value, tuple):
+            return value
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            self.fail(f"{value!r} is not HOST:PORT; write for example 127.0.0.1:9177", param, ctx)
+        return host.removeprefix("[").removesuffix("]"), int(port)
+
+
 config_argument = click.argument("config", type=ConfigFile())
 headless_option = click.option(
     "--headless",

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 import msgspec
-from msgspec import structs
+from msgspec import Struct, structs
 
 from qmpalloc.events import (
     AnyEvent,
@@ -23,7 +23,7 @@ from qmpalloc.events import (
     StateChanged,
     Totals,
 )
-from qmpalloc.summary import Summarizer
+from qmpalloc.summary import Summarizer, Summary
 
 NEWS = 60
 """So many of the rarer events are kept, the newest: what a screen can show."""
@@ -33,6 +33,22 @@ ROUTINE = 2000
 
 _ROUTINE = (Sampled, SizeChanged, CurveSeen, Decided)
 _Key = tuple[type, str | None]
+
+
+class Now(Struct, frozen=True, kw_only=True):
+    """A run at one moment.
+
+    Attributes:
+        header: Its header, with the guests and the budget as they are now.
+        summary: Its sums.
+        totals: What each guest got, gave, and told in vain.
+        latest: The newest event by its type and guest (None: of the whole run).
+    """
+
+    header: Header
+    summary: Summary
+    totals: dict[str, Totals]
+    latest: dict[tuple[type, str | None], AnyEvent]
 
 
 class Feed:
@@ -64,6 +80,17 @@ class Feed:
             self._keep(event)
         if self.on_event is not None:
             self.on_event(self.number, event)
+
+    def now(self) -> Now | None:
+        """Return the run as it is, none of which changes any more; None before the header."""
+        if self._header is None:
+            return None
+        return Now(
+            header=self._header,
+            summary=structs.replace(self._summarizer.summary),
+            totals=dict(self._totals),
+            latest={key: event for key, (_, event) in self._latest.items()},
+        )
 
     def so_far(self, pid: int) -> tuple[AnyEvent, ...]:
         """Return what shows the run as it is, in order of time; the last is a `CaughtUp`. Nothing before the header."""

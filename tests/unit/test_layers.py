@@ -21,7 +21,7 @@ LAYERS = [
     {"control"},
     {"record", "summary"},
     {"status"},
-    {"experiment", "tui", "doctor", "proposal"},
+    {"experiment", "tui", "doctor", "proposal", "metrics"},
     {"sim"},
     {"sweep", "testing"},
     {"cli"},
@@ -69,7 +69,7 @@ PURE = [
     *("curves", "rules", "policy", "sim", "sweep/spec.py", "sweep/model.py"),
     *("experiment/spec", "experiment/store", "experiment/analysis", "experiment/report"),
     *("experiment/run/generator", "experiment/run/traces.py"),
-    *("status/feed.py", "status/protocol.py"),
+    *("status/feed.py", "status/protocol.py", "metrics/families.py"),
     *("proposal/seen.py", "proposal/sizes.py", "proposal/document.py"),
     *(f"control/{name}.py" for name in ("memory", "size", "danger", "samples", "guest", "snapshot", "roster")),
 ]
