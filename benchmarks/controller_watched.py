@@ -161,11 +161,13 @@ def measure(count: int, clients: int, pairs: int, seconds: float, kind: str) -> 
         (listener,) = trio.run(listen, "127.0.0.1", 0)
         waits, theirs = multiprocessing.Pipe(duplex=False)
         status = str(socket_path(str(file), configuration.default_run_dir(), STATUS))
-        dashboards = {
-            "dashboards": lambda: Dashboards(file, clients),
-            "readers": lambda: Lookers(read, [status] * clients),
-            "scrapes": lambda: Lookers(scrape, listener.socket.getsockname()[1], theirs),
-        }[kind]()
+        dashboards: Dashboards | Lookers
+        if kind == "dashboards":
+            dashboards = Dashboards(file, clients)
+        elif kind == "readers":
+            dashboards = Lookers(read, [status] * clients)
+        else:
+            dashboards = Lookers(scrape, listener.socket.getsockname()[1], theirs)
         stack.callback(dashboards.clear)
         record = stack.enter_context(RecordWriter(directory / "record.jsonl"))
         policy = load_policy(loaded.policy, loaded.policy_settings)

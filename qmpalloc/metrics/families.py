@@ -7,8 +7,8 @@ Counters of a guest go back to 0 when its collector starts again. What is not kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Literal, get_args, get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, TypeVar, get_args, get_type_hints
 
 from msgspec import Struct
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -21,6 +21,7 @@ from qmpalloc.status.feed import Now
 PREFIX = "qmpalloc"
 CONTROL = get_args(get_type_hints(ControlChanged)["control"])
 Kind = Literal["gauge", "counter"]
+T = TypeVar("T")
 
 
 class _Guest(Struct, frozen=True, kw_only=True):
@@ -49,8 +50,22 @@ class _OfGuest(Struct, frozen=True):
     kind: Kind = "gauge"
 
 
+def _if(part: Callable[[_Guest], T | None], of: Callable[[T], float | None]) -> Callable[[_Guest], float | None]:
+    """Return what gives a value of a part of a guest; None where that part is not known."""
+
+    def value(guest: _Guest) -> float | None:
+        known = part(guest)
+        return of(known) if known is not None else None
+
+    return value
+
+
+def _size(of: Callable[[SizeChanged], int]) -> Callable[[_Guest], float | None]:
+    return _if(lambda guest: guest.size, of)
+
+
 def _sampled(name: str, text: str, of: Callable[[Sample], float | None], kind: Kind = "gauge") -> _OfGuest:
-    return _OfGuest(name, text, lambda guest: of(guest.sample) if guest.sample is not None else None, kind)
+    return _OfGuest(name, text, _if(lambda guest: guest.sample, of), kind)
 
 
 def _scaled(value: float | None, by: float) -> float | None:
@@ -58,13 +73,9 @@ def _scaled(value: float | None, by: float) -> float | None:
 
 
 OF_GUESTS = (
-    _OfGuest("size_bytes", "Memory it has, as QEMU tells.", lambda guest: guest.size and guest.size.actual_bytes),
-    _OfGuest("target_bytes", "Memory last decided for it.", lambda guest: guest.size and guest.size.target_bytes),
-    _OfGuest(
-        "outside_bytes",
-        "Memory it has besides, which is not moved.",
-        lambda guest: guest.size and guest.size.outside_bytes,
-    ),
+    _OfGuest("size_bytes", "Memory it has, as QEMU tells.", _size(lambda size: size.actual_bytes)),
+    _OfGuest("target_bytes", "Memory last decided for it.", _size(lambda size: size.target_bytes)),
+    _OfGuest("outside_bytes", "Memory it has besides, which is not moved.", _size(lambda size: size.outside_bytes)),
     _OfGuest(
         "floor_bytes",
         "The least it may have now: its floor, or what it cannot give up.",
@@ -75,17 +86,17 @@ OF_GUESTS = (
     _OfGuest(
         "resident_bytes",
         "Memory of its QEMU that the host has.",
-        lambda guest: guest.snapshot and guest.snapshot.resident_bytes,
+        _if(lambda guest: guest.snapshot, lambda snapshot: snapshot.resident_bytes),
     ),
     _OfGuest(
         "in_danger",
         "1 when the last decision helped it out of danger.",
-        lambda guest: guest.decision and float(guest.decision.limiter is Limiter.DANGER),
+        _if(lambda guest: guest.decision, lambda decision: float(decision.limiter is Limiter.DANGER)),
     ),
     _OfGuest(
         "sample_timestamp_seconds",
         "When it last told its counters.",
-        lambda guest: guest.sampled and guest.sampled.wall,
+        _if(lambda guest: guest.sampled, lambda sampled: sampled.wall),
     ),
     _OfGuest("received_bytes", "Memory it got by decisions.", lambda guest: guest.totals.received_bytes, "counter"),
     _OfGuest("given_bytes", "Memory it gave by decisions.", lambda guest: guest.totals.given_bytes, "counter"),
@@ -199,7 +210,7 @@ def _of_guests(guests: list[_Guest]) -> Iterator[Metric]:
 
 
 def _by(
-    name: str, text: str, label: str, parts: dict[str, Callable[[Sample], float | None]], guests: list[_Guest]
+    name: str, text: str, label: str, parts: Mapping[str, Callable[[Sample], float | None]], guests: list[_Guest]
 ) -> Metric:
     family = _family("counter", name, text, "guest", label)
     for guest in guests:
