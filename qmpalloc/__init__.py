@@ -5,6 +5,8 @@ What scripts need is here; the rest of the package may change. See ``examples/``
 
 from __future__ import annotations
 
+__version__ = "0.1.0"
+
 TYPE_CHECKING = False  # not typing's, which takes long to import: signals are heeded only after this module
 if TYPE_CHECKING:
     from typing import Any

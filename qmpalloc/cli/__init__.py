@@ -7,16 +7,15 @@ written to it is a failure too: see `qmpalloc.cli.streams`.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import itertools
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
-from msgspec import Struct
 
+from qmpalloc import __version__
 from qmpalloc.cli import streams
 from qmpalloc.errors import ConfigError, HostError, QmpallocError
 
@@ -25,7 +24,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
-class Entry(Struct, frozen=True):
+class Entry(NamedTuple):
     """Where a command is (``module:attribute``), and what it does in one line."""
 
     target: str
@@ -158,16 +157,9 @@ def _color() -> bool | None:
     return False if os.environ.get("NO_COLOR") else None
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("qmpalloc")
-    except importlib.metadata.PackageNotFoundError:
-        return "(run from its source, not installed)"
-
-
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001 - click's signature
     if value and not ctx.resilient_parsing:
-        click.echo(f"qmpalloc {_version()}")
+        click.echo(f"qmpalloc {__version__}")
         ctx.exit()
 
 

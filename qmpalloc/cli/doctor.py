@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from qmpalloc.cli import EXIT_FAILED
 from qmpalloc.cli.options import ConfigFile
-from qmpalloc.cli.signals import run_until_signal
-from qmpalloc.config import Config
-from qmpalloc.doctor import Check, Verdict, check_guest, check_host
 
-MARKS = {Verdict.OK: ("✓", "green"), Verdict.WARN: ("!", "yellow"), Verdict.FAIL: ("✗", "red")}
+if TYPE_CHECKING:
+    from qmpalloc.config import Config
+    from qmpalloc.doctor import Check
+
+MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
 
 
 @click.command()
@@ -21,6 +22,11 @@ MARKS = {Verdict.OK: ("✓", "green"), Verdict.WARN: ("!", "yellow"), Verdict.FA
 @click.option("--json", "as_json", is_flag=True, help="All checks as JSON.")
 def doctor(config: Config | None, as_json: bool) -> None:
     """Check this host and, with CONFIG, every guest. Exits with 1 if a check failed."""
+    import msgspec
+
+    from qmpalloc.cli.signals import run_until_signal
+    from qmpalloc.doctor import Verdict
+
     checks = run_until_signal(_all_checks, config, not as_json)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(checks), indent=2).decode())
@@ -31,6 +37,8 @@ def doctor(config: Config | None, as_json: bool) -> None:
 
 
 async def _all_checks(config: Config | None, show: bool) -> list[Check]:
+    from qmpalloc.doctor import check_guest, check_host
+
     checks = []
     for check in check_host(config):
         checks.append(check)

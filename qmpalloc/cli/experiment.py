@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
+from qmpalloc.cli.options import ParamType
 from qmpalloc.cli.signals import interruptible
 from qmpalloc.errors import ConfigError, HostError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from qmpalloc.qemu.launcher import Prepared
 
 
-class Scale(click.ParamType[Fraction]):
+class Scale(ParamType[Fraction]):
     """A factor, as a fraction or a decimal number."""
 
     name = "fraction"

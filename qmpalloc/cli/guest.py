@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from qmpalloc.cli import EXIT_FAILED, show_error
+from qmpalloc.cli.options import WaysFile, wait_option
 from qmpalloc.cli.signals import run_until_signal
-from qmpalloc.cli.ways import Ways, WaysFile, wait_option
 from qmpalloc.errors import QmpallocError
-from qmpalloc.qemu.channels import Way
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from qmpalloc.channel import Channel
+    from qmpalloc.cli.ways import Ways
+    from qmpalloc.qemu.channels import Way
+
+    Work = Callable[[Channel, Way], Awaitable[None]]
 
 guests_option = click.option(
     "--guest", "names", multiple=True, metavar="NAME", help="This one only; may be given several times."
 )
 config_argument = click.argument("ways", metavar="CONFIG", type=WaysFile())
-Work = Callable[["Channel", Way], Awaitable[None]]
 
 
 @click.group()

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qmpalloc import config, units
+if TYPE_CHECKING:
+    from qmpalloc import config
+    from qmpalloc.cli.ways import Ways
+
+    ParamType = click.ParamType
+else:
+
+    class ParamType(click.ParamType):
+        """Click's, which is generic for type checkers; older releases are not generic when they run."""
+
+        def __class_getitem__(cls, item: Any) -> type[click.ParamType]:
+            return cls
 
 
-class ConfigFile(click.ParamType[config.Config]):
+class ConfigFile(ParamType["config.Config"]):
     """A configuration file, loaded and validated."""
 
     name = "config"
@@ -21,10 +32,12 @@ class ConfigFile(click.ParamType[config.Config]):
         ctx: click.Context | None,  # noqa: ARG002
     ) -> config.Config:
         """Load the file; its mistakes are reported by the group."""
+        from qmpalloc import config
+
         return value if isinstance(value, config.Config) else config.load(value)
 
 
-class Duration(click.ParamType[float]):
+class Duration(ParamType[float]):
     """A duration with a unit, as in the configuration file."""
 
     name = "duration"
@@ -33,6 +46,8 @@ class Duration(click.ParamType[float]):
         """Return seconds."""
         if isinstance(value, float):
             return value
+        from qmpalloc import units
+
         try:
             seconds = units.parse_duration(value)
         except ValueError as error:
@@ -42,7 +57,7 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
-class Bytes(click.ParamType[int]):
+class Bytes(ParamType[int]):
     """A size with a unit, as in the configuration file."""
 
     name = "size"
@@ -51,13 +66,15 @@ class Bytes(click.ParamType[int]):
         """Return bytes."""
         if isinstance(value, int):
             return value
+        from qmpalloc import units
+
         try:
             return units.parse_size(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
-class HostAndPort(click.ParamType[tuple[str, int]]):
+class HostAndPort(ParamType[tuple[str, int]]):
     """An address of this host and a port: ``127.0.0.1:9177``, ``[::1]:9177``."""
 
     name = "host:port"
@@ -72,6 +89,23 @@ class HostAndPort(click.ParamType[tuple[str, int]]):
         return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+class WaysFile(ParamType["Ways"]):
+    """A file that says how programs are run in guests, loaded and validated; the group reports its mistakes."""
+
+    name = "config"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> Ways:
+        """Load the file."""
+        from qmpalloc.cli import ways
+
+        return value if isinstance(value, ways.Ways) else ways.load(value)
+
+
 config_argument = click.argument("config", type=ConfigFile())
 headless_option = click.option(
     "--headless",
@@ -81,3 +115,7 @@ headless_option = click.option(
     help="Log lines instead of the dashboard, also on a terminal.",
 )
 duration_option = click.option("--duration", type=Duration(), help="Stop after this time, e.g. 2min.")
+wait_option = click.option(
+    "--wait", "wait_s", type=Duration(), default="60s", show_default=True,
+    help="For an agent that serves somebody else; it serves one after the other.",
+)  # fmt: skip

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from qmpalloc.cli.options import config_argument
-from qmpalloc.cli.signals import run_until_signal
-from qmpalloc.config import Config
 from qmpalloc.errors import QmpallocError, UnreachableError
-from qmpalloc.events import AnyEvent, Decided, Faulted, SampleRejected
+
+if TYPE_CHECKING:
+    from qmpalloc.config import Config
+    from qmpalloc.events import AnyEvent, Decided, Faulted
 
 
 @click.command()
@@ -19,6 +19,10 @@ from qmpalloc.events import AnyEvent, Decided, Faulted, SampleRejected
 @click.option("--json", "as_json", is_flag=True, help="The snapshot and the decision as JSON.")
 def plan(config: Config, as_json: bool) -> None:
     """Observe the guests of CONFIG for one interval and print what the policy would do."""
+    import msgspec
+
+    from qmpalloc.cli.signals import run_until_signal
+
     decided, troubles, failure = run_until_signal(_first_decision, config)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(decided), indent=2).decode())
@@ -37,6 +41,7 @@ def plan(config: Config, as_json: bool) -> None:
 async def _first_decision(config: Config) -> tuple[Decided, dict[str, str], Faulted | None]:
     """Return the decision, what is wrong with each guest, and what was wrong with the policy."""
     from qmpalloc.control.controller import Controller
+    from qmpalloc.events import Decided, Faulted, SampleRejected
     from qmpalloc.policy import load
 
     found: list[Decided] = []

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qmpalloc.cli.options import HostAndPort, config_argument, duration_option, headless_option
-from qmpalloc.config import Config
+
+if TYPE_CHECKING:
+    from qmpalloc.config import Config
 
 
 @click.command()

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from qmpalloc.cli.signals import interruptible
@@ -85,6 +83,9 @@ def _conduct(cluster: Cluster, directory: SweepDirectory) -> None:
     click.echo(f"workers: {len(cluster.workers)}, on {', '.join(sorted(hosts))}")
     directory.note_hosts({worker.facts.host: worker.facts for worker in cluster.workers})
     left = directory.left
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("done, left:"), TimeRemainingColumn())
     progress = Progress(*columns, console=console, speed_estimate_period=SPEED_OVER_S, transient=True)

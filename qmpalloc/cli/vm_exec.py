@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from qmpalloc.cli.options import WaysFile, wait_option
 from qmpalloc.cli.signals import run_until_signal
-from qmpalloc.cli.ways import Ways, WaysFile, wait_option
 from qmpalloc.errors import ConfigError, HostError, RefusedError
 from qmpalloc.files import write_whole
 from qmpalloc.units import MIB
 
 if TYPE_CHECKING:
     from qmpalloc.channel import Channel
+    from qmpalloc.cli.ways import Ways
 
 COPY_MAX_BYTES = 1024 * MIB
 """A file that is copied is in memory once."""

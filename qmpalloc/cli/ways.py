@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import click
 from msgspec import Struct
 
 from qmpalloc import config
-from qmpalloc.cli.options import Duration
 from qmpalloc.config.schema import called
 from qmpalloc.config.toml import read_tables, read_text
 from qmpalloc.errors import ConfigError
@@ -31,44 +28,30 @@ class Ways(Struct, frozen=True):
         return called(name, {way.guest: way for way in self.guests}, file=self.file)
 
 
-class WaysFile(click.ParamType[Ways]):
-    """Such a file, loaded and validated; its mistakes are reported by the group."""
+def load(path: str) -> Ways:
+    """Load and validate such a file.
 
-    name = "config"
+    Raises:
+        ConfigError: There is none, it is wrong, or none of its guests is there.
+    """
+    file = Path(path).absolute()
+    text = read_text(path, example="see examples/ for a configuration")
+    tables = read_tables(text, file=file, brackets="a guest is a table with two brackets: [[guest]]")
+    if "experiment" not in tables:
+        return Ways(str(file), ways_into(config.parse(text, file=file)))
+    from qmpalloc.experiment.spec.parsing import parse
 
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002 - click's signature
-        ctx: click.Context | None,  # noqa: ARG002
-    ) -> Ways:
-        """Load the file."""
-        if isinstance(value, Ways):
-            return value
-        file = Path(value).absolute()
-        text = read_text(value, example="see examples/ for a configuration")
-        tables = read_tables(text, file=file, brackets="a guest is a table with two brackets: [[guest]]")
-        if "experiment" not in tables:
-            return Ways(str(file), ways_into(config.parse(text, file=file)))
-        from qmpalloc.experiment.spec.parsing import parse
-
-        guests = tuple(
-            Way(
-                guest=guest.name,
-                channel=guest.attach.channel,
-                agent=Path(guest.attach.agent),
-                counters_file=guest.attach.counters_file,
-            )
-            for guest in parse(text, file=file).guests
-            if guest.attach is not None
+    guests = tuple(
+        Way(
+            guest=guest.name,
+            channel=guest.attach.channel,
+            agent=Path(guest.attach.agent),
+            counters_file=guest.attach.counters_file,
         )
-        if not guests:
-            hint = "the others exist only while the experiment runs"
-            raise ConfigError("no guest has [guest.attach]", file=str(file), key="guest", hint=hint)
-        return Ways(str(file), guests)
-
-
-wait_option = click.option(
-    "--wait", "wait_s", type=Duration(), default="60s", show_default=True,
-    help="For an agent that serves somebody else; it serves one after the other.",
-)  # fmt: skip
+        for guest in parse(text, file=file).guests
+        if guest.attach is not None
+    )
+    if not guests:
+        hint = "the others exist only while the experiment runs"
+        raise ConfigError("no guest has [guest.attach]", file=str(file), key="guest", hint=hint)
+    return Ways(str(file), guests)

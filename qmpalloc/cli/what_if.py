@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qmpalloc.cli.options import ParamType
 from qmpalloc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 HEAD = ("policy", "misses", "of recorded", "misses by accesses", "moves", "sizes in the end")
 
 
-class PolicyWords(click.ParamType[tuple[str, dict[str, Any]]]):
+class PolicyWords(ParamType[tuple[str, dict[str, Any]]]):
     """A policy with settings, separated by commas: ``paper,gate=dead-band``."""
 
     name = "policy"
