@@ -23,6 +23,9 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
+_errors_as_json = False
+"""As what the command prints, with ``--json``."""
+
 
 class Entry(NamedTuple):
     """Where a command is (``module:attribute``), and what it does in one line."""
@@ -52,6 +55,7 @@ COMMANDS = {
     "sweep": Entry("qmpalloc.cli.sweep:sweep", "Run a grid in the model and on real guests, on one machine or many."),
     "what-if": Entry("qmpalloc.cli.what_if:what_if", "What other policies would have missed in a recorded run."),
     "replay": Entry("qmpalloc.cli.replay:replay", "Show a record again."),
+    "schema": Entry("qmpalloc.cli.schema:schema", "Print the JSON Schema of a TOML file, for editors."),
 }
 
 
@@ -100,6 +104,8 @@ class Program(click.Group):
             return invoke()
         words = sys.argv[1:] if args is None else list(args)
         streams.prepare()
+        global _errors_as_json
+        _errors_as_json = "--json" in itertools.takewhile(lambda word: word != "--", words)
         debug = "--debug" in itertools.takewhile(lambda word: word.startswith("-"), words)
         try:
             result = invoke()
@@ -126,7 +132,10 @@ def _told(error: BaseException, *, debug: bool) -> int:
     if any(isinstance(leaf, (KeyboardInterrupt, click.Abort)) for leaf in leaves):
         return EXIT_INTERRUPTED
     if isinstance(error, click.ClickException):
-        error.show()
+        if _errors_as_json:
+            _echo_error_as_json(error.format_message(), "")
+        else:
+            error.show()
         return EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code
     if debug or not all(isinstance(leaf, QmpallocError) for leaf in leaves):
         if lost is not None:
@@ -147,9 +156,18 @@ def _leaves(error: BaseException) -> Sequence[BaseException]:
 
 def show_error(error: QmpallocError) -> None:
     """Print an error and what to do about it."""
+    if _errors_as_json:
+        _echo_error_as_json(error.message, error.hint)
+        return
     click.echo(f"{click.style('error:', fg='red')} {error.message}", err=True, color=_color())
     if error.hint:
         click.echo(f"{click.style('hint:', fg='yellow')} {error.hint}", err=True, color=_color())
+
+
+def _echo_error_as_json(message: str, hint: str) -> None:
+    import json
+
+    click.echo(json.dumps({"error": message, "hint": hint}), err=True)
 
 
 def _color() -> bool | None:

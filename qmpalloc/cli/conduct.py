@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 
 import trio
@@ -23,7 +24,7 @@ from qmpalloc.config import Config, default_run_dir
 from qmpalloc.control.controller import Controller
 from qmpalloc.control.lock import hold_lock
 from qmpalloc.errors import HostError, UnreachableError
-from qmpalloc.events import AnyEvent, ControlChanged, Faulted, Mode, Sink
+from qmpalloc.events import AnyEvent, ControlChanged, Faulted, Mode, Sink, encode
 from qmpalloc.files import check_place, write_json
 from qmpalloc.host.memory import read_host_memory
 from qmpalloc.model import Policy
@@ -41,6 +42,14 @@ EQUAL_SHARES = "equal shares first, to compare with"
 METRICS_HINT = "install qmpalloc with the extra of that name: pip install 'qmpalloc[metrics]'"
 Export = Callable[[Feed, Controller], Awaitable[None]]
 PLACE_HINT = "name another directory with --out"
+
+
+class Output(Enum):
+    """What a run shows."""
+
+    DASHBOARD = "dashboard"  # on a terminal; else lines
+    LINES = "lines"
+    JSON = "json"  # the lines of the record
 
 
 class Metrics(Struct, frozen=True, kw_only=True):
@@ -65,19 +74,19 @@ def conduct(
     config: Config,
     mode: Mode,
     *,
-    headless: bool = False,
+    output: Output = Output.DASHBOARD,
     duration_s: float = math.inf,
     directory: Path | None = None,
     metrics: Metrics | None = None,
 ) -> int:
     """Run a controller until it ends and return the exit code: 0 done, 1 failed, 130 interrupted."""
-    return trio.run(conduct_run, config, mode, headless, duration_s, directory, metrics)
+    return trio.run(conduct_run, config, mode, output, duration_s, directory, metrics)
 
 
 async def conduct_run(
     config: Config,
     mode: Mode,
-    headless: bool,
+    output: Output,
     duration_s: float,
     directory: Path | None,
     metrics: Metrics | None = None,
@@ -92,14 +101,14 @@ async def conduct_run(
     if directory is not None:
         check_place(directory, hint=PLACE_HINT)
     with StopSignals(*stop_signals(), RELOAD_SIGNAL) as signals:
-        return await _conduct(config, policy, mode, headless, duration_s, directory, metrics, signals, equal_s)
+        return await _conduct(config, policy, mode, output, duration_s, directory, metrics, signals, equal_s)
 
 
 async def _conduct(
     config: Config,
     policy: Policy,
     mode: Mode,
-    headless: bool,
+    output: Output,
     duration_s: float,
     directory: Path | None,
     metrics: Metrics | None,
@@ -107,13 +116,13 @@ async def _conduct(
     equal_s: float,
 ) -> int:
     console = Console()
-    on_screen = not headless and is_interactive(console)
+    on_screen = output is Output.DASHBOARD and is_interactive(console)
     dashboard, summarizer = Dashboard(), Summarizer()
     feed = Feed()
     export = await _opened(metrics) if metrics is not None else None
     equal = _EqualShares(equal_s)
     sinks: list[Sink] = [dashboard.apply, summarizer, feed, notify_control, equal]
-    lines = PlainLines(console)
+    lines = Lines(console, as_json=output is Output.JSON)
     if not on_screen:
         sinks.append(lines)
     with contextlib.ExitStack() as stack:
@@ -138,6 +147,8 @@ async def _conduct(
         write_json(directory / "summary.json", summarizer.summary)
     signals.rest()
     with contextlib.suppress(OSError, SystemExit):  # rich exits where nobody reads
+        if output is Output.JSON:
+            console = Console(stderr=True)
         console.print(closing_table(dashboard))
         if directory is not None:
             console.print(f"record: {directory / 'record.jsonl'}", highlight=False, markup=False)
@@ -299,34 +310,39 @@ class Keys:
         self._controller.reload(lambda: configuration.load(file))
 
 
-class PlainLines:
-    """A sink that prints a line for what a person should know; for output that is not a terminal.
+class Lines:
+    """A sink that prints a line for what a person should know, or all as JSON; for output that is not a terminal.
 
     Nothing is printed while what reads it takes no more (Ctrl-S, a pager that waits): writing would then stop the whole
     run, and nobody would be told. What was left out is counted.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, as_json: bool = False) -> None:
         self._console = console
-        self._log = PlainLog()
+        self._line: Callable[[AnyEvent], str | None] = _as_json if as_json else PlainLog().line
+        self._note = '{{"type":"left-out","lines":{}}}' if as_json else "({} lines left out: nobody read them)"
         self._left_out = 0
         self.on_closed: Callable[[], None] = lambda: None
 
     def __call__(self, event: AnyEvent) -> None:
         """Print the event's line, if it has one."""
-        line = self._log.line(event)
+        line = self._line(event)
         if line is None:
             return
         if not _takes_more(self._console):
             self._left_out += 1
             return
         if self._left_out:
-            line, self._left_out = f"({self._left_out} lines left out: nobody read them)\n{line}", 0
+            line, self._left_out = f"{self._note.format(self._left_out)}\n{line}", 0
         try:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         except (OSError, SystemExit):  # rich exits where standard output is closed
             self.on_closed()
             raise
+
+
+def _as_json(event: AnyEvent) -> str:
+    return encode(event).decode()
 
 
 def _takes_more(console: Console) -> bool:

@@ -60,7 +60,7 @@ async def _demo(loaded: Config, prepared: Prepared, equal_s: float, duration: fl
     """Boot, load, control; the guests are stopped whatever happens in between."""
     import trio
 
-    from qmpalloc.cli.conduct import conduct_run, set_aside
+    from qmpalloc.cli.conduct import Output, conduct_run, set_aside
     from qmpalloc.qemu.launcher import open_guests, start_load
 
     booting = trio.CancelScope()
@@ -81,7 +81,8 @@ async def _demo(loaded: Config, prepared: Prepared, equal_s: float, duration: fl
                             _say(f"{guest.name}: its load runs")
                     set_aside(out)
                     length_s = equal_s + duration
-                    result = await conduct_run(loaded, "run", headless, length_s, out, equal_s=equal_s)
+                    output = Output.LINES if headless else Output.DASHBOARD
+                    result = await conduct_run(loaded, "run", output, length_s, out, equal_s=equal_s)
                     _compare(out / "record.jsonl")
             nursery.cancel_scope.cancel()
     return result

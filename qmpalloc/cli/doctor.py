@@ -9,6 +9,7 @@ import click
 
 from qmpalloc.cli import EXIT_FAILED
 from qmpalloc.cli.options import ConfigFile
+from qmpalloc.cli.streams import print_json
 
 if TYPE_CHECKING:
     from qmpalloc.config import Config
@@ -22,14 +23,12 @@ MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")
 @click.option("--json", "as_json", is_flag=True, help="All checks as JSON.")
 def doctor(config: Config | None, as_json: bool) -> None:
     """Check this host and, with CONFIG, every guest. Exits with 1 if a check failed."""
-    import msgspec
-
     from qmpalloc.cli.signals import run_until_signal
     from qmpalloc.doctor import Verdict
 
     checks = run_until_signal(_all_checks, config, not as_json)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(checks), indent=2).decode())
+        print_json(checks)
     else:
         counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in Verdict}
         click.echo(f"{counts[Verdict.OK]} ok, {counts[Verdict.WARN]} warnings, {counts[Verdict.FAIL]} failed")

@@ -136,15 +136,20 @@ def resume(directory: Path, anyway: bool, repeats: int | None, live: bool) -> No
 @experiment.command(short_help="Make the report again.")
 @directory_argument
 @click.option("--no-figures", is_flag=True, help="Tables and text only.")
-def report(directory: Path, no_figures: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json, not the names of the files.")
+def report(directory: Path, no_figures: bool, as_json: bool) -> None:
     """Make tables, report and figures again from the records in DIR."""
     from qmpalloc.experiment.analysis.results import load_results
     from qmpalloc.experiment.report import write_report
     from qmpalloc.experiment.store.directory import ExperimentDirectory
 
     found = ExperimentDirectory.open_existing(directory)
-    for path in write_report(found, figures=not no_figures):
-        click.echo(path)
+    written = write_report(found, figures=not no_figures)
+    if as_json:
+        click.echo(next(path for path in written if path.name == "summary.json").read_text(), nl=False)
+    else:
+        for path in written:
+            click.echo(path)
     failed = len(load_results(found).failed)
     if failed:
         which = "1 run that" if failed == 1 else f"{failed} runs that"

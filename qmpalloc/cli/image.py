@@ -11,6 +11,7 @@ import msgspec
 from click.core import ParameterSource
 
 from qmpalloc.cli.signals import interruptible
+from qmpalloc.cli.streams import print_json
 from qmpalloc.errors import ConfigError
 from qmpalloc.units import format_size
 
@@ -167,7 +168,7 @@ def list_(as_json: bool) -> None:
         facts |= {"extras": found.manifest.extras, "recipe_files": [name for name in recipe_files(directory) if name]}
         rows.append(facts | msgspec.to_builtins(found.manifest))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+        print_json(rows)
         return
     for row in rows:
         used = format_size(sum(file.stat().st_blocks * 512 for file in Path(row["directory"]).iterdir()))

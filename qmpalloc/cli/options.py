@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -114,6 +115,15 @@ headless_option = click.option(
     is_flag=True,
     help="Log lines instead of the dashboard, also on a terminal.",
 )
+
+
+def output_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what a run shows: `output`, a value of `conduct.Output`, or None for the dashboard."""
+    lines = click.option("--headless", "--plain", "output", flag_value="lines", help="Log lines, also on a terminal.")
+    as_json = click.option("--json", "output", flag_value="json", help="The lines of record.jsonl, as they come.")
+    return lines(as_json(function))
+
+
 duration_option = click.option("--duration", type=Duration(), help="Stop after this time, e.g. 2min.")
 wait_option = click.option(
     "--wait", "wait_s", type=Duration(), default="60s", show_default=True,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qmpalloc.cli.options import config_argument
+from qmpalloc.cli.streams import print_json
 from qmpalloc.errors import QmpallocError, UnreachableError
 
 if TYPE_CHECKING:
@@ -19,13 +20,11 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="The snapshot and the decision as JSON.")
 def plan(config: Config, as_json: bool) -> None:
     """Observe the guests of CONFIG for one interval and print what the policy would do."""
-    import msgspec
-
     from qmpalloc.cli.signals import run_until_signal
 
     decided, troubles, failure = run_until_signal(_first_decision, config)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(decided), indent=2).decode())
+        print_json(decided)
     else:
         _show(config, decided, troubles)
     if failure is not None:

@@ -14,6 +14,7 @@ import click
 
 from qmpalloc.cli import EXIT_INTERRUPTED
 from qmpalloc.cli.signals import StopSignals
+from qmpalloc.cli.streams import print_json
 
 if TYPE_CHECKING:
     from qmpalloc.events import AnyEvent
@@ -50,9 +51,17 @@ def _screen_size(_context: click.Context, _parameter: click.Parameter, value: st
     "--size", callback=_screen_size, default="120x36", show_default=True, help="Columns and lines of the picture."
 )
 @click.option("--plain", "--headless", "plain", is_flag=True, help="Log lines instead of the dashboard, at once.")
+@click.option("--json", "as_json", is_flag=True, help="The state at --at, or at the end, as qmpalloc status has it.")
 @click.option("--follow", is_flag=True, help="Show a record that is being written, as it grows.")
 def replay(
-    record: Path, speed: float, at_s: float | None, svg: Path | None, size: tuple[int, int], plain: bool, follow: bool
+    record: Path,
+    speed: float,
+    at_s: float | None,
+    svg: Path | None,
+    size: tuple[int, int],
+    plain: bool,
+    as_json: bool,
+    follow: bool,
 ) -> None:
     """Replay a RECORD (record.jsonl) through the dashboard. What a run showed, its record shows again.
 
@@ -66,12 +75,16 @@ def replay(
     if at_s is not None and not math.isfinite(at_s):
         raise click.BadParameter("must be a number of seconds", param_hint="--at")
     if follow:
-        if at_s is not None or svg is not None or speed != 1.0:
+        if at_s is not None or svg is not None or speed != 1.0 or as_json:
             raise click.UsageError("--follow shows what is now: it goes with --plain, and with nothing else")
         follow_record(record, on_screen=not plain and is_interactive())
         return
     events = read_record(record)
-    if svg is not None:
+    if as_json:
+        from qmpalloc.tui.status import status_of
+
+        print_json(status_of(_dashboard_at(events, math.inf if at_s is None else at_s)))
+    elif svg is not None:
         export_svg(events, svg, at_s=math.inf if at_s is None else at_s, size=size)
     elif plain or not is_interactive():
         for line in plain_lines(events, until_s=math.inf if at_s is None else at_s):
@@ -123,6 +136,18 @@ def plain_lines(events: Iterator[AnyEvent], *, until_s: float) -> Iterator[str]:
             yield line
 
 
+def _dashboard_at(events: Iterator[AnyEvent], at_s: float) -> Dashboard:
+    """Return what a run showed at a time."""
+    from qmpalloc.tui import Dashboard
+
+    dashboard = Dashboard()
+    for event in events:
+        if event.t > at_s and dashboard.header is not None:
+            break
+        dashboard.apply(event)
+    return dashboard
+
+
 def export_svg(events: Iterator[AnyEvent], path: Path, *, at_s: float, size: tuple[int, int]) -> None:
     """Write the dashboard as it was at a time, or at the end, as an SVG picture."""
     import io
@@ -130,13 +155,9 @@ def export_svg(events: Iterator[AnyEvent], path: Path, *, at_s: float, size: tup
     from rich.console import Console
 
     from qmpalloc.errors import HostError
-    from qmpalloc.tui import Dashboard, Ui, View
+    from qmpalloc.tui import Ui, View
 
-    dashboard = Dashboard()
-    for event in events:
-        if event.t > at_s:
-            break
-        dashboard.apply(event)
+    dashboard = _dashboard_at(events, at_s)
     now_s = dashboard.t if math.isinf(at_s) else at_s
     width, height = size
     console = Console(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qmpalloc.cli.options import HostAndPort, config_argument, duration_option, headless_option
+from qmpalloc.cli.options import HostAndPort, config_argument, duration_option, output_option
 
 if TYPE_CHECKING:
     from qmpalloc.config import Config
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @config_argument
 @click.option("--dry-run", is_flag=True, help="Decide and show, but resize no guest.")
-@headless_option
+@output_option
 @duration_option
 @click.option(
     "--out",
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def run(
     config: Config,
     dry_run: bool,
-    headless: bool,
+    output: str | None,
     duration: float | None,
     out: Path | None,
     no_record: bool,
@@ -45,11 +45,11 @@ def run(
     The guests' QEMUs must run already, yours or those of 'qmpalloc vm up'. At the end every guest is returned to its
     baseline, unless [control] says on_exit = "keep".
     """
-    from qmpalloc.cli.conduct import Metrics, conduct, default_directory
+    from qmpalloc.cli.conduct import Metrics, Output, conduct, default_directory
 
     directory = None if no_record else out or default_directory(config)
     exported = Metrics(address=metrics, file=metrics_file) if metrics or metrics_file else None
-    settings: dict[str, Any] = {"headless": headless, "directory": directory, "metrics": exported}
+    settings: dict[str, Any] = {"output": Output(output or "dashboard"), "directory": directory, "metrics": exported}
     sys.exit(
         conduct(
             config, "dry-run" if dry_run else "run", duration_s=math.inf if duration is None else duration, **settings

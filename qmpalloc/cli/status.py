@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qmpalloc.cli.streams import print_json
+
 if TYPE_CHECKING:
     from qmpalloc.tui import Dashboard
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="As JSON: sizes in bytes, rates by the second.")
 def status(config: Path | None, as_json: bool) -> None:
     """Print what a run of CONFIG does now; without CONFIG, the only run of yours."""
-    import msgspec
     import trio
     from rich.console import Console
 
@@ -26,7 +27,7 @@ def status(config: Path | None, as_json: bool) -> None:
 
     dashboard = trio.run(see, find(config, default_run_dir(), STATUS))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(status_of(dashboard)), indent=2))
+        print_json(status_of(dashboard))
     else:
         Console().print(status_text(dashboard))
 

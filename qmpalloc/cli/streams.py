@@ -91,6 +91,14 @@ def flush() -> OSError | None:
     return None if _output is None else _output.failure
 
 
+def print_json(value: object) -> None:
+    """Write a value to standard output as indented JSON."""
+    import click
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
 def give_up() -> None:
     """Let what is still to be written go nowhere, so that Python does not fail when it flushes at exit."""
     if _output is not None:

@@ -13,6 +13,7 @@ import msgspec
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from qmpalloc.cli.options import ConfigFile, config_argument
 from qmpalloc.cli.signals import StopSignals, interruptible
+from qmpalloc.cli.streams import print_json
 from qmpalloc.cli.vm_exec import cp, exec_
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.errors import ConfigError
@@ -104,7 +105,7 @@ def list_(config: Config | None, as_json: bool) -> None:
     records = _records(config)
     if as_json:
         rows = [msgspec.to_builtins(record) | {"alive": record.alive} for record in records]
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+        print_json(rows)
         return
     for record in records:
         state = "running" if record.alive else "gone"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qmpalloc.cli.options import ParamType
+from qmpalloc.cli.streams import print_json
 from qmpalloc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class PolicyWords(ParamType[tuple[str, dict[str, Any]]]):
 @click.argument("record", type=click.Path(path_type=Path))
 @click.option("--policy", "policies", type=PolicyWords(), multiple=True, required=True,
               help="Such as paper,gate=dead-band; may be repeated.")  # fmt: skip
-def what_if(record: Path, policies: tuple[tuple[str, dict[str, Any]], ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The table as JSON: counts in pages, sizes in bytes.")
+def what_if(record: Path, policies: tuple[tuple[str, dict[str, Any]], ...], as_json: bool) -> None:
     """Show what other policies would have missed in the run of RECORD (record.jsonl), had the guests read the same.
 
     The guests' recorded curves drive a model. The record's own policy comes first, also in the model: how far that is
@@ -69,10 +71,14 @@ def what_if(record: Path, policies: tuple[tuple[str, dict[str, Any]], ...]) -> N
     try:
         own = load(header.policy, header.config.get("policy_settings", {}), file=str(record))
     except ConfigError:  # its own module is not here
-        click.echo(f"the record's policy {header.policy} cannot be loaded here: how far off the model is, is not shown")
+        told = f"the record's policy {header.policy} cannot be loaded here: how far off the model is, is not shown"
+        click.echo(told, err=as_json)
     else:
         chosen.insert(0, (f"{header.policy} (its own)", own))
     rows = [("recorded", counted), *((name, model.what_if(snapshots, policy)) for name, policy in chosen)]
+    if as_json:
+        print_json([{"policy": name, "outcome": found} for name, found in rows])
+        return
     click.echo(f"{len(snapshots)} decisions in {snapshots[-1].time_s:.0f} s, {counted.accesses:,.0f} accesses")
     for line in _table(rows, counted):
         click.echo(line)

@@ -1,5 +1,7 @@
 """``qmpalloc replay``: what a run showed, its record shows again."""
 
+import json
+
 import pytest
 import trio
 import trio.testing
@@ -41,6 +43,12 @@ def test_plain_lines_up_to_a_time(record):
     output = invoke(record, "--plain", "--at", 12).output
     assert "decision 2" in output
     assert "decision 3" not in output
+
+
+def test_the_state_at_a_time_as_json(record):
+    state = json.loads(invoke(record, "--json", "--at", 12).output)
+    assert (state["decision"], [guest["name"] for guest in state["guests"]]) == (2, ["web", "db"])
+    assert json.loads(invoke(record, "--json").output)["ended"] == "quit by the user"
 
 
 def test_a_picture_at_a_time(record, tmp_path):

@@ -1,5 +1,6 @@
 """``run``, ``watch`` and ``plan`` where no guest is: said, with what to do, exit code 1, no traceback."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from qmpalloc.cli.conduct import PlainLines
+from qmpalloc.cli.conduct import Lines
 from qmpalloc.events import Ended, Faulted
 from qmpalloc.record import read_record
 
@@ -51,6 +52,24 @@ def test_no_guest_is_no_success(directory, command):
     assert "Traceback" not in result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("command", [["run", "--no-record"], ["watch"]])
+def test_as_json_all_that_is_printed_is_events_and_errors_are_objects(directory, command):
+    result = qmpalloc(directory, command[0], "lab.toml", *command[1:], "--duration", "1s", "--json")
+    assert result.returncode == 1
+    kinds = [json.loads(line)["type"] for line in result.stdout.splitlines()]
+    assert (kinds[0], kinds[-1]) == ("header", "end")
+    error = json.loads(result.stderr.splitlines()[-1])
+    assert error == {"error": "no guest was reached", "hint": f"qmpalloc doctor {directory / 'lab.toml'}"}
+
+
+def test_an_error_of_usage_is_an_object_too(directory):
+    result = qmpalloc(directory, "plan", "--json", "--nonsense")
+    assert result.returncode == 2
+    assert "nonsense" in json.loads(result.stderr)["error"]
+    result = qmpalloc(directory, "doctor", "--json", "gone.toml")
+    assert "no such file" in json.loads(result.stderr)["error"]
+
+
 def test_a_path_that_is_not_utf_8_is_no_obstacle(directory):
     odd = directory / os.fsdecode(b"caf\xe9")
     odd.mkdir()
@@ -75,7 +94,7 @@ def test_a_path_that_is_not_utf_8_is_no_obstacle(directory):
 def test_a_reader_that_reads_nothing_stops_nothing_and_what_was_left_out_is_told():
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as writer:
-        lines = PlainLines(Console(file=writer, width=80))
+        lines = Lines(Console(file=writer, width=80))
         faults = [Faulted(t=1.0, wall=1.0, guest=None, kind="x", message=f"fault {n}") for n in range(3000)]
         for fault in faults[:-1]:
             lines(fault)

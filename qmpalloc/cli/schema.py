@@ -1,0 +1,20 @@
+"""``qmpalloc schema``: JSON Schemas of the TOML files, by which editors complete and check them."""
+
+from __future__ import annotations
+
+import click
+
+from qmpalloc.cli.streams import print_json
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["configuration", "experiment"]))
+def schema(kind: str) -> None:
+    """Print the JSON Schema of a configuration, or of an experiment.
+
+    For editors with a TOML language server, such as Even Better TOML: save it beside the file, whose first line is then
+    '#:schema ./configuration.json'. What holds between keys only qmpalloc checks.
+    """
+    from qmpalloc.experiment.spec.json_schema import configuration, experiment
+
+    print_json(configuration() if kind == "configuration" else experiment())
