@@ -7,7 +7,7 @@ PYTEST = $(VENV)/bin/pytest
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-qemu10 check unit contract integration image image-check clean
+.PHONY: help demo test test-long test-qemu10 test-floors check unit contract integration image image-check clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,13 @@ test-qemu10: $(VENV)/.test ## Contract tests and one real guest, with QEMU 10 fr
 	@newer=$$($(VENV)/bin/python scripts/newer_qemu.py) && \
 	    PATH="$$newer:$$PATH" $(MAKE) --no-print-directory contract && \
 	    PATH="$$newer:$$PATH" $(PYTEST) -q tests/integration/test_vm.py
+
+test-floors: ## The command line's, configuration's and protocols' tests with the oldest dependencies (Debian 13's), in a venv of their own
+	@test -x build/floors/bin/python || $(PYTHON) -m venv build/floors
+	@build/floors/bin/pip install -q -U 'pip>=25.1'
+	@build/floors/bin/pip install -q -c scripts/floors.txt -e '.[metrics]' pytest pytest-trio pytest-timeout hypothesis pexpect pyte jsonschema
+	build/floors/bin/python -m pytest -q tests/unit/test_cli*.py tests/unit/test_config.py tests/unit/test_record.py tests/unit/test_json_schema.py \
+	    tests/unit/test_metrics.py tests/unit/test_proposal.py tests/unit/test_framing.py tests/protocol tests/tui
 
 check: $(VENV)/.test ## Format, lint and strict types
 	$(VENV)/bin/ruff format --check .

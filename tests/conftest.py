@@ -1,6 +1,12 @@
 """For all tests: how long an example takes is no reason to fail, as the machine may be busy with something else."""
 
+from click.testing import CliRunner, Result
 from hypothesis import settings
 
 settings.register_profile("qmpalloc", deadline=None)
 settings.load_profile("qmpalloc")
+
+if "mix_stderr" in CliRunner.__init__.__annotations__:  # click before 8.2: make it tell both streams, as later ones do
+    _begin = CliRunner.__init__
+    CliRunner.__init__ = lambda self, *args, **more: _begin(self, *args, mix_stderr=False, **more)
+    Result.output = property(lambda self: self.stdout + self.stderr)

@@ -73,7 +73,7 @@ def run(
     from qmpalloc.experiment.spec.scaling import scale
     from qmpalloc.experiment.store.directory import ExperimentDirectory, chosen
 
-    text = read_text(file, example="see examples/ for an experiment")  # once: it may be edited meanwhile
+    text = read_text(file, example="see {examples}/ for an experiment")  # once: it may be edited meanwhile
     given = parse(text, file=file.absolute())
     wanted = tuple(dict.fromkeys(name.strip() for name in arms.split(",") if name.strip()))
     if arms and not wanted:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from qmpalloc import config
@@ -21,7 +22,15 @@ else:
             return cls
 
 
-class ConfigFile(ParamType["config.Config"]):
+class _File:
+    """What is written is the path of a file, so that a shell completes it."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """Let the shell complete it."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+class ConfigFile(_File, ParamType["config.Config"]):
     """A configuration file, loaded and validated."""
 
     name = "config"
@@ -90,7 +99,7 @@ class HostAndPort(ParamType[tuple[str, int]]):
         return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-class WaysFile(ParamType["Ways"]):
+class WaysFile(_File, ParamType["Ways"]):
     """A file that says how programs are run in guests, loaded and validated; the group reports its mistakes."""
 
     name = "config"

@@ -28,7 +28,7 @@ def _read(file: Path) -> Config:
     from qmpalloc.experiment.run.configuration import arm_configuration
     from qmpalloc.experiment.spec import parsing
 
-    text = read_text(file, example="see examples/ for a configuration and an experiment")
+    text = read_text(file, example="see {examples}/ for a configuration and an experiment")
     if "experiment" not in read_tables(text, file=file, brackets="a guest is a table with two brackets: [[guest]]"):
         return config.parse(text, file=file)
     specification = parsing.parse(text, file=file)

@@ -48,7 +48,7 @@ def sweep(file: Path, scheduler: str, workers: int, out: Path | None, dry_run: b
     from qmpalloc.sweep.store import SweepDirectory
     from qmpalloc.sweep.work import code_digest
 
-    text = read_text(file, example="see examples/sweep.toml")
+    text = read_text(file, example="see {examples}/sweep.toml")
     found = parse(text, file=file.absolute())
     tasks = found.tasks
     models = sum(isinstance(task, ModelTask) for task in tasks.values())

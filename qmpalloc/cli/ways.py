@@ -35,7 +35,7 @@ def load(path: str) -> Ways:
         ConfigError: There is none, it is wrong, or none of its guests is there.
     """
     file = Path(path).absolute()
-    text = read_text(path, example="see examples/ for a configuration")
+    text = read_text(path, example="see {examples}/ for a configuration")
     tables = read_tables(text, file=file, brackets="a guest is a table with two brackets: [[guest]]")
     if "experiment" not in tables:
         return Ways(str(file), ways_into(config.parse(text, file=file)))

@@ -33,7 +33,7 @@ def load(path: str | os.PathLike[str]) -> Config:
     Raises:
         ConfigError: With file, dotted key and hint. Several mistakes are reported together, one per line.
     """
-    text = read_text(path, example="see examples/ for a configuration")
+    text = read_text(path, example="qmpalloc init -o FILE writes one for the QEMUs that run; others are in {examples}")
     return parse(text, file=Path(path).absolute())
 
 

@@ -14,8 +14,14 @@ FILE_MAX_BYTES = 4 * 1024 * 1024
 """No person writes more; a device or a pipe without end is not read for ever."""
 
 
+def examples() -> Path:
+    """Return where the examples are: in the package, or beside it where it is run from its source."""
+    package = Path(__file__).parents[1]
+    return package / "_data" / "examples" if (package / "_data").is_dir() else package.parent / "examples"
+
+
 def read_text(path: str | os.PathLike[str], *, example: str) -> str:
-    """Return the text of a file that a person wrote; `example` says where to see one.
+    """Return the text of a file that a person wrote; `example` says where to see one, with `examples` filled in.
 
     A mark before the text that says that it is UTF-8 (BOM), as some editors write it, is left out.
 
@@ -29,7 +35,7 @@ def read_text(path: str | os.PathLike[str], *, example: str) -> str:
             raise ConfigError(f"longer than {FILE_MAX_BYTES} bytes", file=str(path), hint="it should be a TOML file")
         return data.decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise ConfigError("no such file", file=str(path), hint=example) from error
+        raise ConfigError("no such file", file=str(path), hint=example.format(examples=examples())) from error
     except UnicodeDecodeError as error:
         utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         hint = "it is UTF-16: save it as UTF-8" if utf_16 else "it should be a TOML file"

@@ -212,7 +212,7 @@ def load(path: Path) -> Sweep:
     Raises:
         ConfigError: With file, dotted key and hint. Several mistakes are reported together, one per line.
     """
-    return parse(read_text(path, example="see examples/sweep.toml"), file=path.absolute())
+    return parse(read_text(path, example="see {examples}/sweep.toml"), file=path.absolute())
 
 
 def parse(text: str, *, file: Path) -> Sweep:

@@ -1,7 +1,9 @@
 """Errors become words and exit codes in one place; a command that is missing or broken does not harm the others."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -122,11 +124,30 @@ def test_no_color_is_respected(monkeypatch, no_color, coloured):
     assert ("\x1b[31m" in CliRunner().invoke(cli.main, ["run"], color=True).stdout) is coloured
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("qmpalloc wa", "plain,watch"), ("qmpalloc watch --du", "plain,--duration"), ("qmpalloc run la", "file,la")],
+)
+def test_a_shell_completes_commands_options_and_files(words, completed):
+    asked = {"_QMPALLOC_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    program = "import sys; sys.argv[0] = 'qmpalloc'; from qmpalloc.__main__ import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
+    assert result.stdout.splitlines() == [completed], result.stderr
+
+
 @pytest.mark.parametrize("option", ["--version", "-V"])
 def test_the_version(option):
     result = CliRunner().invoke(cli.main, [option])
     assert result.exit_code == 0
     assert result.stdout == f"qmpalloc {qmpalloc.__version__}\n"
+
+
+def test_a_file_that_is_not_there_hints_at_examples_that_are(tmp_path):
+    error = CliRunner().invoke(cli.main, ["doctor", str(tmp_path / "gone.toml")], standalone_mode=False).exception
+    assert "qmpalloc init" in error.hint
+    assert (Path(error.hint.rpartition(" ")[2]) / "demo.toml").is_file()
 
 
 def test_an_unknown_command_is_a_usage_error():

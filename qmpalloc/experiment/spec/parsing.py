@@ -72,7 +72,7 @@ def load(path: str | os.PathLike[str]) -> Specification:
     Raises:
         ConfigError: With file, dotted key and hint. Several mistakes are reported together, one per line.
     """
-    text = read_text(path, example="see examples/ for an experiment")
+    text = read_text(path, example="see {examples}/ for an experiment")
     return parse(text, file=Path(path).absolute())
 
 
