@@ -7,7 +7,7 @@ PYTEST = $(VENV)/bin/pytest
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-qemu10 test-floors check unit contract integration image image-check clean
+.PHONY: help demo test test-long test-qemu10 test-floors check unit contract integration image image-check docs clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ image-check: $(VENV)/.demo ## Build the image's rootfs twice and compare the dig
 	@scripts/install-packages
 	@$(VENV)/bin/qmpalloc image build --check-reproducible
 
+docs: $(VENV)/.docs ## The docs and an API reference as a site (build/site), and manual pages (build/man)
+	@$(VENV)/bin/python scripts/man_pages.py build/man
+	$(VENV)/bin/sphinx-build -q -W --keep-going -c docs . build/site
+
 clean: ## Remove the virtual environment and all caches of this folder (not the images)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -80,4 +84,8 @@ $(VENV)/.demo: pyproject.toml
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	@echo "adding what the tests need to $(VENV)"
 	@$(VENV)/bin/pip install -q --group tests --group lint
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.demo
+	@$(VENV)/bin/pip install -q --group docs
 	@touch $@
