@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import multiprocessing
 import os
 import pty
@@ -105,13 +106,16 @@ def read(paths: list[str]) -> None:
 
 
 def scrape(port: int, waits: Connection) -> None:
-    """Ask for the metrics once a second, until killed, and tell how long each answer took, in seconds."""
+    """Ask for the metrics once a second, until killed, and tell how many seconds each took; infinity: none came."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         began = time.monotonic()
-        with opener.open(f"http://127.0.0.1:{port}/metrics") as reply:
-            reply.read()
-        waits.send(time.monotonic() - began)
+        try:
+            with opener.open(f"http://127.0.0.1:{port}/metrics") as reply:
+                reply.read()
+            waits.send(time.monotonic() - began)
+        except OSError:  # too busy a host
+            waits.send(math.inf)
         time.sleep(max(0.0, began + 1.0 - time.monotonic()))
 
 
