@@ -193,7 +193,7 @@ def test_equal_shares_come_first_where_that_is_asked(directory):
     code = (
         "import sys, trio; from pathlib import Path; from qmpalloc import config; from qmpalloc.cli import conduct;"
         "loaded = config.load(Path('lab.toml')); out = Path('out');"
-        "sys.exit(trio.run(lambda: conduct.conduct_run(loaded, 'run', True, 6.0, out, equal_s=3.0)))"
+        "sys.exit(trio.run(lambda: conduct.conduct_run(loaded, 'run', conduct.Output.LINES, 6.0, out, equal_s=3.0)))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=directory, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

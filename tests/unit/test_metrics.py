@@ -23,7 +23,7 @@ from qmpalloc.units import GIB, MIB
 from tests.tui import synthetic
 
 UNITS = ("_bytes", "_seconds", "_total", "_info", "_state", "_in_danger")
-SERIES_MAX = 45
+SERIES_MAX = 40
 
 
 def feed_of(events):
