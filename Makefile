@@ -7,7 +7,7 @@ PYTEST = $(VENV)/bin/pytest
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-qemu10 test-floors check unit contract integration image image-check docs clean
+.PHONY: help demo test test-long test-qemu10 test-floors test-install check unit contract integration image image-check docs clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-floors: ## The command line's, configuration's and protocols' tests with th
 	@build/floors/bin/pip install -q -c scripts/floors.txt -e '.[metrics]' pytest pytest-trio pytest-timeout hypothesis pexpect pyte jsonschema
 	build/floors/bin/python -m pytest -q tests/unit/test_cli*.py tests/unit/test_config.py tests/unit/test_record.py tests/unit/test_json_schema.py \
 	    tests/unit/test_metrics.py tests/unit/test_proposal.py tests/unit/test_framing.py tests/protocol tests/tui
+
+test-install: ## The wheel in a venv of each Python here, with pipx and with uv, as far as they are installed
+	@scripts/test-install
 
 check: $(VENV)/.test ## Format, lint and strict types
 	$(VENV)/bin/ruff format --check .

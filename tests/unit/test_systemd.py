@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
 
 from qmpalloc.cli.notify import notify, notify_control, run_watchdog
 from qmpalloc.cli.run import run
@@ -67,12 +68,22 @@ def test_a_systemd_that_has_gone_is_no_trouble(monkeypatch, tmp_path):
 async def test_the_watchdog_hears_of_us_in_time(told, monkeypatch, nursery, autojump_clock):
     monkeypatch.setenv("WATCHDOG_USEC", "30000000")
     nursery.start_soon(run_watchdog)
-    import trio
-
     await trio.sleep(10.5)
     assert told() == ["WATCHDOG=1"]
     assert told() == []
     nursery.cancel_scope.cancel()
+
+
+def test_a_run_tells_it(told, tmp_path):
+    guest = 'name = "a"\nmonitor = "a"\nagent = "b"\nfloor = "1MiB"\ncap = "1MiB"\nbaseline = "1MiB"\n'
+    (tmp_path / "lab.toml").write_text(f'[host]\nbudget = "1GiB"\n[[guest]]\n{guest}')
+    words = ["run", "lab.toml", "--duration", "1s", "--no-record", "--headless"]
+    subprocess.run([sys.executable, "-m", "qmpalloc", *words], cwd=tmp_path, capture_output=True, check=False)
+    messages = []
+    while message := told():
+        messages.append(message)
+    assert messages[0][0] == "READY=1"
+    assert messages[-1] == ["STOPPING=1", "STATUS=stopped duration reached"]
 
 
 def test_the_unit_calls_a_command_that_there_is():
