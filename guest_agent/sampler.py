@@ -6,7 +6,7 @@ from array import array
 
 from guest_agent import bpf
 from guest_agent.counters_file import CountersFile, Series
-from guest_agent.samples import NAME, Batches, CountsApart, Dominant, Rate, Ring, excluded
+from guest_agent.samples import NAME, Batches, Dominant, Rate, Ring, excluded
 
 _ROUNDS = 3
 _ACCESSES = ("accesses_read", "accesses_splice", "faults")
@@ -26,7 +26,7 @@ class Sampler:
     """
 
     def __init__(
-        self, directory: str, series: Series, slots: tuple[str, ...], ring: Ring, mask_fd: int, apart: CountsApart
+        self, directory: str, series: Series, slots: tuple[str, ...], ring: Ring, mask_fd: int, apart: bpf.Table
     ) -> None:
         self._file = CountersFile(directory, NAME)
         self._batches = Batches(series.boot_id, series.start_id)

@@ -9,7 +9,8 @@ import mmap
 import struct
 from array import array
 from collections import Counter
-from typing import Protocol
+
+from guest_agent import bpf
 
 NAME = "samples.bin"
 MAGIC = b"QMPSAMP1"
@@ -81,19 +82,6 @@ class Ring:
         return numbers
 
 
-class CountsApart(Protocol):
-    """Where the kernel counts events instead of shipping them, by their numbers: `guest_agent.bpf.Table`."""
-
-    def read(self, key: int, /) -> int:
-        """Return how many there were."""
-
-    def put(self, key: int, /) -> None:
-        """Count such an event from now on."""
-
-    def remove(self, key: int, /) -> None:
-        """Count it no longer."""
-
-
 class Dominant:
     """Pages with far more accesses than others, which are no part of the sample.
 
@@ -101,10 +89,10 @@ class Dominant:
     counted exactly, as are those of such pages that are not watched; in the sample it would drown the others.
 
     Args:
-        apart: Where they are counted.
+        apart: Where the kernel counts events by their numbers instead of shipping them.
     """
 
-    def __init__(self, apart: CountsApart) -> None:
+    def __init__(self, apart: bpf.Table) -> None:
         self._apart = apart
         self._counts: dict[int, int] = {}
 

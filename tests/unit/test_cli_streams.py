@@ -1,6 +1,7 @@
 """Standard streams that are closed, full or read by nobody: no traceback, one exit code, nothing half done."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,8 @@ def test_an_output_that_takes_nothing_is_a_failure_of_every_command(place, tmp_p
     (tmp_path / "old").symlink_to(place / "old")
     for redirection, says in FAILING.items():
         code, said = shell(tmp_path, command, redirection)
+        if says and "--json" in command:
+            says = json.dumps({"error": says.removeprefix("error: ").rstrip(), "hint": ""}) + "\n"
         assert (code, said) == (1, says), redirection
         if "--out new" in command:
             events = list(read_record(tmp_path / "new" / "record.jsonl"))
