@@ -1,4 +1,4 @@
-"""``summary.json``: the results in numbers, for other programs. Every key is described in ``docs/experiments.md``."""
+"""``summary.json``: the results in numbers, for other programs. Keys that need words: ``docs/experiments.md``."""
 
 from __future__ import annotations
 
