@@ -13,7 +13,7 @@ TOLERANCE = FILE_PAGES * 5 // 1000
 SUITES = {"trixie": ("6.12.", "lru_gen"), "bookworm": ("6.1.", "two_list")}
 
 
-@pytest.fixture(scope="module", params=list(SUITES))
+@pytest.fixture(scope="module", params=["trixie", pytest.param("bookworm", marks=pytest.mark.long)])
 def suite(request):
     return request.param
 

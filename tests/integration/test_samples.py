@@ -73,7 +73,7 @@ class Guest:
         return keys, accesses
 
 
-@pytest.fixture(params=["trixie", "bookworm"], scope="module")
+@pytest.fixture(params=["trixie", pytest.param("bookworm", marks=pytest.mark.long)], scope="module")
 def sampled_guest(request, one_guest, prepared_in, run_in_background, tmp_path_factory):
     text = one_guest.replace("[guest.vm]\n", f'[guest.vm]\nsuite = "{request.param}"\n')
     with run_in_background(*prepared_in(text, tmp_path_factory.mktemp(request.param))) as guests:
