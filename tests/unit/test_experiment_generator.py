@@ -440,7 +440,7 @@ def test_reads_by_time_go_over_their_references_until_it_is_over(start, progress
     assert process.wait(30) == 0
     timed, last = progress().phases
     assert timed.reads > 120
-    assert 0.5 <= timed.seconds < 5
+    assert timed.seconds > 0.45
     assert (timed.done, last.reads) == (True, 10)
 
 
