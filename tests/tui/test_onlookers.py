@@ -54,8 +54,9 @@ def qmpalloc(*words):
 def screen(*words, size=(24, 80)):
     environment = {**os.environ, "TERM": "xterm-256color"}
     return pexpect.spawn(
-        sys.executable, ["-m", "qmpalloc", *words], env=environment, dimensions=size, timeout=60, use_poll=True, encoding="utf-8"
-    )
+        sys.executable, ["-m", "qmpalloc", *words],
+        env=environment, dimensions=size, timeout=60, use_poll=True, encoding="utf-8",
+    )  # fmt: skip
 
 
 def test_a_headless_run_is_seen_and_steered_from_elsewhere(place):

@@ -104,7 +104,10 @@ def test_however_it_ends_guests_are_back_and_the_record_is_whole(directory, end,
 def test_ctrl_c_after_q_does_not_wait_for_the_guests(directory):
     command = ["-m", "qmpalloc", "run", "lab.toml", "--out", "out"]
     environment = {**os.environ, "TERM": "xterm-256color"}
-    child = pexpect.spawn(sys.executable, command, cwd=str(directory), env=environment, dimensions=(24, 80), timeout=60, use_poll=True)
+    child = pexpect.spawn(
+        sys.executable, command,
+        cwd=str(directory), env=environment, dimensions=(24, 80), timeout=60, use_poll=True,
+    )  # fmt: skip
     child.expect("SETTLING")
     child.send("q")
     child.expect("RETURNING")
