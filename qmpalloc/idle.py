@@ -54,11 +54,22 @@ class IdleMemory(Struct, frozen=True, kw_only=True):
     def read_per_s(self, taken_bytes: NDArray[np.float64], watched_s: float = math.inf) -> NDArray[np.float64]:
         """Return how many page-ins per second of cache it costs, at most, to take so much, oldest first.
 
+        Infinite where reads are no touch: then ages do not tell.
+
         Args:
             taken_bytes: How much is taken.
             watched_s: How long the present load has been watched: of the one before, ages tell nothing.
         """
+        if not self.reads_touch:
+            return np.where(taken_bytes > 0, math.inf, 0.0)
         return self._per_s(self.read, taken_bytes, watched_s, math.inf)
+
+    @property
+    def read_bends(self) -> NDArray[np.float64]:
+        """Bytes taken at which that cost bends, or jumps."""
+        if not self.reads_touch:
+            return np.array([0.0, 1.0])
+        return np.add(self.read, self.unread, dtype=float)
 
     def unread_per_s(self, taken_bytes: NDArray[np.float64], watched_s: float = math.inf) -> NDArray[np.float64]:
         """Return the same of memory whose use no read shows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -22,29 +22,50 @@ else:
             return cls
 
 
-class _File:
-    """What is written is the path of a file, so that a shell completes it."""
+Loaded = TypeVar("Loaded")
+
+
+class _LoadedFile(ParamType[Loaded]):
+    """The path of a file, completed by a shell, loaded and validated here. The group reports its mistakes."""
+
+    name = "config"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
         """Let the shell complete it."""
         return [CompletionItem(incomplete, type="file")]
-
-
-class ConfigFile(_File, ParamType["config.Config"]):
-    """A configuration file, loaded and validated."""
-
-    name = "config"
 
     def convert(
         self,
         value: Any,
         param: click.Parameter | None,  # noqa: ARG002 - click's signature
         ctx: click.Context | None,  # noqa: ARG002
-    ) -> config.Config:
-        """Load the file; its mistakes are reported by the group."""
+    ) -> Loaded:
+        """Load the file, unless that was done."""
+        return self.load(value) if isinstance(value, str) else value
+
+    def load(self, path: str) -> Loaded:
+        """Return what is in the file."""
+        raise NotImplementedError
+
+
+class ConfigFile(_LoadedFile["config.Config"]):
+    """A configuration file."""
+
+    def load(self, path: str) -> config.Config:
+        """Return the configuration."""
         from qmpalloc import config
 
-        return value if isinstance(value, config.Config) else config.load(value)
+        return config.load(path)
+
+
+class WaysFile(_LoadedFile["Ways"]):
+    """A file that says how programs are run in guests."""
+
+    def load(self, path: str) -> Ways:
+        """Return the ways into the guests."""
+        from qmpalloc.cli import ways
+
+        return ways.load(path)
 
 
 class Duration(ParamType[float]):
@@ -97,23 +118,6 @@ class HostAndPort(ParamType[tuple[str, int]]):
         if not host or not port.isdecimal() or int(port) > 65535:
             self.fail(f"{value!r} is not HOST:PORT; write for example 127.0.0.1:9177", param, ctx)
         return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-class WaysFile(_File, ParamType["Ways"]):
-    """A file that says how programs are run in guests, loaded and validated; the group reports its mistakes."""
-
-    name = "config"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002 - click's signature
-        ctx: click.Context | None,  # noqa: ARG002
-    ) -> Ways:
-        """Load the file."""
-        from qmpalloc.cli import ways
-
-        return value if isinstance(value, ways.Ways) else ways.load(value)
 
 
 config_argument = click.argument("config", type=ConfigFile())

@@ -19,6 +19,7 @@ from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.files import write_whole
 from qmpalloc.metrics.families import families
 from qmpalloc.status.feed import Feed, Now
+from qmpalloc.status.server import read_head
 
 FRESH_S = 1.0
 """Guests are heard of once a second: a text is good for so long."""
@@ -99,7 +100,8 @@ class Exporter:
         self._clients += 1
         try:
             with trio.move_on_after(CLIENT_S):
-                await stream.send_all(await self._answer(await _request_line(stream)))
+                request = await read_head(stream, b"\r\n\r\n", REQUEST_MAX_BYTES)
+                await stream.send_all(await self._answer(request.partition(b"\r\n")[0]))
         except (OSError, trio.BrokenResourceError):
             pass  # it has gone
         finally:
@@ -148,14 +150,3 @@ def check_file(path: Path) -> None:
 def _reply(status: str, body: bytes, kind: str = "text/plain; charset=utf-8") -> bytes:
     head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     return head.encode() + body
-
-
-async def _request_line(stream: trio.SocketStream) -> bytes:
-    """Return the first line of a request, when all of its head has come."""
-    head = bytearray()
-    while b"\r\n\r\n" not in head and len(head) < REQUEST_MAX_BYTES:
-        data = await stream.receive_some(REQUEST_MAX_BYTES)
-        if not data:
-            break
-        head += data
-    return bytes(head.partition(b"\r\n")[0])

@@ -221,7 +221,7 @@ class Server:
         self._requests += 1
         try:
             with trio.move_on_after(REQUEST_S):
-                line = await _read_line(stream)
+                line = await read_head(stream, b"\n", LINE_MAX_BYTES)
                 if not line:
                     return
                 # One after the other, with room between: a script that asks all the time must not keep us busy.
@@ -271,12 +271,12 @@ async def _send(stream: trio.SocketStream, client: _Client, data: bytes) -> None
         await trio.lowlevel.checkpoint()
 
 
-async def _read_line(stream: trio.SocketStream) -> bytes:
-    """Return the first line of a client; what is longer than allowed is cut, which makes it junk."""
-    line = bytearray()
-    while b"\n" not in line and len(line) < LINE_MAX_BYTES:
-        data = await stream.receive_some(LINE_MAX_BYTES)
+async def read_head(stream: trio.SocketStream, end: bytes, most: int) -> bytes:
+    """Return what a client sends before `end`; without that, what came, at most so many bytes: which makes it junk."""
+    head = bytearray()
+    while end not in head and len(head) < most:
+        data = await stream.receive_some(most)
         if not data:
             break
-        line += data
-    return bytes(line.partition(b"\n")[0][:LINE_MAX_BYTES])
+        head += data
+    return bytes(head.partition(end)[0][:most])

@@ -396,31 +396,23 @@ def _ghosts(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
 def _aged(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
     """Narrow by how long nothing has touched its memory: so much more is missed at most with less of it.
 
-    Where reads leave no trace, what is free costs nothing, and nothing is known of the rest.
+    What is free costs nothing, and that is all that is known where reads leave no trace.
     """
     del points, tuning
     guest, idle, rate = belief.guest, belief.guest.idle, belief.load.accesses_per_s
     if idle is None or rate <= 0:
         return belief
     target = float(guest.target_bytes)
-    ages = np.array([0.0, 1.0])
-    if idle.reads_touch:
-        ages = np.cumsum(np.diff(np.add(idle.read, idle.unread)[::-1], prepend=0))
-    sizes = np.unique([*belief.sizes, *(target - spare_bytes(guest) - ages)])
+    sizes = np.unique([*belief.sizes, *(target - spare_bytes(guest) - idle.read_bends)])
     sizes = sizes[sizes >= belief.sizes[0]]
     most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
     here = float(np.interp(target, sizes, most))
     taken = np.maximum(0.0, target - spare_bytes(guest) - sizes)
-    if idle.reads_touch:
-        bound, told = (
-            here + idle.read_per_s(taken, belief.watched_s) / rate,
-            "by how long nothing has touched its memory",
-        )
-    else:
-        bound, told = np.where(taken > 0, np.inf, here), "by what it has free"
+    bound = here + idle.read_per_s(taken, belief.watched_s) / rate
     narrows = (sizes < target) & (bound < most)
-    most = np.where(narrows, bound, most)
+    told = "by how long nothing has touched its memory" if idle.reads_touch else "by what it has free"
     below = told if narrows.any() else belief.below
+    most = np.where(narrows, bound, most)
     return structs.replace(belief, sizes=sizes, most=most, least=np.minimum(least, most), below=below)
 
 
