@@ -15,5 +15,5 @@ if "mix_stderr" in CliRunner.__init__.__annotations__:  # click before 8.2: make
 
 
 def pytest_make_parametrize_id(val: Any, argname: str) -> str | None:
-    """No bytes in a test's name: a compressed file holds the second it was made in, and two workers must agree on names."""
+    """No bytes in a test's name: a gzip holds the second it was made in, and workers must agree on names."""
     return argname if isinstance(val, bytes) else None
