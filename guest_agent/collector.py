@@ -27,7 +27,11 @@ EXIT_UNSUITABLE = 78
 
 _PROGRAM = Path(__file__).with_name("program.c")
 _LARGE_BYTES = 1 << 20
-_WITHOUT = {"samples": "accesses are not sampled", "ages": "ages of memory are not told"}
+_WITHOUT = {
+    "samples": "accesses are not sampled",
+    "ages": "ages of memory are not told",
+    "ghosts": "refault distances are not told",
+}
 """What the log says where a part cannot be had, by its name."""
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
 # Not `-m`: runpy and what it imports would stay in the reader's memory. Nor PYTHONPATH: -I ignores it, for good.
@@ -185,6 +189,7 @@ def become_reader(
     missing: list[str],
     *,
     sampling: bool = False,
+    ghosts: bool = False,
     ages_shift: int = 0,
 ) -> NoReturn:
     """Replace this process by the reader. What keeps the programs attached are the descriptors it inherits.
@@ -198,7 +203,7 @@ def become_reader(
     ]
     programs = [function.fd for function in module.funcs.values()]
     counters = module[b"counts"].map_fd
-    maps = (b"samples", b"sample_mask", b"dominant_pages") if sampling else ()
+    maps = (b"samples", b"sample_mask", b"dominant_pages", *([b"ghosts"] if ghosts else [])) if sampling else ()
     sampled = [module[name].map_fd for name in maps]
     aged = [module[b"ages"].map_fd] if ages_shift else []
     for fd in (*attachments, *programs, counters, *sampled, *aged):
@@ -321,6 +326,8 @@ def start(directory: Path, series: Series, *, sampling: bool = True, with_ages: 
     watch = _watch(probes) if with_ages else None
     if watch is not None:
         extras.append(("ages", watch.flags))
+    if sampling and probes.can_tell_ghosts:
+        extras.append(("ghosts", ["-DSAMPLES_GHOSTS"]))
     module, told = compile_most(probes.compiler_flags, extras)
     shift = 0
     if watch is not None and "ages" in told:
@@ -332,7 +339,8 @@ def start(directory: Path, series: Series, *, sampling: bool = True, with_ages: 
     log(describe(counted, probes.missing))
     tell_service_manager("READY=1")
     become_reader(
-        module, directory, series, counted, probes.missing, sampling="samples" in told, ages_shift=shift
+        module, directory, series, counted, probes.missing,
+        sampling="samples" in told, ghosts="ghosts" in told, ages_shift=shift,
     )  # fmt: skip
 
 

@@ -78,14 +78,14 @@ class Series:
         self,
         counters: dict[str, int] | None = None,
         error: str | None = None,
-        ages: dict[str, object] | None = None,
+        parts: dict[str, dict[str, object] | None] | None = None,
     ) -> bytes:
         """Return the content of the next file.
 
         Args:
             counters: The cumulative counts, without those that are unknown; None while nothing is counted.
             error: Why nothing, or not everything, is counted.
-            ages: How long memory has not been touched; None where that is not known.
+            parts: What else is told, by its name; None where that is not known.
         """
         vmstat = procfs.vmstat(procfs.read("/proc/vmstat"))
         if counters is not None:
@@ -119,8 +119,7 @@ class Series:
             "psi_memory": procfs.psi_memory(procfs.read("/proc/pressure/memory")),
             "collector": collector,
         }
-        if ages is not None:
-            content["ages"] = ages
+        content.update((name, part) for name, part in (parts or {}).items() if part is not None)
         if self.missing_hooks:
             content["missing_hooks"] = self.missing_hooks
         for name, key in (("oom_kills", "oom_kill"), ("allocation_stalls", "allocstall")):
@@ -204,7 +203,7 @@ def publish(
     series: Series,
     counters: dict[str, int] | None,
     error: str | None = None,
-    ages: dict[str, object] | None = None,
+    parts: dict[str, dict[str, object] | None] | None = None,
 ) -> str:
     """Write the next file; if that fails, say so in the old one.
 
@@ -212,7 +211,7 @@ def publish(
         What failed, or the empty string.
     """
     try:
-        file.replace(series.render(counters, error, ages))
+        file.replace(series.render(counters, error, parts))
     except OSError as failure:
         problem = f"cannot replace {file.path}: {os.strerror(failure.errno or 0)}"
     else:

@@ -126,6 +126,11 @@ class Probes:
         return flags
 
     @property
+    def can_tell_ghosts(self) -> bool:
+        """Whether it can be told, of sampled pages, how far evicted ones had gone when they came back."""
+        return self.can_sample and {*_TRACEPOINTS, "filemap_fault"} <= self.hooks
+
+    @property
     def can_tell_ages(self) -> bool:
         """Whether this kernel's DAMON tells what it finds."""
         return self._page_bytes is not None and self._are_known(_AGES)

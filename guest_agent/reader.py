@@ -1,8 +1,8 @@
 """Stage two: reads the counters every interval and writes the file, until told to stop.
 
 It is started by `collector` through ``exec`` and inherits, by number, the descriptors of the counters, of all programs,
-of their attachments, of the lock and, if accesses are sampled, of the ring and of the maps that hold the rate and the
-dominant pages; if ages of memory are told, of their map.
+of their attachments, of the lock and, if accesses are sampled, of the ring and of the maps that hold the rate, the
+dominant pages and what became of evicted ones; if ages of memory are told, of their map.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from guest_agent import ages as damon
 from guest_agent import bpf, procfs
 from guest_agent.ages import Ages
 from guest_agent.counters_file import CountersFile, Series, log, publish
+from guest_agent.ghosts import Ghosts
 from guest_agent.sampler import Sampler
 from guest_agent.samples import Ring
 
@@ -79,10 +80,10 @@ def run(
     counters_fd: int,
     program_fds: list[int],
     counted: set[str],
-    sampler: Sampler | None = None,
-    ages: Ages | None = None,
+    sampler: Sampler | None,
+    parts: dict[str, Ages | Ghosts],
 ) -> None:
-    """Write the files every interval until a signal says stop, then remove them.
+    """Write the files every interval until a signal says stop, then remove them; `parts` are what else is told.
 
     Raises:
         OSError: The counters cannot be read.
@@ -98,7 +99,8 @@ def run(
         skipped = sum(map(bpf.recursion_misses, program_fds))
         slots = sampler.step(per_cpu) if sampler else per_cpu.read()
         counters = combine(dict(zip(SLOTS, slots)), counted, skipped)  # noqa: B905 - Python 3.9 knows no strict
-        earlier, problem = problem, publish(file, series, counters, ages=ages.read() if ages else None)
+        told = {name: part.read() for name, part in parts.items()}
+        earlier, problem = problem, publish(file, series, counters, parts=told)
         if problem != earlier:
             log(problem or f"{file.path} is written again")
         last_ns, tick_ns = tick_ns, next_tick_ns(tick_ns, time.monotonic_ns(), interval_ns)
@@ -135,12 +137,16 @@ def main(arguments: list[str]) -> int:
     bpf.keep_resident()
     try:
         sampler = None
+        parts: dict[str, Ages | Ghosts] = {}
         if sample_fds:
-            ring_fd, mask_fd, apart_fd = map(int, sample_fds.split(","))
+            ring_fd, mask_fd, apart_fd, *ghosts_fd = map(int, sample_fds.split(","))
+            if ghosts_fd:
+                parts["refault_distances"] = Ghosts(*ghosts_fd)
             sampler = Sampler(directory, series, SLOTS, Ring.of_map(ring_fd), mask_fd, bpf.Table(apart_fd))
-        ages = Ages(*map(int, aged.split(","))) if aged else None
+        if aged:
+            parts["ages"] = Ages(*map(int, aged.split(",")))
         programs = [int(fd) for fd in program_fds.split(",")]
-        run(file, series, int(counters_fd), programs, set(_names(counted)), sampler, ages)
+        run(file, series, int(counters_fd), programs, set(_names(counted)), sampler, parts)
     except OSError as error:
         message = f"cannot read the counters: {error}"
         log(message)

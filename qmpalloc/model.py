@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from qmpalloc.idle import IdleMemory
+from qmpalloc.returns import Returns
 from qmpalloc.sample import Memory, PageIns
 from qmpalloc.units import MIB, Grid, format_size
 
@@ -161,6 +162,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         interval_s: Guest time that `hits` and `misses` cover, seconds; None when not known.
         refaults: Pages of files that had been evicted and came back, same interval.
         faults: Pages brought in by page faults (``mmap``, programs), same interval; their hits are not counted.
+        faults_major: Page faults that did not find their page, same interval: each brings in one page or more.
         swap_ins: Pages read back from swap, same interval.
         swap_ins_zram: Of these, the ones from zram, for which no disk is read; None if it does not tell.
         memory: The guest's memory facts in its last sample.
@@ -169,6 +171,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
             give up, and the files that its programs map, with what must be available beside; without what nothing has
             touched for a minute, where that is known. None if it does not tell.
         idle: How long nothing has touched its memory; None where its kernel does not tell.
+        returns: What it brings in again that more memory would have kept; None where that is not known.
         rescue_bytes: The size it is to have while it is in danger; 0 when it is not.
         psi_some_avg10: Per cent of time that some task waited for memory, 10 s average.
         pin: The size that a person chose for it; None where nobody did. See `qmpalloc.rules.pins`.
@@ -205,12 +208,14 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float | None = None
     refaults: int | None = None
     faults: int | None = None
+    faults_major: int | None = None
     swap_ins: int | None = None
     swap_ins_zram: int | None = None
     memory: Memory | None = None
     resident_bytes: int | None = None
     in_use_bytes: int | None = 0
     idle: IdleMemory | None = None
+    returns: Returns | None = None
     rescue_bytes: int = 0
     psi_some_avg10: float | None = None
     pin: Pin | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.text import printable
@@ -152,6 +152,28 @@ class Ages(Struct, frozen=True, kw_only=True):
     touched: AgesByKind
 
 
+GHOST_BINS = 40
+"""Refault distances of less than `pages_first`; than 1.25, 1.5, 1.75, 2, 2.5, … 768 times that; and of more."""
+
+ByDistance = Annotated[tuple[Count, ...], Meta(min_length=GHOST_BINS, max_length=GHOST_BINS)]
+
+
+class RefaultDistances(Struct, frozen=True, kw_only=True):
+    """How many pages of files were evicted between the eviction of a page and its return, by a sample of pages.
+
+    Attributes:
+        pages_each: Pages that a watched one stands for.
+        pages_first: Upper end of the first bin of distances, pages.
+        read: Watched pages that reads brought back, by distance, since the start.
+        fault: The same by page faults.
+    """
+
+    pages_each: Annotated[int, Meta(ge=1, le=2**30)]
+    pages_first: Annotated[int, Meta(ge=1, le=2**30)]
+    read: ByDistance
+    fault: ByDistance
+
+
 class SwapPages(Struct, frozen=True, kw_only=True, rename={"in_": "in"}):
     """Cumulative pages swapped in and out (``/proc/vmstat``), of all swap devices together."""
 
@@ -202,6 +224,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     allocation_stalls: Count | None = None
     collector: CollectorUse = CollectorUse()
     ages: Ages | None = None
+    refault_distances: RefaultDistances | None = None
     missing_hooks: Annotated[tuple[Printable, ...], Meta(max_length=32)] = ()
     error: Annotated[str, Meta(max_length=400, pattern=r"^[\x20-\x7e]*\Z")] | None = None
 
@@ -265,6 +288,7 @@ class Delta(Struct, frozen=True, kw_only=True):
         faults_major: Page faults of mapped files that did not find their page in memory.
         refaults: Evicted pages of files that came back.
         refaults_anon: Evicted pages of programs and of tmpfs that came back.
+        refault_distances: How far a sample of those of files had gone.
         swap_ins: Pages read back from swap.
         swap_ins_zram: Of these, the ones from zram.
         swap_outs: Pages written to swap.
@@ -281,6 +305,7 @@ class Delta(Struct, frozen=True, kw_only=True):
     evictions: int | None = None
     refaults: int | None = None
     refaults_anon: int | None = None
+    refault_distances: RefaultDistances | None = None
     swap_ins: int | None = None
     swap_ins_zram: int | None = None
     swap_outs: int | None = None
@@ -443,8 +468,26 @@ def difference(earlier: Sample, later: Sample) -> Delta:
         evictions=change("evictions"),
         refaults=change("refaults"),
         refaults_anon=change("refaults_anon"),
+        refault_distances=_distances(earlier.refault_distances, later.refault_distances),
         swap_ins=change("swap in", earlier.swap_pages.in_, later.swap_pages.in_),
         swap_ins_zram=change("swap in_zram", earlier.swap_pages.in_zram, later.swap_pages.in_zram),
         swap_outs=change("swap out", earlier.swap_pages.out, later.swap_pages.out),
         events_lost=change("events_lost"),
     )
+
+
+def _distances(earlier: RefaultDistances | None, later: RefaultDistances | None) -> RefaultDistances | None:
+    """Return what was added between two samples of one series; None where either does not tell.
+
+    Raises:
+        SampleError: BACKWARDS.
+    """
+    if earlier is None or later is None:
+        return None
+    read, fault = (
+        tuple(after - before for before, after in zip(getattr(earlier, kind), getattr(later, kind), strict=True))
+        for kind in ("read", "fault")
+    )
+    if min(*read, *fault) < 0:
+        raise SampleError(SampleFault.BACKWARDS, "the refault distances went back")
+    return structs.replace(later, read=read, fault=fault)

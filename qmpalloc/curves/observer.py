@@ -18,6 +18,7 @@ from qmpalloc.curves.tracker import CurveTracker
 from qmpalloc.curves.tuning import TUNING
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.model import Curve
+from qmpalloc.returns import Returns, ReturnsTracker
 from qmpalloc.sample import Delta, Sample
 
 NOT_SAMPLED = "accesses are not sampled"
@@ -36,6 +37,7 @@ class CurveFacts(Struct, frozen=True, kw_only=True):
     disk_read_pages: int | None = None
     page_ins_lately: int | None = None
     disk_read_pages_lately: int | None = None
+    returns: Returns | None = None
 
 
 class CurveObserver:
@@ -73,7 +75,7 @@ class CurveObserver:
         """Note that the guest was reset, or another system or collector runs in it: nothing that was learnt holds."""
         self._intake = SampleIntake()
         self.tracker: CurveTracker | None = None
-        self.mapping, self.service = SizeMapping(), ServiceTimes()
+        self.mapping, self.service, self._returns = SizeMapping(), ServiceTimes(), ReturnsTracker()
         self._source: tuple[bytes, bytes] | None = None
         self._made_for: tuple[str | None, int] | None = None
         self._largest_pages, self._outgrown = 0.0, 0
@@ -161,6 +163,8 @@ class CurveObserver:
         memory, evicting = sample.memory_bytes, delta is not None and bool(delta.evictions)
         self.mapping.observe(actual_bytes, memory, evicting=evicting)
         self._sample, self._range = sample, (floor_bytes, cap_bytes)
+        if delta is not None:
+            self._returns.observe(delta, actual_bytes, sample.page_size)
         disk_miss_s = None
         if self._disks is not None:
             self.disk_read_pages, disk_miss_s = self._disks.since_sample()
@@ -215,7 +219,8 @@ class CurveObserver:
             accesses_per_s: Rate of accesses now; None if not known.
         """
         facts = CurveFacts(
-            no_curve=self._absent or ("the size of its cache is not known" if self.tracker is None else "")
+            no_curve=self._absent or ("the size of its cache is not known" if self.tracker is None else ""),
+            returns=self._returns.returns,
         )
         if self._disks is not None:  # page-ins are held against the disks whether accesses are sampled or not
             facts = structs.replace(

@@ -19,6 +19,8 @@ _OTHERS_COUNT = 2.0
 _HOW = ("by page faults (mmap)", "from swap", "neither by reads nor by page faults (metadata)")
 """Pages are brought in otherwise than by reads, in words."""
 
+_FEW_FAULTS = 25
+
 _UNCOUNTED_SHARE, _UNCOUNTED_LEAST, _UNCOUNTED_PER_S = 0.3, 0.01, 25.0
 """Pages brought in by other means than reads, of all that were brought in, of all accesses, and per second, above which
 a guest is thought to need its cache for what nobody counts."""
@@ -81,10 +83,22 @@ def _uncounted(guest: GuestSnapshot) -> tuple[int, int, int]:
     return faults, swapped, max(0, (guest.refaults or 0) - faults - misses)
 
 
-def returned_per_s(guest: GuestSnapshot) -> float:
-    """Return the pages per second that came back, by faults or from swap, after the guest had to drop them."""
+def returned_per_s(guest: GuestSnapshot) -> tuple[float, float]:
+    """Return the pages per second that came back after the guest had to drop them, by faults and from swap."""
+    if not guest.interval_s:
+        return 0.0, 0.0
     faulted = min(max(0, guest.faults or 0), max(0, guest.refaults or 0))
-    return (faulted + max(0, guest.swap_ins or 0)) / guest.interval_s if guest.interval_s else 0.0
+    return faulted / guest.interval_s, max(0, guest.swap_ins or 0) / guest.interval_s
+
+
+def pages_per_fault(guest: GuestSnapshot) -> float:
+    """Return how many pages a page fault brings in, with the neighbours that the kernel reads ahead.
+
+    A few faults say little: as if some that bring in a page each had been seen as well. 1 if they are not counted.
+    """
+    if guest.faults_major is None:
+        return 1.0
+    return max(1.0, (max(0, guest.faults or 0) + _FEW_FAULTS) / (max(0, guest.faults_major) + _FEW_FAULTS))
 
 
 def spare_bytes(guest: GuestSnapshot) -> int:

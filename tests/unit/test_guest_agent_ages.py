@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guest_agent import ages, bpf, collector
+from guest_agent import ages, bpf, collector, ghosts
 from guest_agent.counters_file import Series
 from qmpalloc import sample as host
 
@@ -141,7 +141,7 @@ def test_the_step_that_is_over_is_told_and_the_host_reads_it(monkeypatch):
     fake.idle[HALVES:] = [999] * HALVES
     fake.touched = [7] * HALVES
     content = told.read()
-    read = host.parse(Series("00112233aabbccdd", 1000).render({}, None, content)).ages
+    read = host.parse(Series("00112233aabbccdd", 1000).render({}, None, {"ages": content})).ages
     assert (read.steps, read.pages_each, read.step_ms) == (4, 128, 1000)
     assert read.idle.file == tuple(range(10))
     assert read.idle.shmem == tuple(range(30, 40))
@@ -203,3 +203,20 @@ def test_what_the_kernel_does_not_take_is_left_out_the_last_part_first(monkeypat
     assert collector.compile_most(["-DX"], parts) == ("module", ["samples"])
     assert tried == [["-DX", "-DSAMPLES", "-DAGES"], ["-DX", "-DSAMPLES"]]
     assert "ages of memory are not told: bcc: too complex" in capsys.readouterr().err
+
+
+def test_refault_distances_are_told_and_the_host_reads_them(monkeypatch):
+    class FakeDistances:
+        def __init__(self, _, size):
+            assert size == 8 * (1 + 2 * ghosts.BINS)
+
+        def read(self):
+            return struct.pack(f"={1 + 2 * ghosts.BINS}Q", 999, *range(2 * ghosts.BINS))
+
+    monkeypatch.setattr(bpf, "Element", FakeDistances)
+    content = ghosts.Ghosts(9).read()
+    read = host.parse(Series("00112233aabbccdd", 1000).render({}, None, {"refault_distances": content, "ages": None}))
+    assert read.ages is None
+    assert read.refault_distances.read == tuple(range(40))
+    assert read.refault_distances.fault == tuple(range(40, 80))
+    assert (read.refault_distances.pages_each, read.refault_distances.pages_first) == (64, 1024)

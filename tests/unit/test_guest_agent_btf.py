@@ -160,6 +160,12 @@ def test_samples_where_files_can_be_told_apart():
     assert not Probes(kernel(without={"filemap_read"})).can_sample
 
 
+@pytest.mark.parametrize("absent", ["filemap_read", "filemap_fault", "mm_filemap_delete_from_page_cache"])
+def test_how_far_pages_had_gone_takes_samples_and_both_ways_of_a_page(absent):
+    assert Probes(kernel()).can_tell_ghosts
+    assert not Probes(kernel(without={absent})).can_tell_ghosts
+
+
 def test_does_not_hook_a_function_whose_parameters_differ():
     # as in Linux 5.15: (file, iter, pos) instead of (iocb, iter)
     assert Probes(kernel(parameters={"generic_perform_write": 3})).missing == ["generic_perform_write"]

@@ -80,7 +80,8 @@ def test_without_bcc(monkeypatch):
 
 def test_what_cannot_be_sampled_is_counted(tmp_path, monkeypatch, capsys):
     class Probed:
-        countable, missing, compiler_flags, can_sample, can_tell_ages = {"accesses"}, [], ["-DX"], True, False
+        countable, missing, compiler_flags = {"accesses"}, [], ["-DX"]
+        can_sample, can_tell_ages, can_tell_ghosts = True, False, False
 
         def __init__(self, _):
             pass
@@ -94,8 +95,8 @@ def test_what_cannot_be_sampled_is_counted(tmp_path, monkeypatch, capsys):
             raise CannotCountError("bcc: too complex")
         return "module"
 
-    def become_reader(*arguments, sampling, ages_shift):
-        assert ages_shift == 0
+    def become_reader(*arguments, sampling, ghosts, ages_shift):
+        assert (ghosts, ages_shift) == (False, 0)
         became.append((arguments[0], sampling))
 
     compiled, became = [], []
@@ -416,7 +417,7 @@ def test_the_reader_counts_what_it_misses_and_leaves_nothing(tmp_path, monkeypat
     """A reader that did not run for a while goes on at its ticks, and the next file tells what is missing."""
     kernel = Kernel(monkeypatch, tmp_path, [0.0, 3.2, 0.0])
     everything = {"accesses", "inserts_read"}
-    reader.run(CountersFile(str(tmp_path)), Series("00112233aabbccdd", 1000), 3, [2, 3], everything)
+    reader.run(CountersFile(str(tmp_path)), Series("00112233aabbccdd", 1000), 3, [2, 3], everything, None, {})
     assert [sample.monotonic_ns for sample in kernel.samples] == [
         7_000_000_000,
         8_000_000_000,
@@ -458,8 +459,8 @@ def test_what_stage_one_passes_on_stage_two_understands(tmp_path, monkeypatch):
     for missing, sampling in (([], True), (["filemap_splice_read", "filemap_fault"], False)):
         with pytest.raises(SystemExit):
             collector.become_reader(Module(), tmp_path, series, {"accesses", "evictions"}, missing, sampling=sampling)
-        file, passed, counters_fd, program_fds, counted, sampler, aged = seen.pop()
-        assert aged is None
+        file, passed, counters_fd, program_fds, counted, sampler, parts = seen.pop()
+        assert parts == {}
         assert sampler == ((str(tmp_path), passed, SLOTS, 8, 8, 8) if sampling else None)
         assert file.path == str(tmp_path / "counters.json")
         assert (passed.start_id, passed.interval_ms, passed.sequence) == ("00112233aabbccdd", 500, 4)

@@ -9,7 +9,7 @@ import qmpalloc
 # Modules of one layer may know each other (model and sample do), but only in one direction.
 LAYERS = [
     {"errors", "units", "text", "allowance", "files"},
-    {"sample", "idle", "model", "config"},
+    {"sample", "idle", "returns", "model", "config"},
     {"events"},
     {"curves", "rules"},
     {"policy"},
@@ -60,6 +60,7 @@ PURE = [
         "files.py",
         "sample.py",
         "idle.py",
+        "returns.py",
         "model.py",
         "config",
         "events.py",

@@ -1,11 +1,15 @@
 """What policy curve does with memory of known age: whoever does not touch it may lend it, whatever kind it is."""
 
+import numpy as np
 import pytest
 from made_up_guests import IDLE, STRAIGHT, guest, line, snapshot, targets
 from msgspec import structs
 
 from qmpalloc.idle import IdleMemory
 from qmpalloc.policy import load
+from qmpalloc.policy.curve.belief import Tuning, believe
+from qmpalloc.policy.curve.memory import Pace
+from qmpalloc.returns import Returns
 from qmpalloc.sample import Memory
 from qmpalloc.units import MIB, PAGE_BYTES
 
@@ -94,3 +98,47 @@ def test_memory_that_faults_bring_back_again_and_again_is_asked_for():
     decision = decide(idle, maps)
     assert targets(decision)[0] < 500
     assert targets(decision)[1] > 500
+
+
+def coming_back(mib, faults_per_s):
+    """So many page-ins a second that so much more memory would save, the more of it the more."""
+    return Returns(bytes=(0, mib * MIB), reads_per_s=(0.0, 0.0), faults_per_s=(0.0, faults_per_s))
+
+
+def test_by_how_far_mapped_pages_had_gone_it_is_known_what_more_memory_saves():
+    """What lies beyond a step counts as well, and what had gone farther than there is memory counts for nothing."""
+    lacks = {"rate": 0, "faults": 20_000, "refaults": 20_000, "idle": old(0, hot_pages=1000)}
+    busy = guest("busy", line((100, 0.2), (500, 0.1), (2000, 0.0)), rate=10_000, floor=100)
+    gained = {}
+    for name, returns in (
+        ("unknown", None),
+        ("near", coming_back(100, 20_000.0)),
+        ("far", coming_back(100_000, 20_000.0)),
+    ):
+        belief = believe(
+            guest("maps", returns=returns, **lacks),
+            (),
+            Pace(planned_per_s=0.0),
+            held="",
+            margin_bytes=0,
+            tuning=Tuning(),
+        )
+        gained[name] = -belief.unread_per_s(np.array([600.0 * MIB]))[0]
+    assert gained == pytest.approx({"unknown": 0.1 * 20_000 * 100 / 128, "near": 20_000, "far": 0.0}, abs=1.0)
+    decision = decide(guest("maps", returns=coming_back(100, 20_000.0), **lacks), busy)
+    assert targets(decision)[0] > 560
+    assert decision.guests[0].reason == "faults 20k pages/s in again that it had to drop"
+
+
+def test_where_a_fault_brings_in_neighbours_taking_old_memory_costs_as_much_more():
+    maps = {"rate": 0, "idle": old(300), "in_use_bytes": 200 * MIB}
+    for brought_in, faults, each in (
+        (None, None, 1.0),
+        (800, None, 1.0),
+        (32, 1, 57 / 26),
+        (8_000, 1_000, 8_025 / 1_025),
+    ):
+        donor = guest("maps", faults=brought_in, faults_major=faults, **maps)
+        belief = believe(donor, (), Pace(planned_per_s=0.0, watched_s=999.0), held="", margin_bytes=0, tuning=Tuning())
+        assert belief.unread_per_s(np.array([400.0 * MIB]))[0] == pytest.approx(each * 100 * MIB / PAGE_BYTES / 256)
+    assert targets(decide(guest("maps", **maps), guest("busy", STRAIGHT)))[0] < 500

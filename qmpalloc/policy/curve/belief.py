@@ -19,7 +19,7 @@ memory to spare and weak curves are no cases of their own but shapes of this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from qmpalloc.policy.evidence import (
     hits_nothing,
     missed_anyway,
     page_ins_most,
+    pages_per_fault,
     returned_per_s,
     spare_bytes,
     unconfirmed,
@@ -128,19 +129,25 @@ class Belief(Struct, frozen=True, kw_only=True):
     def unread_per_s(self, sizes: NDArray[np.float64]) -> Values:
         """Return how many more pages than now it brings in for want of memory whose use no read shows, at most.
 
-        With more memory, fewer: what it had before and brings in again may be gone with a step more, as far as a guest
-        in doubt is credited.
+        With more memory, fewer: by how far what comes back had gone, where that is known. Else all of it may be gone
+        with a step more, as far as a guest in doubt is credited.
         """
         guest = self.guest
         target = float(guest.target_bytes)
         more = np.zeros(len(sizes))
         if guest.idle is not None:
-            more = guest.idle.unread_per_s(np.maximum(0.0, target - spare_bytes(guest) - sizes), self.watched_s)
-        less = self.credit * returned_per_s(guest) * np.clip((sizes - target) / take_step(int(target)), 0.0, 1.0)
-        return np.asarray(more - less)
+            taken = np.maximum(0.0, target - spare_bytes(guest) - sizes)
+            more = pages_per_fault(guest) * guest.idle.unread_per_s(taken, self.watched_s)
+        faulted, swapped = returned_per_s(guest)
+        growth = np.maximum(0.0, sizes - target)
+        in_doubt = self.credit * np.minimum(1.0, growth / take_step(int(target)))
+        less = guest.returns.saved_by_faults(growth, faulted) if guest.returns is not None else in_doubt * faulted
+        return np.asarray(more - less - in_doubt * swapped)
 
     def _of_unread(self, sizes: NDArray[np.float64], objective: Objective) -> Values:
-        more, weight = self.unread_per_s(sizes), self.load.weight
+        target, weight = float(self.guest.target_bytes), self.load.weight
+        more = self.unread_per_s(np.minimum(sizes, target))
+        more -= self._once_filled(sizes, self.guest.page_ins_per_s or 0.0, lambda grown: -self.unread_per_s(grown))
         if objective != "fair":
             return np.asarray(-weight * more)
         hot = self.guest.idle.hot_pages if self.guest.idle is not None else 0
@@ -152,21 +159,32 @@ class Belief(Struct, frozen=True, kw_only=True):
         here = np.interp(target, self.sizes, self.most), np.interp(target, self.sizes, self.least)
         worst, best = self.load.values(np.array([here[0], here[1]]), objective)
         below = self.load.values(self.planned(np.minimum(sizes, target)), objective) - best
-        values = np.where(sizes < target, below, 0.0)
+        above = self._once_filled(
+            sizes,
+            self.load.accesses_per_s * self.load.miss_ratio,
+            lambda grown: self.load.values(self.planned(grown), objective) - worst,
+        )
+        return np.asarray(np.where(sizes < target, below, above))
+
+    def _once_filled(
+        self, sizes: NDArray[np.float64], filled_per_s: float, worth: Callable[[NDArray[np.float64]], Values]
+    ) -> Values:
+        """Return what sizes above the present one are worth on average over the horizon.
+
+        Each part of a growth is worth what it adds, for the time that is left once page-ins have filled it.
+        """
+        target = float(self.guest.target_bytes)
         most = float(sizes.max()) - target
         if most <= 0:
-            return values
+            return np.zeros(len(sizes))
         if self.horizon_s is None:
-            above = self.load.values(self.planned(np.maximum(sizes, target)), objective) - worst
-            return np.asarray(np.where(sizes > target, above, values))
-        # Each part of the growth is worth what it adds, for the time that is left once its misses have filled it.
+            return np.asarray(np.where(sizes > target, worth(np.maximum(sizes, target)), 0.0))
         bends = self.sizes[(self.sizes > target) & (self.sizes < target + most)] - target
         growth = np.unique(np.concatenate([np.linspace(0.0, most, _PARTS + 1), bends]))
-        added = np.diff(self.load.values(self.planned(target + growth), objective))
-        filled_per_s = max(1e-9, self.load.accesses_per_s * self.load.miss_ratio) * PAGE_BYTES
-        lasting = np.maximum(0.0, 1.0 - growth[1:] / filled_per_s / self.horizon_s)
+        added = np.diff(worth(target + growth))
+        lasting = np.maximum(0.0, 1.0 - growth[1:] / max(1e-9, filled_per_s) / PAGE_BYTES / self.horizon_s)
         gained = np.concatenate([[0.0], np.cumsum(added * lasting)])
-        return np.asarray(values + np.interp(sizes - target, growth, gained))
+        return np.asarray(np.interp(sizes - target, growth, gained))
 
     def expected(self, sizes_bytes: Sequence[float]) -> Values:
         """Return the miss ratio to be expected at each size, where decisions are made with a margin."""
@@ -239,7 +257,7 @@ def believe(
     else:
         belief = _bounds(guest, load, here, pace.lasts_s, cap)
         belief = structs.replace(belief, credit=tuning.credit, watched_s=pace.watched_s)
-        sources = (_settling,) if _settles(guest) else (_measured, _lacking, _ghosts)
+        sources = (_settling,) if _settles(guest) else (_measured, _lacking, _returning, _ghosts)
         sources = (*sources, _aged)
         for source in () if held else sources:
             belief = source(belief, points, tuning)
@@ -368,6 +386,27 @@ def _lacking(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
     per_s = format_count(lacks * accesses_per_s(guest))
     above = belief.above or f"reads {per_s} pages/s again that it had to drop"
     return structs.replace(belief, sizes=sizes, most=most, least=least, above=above)
+
+
+def _returning(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+    """Narrow by how far what it reads again had gone: with so much more memory it would not have gone.
+
+    What comes back by faults, or from swap, is no miss of a read: `Belief.unread_per_s`.
+    """
+    del points, tuning
+    guest, target = belief.guest, float(belief.guest.target_bytes)
+    unread, lacks, rate = sum(returned_per_s(guest)), _lacks(guest), accesses_per_s(guest)
+    if unread >= 1 and not belief.above:
+        belief = structs.replace(belief, above=f"faults {format_count(unread)} pages/s in again that it had to drop")
+    if guest.returns is None or not lacks:
+        return belief
+    sizes = np.unique([*belief.sizes, *(target + np.array(guest.returns.bytes))])
+    sizes = sizes[sizes <= belief.sizes[-1]]
+    most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
+    here = float(np.interp(target, sizes, most))
+    fewer = guest.returns.saved_by_reads(np.maximum(0.0, sizes - target), lacks * rate) / rate
+    most = np.where(sizes > target, np.minimum(most, here - fewer), most)
+    return structs.replace(belief, sizes=sizes, most=most, least=np.minimum(least, most))
 
 
 def _ghosts(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
