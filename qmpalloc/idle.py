@@ -2,8 +2,9 @@
 
 If n pages were not touched for T seconds, taking them costs at most about n / T page-ins a second for as long as the
 load stays what it was. Summed over a ladder of ages this bounds what any kind of memory is worth: cache of files that
-are read, mapped files, and anonymous memory where there is swap. It says nothing of a load that wakes up: that is what
-promises are for (`qmpalloc.rules.promises`).
+are read, mapped files, and anonymous memory where there is swap. A second bound is how often pages of at least that age
+were touched again of late: never, where a program goes round more than fits. Neither says anything of a load that wakes
+up: that is what promises are for (`qmpalloc.rules.promises`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from qmpalloc.sample import AGE_BINS, Memory, Sample
+from qmpalloc.sample import AGE_BINS, Ages, Memory, Sample
 from qmpalloc.units import MIB, PAGE_BYTES
 
 IDLE_S = 64.0
@@ -27,6 +28,9 @@ programs meanwhile; what it has swapped out counts no more, and the next part fo
 
 _ZRAM_KEEPS, _ZRAM_KNOWN_BYTES = 0.5, 16 * MIB
 
+_UNREAD = ("mapped", "anon", "shmem")
+_TOUCHES_HALF_LIFE_S = 120.0
+
 
 class IdleMemory(Struct, frozen=True, kw_only=True):
     """Memory that reclaim could take, by how long nothing has touched it. One entry for each age.
@@ -37,6 +41,8 @@ class IdleMemory(Struct, frozen=True, kw_only=True):
         unread: The same of memory whose use no read shows: mapped files, and anonymous and shared memory as far as
             swap has room for it.
         hot_pages: Pages of the second kind that were touched within the last step.
+        again_per_s: Pages of the second kind that are touched again by the second when they have at least that age, at
+            most; without the oldest ages as long as these are not known.
         reads_touch: Whether a read counts as a touch. If not, `read` tells since when pages are cached, not used.
     """
 
@@ -44,6 +50,7 @@ class IdleMemory(Struct, frozen=True, kw_only=True):
     read: tuple[int, ...]
     unread: tuple[int, ...]
     hot_pages: int = 0
+    again_per_s: tuple[float, ...] = ()
     reads_touch: bool = True
 
     def bytes_for(self, seconds: float) -> int:
@@ -73,7 +80,14 @@ class IdleMemory(Struct, frozen=True, kw_only=True):
 
     def unread_per_s(self, taken_bytes: NDArray[np.float64], watched_s: float = math.inf) -> NDArray[np.float64]:
         """Return the same of memory whose use no read shows."""
-        return self._per_s(self.unread, taken_bytes, watched_s, float(self.hot_pages))
+        by_age = self._per_s(self.unread, taken_bytes, watched_s, float(self.hot_pages))
+        if not self.again_per_s:
+            return by_age
+        # What is taken is at least as old as the youngest of it; and younger than all ages, nobody knows.
+        older = np.add(self.read, self.unread)[::-1]
+        unknown = [math.inf] * (len(self.seconds) - len(self.again_per_s))
+        again = np.array([*unknown, *self.again_per_s[::-1], math.inf])[np.searchsorted(older, taken_bytes)]
+        return np.asarray(np.where(taken_bytes > 0, np.minimum(by_age, again), 0.0))
 
     def _per_s(
         self, of: tuple[int, ...], taken_bytes: NDArray[np.float64], watched_s: float, hot_pages: float
@@ -93,7 +107,54 @@ def _by_class(at_least: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(at_least - np.append(at_least[1:], 0.0), dtype=float)
 
 
-def idle_memory(sample: Sample | None) -> IdleMemory | None:
+class Touches:
+    """How often memory of each age was touched again, of late."""
+
+    def __init__(self) -> None:
+        self._last: Ages | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._seen_s = self._weighted_s = 0.0
+        self._mapped, self._swappable = np.zeros(AGE_BINS), np.zeros(AGE_BINS)
+
+    def observe(self, ages: Ages | None, interval_s: float | None) -> None:
+        """Take what a sample tells, and how long it is after the one before; None: it begins a new series."""
+        before, self._last = self._last, ages
+        if (
+            before is None
+            or ages is None
+            or interval_s is None
+            or (before.step_ms, before.pages_each) != (ages.step_ms, ages.pages_each)
+        ):
+            self._forget()
+            return
+        more = {kind: np.subtract(getattr(ages.touched, kind), getattr(before.touched, kind)) for kind in _UNREAD}
+        if min(int(counts.min()) for counts in more.values()) < 0:
+            self._forget()
+            return
+        kept = 0.5 ** (interval_s / _TOUCHES_HALF_LIFE_S)
+        self._seen_s, self._weighted_s = self._seen_s + interval_s, self._weighted_s * kept + interval_s
+        self._mapped = self._mapped * kept + more["mapped"]
+        self._swappable = self._swappable * kept + more["anon"] + more["shmem"]
+
+    def again_per_s(self, *, swap: bool) -> tuple[float, ...]:
+        """Return the pages touched again by the second at each age or more, at most.
+
+        A standard deviation more than was seen, and a frame. An age is known once memory was watched for twice as long.
+
+        Args:
+            swap: Whether memory of programs can be taken, so that it counts.
+        """
+        if self._last is None or self._weighted_s <= 0:
+            return ()
+        counts = (self._mapped + self._swappable if swap else self._mapped)[::-1].cumsum()[::-1][1:]
+        most = (counts + np.sqrt(counts) + 1.0) * (self._last.pages_each / self._weighted_s)
+        known = sum(self._seen_s * 1000 >= 2 * self._last.step_ms * 2**power for power in range(AGE_BINS - 1))
+        return tuple(round(float(rate), 1) for rate in most[:known])
+
+
+def idle_memory(sample: Sample | None, touches: Touches | None = None) -> IdleMemory | None:
     """Return what a sample tells of memory that nothing touches; None where it tells no ages.
 
     A kind is never more than the kernel counts of it, so that a guest cannot claim to have more than it has; and it is
@@ -119,6 +180,7 @@ def idle_memory(sample: Sample | None) -> IdleMemory | None:
         read=tuple(file),
         unread=tuple(unread),
         hot_pages=hot * ages.pages_each,
+        again_per_s=() if touches is None else touches.again_per_s(swap=bool(memory.swap_free)),
         reads_touch=sample.lru != "lru_gen",
     )
 

@@ -8,6 +8,7 @@ from qmpalloc.config import ControlConfig
 from qmpalloc.curves.cpu_budget import CpuBudget
 from qmpalloc.curves.observer import CurveObserver
 from qmpalloc.errors import SampleError, SampleFault
+from qmpalloc.idle import Touches
 from qmpalloc.model import GuestState
 from qmpalloc.sample import Accepted, Delta, Sample, SampleTracker, difference
 
@@ -18,11 +19,12 @@ class Samples:
     Attributes:
         newest: Newest accepted sample.
         curves: What is learnt of its miss-ratio curve.
+        touches: How often memory of each age was touched again.
     """
 
     def __init__(self, control: ControlConfig, effort: CpuBudget | None) -> None:
         self.newest: Sample | None = None
-        self.curves = CurveObserver(effort)
+        self.curves, self.touches = CurveObserver(effort), Touches()
         self._control = control
         self._tracker = SampleTracker()
         self._base: Sample | None = None
@@ -82,6 +84,7 @@ class Samples:
                 self._counted = False
             raise
         self.newest = sample
+        self.touches.observe(sample.ages, accepted.delta.interval_s if accepted.delta is not None else None)
         if self._base is None:
             self._base = sample
         if accepted.delta is not None:  # else the file may be of any age: a second one shows that somebody writes it

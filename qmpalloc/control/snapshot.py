@@ -35,7 +35,7 @@ def snapshot_of(guest: Guest, now_s: float) -> GuestSnapshot:
         memory=newest.memory_bytes if newest else None,
         resident_bytes=memory.resident_bytes,
         in_use_bytes=memory.in_use_bytes(newest),
-        idle=idle_memory(newest),
+        idle=idle_memory(newest, guest.samples.touches),
         returns=known.returns,
         rescue_bytes=guest.danger.rescue_bytes(now_s),
         psi_some_avg10=newest.psi_memory.some_avg10 if newest else None,

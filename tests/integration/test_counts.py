@@ -7,6 +7,7 @@ import pytest
 
 from qmpalloc import open_guest
 from qmpalloc.qmp import open_agent
+from qmpalloc.returns import EDGES
 
 FILE_PAGES = 25_600
 TOLERANCE = FILE_PAGES * 5 // 1000
@@ -98,3 +99,37 @@ async def test_page_ins_are_told_by_cause(running):
     assert abs(seen.refaults_anon - PAGES) <= tolerance
     assert abs(seen.page_ins.from_disks - PAGES) <= tolerance
     assert sample.memory_bytes.swap_total > 60 << 20
+
+
+GONE = 12_800
+EVICT = f"""
+import mmap
+with open("/data/exact.dat", "r+b") as file:
+    mapped = mmap.mmap(file.fileno(), {GONE} * mmap.PAGESIZE)
+mapped.madvise(mmap.MADV_RANDOM)
+for _ in range(2):
+    for page in range({GONE}):
+        mapped[page * mmap.PAGESIZE]
+    mapped.madvise(21)  # MADV_PAGEOUT
+"""
+
+
+async def test_how_far_evicted_pages_had_gone_is_told(running):
+    """Of each block one page is watched; evicted in order and touched again in order, each had gone for less than the
+    one before it, but for the order within what the kernel reclaims at a time."""
+    async with (
+        open_guest(str(running.sockets.monitor), str(running.sockets.agent)) as guest,
+        open_agent(str(running.lab_socket)) as lab,
+    ):
+        assert (await lab.run(["dd", "if=/data/exact.dat", "iflag=nocache", "count=0"])).exit_code == 0
+        await guest.next_delta(1.5)
+        result = await lab.run(["python3", "-c", EVICT])
+        assert result.exit_code == 0, result.err
+        seen = (await guest.next_delta(2.5)).delta
+    told = seen.refault_distances
+    print(seen, told)
+    watched = GONE // told.pages_each
+    assert abs(sum(told.fault) - watched) <= 5
+    within = [sum(told.fault[: EDGES.index(edge)]) for edge in (2.0, 4.0, 8.0)]  # of 200 that had gone for 0 to 200
+    assert within == pytest.approx([32, 64, 128], abs=20)
+    assert sum(told.read) <= 5

@@ -5,7 +5,7 @@ import pytest
 from msgspec import structs
 
 from qmpalloc.errors import SampleError
-from qmpalloc.idle import IDLE_S, IdleMemory, idle_bytes, idle_memory
+from qmpalloc.idle import IDLE_S, IdleMemory, Touches, idle_bytes, idle_memory
 from qmpalloc.sample import Ages, AgesByKind, Memory, Sample, parse
 from qmpalloc.units import MIB, PAGE_BYTES
 
@@ -129,3 +129,55 @@ def test_a_forged_table_is_refused_with_its_field(forged):
     )
     with pytest.raises(SampleError, match=r"\$\.ages"):
         parse(content.encode())
+
+
+def touched(**kinds):
+    every = dict.fromkeys(("file", "mapped", "anon", "shmem"), NONE)
+    told = ages(mapped=oldest(300))
+    return structs.replace(told, touched=AgesByKind(**every | kinds))
+
+
+def seen(*told, seconds=1.0):
+    touches = Touches()
+    for each in told:
+        touches.observe(each, seconds)
+    return touches
+
+
+def test_an_age_is_known_once_memory_was_watched_for_twice_as_long():
+    assert seen().again_per_s(swap=False) == ()
+    assert seen(*[touched()] * 3).again_per_s(swap=False) == pytest.approx(
+        (128.0 / 2,), rel=0.01
+    )  # a frame in two seconds, at most
+    assert len(seen(*[touched()] * 600).again_per_s(swap=False)) == 9
+
+
+def test_touches_of_memory_of_programs_count_where_there_is_swap():
+    told = [touched(mapped=(0, 0, 0, each, *NONE[4:]), anon=(*NONE[:9], each)) for each in range(0, 600, 2)]
+    without, swap = seen(*told).again_per_s(swap=False), seen(*told).again_per_s(swap=True)
+    assert without[2] == pytest.approx(2 * 128, rel=0.15)
+    assert without[3] < 2
+    assert swap[2] == pytest.approx(4 * 128, rel=0.15)
+    assert swap[7] == pytest.approx(2 * 128, rel=0.15)
+
+
+def test_what_was_not_touched_again_costs_nothing_to_take_however_often_it_was_read_once():
+    """n / T would say 300 frames by 256 seconds."""
+    found = idle_memory(sample(ages(mapped=oldest(300))), seen(*[touched()] * 600))
+    taken = np.array([0.0, 10.0 * MIB, 100.0 * MIB, 140.0 * MIB])
+    by_age = idle_memory(sample(ages(mapped=oldest(300)))).unread_per_s(taken)
+    assert by_age[2] == pytest.approx(100 * MIB / PAGE_BYTES / 256)
+    assert found.unread_per_s(taken).tolist() == pytest.approx([0.0, found.again_per_s[8], *[found.again_per_s[8]] * 2])
+    assert found.again_per_s[8] < 2
+    half = structs.replace(found, again_per_s=found.again_per_s[:5])  # of the oldest nothing is known yet
+    assert half.unread_per_s(taken).tolist() == pytest.approx(by_age.tolist())
+
+
+@pytest.mark.parametrize("change", [{"pages_each": 256}, {"step_ms": 500}, None, "backwards"])
+def test_another_series_of_touches_begins_anew(change):
+    told = [touched(mapped=(5, *NONE[1:]))] * 600
+    other = None if change is None else touched() if change == "backwards" else structs.replace(told[0], **change)
+    assert seen(*told, other).again_per_s(swap=False) == ()
+    touches = seen(*told)
+    touches.observe(told[0], None)
+    assert touches.again_per_s(swap=False) == ()

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from qmpalloc.experiment.spec.access import Loop, Normal, Sequential, Uniform, Zipf
+from qmpalloc.experiment.spec.access import HotCold, Loop, Normal, Sequential, Uniform, Zipf
 from qmpalloc.policy import load
 from qmpalloc.sim import ReplayGuest, ReplayHost
+from qmpalloc.sim.mapped_guest import MappedGuest
 from qmpalloc.sim.mixes import MIXES
 from qmpalloc.units import GIB, MIB
 
@@ -198,3 +199,27 @@ def test_what_repeats_at_a_fixed_distance_is_sampled_like_anything_else(every, s
         kept = np.count_nonzero(keys % 2**level == 0)
         expected = len(blocks) / 2**level
         assert abs(kept - expected) < 5 * expected**0.5, level
+
+
+def mapped_beside_a_reader(*, distances):
+    """Return the page-ins of the last half of five minutes of policy curve, and what the guest that maps came to."""
+    maps = MappedGuest(
+        "maps", Uniform(), file_bytes=640 * MIB, accesses_per_s=4_000, size_bytes=600 * MIB, floor_bytes=224 * MIB,
+        cap_bytes=1200 * MIB, distances=distances,
+    )  # fmt: skip
+    reads = ReplayGuest(
+        "reads", HotCold(hot=0.1, hot_reads=0.9), file_bytes=GIB, accesses_per_s=8_000, size_bytes=600 * MIB,
+        floor_bytes=224 * MIB, cap_bytes=1200 * MIB,
+    )  # fmt: skip
+    host, policy, counted = ReplayHost((maps, reads), budget_bytes=1200 * MIB), load("curve", {}), 0.0
+    for _ in range(60):
+        host.step(policy)
+        counted += (maps.misses + reads.misses) * (host.time_s > 150)
+    return counted, maps.size_bytes // MIB
+
+
+def test_a_guest_that_maps_what_nearly_fits_gets_what_a_reader_hardly_misses():
+    without, _ = mapped_beside_a_reader(distances=False)
+    known, size = mapped_beside_a_reader(distances=True)
+    assert size > 750
+    assert known < 0.7 * without
