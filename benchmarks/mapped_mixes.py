@@ -38,7 +38,7 @@ def guests(mix: str, lru: str, seed: int, *, distances: bool = True, observed: b
     """Return both guests, each with an equal share."""
     made: list[ReplayGuest] = []
     for kind, name, (access, mib, rate) in zip((MappedGuest, ReplayGuest), ("maps", "reads"), MIXES[mix], strict=True):
-        more = {"distances": distances} if kind is MappedGuest else {"observed": observed, "lru": lru}
+        more = {"ghosts": distances} if kind is MappedGuest else {"observed": observed, "lru": lru}
         made.append(
             kind(name, access, file_bytes=mib * MIB, accesses_per_s=rate, size_bytes=BUDGET // 2, floor_bytes=FLOOR,
                  cap_bytes=BUDGET, seed=seed, **more)

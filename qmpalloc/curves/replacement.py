@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Replacement(ABC):
     """A page cache of a fixed number of pages.
@@ -45,6 +48,10 @@ class Replacement(ABC):
     def grow(self, ids: int) -> None:
         """Make room for more page numbers."""
         self._states.extend(bytes(max(0, ids - len(self._states))))
+
+    def holds(self) -> NDArray[np.bool_]:
+        """Return, for each page number, whether the page is there."""
+        return np.asarray(np.frombuffer(self._states, dtype=np.uint8) != 0)
 
     @abstractmethod
     def read(self, pages: Sequence[int]) -> int:

@@ -30,13 +30,19 @@ from qmpalloc.experiment.spec.access import Access
 from qmpalloc.experiment.spec.references import page_numbers
 from qmpalloc.idle import IdleMemory
 from qmpalloc.model import Decision, GuestSnapshot, GuestState, Policy, Snapshot
+from qmpalloc.returns import EDGES, ReturnsTracker
 from qmpalloc.rules.limits import apply_limits
-from qmpalloc.sample import AGE_BINS, Memory
+from qmpalloc.sample import AGE_BINS, GHOST_BINS, Delta, Memory, RefaultDistances
 from qmpalloc.units import MIB, PAGE_BYTES, align_down
 
 _CHUNK = 1_000
 _STEP_S = 1.0
 _LEVELS = 10
+
+_FIRST_PAGES = 16 << BLOCK_SHIFT
+"""End of the first bin of refault distances, as in ``guest_agent/ghosts.py``."""
+
+_NONE = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 OUTSTANDING = 250
 """Reads that wait for the disk at a time when they come faster than it serves them: Linux lets 256 queue for it, and
@@ -87,6 +93,7 @@ class ReplayGuest:
         seed: int = 1,
         observed: bool = True,
         aged: bool = True,
+        ghosts: bool = True,
     ) -> None:
         """Make a guest with an empty cache.
 
@@ -107,6 +114,7 @@ class ReplayGuest:
             seed: Of its references.
             observed: False spares the work of sampling and of its curve.
             aged: Whether its kernel tells how long memory has not been touched.
+            ghosts: Whether its collector tells how far evicted pages had gone when they came back.
         """
         self.name = name
         self.size_bytes = self.baseline_bytes = size_bytes
@@ -116,6 +124,8 @@ class ReplayGuest:
         self._lru, self.own_bytes, self._scale, self._seed = lru, own_bytes, scale, seed
         self._generation = self._files = 0
         self._observed, self._aged = observed, aged
+        self._returns = ReturnsTracker() if ghosts else None
+        self._came: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         self._time_s = 0.0
         self._salt = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
         self.tracker = CurveTracker(
@@ -164,6 +174,33 @@ class ReplayGuest:
         """Begin with an empty cache, as after a boot."""
         pages = self.first_page + self._pages
         self.cache: Replacement = POLICIES[self._lru](self._room_pages(self.size_bytes), pages, scale=self._scale)
+        self._left_at, self._clock = np.zeros(0, dtype=np.int64), 0
+
+    def _read(self, numbers: NDArray[np.int64]) -> int:
+        """Read pages; note which came back after how many others were evicted. Return how many missed."""
+        if self._returns is None:
+            return self.cache.read(numbers.tolist())
+        before = self.cache.holds()
+        missed = self.cache.read(numbers.tolist())
+        gone = np.flatnonzero(before & ~self.cache.holds())
+        self._left_at = np.append(self._left_at, np.zeros(len(before) - len(self._left_at), dtype=np.int64))
+        came = np.unique(numbers[~before[numbers]])
+        came = came[self._left_at[came] > 0]
+        self._came.append((came, self._clock - self._left_at[came]))
+        self._left_at[came] = 0
+        self._clock += len(gone)
+        self._left_at[gone] = self._clock
+        return missed
+
+    def _distances(self) -> RefaultDistances:
+        """Return what a collector would tell of the pages that came back since the last time, one of every 64."""
+        pages, distances = (np.concatenate(each) for each in zip(*self._came, strict=True)) if self._came else _NONE
+        self._came = []
+        watched = mixed(pages.astype(np.uint64) + self._salt) % np.uint64(2**BLOCK_SHIFT // self._scale) == 0
+        bins = np.searchsorted(EDGES, distances[watched] * self._scale / _FIRST_PAGES, side="right") - 1
+        counts = np.bincount(bins, minlength=GHOST_BINS).tolist()
+        none = (0,) * GHOST_BINS
+        return RefaultDistances(pages_each=2**BLOCK_SHIFT, pages_first=_FIRST_PAGES, read=tuple(counts), fault=none)
 
     def advance(self, seconds: float) -> None:
         """Let the load run, and observe it."""
@@ -177,7 +214,7 @@ class ReplayGuest:
             pages = list(islice(self.references, count))
             numbers = np.array(pages, dtype=np.int64) + self.first_page
             self.cache.grow(self.first_page + self._pages)
-            missed = self.cache.read(numbers.tolist())
+            missed = self._read(numbers)
             self._seen[pages] = True
             self._due -= count
             left_s -= count * each_s + missed * self.miss_s * self._scale
@@ -193,6 +230,9 @@ class ReplayGuest:
         self._time_s += seconds
         self._touched_s[self.pages_read] = self._time_s
         self._observe(self.pages_read, accesses * scale, misses * scale)
+        if self._returns is not None:
+            interval = Delta(interval_s=seconds, misses=round(self.misses), refault_distances=self._distances())
+            self._returns.observe(interval, self.size_bytes, PAGE_BYTES)
 
     def snapshot(self) -> GuestSnapshot:
         """Return what a policy sees."""
@@ -215,6 +255,7 @@ class ReplayGuest:
             resident_bytes=min(self.size_bytes, self.own_bytes + self.cached_pages * PAGE_BYTES),
             in_use_bytes=self.own_bytes,
             idle=self._idle() if self._aged else None,
+            returns=None if self._returns is None else self._returns.returns,
             interval_s=self.interval_s or None,
             curve=self.tracker.curve(self.mapping, self.floor_bytes, self.cap_bytes) if self._observed else None,
             ghost_gain=None if ghosts is None else ghosts[0] * rate,

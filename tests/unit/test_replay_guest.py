@@ -205,7 +205,7 @@ def mapped_beside_a_reader(*, distances):
     """Return the page-ins of the last half of five minutes of policy curve, and what the guest that maps came to."""
     maps = MappedGuest(
         "maps", Uniform(), file_bytes=640 * MIB, accesses_per_s=4_000, size_bytes=600 * MIB, floor_bytes=224 * MIB,
-        cap_bytes=1200 * MIB, distances=distances,
+        cap_bytes=1200 * MIB, ghosts=distances,
     )  # fmt: skip
     reads = ReplayGuest(
         "reads", HotCold(hot=0.1, hot_reads=0.9), file_bytes=GIB, accesses_per_s=8_000, size_bytes=600 * MIB,
