@@ -1,8 +1,8 @@
 """How far evicted pages of files had gone when they came back: their refault distances, as program.c tells them.
 
 A page that returns after n others were evicted would still have been there with n pages more (the kernel's own idea:
-mm/workingset.c). This is told of the pages that are watched for samples, one of every 64, for reads and for page
-faults, which are all that is heard of the pages of mapped files.
+mm/workingset.c). This is told of the pages that are watched for samples, one of every 64: of those that reads
+bring in, and of those that page faults ask for, not of the neighbours that come with them.
 """
 
 from __future__ import annotations

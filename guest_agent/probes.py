@@ -49,6 +49,7 @@ _SAMPLES = (
 )
 _SAMPLES_FAULTS = ("vm_fault.pgoff", "VM_FAULT_LOCKED")
 _MAJOR = ("VM_FAULT_MAJOR",)
+_GHOSTS = (*_MAJOR, "vm_fault.pgoff")
 # What the age of memory is told by.
 _AGES = (
     "damon_region.ar",
@@ -128,7 +129,7 @@ class Probes:
     @property
     def can_tell_ghosts(self) -> bool:
         """Whether it can be told, of sampled pages, how far evicted ones had gone when they came back."""
-        return self.can_sample and {*_TRACEPOINTS, "filemap_fault"} <= self.hooks
+        return self.can_sample and {*_TRACEPOINTS, "filemap_fault"} <= self.hooks and self._are_known(_GHOSTS)
 
     @property
     def can_tell_ages(self) -> bool:

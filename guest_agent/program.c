@@ -144,6 +144,100 @@ static __always_inline void sample(struct counts *count, void *file, u64 first, 
 }
 #endif
 
+/* -------------------------------------------------------------------------------------------------- ghosts */
+
+/*
+ * How far evicted pages had gone when they came back. Of the pages that are watched for samples, each that leaves the
+ * cache moves a clock on; how much it has moved when such a page returns is its refault distance, in 64 pages. With so
+ * much more memory it would not have gone. A page comes back when it is read ahead or read, or when a fault asks for it:
+ * the neighbours that the fault brings in came for its sake. See ghosts.py.
+ */
+#ifdef SAMPLES_GHOSTS
+#define GHOST_BINS 40
+#define GHOSTS_MAX 8192
+/* 2 MiB are 8 blocks, and may begin within one. Of a larger folio, the rest is not seen. */
+#define BLOCKS_PER_FOLIO 9
+
+/* Known to ghosts.py. */
+struct ghosts {
+	u64 clock;
+	u64 read[GHOST_BINS];
+	u64 fault[GHOST_BINS];
+};
+BPF_ARRAY(ghosts, struct ghosts, 1);
+/* When each left, by the clock. */
+BPF_TABLE("lru_hash", u64, u64, ghosts_left, GHOSTS_MAX);
+
+static __always_inline u32 ghost_bin(u64 distance)
+{
+	u32 bin = 0, at;
+
+	/* Less than 16; then four for each doubling. */
+#pragma unroll
+	for (at = 0; at < GHOST_BINS - 1; at++)
+		bin += distance >= (4ULL + at % 4) << (2 + at / 4);
+	return bin;
+}
+
+static __always_inline void ghost_leaves(u64 page)
+{
+	int zero = 0;
+	struct ghosts *all = ghosts.lookup(&zero);
+	u64 now;
+
+	if (!all)
+		return;
+	__sync_fetch_and_add(&all->clock, 1);
+	now = all->clock;
+	ghosts_left.update(&page, &now);
+}
+
+static __always_inline void ghost_returns(u64 page, bool by_fault)
+{
+	int zero = 0;
+	struct ghosts *all = ghosts.lookup(&zero);
+	u64 *left = ghosts_left.lookup(&page);
+	u32 bin;
+
+	if (!all || !left)
+		return;
+	bin = ghost_bin(all->clock - *left);
+	if (bin < GHOST_BINS)
+		__sync_fetch_and_add(by_fault ? &all->fault[bin] : &all->read[bin], 1);
+	ghosts_left.delete(&page);
+}
+
+#define GHOST_LEAVES 0
+#define GHOST_RETURNS_BY_READ 1
+#define GHOST_RETURNS_BY_FAULT 2
+
+static __always_inline void watch_ghosts(u64 mapping, u64 index, u64 pages, int what)
+{
+	u64 inode = 0, inode_number = 0, super_block = 0, block, page, file;
+	u32 generation = 0, device = 0;
+	int visited;
+
+	READ_FIELD(inode, mapping, address_space, host);
+	READ_FIELD(inode_number, inode, inode, i_ino);
+	block = index >> BLOCK_SHIFT;
+#pragma clang loop unroll(disable)
+	for (visited = 0; visited < BLOCKS_PER_FOLIO; visited++, block++) {
+		page = watched_page(inode_number, block);
+		if (page - index >= pages)
+			continue;
+		READ_FIELD(generation, inode, inode, i_generation);
+		READ_FIELD(super_block, inode, inode, i_sb);
+		READ_FIELD(device, super_block, super_block, s_dev);
+		file = mixed(mixed(inode_number + SAMPLE_SALT) + ((u64)generation << 32 | device));
+		page = mixed(file + block);
+		if (what == GHOST_LEAVES)
+			ghost_leaves(page);
+		else
+			ghost_returns(page, what == GHOST_RETURNS_BY_FAULT);
+	}
+}
+#endif
+
 /* ------------------------------------------------------------------------------------------------ accesses */
 
 /* Adds the pages of [end - bytes, end) of a file. */
@@ -339,6 +433,11 @@ KRETFUNC_PROBE(filemap_fault, void *vmf, u32 ret)
 
 		if (count)
 			count->faults_major += 1;
+#ifdef SAMPLES_GHOSTS
+		watch_ghosts((u64)FIELD(void *, FIELD(void *, FIELD(void *, vmf, vm_fault, vma), vm_area_struct, vm_file),
+					file, f_mapping),
+			     FIELD(u64, vmf, vm_fault, pgoff), 1, GHOST_RETURNS_BY_FAULT);
+#endif
 	}
 #endif
 #ifdef SAMPLES_FAULTS
@@ -415,98 +514,6 @@ static __always_inline bool is_wanted(struct scope *scope, void *folio, u64 mapp
 }
 #endif
 
-/*
- * How far evicted pages had gone when they came back. Of the pages that are watched for samples, each that leaves the
- * cache moves a clock on; how much it has moved when such a page returns is its refault distance, in 64 pages. With so
- * much more memory it would not have gone. See ghosts.py.
- */
-#ifdef SAMPLES_GHOSTS
-#define GHOST_BINS 40
-#define GHOSTS_MAX 8192
-/* 2 MiB are 8 blocks, and may begin within one. Of a larger folio, the rest is not seen. */
-#define BLOCKS_PER_FOLIO 9
-
-/* Known to ghosts.py. */
-struct ghosts {
-	u64 clock;
-	u64 read[GHOST_BINS];
-	u64 fault[GHOST_BINS];
-};
-BPF_ARRAY(ghosts, struct ghosts, 1);
-/* When each left, by the clock. */
-BPF_TABLE("lru_hash", u64, u64, ghosts_left, GHOSTS_MAX);
-
-static __always_inline u32 ghost_bin(u64 distance)
-{
-	u32 bin = 0, at;
-
-	/* Less than 16; then four for each doubling. */
-#pragma unroll
-	for (at = 0; at < GHOST_BINS - 1; at++)
-		bin += distance >= (4ULL + at % 4) << (2 + at / 4);
-	return bin;
-}
-
-static __always_inline void ghost_leaves(u64 page)
-{
-	int zero = 0;
-	struct ghosts *all = ghosts.lookup(&zero);
-	u64 now;
-
-	if (!all)
-		return;
-	__sync_fetch_and_add(&all->clock, 1);
-	now = all->clock;
-	ghosts_left.update(&page, &now);
-}
-
-static __always_inline void ghost_returns(u64 page, bool by_fault)
-{
-	int zero = 0;
-	struct ghosts *all = ghosts.lookup(&zero);
-	u64 *left = ghosts_left.lookup(&page);
-	u32 bin;
-
-	if (!all || !left)
-		return;
-	bin = ghost_bin(all->clock - *left);
-	if (bin < GHOST_BINS)
-		__sync_fetch_and_add(by_fault ? &all->fault[bin] : &all->read[bin], 1);
-	ghosts_left.delete(&page);
-}
-
-#define GHOST_LEAVES 0
-#define GHOST_RETURNS_BY_READ 1
-#define GHOST_RETURNS_BY_FAULT 2
-
-static __always_inline void watch_ghosts(void *folio, u64 mapping, u64 pages, int what)
-{
-	u64 index = 0, inode = 0, inode_number = 0, super_block = 0, block, page, file;
-	u32 generation = 0, device = 0;
-	int visited;
-
-	READ_FIELD(index, folio, folio, index);
-	READ_FIELD(inode, mapping, address_space, host);
-	READ_FIELD(inode_number, inode, inode, i_ino);
-	block = index >> BLOCK_SHIFT;
-#pragma clang loop unroll(disable)
-	for (visited = 0; visited < BLOCKS_PER_FOLIO; visited++, block++) {
-		page = watched_page(inode_number, block);
-		if (page - index >= pages)
-			continue;
-		READ_FIELD(generation, inode, inode, i_generation);
-		READ_FIELD(super_block, inode, inode, i_sb);
-		READ_FIELD(device, super_block, super_block, s_dev);
-		file = mixed(mixed(inode_number + SAMPLE_SALT) + ((u64)generation << 32 | device));
-		page = mixed(file + block);
-		if (what == GHOST_LEAVES)
-			ghost_leaves(page);
-		else
-			ghost_returns(page, what == GHOST_RETURNS_BY_FAULT);
-	}
-}
-#endif
-
 #ifdef HAVE_mm_filemap_add_to_page_cache
 /*
  * Raised by __filemap_add_folio() once the folio is in the mapping. tmpfs (shmem_add_to_page_cache) and the swap
@@ -517,7 +524,7 @@ RAW_TRACEPOINT_PROBE(mm_filemap_add_to_page_cache)
 	void *folio = (void *)ctx->args[0];
 	struct counts *count = this_cpu_counts();
 	struct scope *scope = scope_of_task();
-	u64 flags = 0, mapping = 0, pages;
+	u64 flags = 0, mapping = 0, index = 0, pages;
 
 	if (!count)
 		return 0;
@@ -529,10 +536,10 @@ RAW_TRACEPOINT_PROBE(mm_filemap_add_to_page_cache)
 		return 0;
 	}
 #ifdef SAMPLES_GHOSTS
-	if (scope->fault == mapping)
-		watch_ghosts(folio, mapping, pages, GHOST_RETURNS_BY_FAULT);
-	else if (scope->read == mapping)
-		watch_ghosts(folio, mapping, pages, GHOST_RETURNS_BY_READ);
+	if (scope->read == mapping && scope->fault != mapping) {
+		READ_FIELD(index, folio, folio, index);
+		watch_ghosts(mapping, index, pages, GHOST_RETURNS_BY_READ);
+	}
 #endif
 	if (scope->fault == mapping)
 		count->inserts_fault += pages;
@@ -562,7 +569,7 @@ RAW_TRACEPOINT_PROBE(mm_filemap_delete_from_page_cache)
 {
 	void *folio = (void *)ctx->args[0];
 	struct counts *count = this_cpu_counts();
-	u64 flags = 0, mapping = 0;
+	u64 flags = 0, mapping = 0, index = 0;
 
 	READ_FIELD(flags, folio, folio, flags);
 	if (!count || flags & (1ULL << VALUE_PG_swapbacked))
@@ -570,8 +577,9 @@ RAW_TRACEPOINT_PROBE(mm_filemap_delete_from_page_cache)
 	count->evictions += pages_of_folio(folio, flags);
 #ifdef SAMPLES_GHOSTS
 	READ_FIELD(mapping, folio, folio, mapping);
+	READ_FIELD(index, folio, folio, index);
 	if (mapping)
-		watch_ghosts(folio, mapping, pages_of_folio(folio, flags), GHOST_LEAVES);
+		watch_ghosts(mapping, index, pages_of_folio(folio, flags), GHOST_LEAVES);
 #endif
 	return 0;
 }

@@ -18,8 +18,9 @@ SHIFT_MIN, SHIFT_MAX = 6, 16
 EVENTS_MAX = 65_536
 """Events a file may hold."""
 
-KEPT_INTERVALS = 3
-"""Intervals whose events a file holds, so that a host that comes late or misses some loses nothing."""
+KEPT_INTERVALS, KEPT_MOST, KEPT_EVENTS = 3, 30, 2_048
+"""Intervals whose events a file holds at least, so that a host that comes late or misses some loses nothing; and at
+most, as long as they have no more events than that."""
 
 PER_S_MAX = 2_000
 """Events per second above which the rate is lowered. It rises again once twice as many would be well below."""
@@ -182,8 +183,9 @@ class Batches:
             self._kept.clear()
         self._shift, self._lost = shift, lost
         self._kept.append(events)
-        while len(self._kept) > KEPT_INTERVALS or sum(map(len, self._kept)) > EVENTS_MAX:
-            self._first += len(self._kept.pop(0))
         count = sum(map(len, self._kept))
+        while count > EVENTS_MAX or len(self._kept) > (KEPT_MOST if count <= KEPT_EVENTS else KEPT_INTERVALS):
+            self._first += len(self._kept[0])
+            count -= len(self._kept.pop(0))
         header = _HEADER.pack(MAGIC, *self._ids, self._first, accesses, lost, shift, count)
         return header + b"".join(map(bytes, self._kept))

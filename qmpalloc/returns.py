@@ -6,7 +6,8 @@ mapped files as well, of whose accesses nothing else is heard.
 
 A page that came back meanwhile and was evicted again would have needed no more room than once. If F(n) of all pages
 that are brought in had been gone for less than n, that leaves the integral of 1 - F from 0 to n: the same step as from
-reuse times to sizes (Hu et al., "Kinetic modeling of data eviction in cache", USENIX ATC 2016).
+reuse times to sizes (Hu et al., "Kinetic modeling of data eviction in cache", USENIX ATC 2016). Of a fault, the page
+that was asked for is told, and stands for all that the fault brings in.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class ReturnsTracker:
         self._forget(0)
 
     def _forget(self, size_bytes: int) -> None:
-        self._size_bytes, self._seconds, self._brought_in = size_bytes, 0.0, 0.0
+        self._size_bytes, self._seconds = size_bytes, 0.0
+        self._read_in = self._faulted_in = self._faults = 0.0
         self._counts = np.zeros((2, GHOST_BINS))
         self._scale: tuple[int, int] | None = None
 
@@ -86,7 +88,10 @@ class ReturnsTracker:
             return
         kept = 0.5 ** (delta.interval_s / _HALF_LIFE_S)
         self._seconds = self._seconds * kept + delta.interval_s
-        self._brought_in = self._brought_in * kept + (delta.misses or 0) + (delta.inserts_fault or 0)
+        self._read_in = self._read_in * kept + (delta.misses or 0)
+        self._faulted_in = self._faulted_in * kept + (delta.inserts_fault or 0)
+        faults = delta.inserts_fault if delta.faults_major is None else delta.faults_major
+        self._faults = self._faults * kept + (faults or 0)
         self._counts = self._counts * kept + np.array([told.read, told.fault])
 
     @property
@@ -96,10 +101,12 @@ class ReturnsTracker:
             return None
         each, first_bytes = self._scale
         within = np.cumsum(self._counts[:, :-1], axis=1)
-        gone_less = np.minimum(1.0, np.append(0.0, within.sum(axis=0)) * each / max(1.0, self._brought_in))
+        pages = np.array([[each], [each * max(1.0, self._faulted_in / max(1.0, self._faults))]])
+        less = np.append(0.0, (within * pages).sum(axis=0)) / max(1.0, self._read_in + self._faulted_in)
+        gone_less = np.minimum(1.0, less)
         edges = first_bytes * np.array(EDGES)
         room = np.cumsum(np.diff(edges) * (1.0 - (gone_less[1:] + gone_less[:-1]) / 2))
-        per_s = np.maximum.accumulate(np.maximum(0.0, within - np.sqrt(within)), axis=1) * (each / self._seconds)
+        per_s = np.maximum.accumulate(np.maximum(0.0, within - np.sqrt(within)), axis=1) * (pages / self._seconds)
         reads, faults = ([0.0, *(round(float(rate), 2) for rate in kind)] for kind in per_s)
         return Returns(
             bytes=(0, *(round(float(size)) for size in room)),

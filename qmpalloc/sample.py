@@ -165,7 +165,7 @@ class RefaultDistances(Struct, frozen=True, kw_only=True):
         pages_each: Pages that a watched one stands for.
         pages_first: Upper end of the first bin of distances, pages.
         read: Watched pages that reads brought back, by distance, since the start.
-        fault: The same by page faults.
+        fault: Watched pages that page faults asked for and had to bring back, the same.
     """
 
     pages_each: Annotated[int, Meta(ge=1, le=2**30)]

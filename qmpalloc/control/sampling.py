@@ -43,7 +43,7 @@ cannot be used."""
 
 SAMPLES_LATE_FIRST_S = 1.0
 """How long one that has not answered in time is left alone: twice as long each time, up to `SAMPLES_RETRY_S`. The file
-holds what was shipped in the last three intervals, so that nothing is lost when a busy guest is late once."""
+holds the last three intervals at least: nothing is lost when a busy guest is late once."""
 
 SAMPLES_CHUNK_BYTES = 64 * 1024
 SAMPLES_BYTES_PER_S = 128 * 1024

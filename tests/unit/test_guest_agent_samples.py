@@ -19,6 +19,7 @@ from guest_agent.samples import (
     DOMINANT_TIMES,
     EVENTS_MAX,
     KEPT_INTERVALS,
+    KEPT_MOST,
     PER_S_MAX,
     SHIFT_MAX,
     SHIFT_MIN,
@@ -186,12 +187,13 @@ def test_the_host_reads_what_the_collector_writes():
     assert batch.accessed().tolist() == [1, 2, 5]
 
 
-def test_a_file_holds_the_last_intervals():
+@pytest.mark.parametrize(("each", "kept"), [(0, KEPT_MOST), (2, KEPT_MOST), (500, 4), (1_000, KEPT_INTERVALS)])
+def test_a_file_holds_the_last_intervals_and_more_of_them_if_they_are_few(each, kept):
     batches = Batches(BOOT, START)
-    for number in range(10):
-        batch = host.unpack(batches.add(keys(number, number), 2 * number, 0, 6))
-    assert batch.first == 2 * (10 - KEPT_INTERVALS)
-    assert batch.accessed().tolist() == [7, 7, 8, 8, 9, 9]
+    for number in range(40):
+        batch = host.unpack(batches.add(keys(*[number] * each), each * (number + 1), 0, 6))
+    assert batch.first == each * (40 - kept)
+    assert batch.accessed().tolist() == [number for number in range(40 - kept, 40) for _ in range(each)]
 
 
 def test_a_file_is_never_larger_than_the_host_takes():

@@ -68,6 +68,19 @@ def test_with_lru_refault_distances_tell_what_more_memory_saves(load):
         assert said >= 0.8 * saved
 
 
+def test_a_page_that_a_fault_asks_for_stands_for_its_neighbours():
+    tracker = ReturnsTracker()
+    for _ in range(20):
+        delta = Delta(
+            interval_s=1.0, inserts_fault=12_800, faults_major=400, refault_distances=told(fault=(5, *NONE[1:]))
+        )
+        tracker.observe(delta, 500 * MIB, PAGE_BYTES)
+    assert tracker.returns.faults_per_s[1] == pytest.approx(0.9 * 5 * 64 * 32, rel=0.03)
+    assert tracker.returns.bytes[1] == pytest.approx(
+        FIRST_BYTES * (1 - 0.8 / 2), rel=0.01
+    )  # most of the others would stay
+
+
 def test_nothing_is_known_without_distances_or_of_too_short_a_time():
     assert tracked(*[None] * 20).returns is None
     assert tracked(told(), told()).returns is None
