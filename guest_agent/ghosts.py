@@ -1,7 +1,7 @@
 """How far evicted pages of files had gone when they came back: their refault distances, as program.c tells them.
 
 A page that returns after n others were evicted would still have been there with n pages more (the kernel's own idea:
-mm/workingset.c). This is told of the pages that are watched for samples, one of every 64: of those that reads
+mm/workingset.c). This is told of one page of every 64 of a file, the watched ones: of those that reads
 bring in, and of those that page faults ask for, not of the neighbours that come with them.
 """
 

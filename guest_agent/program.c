@@ -147,7 +147,7 @@ static __always_inline void sample(struct counts *count, void *file, u64 first, 
 /* -------------------------------------------------------------------------------------------------- ghosts */
 
 /*
- * How far evicted pages had gone when they came back. Of the pages that are watched for samples, each that leaves the
+ * How far evicted pages had gone when they came back. Of every 64 pages of a file one is watched; each that leaves the
  * cache moves a clock on; how much it has moved when such a page returns is its refault distance, in 64 pages. With so
  * much more memory it would not have gone. A page comes back when it is read ahead or read, or when a fault asks for it:
  * the neighbours that the fault brings in came for its sake. See ghosts.py.
@@ -211,29 +211,25 @@ static __always_inline void ghost_returns(u64 page, bool by_fault)
 #define GHOST_RETURNS_BY_READ 1
 #define GHOST_RETURNS_BY_FAULT 2
 
+/*
+ * Told apart by where the kernel keeps the file's cache, which takes no look at its inode. An address that is used again
+ * for another file makes no returns: the host counts no more of them than the kernel counts refaults.
+ */
 static __always_inline void watch_ghosts(u64 mapping, u64 index, u64 pages, int what)
 {
-	u64 inode = 0, inode_number = 0, super_block = 0, block, page, file;
-	u32 generation = 0, device = 0;
+	u64 block = index >> BLOCK_SHIFT, file = mapping * 0x9e3779b97f4a7c15ULL, page, ghost;
 	int visited;
 
-	READ_FIELD(inode, mapping, address_space, host);
-	READ_FIELD(inode_number, inode, inode, i_ino);
-	block = index >> BLOCK_SHIFT;
 #pragma clang loop unroll(disable)
-	for (visited = 0; visited < BLOCKS_PER_FOLIO; visited++, block++) {
-		page = watched_page(inode_number, block);
+	for (visited = 0; visited < BLOCKS_PER_FOLIO && block << BLOCK_SHIFT < index + pages; visited++, block++) {
+		page = watched_page(mapping >> 3, block);
 		if (page - index >= pages)
 			continue;
-		READ_FIELD(generation, inode, inode, i_generation);
-		READ_FIELD(super_block, inode, inode, i_sb);
-		READ_FIELD(device, super_block, super_block, s_dev);
-		file = mixed(mixed(inode_number + SAMPLE_SALT) + ((u64)generation << 32 | device));
-		page = mixed(file + block);
+		ghost = mixed(file + block);
 		if (what == GHOST_LEAVES)
-			ghost_leaves(page);
+			ghost_leaves(ghost);
 		else
-			ghost_returns(page, what == GHOST_RETURNS_BY_FAULT);
+			ghost_returns(ghost, what == GHOST_RETURNS_BY_FAULT);
 	}
 }
 #endif
@@ -434,9 +430,12 @@ KRETFUNC_PROBE(filemap_fault, void *vmf, u32 ret)
 		if (count)
 			count->faults_major += 1;
 #ifdef SAMPLES_GHOSTS
-		watch_ghosts((u64)FIELD(void *, FIELD(void *, FIELD(void *, vmf, vm_fault, vma), vm_area_struct, vm_file),
-					file, f_mapping),
-			     FIELD(u64, vmf, vm_fault, pgoff), 1, GHOST_RETURNS_BY_FAULT);
+		void *vma_of_page = FIELD(void *, vmf, vm_fault, vma);
+		void *file_of_page = FIELD(void *, vma_of_page, vm_area_struct, vm_file);
+		u64 mapping = 0; /* a number: the verifier lets nobody calculate with pointers */
+
+		READ_FIELD(mapping, file_of_page, file, f_mapping);
+		watch_ghosts(mapping, FIELD(u64, vmf, vm_fault, pgoff), 1, GHOST_RETURNS_BY_FAULT);
 #endif
 	}
 #endif

@@ -3,6 +3,9 @@
 Run on both kernels that the reference images have: 6.12 with the multi-generational LRU, 6.1 with two lists.
 """
 
+import math
+
+import numpy as np
 import pytest
 
 from qmpalloc import open_guest
@@ -114,9 +117,12 @@ for _ in range(2):
 """
 
 
+EVICTED_BY_BIN = np.histogram(np.arange(GONE // 64), np.append(16 * np.array(EDGES), math.inf))[0]
+"""Watched pages, which had gone for 0 to 199 others."""
+
+
 async def test_how_far_evicted_pages_had_gone_is_told(running):
-    """Of each block one page is watched; evicted in order and touched again in order, each had gone for less than the
-    one before it, but for the order within what the kernel reclaims at a time."""
+    """Evicted in order and touched again in order, each page had gone for one less than the one before it."""
     async with (
         open_guest(str(running.sockets.monitor), str(running.sockets.agent)) as guest,
         open_agent(str(running.lab_socket)) as lab,
@@ -128,8 +134,6 @@ async def test_how_far_evicted_pages_had_gone_is_told(running):
         seen = (await guest.next_delta(2.5)).delta
     told = seen.refault_distances
     print(seen, told)
-    watched = GONE // told.pages_each
-    assert abs(sum(told.fault) - watched) <= 5
-    within = [sum(told.fault[: EDGES.index(edge)]) for edge in (2.0, 4.0, 8.0)]  # of 200 that had gone for 0 to 200
-    assert within == pytest.approx([32, 64, 128], abs=20)
+    assert told.pages_each * EVICTED_BY_BIN.sum() == GONE
+    assert np.abs(np.array(told.fault) - EVICTED_BY_BIN).sum() <= 5  # programs are evicted, too
     assert sum(told.read) <= 5
