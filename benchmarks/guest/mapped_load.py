@@ -47,6 +47,8 @@ def main(path: str, mib: str, kind: str, rate: str, advice: str = "") -> None:
     if advice == "random":
         mapped.madvise(mmap.MADV_RANDOM)
     drawn = draw(kind, size // PAGE_BYTES, random.Random(1))
+    for page in range(size // PAGE_BYTES):
+        mapped[page * PAGE_BYTES]
     began_s = time.monotonic()
     made = told_s = 0
     while True:
