@@ -107,9 +107,10 @@ class ReturnsTracker:
         edges = first_bytes * np.array(EDGES)
         room = np.cumsum(np.diff(edges) * (1.0 - (gone_less[1:] + gone_less[:-1]) / 2))
         per_s = np.maximum.accumulate(np.maximum(0.0, within - np.sqrt(within)), axis=1) * (pages / self._seconds)
-        reads, faults = ([0.0, *(round(float(rate), 2) for rate in kind)] for kind in per_s)
+        rises = np.flatnonzero(np.diff(per_s, prepend=0.0, axis=1).any(axis=0))
+        reads, faults = ([0.0, *(round(float(rate), 2) for rate in kind[rises])] for kind in per_s)
         return Returns(
-            bytes=(0, *(round(float(size)) for size in room)),
+            bytes=(0, *(round(float(size)) for size in room[rises])),
             reads_per_s=tuple(reads),
             faults_per_s=tuple(faults),
         )

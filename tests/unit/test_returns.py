@@ -84,7 +84,7 @@ def test_a_page_that_a_fault_asks_for_stands_for_its_neighbours():
 def test_nothing_is_known_without_distances_or_of_too_short_a_time():
     assert tracked(*[None] * 20).returns is None
     assert tracked(told(), told()).returns is None
-    assert tracked(*[told()] * 20).returns.faults_per_s == (0.0,) * GHOST_BINS
+    assert tracked(*[told()] * 20).returns.faults_per_s == (0.0,)
 
 
 def test_what_was_seen_at_another_size_is_forgotten():
