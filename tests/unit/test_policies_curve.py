@@ -467,6 +467,16 @@ def test_a_small_guest_does_not_hold_up_large_ones():
         assert 421 + 16 <= sizes[2] <= cap
 
 
+def test_who_gives_only_what_it_has_free_does_not_raise_what_a_move_must_gain():
+    """A busy guest loses nothing by that: its million reads a second are no reason to leave the other in want."""
+    fits = line((200, 0.9), (300, 0.0), (2000, 0.0))
+    busy, slow = guest("busy", fits, rate=1_000_000), guest("starved", STRAIGHT, rate=100)
+    decision = load("curve", {}).decide(snapshot(busy, slow, carry=IDLE))
+    assert targets(decision)[0] < 500 < targets(decision)[1]
+    needs = guest("busy", line((200, 0.9), (300, 0.1), (2000, 0.0999)), rate=1_000_000)
+    assert targets(load("curve", {}).decide(snapshot(needs, slow, carry=IDLE)))[0] == 500
+
+
 def test_who_swings_does_not_hold_up_the_others_nor_for_ever():
     tuning = gate.Tuning()
     memory = structs.replace(recalled(None), guests={name: Known() for name in "abc"})

@@ -62,9 +62,10 @@ def against(
     takes_back = any(memory.guests[name].direction * change < 0 for name, change in changes.items())
     if takes_back and all(abs(change) < tuning.matters_bytes for change in changes.values()):
         return "would take a move back by too little to matter"
-    gain, deviation = _gain(changed, wanted, objective)
+    gains, deviation = _gains(changed, wanted, objective)
+    gain = sum(gains.values())
     taken_back = takes_back + max(reversals(memory.guests[name], time_s, tuning) for name in changes)
-    needed = max((1.0 + taken_back) * least_gain * _counted(beliefs, wanted, objective), tuning.deviations * deviation)
+    needed = max((1.0 + taken_back) * least_gain * _counted(beliefs, gains, objective), tuning.deviations * deviation)
     unit = "" if objective == "fair" else f" {objective}/s"
     if gain <= 0:  # sizes lie on a grid, the present ones need not
         return "the split is the best"
@@ -73,27 +74,32 @@ def against(
     return ""
 
 
-def _counted(beliefs: Sequence[Belief], wanted: Mapping[str, int], objective: Objective) -> float:
-    """Return that of which a move must gain a share: accesses per second by weight, or weights alone."""
+def _counted(beliefs: Sequence[Belief], gains: Mapping[str, float], objective: Objective) -> float:
+    """Return that of which a move must gain a share: accesses per second by weight, or weights alone.
+
+    Who gives what is worth nothing to it is not asked.
+    """
     counts = {
         one.guest.name: one.load.weight * (1.0 if objective == "fair" else one.load.accesses_per_s) for one in beliefs
     }
-    changed = sum(counts[one.guest.name] for one in beliefs if wanted[one.guest.name] != one.guest.target_bytes)
+    changed = sum(counts[name] for name, gain in gains.items() if gain)
     return counted_per_s(changed, sum(counts.values()))
 
 
-def _gain(changed: Sequence[Belief], wanted: Mapping[str, int], objective: Objective) -> tuple[float, float]:
-    """Return what the objective gains at the sizes `wanted`, and its standard deviation by the curves' noise."""
-    gain = variance = 0.0
+def _gains(
+    changed: Sequence[Belief], wanted: Mapping[str, int], objective: Objective
+) -> tuple[dict[str, float], float]:
+    """Return what each guest gains at the sizes `wanted`, and the standard deviation of all by the curves' noise."""
+    gains, variance = {}, 0.0
     for belief in changed:
         pair = [belief.guest.target_bytes, wanted[belief.guest.name]]
         now, then = belief.values(pair, objective)
-        gain += then - now
+        gains[belief.guest.name] = float(then - now)
         ratios = belief.planned(pair)
         # A difference of two points of one curve is a share of its accesses, and as uncertain as such a share is.
         if ratios[0] != ratios[1]:
             variance += ((then - now) * belief.noise) ** 2 / abs(float(ratios[0] - ratios[1]))
-    return float(gain), float(variance**0.5)
+    return gains, float(variance**0.5)
 
 
 def reversals(known: Known, time_s: float, tuning: Tuning) -> float:
