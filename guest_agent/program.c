@@ -421,6 +421,11 @@ KFUNC_PROBE(filemap_fault, void *vmf)
 
 KRETFUNC_PROBE(filemap_fault, void *vmf, u32 ret)
 {
+#ifdef SAMPLES_GHOSTS
+	struct scope *faulting = scope_of_task();
+	u64 mapping = faulting ? faulting->fault : 0; /* the area itself may be gone: it is not locked after a retry */
+#endif
+
 	LEAVE(fault);
 #ifdef VALUE_VM_FAULT_MAJOR
 	/* Its page was not there. A fault that comes again (VM_FAULT_RETRY) finds it, so that each counts once. */
@@ -430,12 +435,8 @@ KRETFUNC_PROBE(filemap_fault, void *vmf, u32 ret)
 		if (count)
 			count->faults_major += 1;
 #ifdef SAMPLES_GHOSTS
-		void *vma_of_page = FIELD(void *, vmf, vm_fault, vma);
-		void *file_of_page = FIELD(void *, vma_of_page, vm_area_struct, vm_file);
-		u64 mapping = 0; /* a number: the verifier lets nobody calculate with pointers */
-
-		READ_FIELD(mapping, file_of_page, file, f_mapping);
-		watch_ghosts(mapping, FIELD(u64, vmf, vm_fault, pgoff), 1, GHOST_RETURNS_BY_FAULT);
+		if (mapping)
+			watch_ghosts(mapping, FIELD(u64, vmf, vm_fault, pgoff), 1, GHOST_RETURNS_BY_FAULT);
 #endif
 	}
 #endif

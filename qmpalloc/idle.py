@@ -29,7 +29,8 @@ programs meanwhile; what it has swapped out counts no more, and the next part fo
 _ZRAM_KEEPS, _ZRAM_KNOWN_BYTES = 0.5, 16 * MIB
 
 _UNREAD = ("mapped", "anon", "shmem")
-_TOUCHES_HALF_LIFE_S = 120.0
+_TOUCHES_HALF_LIFE_S = 512.0
+"""Twice the oldest age that is told: what is touched as seldom must not be forgotten before it is touched again."""
 
 
 class IdleMemory(Struct, frozen=True, kw_only=True):
@@ -83,10 +84,12 @@ class IdleMemory(Struct, frozen=True, kw_only=True):
         by_age = self._per_s(self.unread, taken_bytes, watched_s, float(self.hot_pages))
         if not self.again_per_s:
             return by_age
-        # What is taken is at least as old as the youngest of it; and younger than all ages, nobody knows.
+        # What is taken is at least as old as the youngest of it. Nothing is known of what is younger than all ages, nor
+        # of ages for twice of which the present load has not been watched.
         older = np.add(self.read, self.unread)[::-1]
-        unknown = [math.inf] * (len(self.seconds) - len(self.again_per_s))
-        again = np.array([*unknown, *self.again_per_s[::-1], math.inf])[np.searchsorted(older, taken_bytes)]
+        known = [rate for age, rate in zip(self.seconds, self.again_per_s, strict=False) if 2 * age <= watched_s]
+        unknown = [math.inf] * (len(self.seconds) - len(known))
+        again = np.array([*unknown, *known[::-1], math.inf])[np.searchsorted(older, taken_bytes)]
         return np.asarray(np.where(taken_bytes > 0, np.minimum(by_age, again), 0.0))
 
     def _per_s(

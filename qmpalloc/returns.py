@@ -20,7 +20,7 @@ from qmpalloc.sample import GHOST_BINS, Delta
 from qmpalloc.units import MIB
 
 _HALF_LIFE_S = 30.0
-_KNOWN_S = 5.0
+_KNOWN_S = 4.0
 """Seen for less than that, weighted, returns are not told."""
 
 _SAME_BYTES = 4 * MIB

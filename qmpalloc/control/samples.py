@@ -82,6 +82,7 @@ class Samples:
             if error.fault is not SampleFault.REPEATED:
                 self.newest = self._base = None
                 self._counted = False
+                self.touches.observe(None, None)
             raise
         self.newest = sample
         self.touches.observe(sample.ages, accepted.delta.interval_s if accepted.delta is not None else None)

@@ -48,14 +48,15 @@ class MappedGuest(ReplayGuest):
 
     def advance(self, seconds: float) -> None:
         """Let the load run, and note how old the pages were that it touched again."""
+        self.cache.grow(self.first_page + self._pages)
         touched_s, stayed = self._touched_s.copy(), self.cache.holds()
         super().advance(seconds)
         again = np.unique(self.pages_read)
         again = again[stayed[again] & self.cache.holds()[again]]
         ages = np.searchsorted(_AGES_S, self._time_s - seconds / 2 - touched_s[again], side="right")
-        self._touched += np.bincount(ages, minlength=AGE_BINS) * self._scale // _FRAME_PAGES
+        self._touched += np.bincount(ages, minlength=AGE_BINS) * self._scale
         none = (0,) * AGE_BINS
-        told = AgesByKind(file=none, mapped=tuple(self._touched.tolist()), anon=none, shmem=none)
+        told = AgesByKind(file=none, mapped=tuple((self._touched // _FRAME_PAGES).tolist()), anon=none, shmem=none)
         self._touches.observe(Ages(step_ms=1000, pages_each=_FRAME_PAGES, steps=0, idle=told, touched=told), seconds)
 
     def snapshot(self) -> GuestSnapshot:

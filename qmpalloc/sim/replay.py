@@ -161,7 +161,9 @@ class ReplayGuest:
     def resize(self, size_bytes: int) -> None:
         """Set the size, as a balloon does at once; what no longer fits is evicted."""
         self.size_bytes = size_bytes
+        before = self.cache.holds()
         self.cache.resize(self._room_pages(size_bytes))
+        self._note_gone(before)
 
     def read_through(self) -> None:
         """Read the present file once from end to end, unobserved and in no time: to warm the cache up."""
@@ -182,15 +184,20 @@ class ReplayGuest:
             return self.cache.read(numbers.tolist())
         before = self.cache.holds()
         missed = self.cache.read(numbers.tolist())
-        gone = np.flatnonzero(before & ~self.cache.holds())
         self._left_at = np.append(self._left_at, np.zeros(len(before) - len(self._left_at), dtype=np.int64))
         came = np.unique(numbers[~before[numbers]])
         came = came[self._left_at[came] > 0]
         self._came.append((came, self._clock - self._left_at[came]))
         self._left_at[came] = 0
+        self._note_gone(before)
+        return missed
+
+    def _note_gone(self, before: NDArray[np.bool_]) -> None:
+        """Note when the pages that were there before were evicted."""
+        gone = np.flatnonzero(before & ~self.cache.holds())
+        self._left_at = np.append(self._left_at, np.zeros(max(0, len(before) - len(self._left_at)), dtype=np.int64))
         self._clock += len(gone)
         self._left_at[gone] = self._clock
-        return missed
 
     def _distances(self) -> RefaultDistances:
         """Return what a collector would tell of the pages that came back since the last time, one of every 64."""

@@ -181,3 +181,10 @@ def test_another_series_of_touches_begins_anew(change):
     touches = seen(*told)
     touches.observe(told[0], None)
     assert touches.again_per_s(swap=False) == ()
+
+
+def test_what_is_touched_as_seldom_as_the_oldest_age_is_not_forgotten_before_it_is_touched_again():
+    """A job that goes through 1,000 frames each five minutes."""
+    told = [touched(mapped=(*NONE[:9], 1_000 * ((second + 1) // 300))) for second in range(1_200)]
+    just_before = seen(*told[:1_199]).again_per_s(swap=False)[8]
+    assert just_before > 0.6 * 1_000 * 128 / 300

@@ -400,12 +400,13 @@ def _returning(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belie
         belief = structs.replace(belief, above=f"faults {format_count(unread)} pages/s in again that it had to drop")
     if guest.returns is None or not lacks:
         return belief
-    sizes = np.unique([*belief.sizes, *(target + np.array(guest.returns.bytes))])
-    sizes = sizes[sizes <= belief.sizes[-1]]
+    edges = target + np.array(guest.returns.bytes[1:], dtype=float)
+    sizes = np.unique([*belief.sizes, *edges, *(edges - 1.0)])  # it saves nothing before an edge
+    sizes = sizes[(sizes <= belief.sizes[-1]) & (sizes >= belief.sizes[0])]
     most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
     here = float(np.interp(target, sizes, most))
     fewer = guest.returns.saved_by_reads(np.maximum(0.0, sizes - target), lacks * rate) / rate
-    most = np.where(sizes > target, np.minimum(most, here - fewer), most)
+    most = np.where(sizes > target, np.minimum(most, np.maximum(0.0, here - fewer)), most)
     return structs.replace(belief, sizes=sizes, most=most, least=np.minimum(least, most))
 
 

@@ -14,7 +14,7 @@ from msgspec import Struct, structs
 from qmpalloc.curves.value import Objective
 from qmpalloc.policy.curve.belief import Belief
 from qmpalloc.policy.curve.memory import Known, Memory
-from qmpalloc.policy.evidence import counted_per_s
+from qmpalloc.policy.evidence import counted_per_s, uncounted_per_s
 from qmpalloc.units import MIB, format_count
 
 
@@ -77,10 +77,12 @@ def against(
 def _counted(beliefs: Sequence[Belief], gains: Mapping[str, float], objective: Objective) -> float:
     """Return that of which a move must gain a share: accesses per second by weight, or weights alone.
 
-    Who gives what is worth nothing to it is not asked.
+    Who gives what is worth nothing to it is not asked. Of what no read shows, at least what is brought in is accessed.
     """
     counts = {
-        one.guest.name: one.load.weight * (1.0 if objective == "fair" else one.load.accesses_per_s) for one in beliefs
+        one.guest.name: one.load.weight
+        * (1.0 if objective == "fair" else one.load.accesses_per_s + uncounted_per_s(one.guest))
+        for one in beliefs
     }
     changed = sum(counts[name] for name, gain in gains.items() if gain)
     return counted_per_s(changed, sum(counts.values()))
