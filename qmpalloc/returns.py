@@ -36,7 +36,8 @@ class Returns(Struct, frozen=True, kw_only=True):
 
     Attributes:
         bytes: How much more, rising; the first is 0.
-        reads_per_s: Page-ins by reads that this saves a second, at least; never falling.
+        reads_per_s: Page-ins by reads that this saves a second, at least; never falling. To be seen only: reads have
+            curves, and where these are weak, the load is too new for distances as well.
         faults_per_s: The same by page faults.
     """
 

@@ -38,7 +38,7 @@ class MappedGuest(ReplayGuest):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._touches, self._touched = Touches(), np.zeros(AGE_BINS, dtype=np.int64)
-        super().__init__(*arguments, **options | {"observed": False})
+        super().__init__(*arguments, **{"ghosts": True} | options | {"observed": False})
 
     def drop_cache(self) -> None:
         """Begin with an empty cache, as after a boot."""

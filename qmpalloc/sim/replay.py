@@ -93,7 +93,7 @@ class ReplayGuest:
         seed: int = 1,
         observed: bool = True,
         aged: bool = True,
-        ghosts: bool = True,
+        ghosts: bool = False,
     ) -> None:
         """Make a guest with an empty cache.
 

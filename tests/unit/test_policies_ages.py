@@ -144,27 +144,6 @@ def test_where_a_fault_brings_in_neighbours_taking_old_memory_costs_as_much_more
     assert targets(decide(guest("maps", **maps), guest("busy", STRAIGHT)))[0] < 500
 
 
-def test_a_loop_that_fits_only_with_more_than_there_is_gains_nothing_by_less():
-    """Credit for a cliff begins at the cliff: until there, a reader that loses a little keeps its memory."""
-    loop = guest(
-        "starved", WEAK, returns=Returns(bytes=(0, 640 * MIB), reads_per_s=(0.0, 5000.0), faults_per_s=(0.0, 0.0))
-    )
-    loop = structs.replace(loop, hits=4_000, misses=6_000, refaults=6_000)
-    belief = believe(loop, (), Pace(planned_per_s=10_000.0), held="", margin_bytes=0, tuning=Tuning())
-    most = np.interp([500 * MIB, 900 * MIB, 1139 * MIB, 1141 * MIB], belief.sizes, belief.most)
-    assert most.tolist() == pytest.approx([0.6, 0.6, 0.6, 0.1], abs=0.001)
-
-
-def test_no_more_comes_back_than_is_missed():
-    weak = line((100, 0.6), (2000, 0.5), weak=("only 26 sampled accesses",), measured=0.1)
-    lacks = guest(
-        "starved", weak, returns=Returns(bytes=(0, 64 * MIB), reads_per_s=(0.0, 9e3), faults_per_s=(0.0, 0.0))
-    )
-    lacks = structs.replace(lacks, hits=4_000, misses=6_000, refaults=6_000)
-    belief = believe(lacks, (), Pace(planned_per_s=10_000.0), held="", margin_bytes=0, tuning=Tuning())
-    assert belief.most.min() == belief.least.min() == 0.0
-
-
 @pytest.mark.parametrize(("watched_s", "given"), [(2.0, False), (600.0, True)])
 def test_how_seldom_the_load_before_touched_its_memory_proves_nothing(watched_s, given):
     idle = old(300, again_per_s=(0.7,) * 9)

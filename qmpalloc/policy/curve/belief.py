@@ -257,7 +257,7 @@ def believe(
     else:
         belief = _bounds(guest, load, here, pace.lasts_s, cap)
         belief = structs.replace(belief, credit=tuning.credit, watched_s=pace.watched_s)
-        sources = (_settling,) if _settles(guest) else (_measured, _lacking, _returning, _ghosts)
+        sources = (_settling,) if _settles(guest) else (_measured, _lacking, _faulting, _ghosts)
         sources = (*sources, _aged)
         for source in () if held else sources:
             belief = source(belief, points, tuning)
@@ -388,26 +388,13 @@ def _lacking(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
     return structs.replace(belief, sizes=sizes, most=most, least=least, above=above)
 
 
-def _returning(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
-    """Narrow by how far what it reads again had gone: with so much more memory it would not have gone.
-
-    What comes back by faults, or from swap, is no miss of a read: `Belief.unread_per_s`.
-    """
+def _faulting(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+    """Say what it brings in again by faults or from swap: no miss of a read, but `Belief.unread_per_s`."""
     del points, tuning
-    guest, target = belief.guest, float(belief.guest.target_bytes)
-    unread, lacks, rate = sum(returned_per_s(guest)), _lacks(guest), accesses_per_s(guest)
-    if unread >= 1 and not belief.above:
-        belief = structs.replace(belief, above=f"faults {format_count(unread)} pages/s in again that it had to drop")
-    if guest.returns is None or not lacks:
+    unread = sum(returned_per_s(belief.guest))
+    if unread < 1 or belief.above:
         return belief
-    edges = target + np.array(guest.returns.bytes[1:], dtype=float)
-    sizes = np.unique([*belief.sizes, *edges, *(edges - 1.0)])  # it saves nothing before an edge
-    sizes = sizes[(sizes <= belief.sizes[-1]) & (sizes >= belief.sizes[0])]
-    most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
-    here = float(np.interp(target, sizes, most))
-    fewer = guest.returns.saved_by_reads(np.maximum(0.0, sizes - target), lacks * rate) / rate
-    most = np.where(sizes > target, np.minimum(most, np.maximum(0.0, here - fewer)), most)
-    return structs.replace(belief, sizes=sizes, most=most, least=np.minimum(least, most))
+    return structs.replace(belief, above=f"faults {format_count(unread)} pages/s in again that it had to drop")
 
 
 def _ghosts(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
