@@ -23,7 +23,7 @@ from qmpalloc.experiment.store.directory import ExperimentDirectory
 from qmpalloc.files import write_whole
 from qmpalloc.units import MIB
 
-TICKS = (0.1, 0.2, 0.5, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10)
+TICKS = (0.1, 0.2, 0.5, 0.8, 1, 1.5, 2, 3, 5, 10, 20, 50)
 MARKERS = ("o", "s", "D")
 ARMS = ("curve", "paper")
 COLUMNS = (
@@ -87,7 +87,7 @@ def drawn(rows: Rows) -> str:
         axes.set_xticks([tick for tick in TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
         axes.minorticks_off()
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("times as good as equal shares (static); bars: 95 %; hollow: a single run")
+        axes.set_xlabel("times as good as equal shares; bars: 95 %; hollow: one run")
         figure.legend(loc="outside lower right", ncols=2)
         content = io.StringIO()
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
