@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import subprocess
+import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -34,8 +35,12 @@ def free_port():
 
 def fetched(url):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
-    with opener.open(url, timeout=20) as reply:
-        return reply.read()
+    try:
+        with opener.open(url, timeout=20) as reply:
+            return reply.read()
+    except urllib.error.HTTPError as error:  # 503 while it starts; the error is the reply, and holds its socket
+        error.close()
+        raise
 
 
 class Prometheus:
