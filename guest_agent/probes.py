@@ -128,7 +128,7 @@ class Probes:
 
     @property
     def can_tell_ghosts(self) -> bool:
-        """Whether it can be told, of sampled pages, how far evicted ones had gone when they came back."""
+        """Whether it can be told how far evicted pages had gone when they came back."""
         return self.can_sample and {*_TRACEPOINTS, "filemap_fault"} <= self.hooks and self._are_known(_GHOSTS)
 
     @property

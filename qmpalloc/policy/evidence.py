@@ -20,6 +20,7 @@ _HOW = ("by page faults (mmap)", "from swap", "neither by reads nor by page faul
 """Pages are brought in otherwise than by reads, in words."""
 
 _FEW_FAULTS = 25
+"""Of which each brings in one page: so many are taken to have been seen beside those that were."""
 
 _UNCOUNTED_SHARE, _UNCOUNTED_LEAST, _UNCOUNTED_PER_S = 0.3, 0.01, 25.0
 """Pages brought in by other means than reads, of all that were brought in, of all accesses, and per second, above which

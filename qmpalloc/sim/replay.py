@@ -184,7 +184,7 @@ class ReplayGuest:
             return self.cache.read(numbers.tolist())
         before = self.cache.holds()
         missed = self.cache.read(numbers.tolist())
-        self._left_at = np.append(self._left_at, np.zeros(len(before) - len(self._left_at), dtype=np.int64))
+        self._left_at.resize(len(before), refcheck=False)  # with zeros
         came = np.unique(numbers[~before[numbers]])
         came = came[self._left_at[came] > 0]
         self._came.append((came, self._clock - self._left_at[came]))
@@ -194,8 +194,10 @@ class ReplayGuest:
 
     def _note_gone(self, before: NDArray[np.bool_]) -> None:
         """Note when the pages that were there before were evicted."""
+        if self._returns is None:
+            return
+        self._left_at.resize(len(before), refcheck=False)
         gone = np.flatnonzero(before & ~self.cache.holds())
-        self._left_at = np.append(self._left_at, np.zeros(max(0, len(before) - len(self._left_at)), dtype=np.int64))
         self._clock += len(gone)
         self._left_at[gone] = self._clock
 
