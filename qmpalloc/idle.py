@@ -10,7 +10,7 @@ up: that is what promises are for (`qmpalloc.rules.promises`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -21,6 +21,9 @@ from qmpalloc.units import MIB, PAGE_BYTES
 
 IDLE_S = 64.0
 """Memory that nothing has touched for this long is not in use: a program that needs it again reads it in once."""
+
+SELDOM_S = 256.0
+"""Nor is memory that is touched again less often than once in this time: a program goes round more than fits."""
 
 SWAP_STEP_BYTES = 32 * MIB
 """So much anonymous memory may be asked for beyond what is free. A kernel that has to swap out more at once stops its
@@ -111,14 +114,18 @@ def _by_class(at_least: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class Touches:
-    """How often memory of each age was touched again, of late."""
+    """How often memory of each age was touched again, of late.
+
+    Attributes:
+        seen_s: For how long this was watched without a gap, seconds.
+    """
 
     def __init__(self) -> None:
         self._last: Ages | None = None
         self._forget()
 
     def _forget(self) -> None:
-        self._seen_s = self._weighted_s = 0.0
+        self.seen_s = self._weighted_s = 0.0
         self._mapped, self._swappable = np.zeros(AGE_BINS), np.zeros(AGE_BINS)
 
     def observe(self, ages: Ages | None, interval_s: float | None) -> None:
@@ -137,7 +144,7 @@ class Touches:
             self._forget()
             return
         kept = 0.5 ** (interval_s / _TOUCHES_HALF_LIFE_S)
-        self._seen_s, self._weighted_s = self._seen_s + interval_s, self._weighted_s * kept + interval_s
+        self.seen_s, self._weighted_s = self.seen_s + interval_s, self._weighted_s * kept + interval_s
         self._mapped = self._mapped * kept + more["mapped"]
         self._swappable = self._swappable * kept + more["anon"] + more["shmem"]
 
@@ -153,7 +160,7 @@ class Touches:
             return ()
         counts = (self._mapped + self._swappable if swap else self._mapped)[::-1].cumsum()[::-1][1:]
         most = (counts + np.sqrt(counts) + 1.0) * (self._last.pages_each / self._weighted_s)
-        known = sum(self._seen_s * 1000 >= 2 * self._last.step_ms * 2**power for power in range(AGE_BINS - 1))
+        known = sum(self.seen_s * 1000 >= 2 * self._last.step_ms * 2**power for power in range(AGE_BINS - 1))
         return tuple(round(float(rate), 1) for rate in most[:known])
 
 
@@ -200,18 +207,41 @@ def _freed(memory: Memory, idle_bytes: int) -> int:
     return int(min(idle_bytes, memory.swap_free or 0) * max(0.0, 1.0 - kept))
 
 
-def idle_bytes(sample: Sample, *, anonymous: bool) -> int:
-    """Return the bytes that nothing has touched for `IDLE_S`: of mapped files, or of memory that can be swapped out."""
+def idle_anonymous_bytes(sample: Sample) -> int:
+    """Return the bytes of memory of programs that nothing has touched for `IDLE_S`, and that can be swapped out."""
     ages, memory = sample.ages, sample.memory_bytes
     if ages is None:
         return 0
     each = ages.pages_each * sample.page_size
     from_bin = 1 + max(0, math.ceil(math.log2(IDLE_S * 1000 / ages.step_ms)))
-    if not anonymous:
-        return _size(sum(ages.idle.mapped[from_bin:]), each, memory.mapped_file_bytes or 0)
     anon = _size(sum(ages.idle.anon[from_bin:]), each, memory.anon or 0)
     shmem = _size(sum(ages.idle.shmem[from_bin:]), each, memory.shmem or 0)
     return _freed(memory, anon + shmem)
+
+
+def unused_mapped_bytes(sample: Sample, touches: Touches) -> int:
+    """Return the bytes of mapped files that are not in use, as `unused_bytes`."""
+    ages = sample.ages
+    if ages is None:
+        return 0
+    seconds = [ages.step_ms / 1000 * 2**power for power in range(AGE_BINS - 1)]
+    each = ages.pages_each * sample.page_size
+    return unused_bytes(seconds, _at_least(ages.idle.mapped, each, sample.memory_bytes.mapped_file_bytes or 0), touches)
+
+
+def unused_bytes(seconds: Sequence[float], mapped: Sequence[int], touches: Touches) -> int:
+    """Return how much of mapped files is not in use: not touched for long, or seldom touched again.
+
+    Args:
+        seconds: Ages, rising.
+        mapped: Bytes not touched for that long.
+        touches: How often they were touched again. What is seldom must have been watched for as long.
+    """
+    again = touches.again_per_s(swap=False) if touches.seen_s >= SELDOM_S else ()
+    seldom = [per_s <= size / PAGE_BYTES / SELDOM_S for size, per_s in zip(mapped, again, strict=False)]
+    seldom += [False] * (len(mapped) - len(seldom))
+    ages = zip(seconds, mapped, seldom, strict=True)
+    return max((size for age, size, rare in ages if rare or age >= IDLE_S), default=0)
 
 
 def _at_least(frames: Iterable[int], bytes_each: int, most_bytes: int) -> list[int]:

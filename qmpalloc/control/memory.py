@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct, structs
 
 from qmpalloc.config import GuestConfig
-from qmpalloc.idle import SWAP_STEP_BYTES, idle_bytes
+from qmpalloc.idle import SWAP_STEP_BYTES, Touches, idle_anonymous_bytes, unused_mapped_bytes
 from qmpalloc.model import MemorySizes
 from qmpalloc.rules.danger import with_reserve
 from qmpalloc.sample import Sample
@@ -120,7 +120,7 @@ class GuestMemory:
         if memory.total is not None and self.facts is not None:
             self._learn_gap(self.facts.ram_bytes if self.facts.deflate_on_oom else actual_bytes, memory.total)
         least_bytes = memory.unreclaimable_bytes - (memory.anon or 0) - (memory.shmem or 0)
-        held_bytes = memory.unreclaimable_bytes - _swapped_next(sample)
+        held_bytes = memory.unreclaimable_bytes - self._swapped_next(sample)
         needed_bytes = max((self._gap_bytes or 0) + held_bytes, least_bytes)
         self._needed_bytes = with_reserve(needed_bytes, self._reserve_bytes)
 
@@ -160,11 +160,12 @@ class GuestMemory:
         """The size it is returned to: the configured baseline, or its floor if that is higher. On its grid."""
         return max(self.grid.fit(min(self.config.baseline, self.cap_bytes)), self.floor_bytes)
 
-    def in_use_bytes(self, sample: Sample | None) -> int | None:
+    def in_use_bytes(self, sample: Sample | None, touches: Touches) -> int | None:
         """Return the size below which it loses what it cannot give up, or files that its programs map and use.
 
         Args:
             sample: Its newest; None if there is none.
+            touches: How often its memory was touched again.
 
         Returns:
             Bytes; None if it does not tell.
@@ -172,10 +173,12 @@ class GuestMemory:
         in_use_bytes = sample.memory_bytes.in_use_bytes if sample else None
         if sample is None or in_use_bytes is None:
             return None
-        in_use_bytes -= idle_bytes(sample, anonymous=False) + _swapped_next(sample)
+        in_use_bytes -= unused_mapped_bytes(sample, touches) + self._swapped_next(sample)
         return with_reserve((self._gap_bytes or 0) + in_use_bytes, self._reserve_bytes)
 
+    def _swapped_next(self, sample: Sample) -> int:
+        """Return how much anonymous memory the guest can be made to swap out now.
 
-def _swapped_next(sample: Sample) -> int:
-    """Return how much anonymous memory the guest can be made to swap out now."""
-    return min(SWAP_STEP_BYTES, idle_bytes(sample, anonymous=True))
+        What nothing touches is as good a reserve as what is free: a guest that has more of it needs none beside.
+        """
+        return min(self._reserve_bytes + SWAP_STEP_BYTES, idle_anonymous_bytes(sample))

@@ -34,7 +34,7 @@ def snapshot_of(guest: Guest, now_s: float) -> GuestSnapshot:
         swap_ins_zram=delta.swap_ins_zram if delta else None,
         memory=newest.memory_bytes if newest else None,
         resident_bytes=memory.resident_bytes,
-        in_use_bytes=memory.in_use_bytes(newest),
+        in_use_bytes=memory.in_use_bytes(newest, guest.samples.touches),
         idle=idle_memory(newest, guest.samples.touches),
         returns=known.returns,
         rescue_bytes=guest.danger.rescue_bytes(now_s),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from qmpalloc.idle import idle_bytes
+from qmpalloc.idle import idle_anonymous_bytes
 from qmpalloc.sample import Sample
 from qmpalloc.units import MIB, format_size
 
@@ -72,7 +72,7 @@ def available_bytes(sample: Sample) -> int | None:
     A guest that was taken memory for being cold has next to nothing available until it has swapped that out.
     """
     available = sample.memory_bytes.available
-    return None if available is None else available + idle_bytes(sample, anonymous=True)
+    return None if available is None else available + idle_anonymous_bytes(sample)
 
 
 def growth_bytes(earlier: Sample | None, later: Sample) -> int:

@@ -9,7 +9,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from qmpalloc.curves.replacement import Lru
-from qmpalloc.idle import IDLE_S, IdleMemory, Touches
+from qmpalloc.idle import IdleMemory, Touches, unused_bytes
 from qmpalloc.model import GuestSnapshot
 from qmpalloc.sample import AGE_BINS, Ages, AgesByKind, Memory
 from qmpalloc.sim.replay import ReplayGuest
@@ -62,7 +62,8 @@ class MappedGuest(ReplayGuest):
     def snapshot(self) -> GuestSnapshot:
         """Return what a policy sees: no reads."""
         seen, idle = super().snapshot(), self._idle()
-        in_use = self.own_bytes + self.cached_pages * PAGE_BYTES - idle.bytes_for(IDLE_S)
+        unused = unused_bytes(idle.seconds, idle.unread, self._touches)
+        in_use = self.own_bytes + self.cached_pages * PAGE_BYTES - unused
         returns = seen.returns
         if returns is not None:
             returns = structs.replace(returns, reads_per_s=returns.faults_per_s, faults_per_s=returns.reads_per_s)

@@ -10,6 +10,7 @@ from qmpalloc.control.guest import Guest, Link
 from qmpalloc.control.memory import Facts
 from qmpalloc.control.snapshot import snapshot_of
 from qmpalloc.errors import SampleError
+from qmpalloc.idle import Touches
 from qmpalloc.model import GuestState, Limiter, MemorySizes, Snapshot
 from qmpalloc.rules.danger import FREEZE_S, find_danger, least_available_bytes, with_reserve
 from qmpalloc.sample import Ages, AgesByKind, Counters, Memory, Sample, SwapPages
@@ -252,7 +253,7 @@ class TestMemoryOutsideOfTheBalloon:
 
     @pytest.mark.parametrize(
         ("kind", "swap_free", "lent"),
-        [("anon", 0, 0), ("anon", GIB, 32), ("mapped", 0, 100), ("mapped", GIB, 100)],
+        [("anon", 0, 0), ("anon", GIB, 96), ("mapped", 0, 100), ("mapped", GIB, 100)],
     )
     def test_what_nothing_has_touched_for_a_minute_is_not_in_use(self, kind, swap_free, lent):
         """Anonymous memory only as far as swap has room, and a small part at a time."""
@@ -272,7 +273,7 @@ class TestMemoryOutsideOfTheBalloon:
             guest.connected(FACTS, GIB, 0.0, paused=False)
             now = sample(memory_bytes=facts, ages=told)
             guest.memory.learn_need(now, guest.size.actual_bytes)
-            used.append((guest.memory.in_use_bytes(now), guest.memory.floor_bytes))
+            used.append((guest.memory.in_use_bytes(now, Touches()), guest.memory.floor_bytes))
         with_reserve_added = [floor_of((740 - part) * MIB) for part in (0, lent)]
         assert [align_up(in_use) for in_use, _ in used] == with_reserve_added
         anonymous = lent if kind == "anon" else 0

@@ -5,7 +5,7 @@ import pytest
 from msgspec import structs
 
 from qmpalloc.errors import SampleError
-from qmpalloc.idle import IDLE_S, IdleMemory, Touches, idle_bytes, idle_memory
+from qmpalloc.idle import IDLE_S, IdleMemory, Touches, idle_anonymous_bytes, idle_memory, unused_mapped_bytes
 from qmpalloc.sample import Ages, AgesByKind, Memory, Sample, parse
 from qmpalloc.units import MIB, PAGE_BYTES
 
@@ -34,7 +34,7 @@ def oldest(frames):
 def test_no_ages_no_idle_memory():
     assert idle_memory(None) is None
     assert idle_memory(sample(None)) is None
-    assert idle_bytes(sample(None), anonymous=False) == 0
+    assert unused_mapped_bytes(sample(None), Touches()) == 0
 
 
 def test_ages_are_steps_doubled_and_the_youngest_is_in_use():
@@ -64,8 +64,8 @@ def test_a_single_frame_proves_nothing():
 def test_anonymous_memory_is_idle_only_as_far_as_swap_has_room(swap_free, idle):
     told = sample(ages(anon=oldest(100)), swap_free=swap_free)
     assert idle_memory(told).unread == (idle,) * 9
-    assert idle_bytes(told, anonymous=True) == idle
-    assert idle_bytes(told, anonymous=False) == 0
+    assert idle_anonymous_bytes(told) == idle
+    assert unused_mapped_bytes(told, Touches()) == 0
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_anonymous_memory_is_idle_only_as_far_as_swap_has_room(swap_free, idle):
 )
 def test_what_zram_takes_is_not_all_free(zram, swapped_mib, share):
     memory = {"swap_total": 512 * MIB, "swap_free": (512 - swapped_mib) * MIB, "zram": zram}
-    assert idle_bytes(sample(ages(anon=oldest(100)), **memory), anonymous=True) == pytest.approx(
+    assert idle_anonymous_bytes(sample(ages(anon=oldest(100)), **memory)) == pytest.approx(
         90 * EACH * share, abs=1
     )
 
@@ -88,7 +88,7 @@ def test_what_zram_keeps_cannot_be_given_up():
 def test_idle_is_what_nothing_touched_for_a_minute(bin_, idle):
     frames = tuple(100 if index == bin_ else 0 for index in range(10))
     assert IDLE_S == 64.0
-    assert idle_bytes(sample(ages(mapped=frames)), anonymous=False) == idle
+    assert unused_mapped_bytes(sample(ages(mapped=frames)), Touches()) == idle
 
 
 def test_taking_the_oldest_first_costs_a_page_in_per_page_and_age():
@@ -150,6 +150,23 @@ def test_an_age_is_known_once_memory_was_watched_for_twice_as_long():
         (128.0 / 2,), rel=0.01
     )  # a frame in two seconds, at most
     assert len(seen(*[touched()] * 600).again_per_s(swap=False)) == 9
+
+
+@pytest.mark.parametrize(
+    ("seconds", "touched_s", "unused"),
+    [
+        (600, 0, True),  # a program goes round more than fits: nothing is touched again
+        (200, 0, False),  # that has not been seen for long enough
+        (600, 100, False),  # all is touched again each 100 seconds, half of it within that many
+        (600, 1000, True),
+    ],
+)
+def test_mapped_files_that_are_seldom_touched_again_are_not_in_use(seconds, touched_s, unused):
+    frames, at = 1000, 5  # not touched for 16 seconds
+    counts = (int(frames / touched_s * second) if touched_s else 0 for second in range(seconds))
+    told = [touched(mapped=(*NONE[:at], count, *NONE[at + 1 :])) for count in counts]
+    now = sample(ages(mapped=(*NONE[:at], frames, *NONE[at + 1 :])))
+    assert unused_mapped_bytes(now, seen(*told)) == (200 * MIB if unused else 0)  # all that the kernel says is mapped
 
 
 def test_touches_of_memory_of_programs_count_where_there_is_swap():
