@@ -26,7 +26,10 @@ SHIFT_MIN = 7
 """One of every 128 frames at least; guests of more than 1 GiB have one of a larger block, and never more frames."""
 
 _ADMIN = "/sys/kernel/mm/damon/admin/kdamonds"
-_MEMORY_MAP = "/sys/firmware/memmap"
+_MEMORY_MAP = "/proc/iomem"
+"""Zeros for a process without all of root's powers, such as the service: that has a copy in its directory."""
+
+_PLUGGING = "/sys/bus/virtio/drivers/virtio_mem"
 _MARK = "ages"
 """A file of this name in the collector's directory says that DAMON runs for a collector, perhaps one that died."""
 
@@ -39,21 +42,34 @@ class NoAgesError(Exception):
     """Why ages are not told, in a few words."""
 
 
-def memory_ranges(directory: str = _MEMORY_MAP) -> list[tuple[int, int]]:
-    """Return first and last byte of each range of memory, rising, by what the firmware told the kernel.
+def memory_ranges(directory: str, memory_map: str = _MEMORY_MAP, plugging: str = _PLUGGING) -> list[tuple[int, int]]:
+    """Return first and last byte of each range that is memory, or may become it by virtio-mem; rising.
+
+    DAMON passes over what is not plugged at a time.
+
+    Args:
+        directory: Where the collector's files are, perhaps with a copy of the memory map.
+        memory_map: The kernel's.
+        plugging: The kernel's driver of virtio-mem; there are its devices by name, as the memory map names them.
 
     Raises:
-        NoAgesError: This kernel does not pass that on.
+        NoAgesError: This kernel does not tell where memory is.
     """
-    ranges = []
+    text = procfs.read(f"{directory}/memory-map") or procfs.read(memory_map)
+    if text is None:
+        raise NoAgesError(f"no {memory_map}")
     try:
-        entries = os.listdir(directory)  # noqa: PTH208 (pathlib costs 1.5 MB of memory)
+        devices = os.listdir(plugging)  # noqa: PTH208 (pathlib costs 1.5 MB of memory)
     except OSError:
-        raise NoAgesError(f"no {directory}") from None
-    for entry in entries:
-        facts = [(procfs.read(f"{directory}/{entry}/{name}") or "").strip() for name in ("type", "start", "end")]
-        if facts[0] == "System RAM":
-            ranges.append((int(facts[1], 16), int(facts[2], 16)))
+        devices = []
+    ranges = []
+    for line in text.splitlines():
+        where, _, name = line.partition(" : ")
+        if name in ("System RAM", *devices):  # what a device has plugged is called otherwise, and lies within its range
+            first, _, last = where.strip().partition("-")
+            ranges.append((int(first, 16), int(last, 16)))
+    if not any(last for _, last in ranges):
+        raise NoAgesError(f"{memory_map} does not tell where memory is")
     return sorted(ranges)
 
 

@@ -233,6 +233,7 @@ class Watch:
 
     Args:
         probes: What this kernel offers.
+        directory: Where the collector's files are.
 
     Attributes:
         frames: Their numbers, rising.
@@ -243,11 +244,11 @@ class Watch:
         NoAgesError: This kernel lacks what that takes.
     """
 
-    def __init__(self, probes: Probes) -> None:
+    def __init__(self, probes: Probes, directory: Path) -> None:
         if not probes.can_tell_ages:
             raise ages.NoAgesError("this kernel has no DAMON (CONFIG_DAMON_PADDR, CONFIG_DAMON_SYSFS)")
         page_size = os.sysconf("SC_PAGE_SIZE")
-        ranges = ages.memory_ranges()
+        ranges = ages.memory_ranges(str(directory))
         self.shift = ages.block_shift(ranges, page_size)
         self.frames = ages.picked(ranges, self.shift, page_size, os.urandom(4096))
         try:
@@ -323,7 +324,7 @@ def start(directory: Path, series: Series, *, sampling: bool = True, with_ages: 
         extras.append(("samples", probes.sampling_flags(secrets.randbits(64))))
     elif sampling:
         log(f"{_WITHOUT['samples']}: this kernel lacks what that takes")
-    watch = _watch(probes) if with_ages else None
+    watch = _watch(probes, directory) if with_ages else None
     if watch is not None:
         extras.append(("ages", watch.flags))
     if sampling and probes.can_tell_ghosts:
@@ -344,9 +345,9 @@ def start(directory: Path, series: Series, *, sampling: bool = True, with_ages: 
     )  # fmt: skip
 
 
-def _watch(probes: Probes) -> Watch | None:
+def _watch(probes: Probes, directory: Path) -> Watch | None:
     try:
-        return Watch(probes)
+        return Watch(probes, directory)
     except ages.NoAgesError as error:
         log(f"{_WITHOUT['ages']}: {error}")
         return None

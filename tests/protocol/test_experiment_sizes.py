@@ -209,6 +209,7 @@ def benchmark():
 
 
 async def test_the_report_of_the_benchmark(autojump_clock, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     program = benchmark()
     bench = Bench(case(Normal(deviation=0.15), workload="normal", sizes=(352 * MIB, 288 * MIB, 224 * MIB)))
     result = await bench.run()

@@ -2,6 +2,7 @@
 
 import struct
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,25 +16,46 @@ PAGE = 4096
 HALVES = ages.BINS * len(ages.KINDS)
 
 
-def memory_map(directory, *ranges):
-    for number, (kind, start, end) in enumerate(ranges):
-        entry = directory / str(number)
-        entry.mkdir()
-        for name, value in (("type", kind), ("start", hex(start)), ("end", hex(end))):
-            (entry / name).write_text(f"{value}\n")
-    return str(directory)
+MEMORY_MAP = """\
+00000000-00000fff : Reserved
+00001000-0009fbff : System RAM
+00100000-13fd9fff : System RAM
+  0d000000-0dffffff : Kernel code
+febec000-febeffff : 0000:00:01.0
+100000000-11fffffff : virtio2
+  100000000-10fffffff : System RAM (virtio_mem)
+140000000-93fffffff : PCI Bus 0000:00
+"""
+"""Of a guest with 320 MiB of RAM and a device that has plugged 256 of 512 MiB."""
 
 
-def test_memory_is_what_the_firmware_calls_ram(tmp_path):
-    found = memory_map(
-        tmp_path, ("System RAM", 1 << 20, (1 << 30) - 1), ("Reserved", 0, 4095), ("System RAM", 4096, 0x9FFFF)
-    )
-    assert ages.memory_ranges(found) == [(4096, 0x9FFFF), (1 << 20, (1 << 30) - 1)]
+@pytest.mark.parametrize(
+    ("devices", "plugged"), [((), []), (("virtio2", "module"), [(0x100000000, 0x11FFFFFFF)]), (("virtio7",), [])]
+)
+def test_memory_is_ram_and_all_that_virtio_mem_may_plug(tmp_path, devices, plugged):
+    (tmp_path / "iomem").write_text(MEMORY_MAP)
+    for name in devices:
+        (tmp_path / "virtio_mem" / name).mkdir(parents=True)
+    found = ages.memory_ranges(str(tmp_path), str(tmp_path / "iomem"), str(tmp_path / "virtio_mem"))
+    assert found == [(0x1000, 0x9FBFF), (0x100000, 0x13FD9FFF), *plugged]
 
 
-def test_no_memory_map(tmp_path):
-    with pytest.raises(ages.NoAgesError, match=r"no .*absent"):
-        ages.memory_ranges(str(tmp_path / "absent"))
+def test_a_copy_of_the_memory_map_tells_more_than_the_kernel_does(tmp_path):
+    (tmp_path / "memory-map").write_text(MEMORY_MAP)
+    (tmp_path / "iomem").write_text("00000000-00000000 : System RAM\n")
+    assert len(ages.memory_ranges(str(tmp_path), str(tmp_path / "iomem"), str(tmp_path / "absent"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, r"no .*iomem"), ("", "does not tell"), ("00000000-00000000 : System RAM\n", "does not tell")],
+)
+def test_no_memory_map(tmp_path, content, problem):
+    """To others than root the kernel shows zeros."""
+    if content is not None:
+        (tmp_path / "iomem").write_text(content)
+    with pytest.raises(ages.NoAgesError, match=problem):
+        ages.memory_ranges(str(tmp_path), str(tmp_path / "iomem"), str(tmp_path / "absent"))
 
 
 @pytest.mark.parametrize(("gib", "shift"), [(0.5, 7), (1, 7), (1.1, 8), (64, 13)])
@@ -175,18 +197,18 @@ class Probed:
 
 
 def test_what_is_watched(monkeypatch):
-    monkeypatch.setattr(ages, "memory_ranges", lambda: [(0, 2**29 - 1)])
+    monkeypatch.setattr(ages, "memory_ranges", lambda _: [(0, 2**29 - 1)])
     monkeypatch.setattr(collector, "address_of", lambda _: 0x1234)
-    watch = collector.Watch(Probed())
+    watch = collector.Watch(Probed(), Path())
     assert watch.shift == 7
     assert watch.flags == ["shift=7", "frames=1024", "step_ms=1000", "vmemmap=4660"]
 
 
 def test_a_kernel_that_does_not_say_where_its_pages_are(monkeypatch):
-    monkeypatch.setattr(ages, "memory_ranges", lambda: [(0, 2**29 - 1)])
+    monkeypatch.setattr(ages, "memory_ranges", lambda _: [(0, 2**29 - 1)])
     monkeypatch.setattr(collector, "address_of", lambda _: 0)
     with pytest.raises(ages.NoAgesError, match="vmemmap_base"):
-        collector.Watch(Probed())
+        collector.Watch(Probed(), Path())
 
 
 def test_what_the_kernel_does_not_take_is_left_out_the_last_part_first(monkeypatch, capsys):
