@@ -25,7 +25,7 @@ IDLE_S = 64.0
 SELDOM_S = 256.0
 """Nor is memory that is touched again less often than once in this time: a program goes round more than fits."""
 
-SWAP_STEP_BYTES = 32 * MIB
+SWAP_STEP_BYTES = 16 * MIB
 """So much anonymous memory may be asked for beyond what is free. A kernel that has to swap out more at once stops its
 programs meanwhile; what it has swapped out counts no more, and the next part follows."""
 

@@ -17,6 +17,9 @@ from qmpalloc.units import MIB, format_size
 AVAILABLE_MIN_BYTES = 24 * MIB
 AVAILABLE_MIN_SHARE = 0.04
 SWAP_IN_PAGES_PER_S = 50.0
+SWAP_WAIT_PERCENT = 10.0
+"""Of the last ten seconds, for which some task waited for memory. Where cold memory has just been swapped out, a few
+pages that were not so cold come back at once, and that is all."""
 
 PRESSURE_SHARE = 0.5
 """Part of the time for which *all* tasks waited for memory, from which twice the available memory is required."""
@@ -182,6 +185,9 @@ def _find_lack(earlier: Sample | None, later: Sample, least: int) -> str | None:
 def _find_swapping(earlier: Sample, later: Sample, seconds: float) -> str | None:
     swapped_in = _change(earlier.swap_pages.in_, later.swap_pages.in_)
     if swapped_in is None or swapped_in / seconds <= SWAP_IN_PAGES_PER_S:
+        return None
+    waited = later.psi_memory.some_avg10
+    if waited is not None and waited < SWAP_WAIT_PERCENT:
         return None
     return f"danger: {swapped_in / seconds:.0f} pages/s come back from swap"
 

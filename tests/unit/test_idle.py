@@ -74,9 +74,7 @@ def test_anonymous_memory_is_idle_only_as_far_as_swap_has_room(swap_free, idle):
 )
 def test_what_zram_takes_is_not_all_free(zram, swapped_mib, share):
     memory = {"swap_total": 512 * MIB, "swap_free": (512 - swapped_mib) * MIB, "zram": zram}
-    assert idle_anonymous_bytes(sample(ages(anon=oldest(100)), **memory)) == pytest.approx(
-        90 * EACH * share, abs=1
-    )
+    assert idle_anonymous_bytes(sample(ages(anon=oldest(100)), **memory)) == pytest.approx(90 * EACH * share, abs=1)
 
 
 def test_what_zram_keeps_cannot_be_given_up():

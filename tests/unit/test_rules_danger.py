@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from qmpalloc.rules.danger import LEARN_S, Level, find_danger, find_stalls, growth_bytes, needed_bytes
-from qmpalloc.sample import Ages, AgesByKind, Counters, Memory, Psi, Sample
+from qmpalloc.sample import Ages, AgesByKind, Counters, Memory, Psi, Sample, SwapPages
 from qmpalloc.units import GIB, MIB
 
 
@@ -77,6 +77,18 @@ def test_stalls_that_went_back_or_are_not_told_are_none():
     calm = [sample(second, stalls=9000, available=100 * MIB) for second in range(1, 20)]
     assert set(dangers([*calm, sample(20, stalls=3, available=100 * MIB)])) == {None}
     assert set(dangers([*calm, sample(20, stalls=None, available=100 * MIB)])) == {None}
+
+
+@pytest.mark.parametrize(
+    ("pages", "waited", "danger"), [(657, None, True), (657, 31.0, True), (657, 8.5, False), (40, 31.0, False)]
+)
+def test_what_comes_back_from_swap_is_danger_if_somebody_has_waited_for_it(pages, waited, danger):
+    before, after = (
+        structs.replace(sample(second), swap_pages=SwapPages(in_=count, out=0), psi_memory=Psi(some_avg10=waited))
+        for second, count in ((1, 1_000), (2, 1_000 + pages))
+    )
+    found = find_danger(before, after, GIB)
+    assert (f"{pages} pages/s come back from swap" in (found or "")) == danger
 
 
 def test_a_standstill_is_danger_only_when_little_is_available():
