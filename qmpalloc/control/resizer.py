@@ -195,7 +195,7 @@ class Resizer:
         self._on_change()
 
     def poll_soon(self) -> None:
-        """Ask for the size without waiting: it has changed."""
+        """Ask for the size without waiting: it has changed. While it moves it is asked for anyway."""
         self._poll_now.set()
 
     async def watch(self, actuator: Actuator) -> None:
@@ -218,8 +218,11 @@ class Resizer:
                 continue
             self._answered()
             self._take_size(actuator, actual_bytes, asked_s)
-            with trio.move_on_after(self._rest_poll_s if guest.size.settled else self._poll_s):
-                await self._poll_now.wait()
+            if guest.size.settled:
+                with trio.move_on_after(self._rest_poll_s):
+                    await self._poll_now.wait()
+            if not guest.size.settled:  # what is asked right after a command tells nothing: see `CONFIRM_AFTER_S`
+                await trio.sleep(self._poll_s)
 
     def _take_size(self, actuator: Actuator, actual_bytes: int, asked_s: float) -> None:
         guest, size, now_s = self._guest, self._guest.size, self._journal.now_s()
