@@ -5,6 +5,7 @@ Knows frames, not commands; `Monitor` and `Agent` are built on it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -44,8 +45,8 @@ class Handler(Protocol):
 class Connection:
     """A stream of lines out, and of frames in.
 
-    Lines are written by a task of their own: cancelling a sender can drop a line, but never leaves half of one on the
-    wire, which would spoil every later command.
+    What the kernel does not take of a line at once is written by a task of its own: cancelling a sender can drop a
+    line, but never leaves half of one on the wire, which would spoil every later command.
 
     Args:
         splitter: How what comes in is split into frames; by lines if it is not given.
@@ -70,15 +71,29 @@ class Connection:
         return self._splitter.pending_bytes
 
     async def send(self, line: bytes) -> None:
-        """Hand a line to the writer. Cancelling is safe: the line is then written whole, or not at all.
+        """Write a line, or hand it to the writer. Cancelling is safe: it is then written whole, or not at all.
 
         Raises:
             DisconnectedError: The connection has ended.
         """
         try:
-            await self._outbox.send(line)
+            if self._outbox.statistics().tasks_waiting_receive:  # the writer rests: nothing is to go before this line
+                line = line[self._write_now(line) :]
+                if line:
+                    self._outbox.send_nowait(line)
+            else:
+                await self._outbox.send(line)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise self.ended() from error
+
+    def _write_now(self, line: bytes) -> int:
+        """Return how many bytes of a line the kernel has taken without waiting: none where the stream is no socket."""
+        if not isinstance(self._stream, trio.SocketStream):
+            return 0
+        try:
+            return os.write(self._stream.socket.fileno(), line)
+        except OSError:
+            return 0  # the writer tells why, if it cannot wait for better
 
     def ended(self) -> QmpallocError:
         """Return a new error that says why the connection ended, for one waiter."""

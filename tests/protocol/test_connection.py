@@ -1,5 +1,7 @@
 """How connections end, and replies that are neither result nor error."""
 
+import socket
+
 import pytest
 import trio
 from trio.testing import memory_stream_pair
@@ -56,6 +58,57 @@ async def test_peer_that_stops_reading_ends_the_connection(autojump_clock):
         await connection.send(b"ping\n")
         await connection.closed.wait()
         assert "stopped reading" in str(connection.cause)
+
+
+@pytest.fixture
+def sockets():
+    """Both ends of a real socket, the first with little room for what its peer does not read."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return [trio.SocketStream(trio.socket.from_stdlib_socket(each)) for each in (ours, theirs)]
+
+
+async def test_a_socket_has_a_line_at_once(sockets):
+    client, server = sockets
+    async with running(connection := Connection(client, "there"), Collector()), server:
+        await trio.testing.wait_all_tasks_blocked()
+        sending = connection.send(b"ping\n")
+        with pytest.raises(StopIteration):  # it is done without another task's turn
+            sending.send(None)
+        assert await server.receive_some() == b"ping\n"
+
+
+async def test_lines_that_a_socket_does_not_take_at_once_come_whole_and_in_order(sockets):
+    client, server = sockets
+    lines = [bytes([letter]) * 50_000 + b"\n" for letter in b"abcd"]
+    async with running(connection := Connection(client, "there"), Collector()), server:
+        await trio.testing.wait_all_tasks_blocked()
+        await connection.send(lines[0])  # half of it is on the wire: the writer has the rest
+        with trio.move_on_after(0.01) as scope:
+            await connection.send(lines[1])
+        assert scope.cancelled_caught
+        received = bytearray()
+
+        async def send():
+            for line in lines[2:]:
+                await connection.send(line)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            while len(received) < 3 * len(lines[0]):
+                received += await server.receive_some()
+        assert bytes(received) == lines[0] + lines[2] + lines[3]
+
+
+async def test_a_socket_whose_peer_has_gone_says_so(sockets):
+    client, server = sockets
+    connection = Connection(client, "there")
+    async with running(connection, Collector()):
+        await trio.testing.wait_all_tasks_blocked()
+        await server.aclose()
+        await connection.send(b"ping\n")  # the kernel refuses it: the writer finds the end
+        await connection.closed.wait()
+        assert isinstance(connection.cause, DisconnectedError)
 
 
 async def test_broken_stream_gives_its_reason(autojump_clock):
