@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from qmpalloc.control.guest import Guest, Link
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.session import Session
-from qmpalloc.rules.ledger import Account, committed_bytes, next_orders
+from qmpalloc.rules.ledger import Account, next_orders
 
 
 class Commitments:
@@ -36,10 +36,10 @@ class Commitments:
 
     def send_orders(self) -> bool:
         """Give the sessions what the ledger allows now; return whether that was anything."""
+        if all(guest.size.desired_bytes == guest.size.target_bytes for guest in self._guests):
+            return False
         now_s = self._journal.now_s()
-        accounts = [account_of(guest, now_s) for guest in self._guests]
-        assert committed_bytes(accounts) == self.committed_bytes
-        orders = next_orders(accounts, self.budget_bytes)
+        orders = next_orders([account_of(guest, now_s) for guest in self._guests], self.budget_bytes)
         for order in orders:
             self._sessions[order.name].resizer.give(order)
         return bool(orders)

@@ -31,6 +31,10 @@ from qmpalloc.host.facts import header
 from qmpalloc.model import Decision, Policy, Snapshot
 from qmpalloc.rules.pins import Refusal
 
+GATHER_S = 0.02
+"""What changes so soon after a change was answered is answered together: looking at all guests costs more than news of
+one, and of hundreds there is news all the time."""
+
 Control = Literal["settling", "running", "paused", "returning", "watching", "stopped"]
 
 
@@ -73,6 +77,7 @@ class Controller:
         self._sinks = sinks
         self._read_host = read_host
         self._changed = trio.Event()
+        self._due = trio.Event()
         self._stop = trio.Event()
         self._ending = trio.CancelScope()
         self._serving = True
@@ -323,19 +328,22 @@ class Controller:
 
     def _note_change(self) -> None:
         """Note that a size, an order or a state changed; cheap, callable from anywhere."""
-        self._changed.set()
+        self._due.set()
+        self._changed.set()  # who waits for that looks at once, and waits for the next one
+        self._changed = trio.Event()
 
     async def _keep_commitments(self) -> None:
         """Report what changed and send what the ledger allows, whenever something changed."""
         while True:
-            await self._changed.wait()
-            self._changed = trio.Event()
+            await self._due.wait()
+            self._due = trio.Event()
             self._standstill.check()
             self._rescue()
             self._reporter.show()
             self._check_budget()
             if self.mode == "run" and self._commitments.send_orders():
                 self._reporter.show_sizes()
+            await trio.sleep(GATHER_S)
 
     async def _watch_time(self) -> None:
         """Report what changes by time alone."""

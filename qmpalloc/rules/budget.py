@@ -49,15 +49,20 @@ def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Guest
     places = [
         _Place(guest, decision, decision.limiter) for guest, decision in zip(snapshot.guests, decisions, strict=True)
     ]
-    for part, most, share, reason in _stages(places, snapshot.budget_bytes):
-        excess = sum(place.charge for place in places) - snapshot.budget_bytes
+    excess = _excess_bytes(places, snapshot.budget_bytes)
+    for part, most, share, reason in _stages(places, snapshot.budget_bytes) if excess > 0 else ():
         parts = [max(part(place), 0) for place in places]
         cut = min(excess, most, sum(parts))
         if cut > 0:
             places = [
                 place.lowered(size, reason) for place, size in zip(places, share(places, parts, cut), strict=True)
             ]
+            excess = _excess_bytes(places, snapshot.budget_bytes)
     return [place.decision for place in places]
+
+
+def _excess_bytes(places: Sequence[_Place], budget_bytes: int) -> int:
+    return sum(place.charge for place in places) - budget_bytes
 
 
 def _stages(

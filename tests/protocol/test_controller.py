@@ -29,6 +29,18 @@ async def test_memory_moves_from_high_e_to_low_e_and_back_to_baseline_at_the_end
     assert lab.events[-1] == Ended(t=lab.events[-1].t, wall=lab.events[-1].wall, reason="duration reached", clean=True)
 
 
+async def test_a_move_that_is_quick_costs_one_question_for_the_size(lab, autojump_clock):
+    await lab.two()
+    asked, commands = [], lab.guests["small"].qemu.commands
+    query = commands["query-balloon"]
+    commands["query-balloon"] = lambda arguments: asked.append(trio.current_time()) or query(arguments)
+    began = trio.current_time()
+    await lab.run(9.0, the_policy=lab.toward(small=480))
+    shrunk = next(event for event in lab.of(Commanded, "small") if event.purpose == "shrink")
+    after = [t - began - shrunk.t for t in asked if t - began > shrunk.t]
+    assert after[:2] == pytest.approx([0.25, 1.25], abs=0.03)
+
+
 async def test_the_receiver_is_granted_only_what_came_back(lab, autojump_clock):
     await lab.add("small", file_mib=100, rate_mib=8.0)  # 32 MiB take 4 s: longer than an interval
     await lab.add("large", file_mib=900)

@@ -143,6 +143,7 @@ async def test_who_attaches_before_the_run_begins_waits_for_it(lab, nursery, aut
 async def test_ten_see_the_same(lab, served, autojump_clock, nursery):
     await lab.two()
     run = await served()
+    await trio.sleep(0.5)  # all attach in a moment in which nothing happens
     seen = [[] for _ in range(10)]
 
     async def look(events):
