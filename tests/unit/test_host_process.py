@@ -9,7 +9,7 @@ import pytest
 from qmpalloc.host.process import pinned_bytes, resident_bytes
 from qmpalloc.units import MIB
 
-STATUS = "Name:\tqemu\nVmPeak:\t 9000 kB\nVmLck:\t    2048 kB\nVmPin:\t    1024 kB\nVmRSS:\t  500 kB\n"
+STATUS = "Name:\tqemu\nVmPeak:\t 9000 kB\nVmLck:\t    2048 kB\nVmPin:\t    1024 kB\n"
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,11 @@ def test_a_process_that_is_not_known_has_none(tmp_path):
     assert resident_bytes(7, tmp_path) is None
 
 
-@pytest.mark.parametrize(
-    ("status", "expected"), [(STATUS, 500 * 1024), ("Name:\tkthreadd\n", None), ("VmRSS:\n", None)]
-)
-def test_what_the_host_has_behind_a_process(tmp_path, status, expected):
+@pytest.mark.parametrize(("sizes", "pages"), [("2250 125 80 1 0 300 0\n", 125), ("", None), ("2250 x\n", None)])
+def test_what_the_host_has_behind_a_process(tmp_path, sizes, pages):
     (tmp_path / "7").mkdir()
-    (tmp_path / "7" / "status").write_text(status)
-    assert resident_bytes(7, tmp_path) == expected
+    (tmp_path / "7" / "statm").write_text(sizes)
+    assert resident_bytes(7, tmp_path) == (pages and pages * mmap.PAGESIZE)
 
 
 def test_what_the_host_has_behind_this_process():
