@@ -1,7 +1,8 @@
 """Gives a run's metrics away, over HTTP and in a file, beside control: whoever asks can delay nothing of it.
 
-Text is made from a copy, in a thread, for one reader at a time and at most once a second; all others get the same. A
-client has a few seconds to ask and to read, and few can be there at once.
+Text is made from a copy, at most once a second, and all readers get the same. It is made one metric after the other,
+and in between control has its turn: a thread would hold Python's lock for longer, and again and again. A client has a
+few seconds to ask and to read, and few can be there at once.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.files import write_whole
 from qmpalloc.metrics.families import families
-from qmpalloc.status.feed import Feed, Now
+from qmpalloc.status.feed import Feed
 from qmpalloc.status.server import read_head
 
 FRESH_S = 1.0
@@ -33,14 +35,14 @@ REQUEST_MAX_BYTES = 8192
 Tell = Callable[[str, str, str], None]
 
 
-class _Published:
-    """The copy that the next text is made from."""
+class _One(Collector):
+    """One metric, for the library to make text of."""
 
-    def __init__(self) -> None:
-        self.now: Now | None = None
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
 
     def collect(self) -> Iterator[Metric]:
-        return families(self.now)
+        yield self._metric
 
 
 class Exporter:
@@ -54,9 +56,6 @@ class Exporter:
     def __init__(self, feed: Feed, tell: Tell) -> None:
         self._feed = feed
         self._tell = tell
-        self._published = _Published()
-        self._registry = CollectorRegistry()
-        self._registry.register(self._published)
         self._making = trio.Lock()
         self._text, self._made_at = b"", -FRESH_S
         self._clients = 0
@@ -65,9 +64,11 @@ class Exporter:
         """Return all metrics in Prometheus' text format, at most `FRESH_S` old."""
         async with self._making:
             if trio.current_time() - self._made_at >= FRESH_S:
-                self._published.now = self._feed.now()
-                self._text = await trio.to_thread.run_sync(generate_latest, self._registry)
-                self._made_at = trio.current_time()
+                parts = []
+                for metric in families(self._feed.now()):
+                    parts.append(generate_latest(_One(metric)))
+                    await trio.lowlevel.checkpoint()
+                self._text, self._made_at = b"".join(parts), trio.current_time()
             return self._text
 
     async def serve(self, listeners: list[trio.SocketListener]) -> None:

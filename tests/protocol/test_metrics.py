@@ -70,8 +70,8 @@ async def test_a_scrape_tells_the_run(lab, scraped, autojump_clock):
 
 async def test_a_text_is_made_once_a_second_whoever_asks(scraped, autojump_clock, monkeypatch):
     made = []
-    generate = exporting.generate_latest
-    monkeypatch.setattr(exporting, "generate_latest", lambda registry: made.append(1) or generate(registry))
+    families = exporting.families
+    monkeypatch.setattr(exporting, "families", lambda now: made.append(1) or families(now))
     replies = []
 
     async def ask():
@@ -84,6 +84,22 @@ async def test_a_text_is_made_once_a_second_whoever_asks(scraped, autojump_clock
     assert len(made) == 1
     await trio.sleep(exporting.FRESH_S)
     assert await scraped.ask() != replies[0]
+
+
+async def test_control_has_its_turn_while_a_text_is_made(scraped, autojump_clock):
+    turns = 0
+
+    async def control():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(control)
+        text = await scraped.exporter.text()
+        nursery.cancel_scope.cancel()
+    assert turns >= text.count(b"# TYPE")
 
 
 @pytest.mark.parametrize(
