@@ -212,7 +212,7 @@ class Controller:
             self.guests, self.config, self._policy, self._journal, self._commitments, self._read_host
         )
         self._requests = Requests(self.guests, self._journal, self._decider.snapshot)
-        self._reporter = Reporter(self.guests, self._commitments, self._journal)
+        self._reporter = Reporter(self.guests, self._journal)
         self._room = Room(
             self.guests, self._commitments, self._journal, on_room=self._tell_room, on_change=self._note_change
         )

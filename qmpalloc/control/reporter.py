@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qmpalloc.control.commitments import Commitments
 from qmpalloc.control.guest import Guest
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.snapshot import snapshot_of
@@ -15,9 +14,8 @@ from qmpalloc.model import GuestState
 class Reporter:
     """Knows what was reported last of each guest."""
 
-    def __init__(self, guests: Sequence[Guest], commitments: Commitments, journal: Journal) -> None:
+    def __init__(self, guests: Sequence[Guest], journal: Journal) -> None:
         self._guests = guests
-        self._commitments = commitments
         self._journal = journal
         self._states: dict[str, GuestState] = {}
         self._sizes: dict[str, tuple[int, int, int, int]] = {}
@@ -45,10 +43,11 @@ class Reporter:
 
     def show_sizes(self, *, again: bool = False) -> None:
         """Report every size that changed, or with `again` all that are known."""
-        committed = self._commitments.committed_bytes
-        for guest in self._guests:
+        charges = [guest.charge_bytes for guest in self._guests]
+        committed = sum(charges)
+        for guest, charge_bytes in zip(self._guests, charges, strict=True):
             size, shown = guest.size, self._sizes.get(guest.name)
-            now = (size.target_bytes, size.actual_bytes, guest.charge_bytes, guest.outside_bytes)
+            now = (size.target_bytes, size.actual_bytes, charge_bytes, guest.outside_bytes)
             if (now != shown or again) and (size.target_bytes or shown):
                 self._sizes[guest.name] = now
                 self._journal.emit(

@@ -1,6 +1,6 @@
 """The QMP client: one monitor of one QEMU.
 
-Messages, the greeting's and the errors' models are qemu.qmp's; the transport is ours, because qemu.qmp's is asyncio.
+The models of greeting and errors are qemu.qmp's; the transport is ours, because qemu.qmp's is asyncio.
 """
 
 from __future__ import annotations
