@@ -45,13 +45,20 @@ class Fleet:
         *,
         may_command: bool,
         on_change: Callable[[], None],
+        on_order: Callable[[], None],
         on_reset: Callable[[Guest], None],
     ) -> None:
         """Make a session for every guest; `run` serves them. The arguments are those of `Session`."""
 
         def make(guest: Guest) -> Session:
             return Session(
-                guest, journal, self._control, may_command=may_command, on_change=on_change, on_reset=on_reset
+                guest,
+                journal,
+                self._control,
+                may_command=may_command,
+                on_change=on_change,
+                on_order=on_order,
+                on_reset=on_reset,
             )
 
         self._journal, self._make = journal, make

@@ -57,6 +57,7 @@ class Resizer:
         control: For its times.
         may_command: False in a run that only observes.
         on_change: Called when there is news.
+        on_order: Called when it gives itself an order, before that is sent: what is asked for is told first.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Resizer:
         *,
         may_command: bool,
         on_change: Callable[[], None],
+        on_order: Callable[[], None],
     ) -> None:
         self._guest = guest
         self._journal = journal
@@ -75,6 +77,7 @@ class Resizer:
         self._poll_s = float(control.balloon_poll)
         self._may_command = may_command
         self._on_change = on_change
+        self._on_order = on_order
         self._order: PendingOrder | None = None
         self._unanswered: Purpose | None = None
         self._order_given = trio.Event()
@@ -90,6 +93,10 @@ class Resizer:
         """Take an order for this guest, charged at once and sent soon; it replaces one that was not sent yet."""
         self._repeat_after_s = REPEAT_FIRST_S
         self._give(order.target_bytes, order.purpose)
+
+    def _give_itself(self, target_bytes: int, purpose: Purpose) -> None:
+        self._give(target_bytes, purpose)
+        self._on_order()
 
     def _give(self, target_bytes: int, purpose: Purpose) -> None:
         assert self._may_command, "this run observes only"
@@ -115,7 +122,7 @@ class Resizer:
         if not guest.migrating:
             # QEMU cannot be asked for its target. Setting it to what we know of it makes sure, and ends a move that
             # another controller may have left half done. Whether there is room for more is for the ledger to say.
-            self._give(guest.memory.grid.fit(guest.size.target_bytes), "adopt")
+            self._give_itself(guest.memory.grid.fit(guest.size.target_bytes), "adopt")
         if guest.size.target_bytes >= guest.memory.floor_bytes:
             self._journal.clear_fault(guest.name, "floor")
             return
@@ -257,7 +264,7 @@ class Resizer:
             self._accept(actuator, now_s)
         elif self._should_repeat(now_s):
             self._repeat_after_s = min(self._repeat_after_s * 2, REPEAT_MOST_S)
-            self._give(guest.size.target_bytes, "repeat")
+            self._give_itself(guest.size.target_bytes, "repeat")
         if not guest.progress.stuck(now_s):
             self._journal.clear_fault(guest.name, "stuck")
 
@@ -275,7 +282,7 @@ class Resizer:
         guest = self._guest
         self._journal.fault(guest.name, "stuck", guest.progress.stuck(now_s), actuator.stuck_hint)
         guest.size.desired_bytes = guest.size.achieved_bytes()
-        self._give(guest.size.desired_bytes, "accept")
+        self._give_itself(guest.size.desired_bytes, "accept")
         self._on_change()
 
     def _interfered(self, actuator: Actuator, now_s: float) -> None:
@@ -310,7 +317,7 @@ class Resizer:
             self._journal.clear_fault(self._guest.name, "monitor")
             self._on_change()
         if self._unanswered is not None and self._guest.link is Link.UP and not self._guest.migrating:
-            self._give(self._guest.size.target_bytes, self._unanswered)
+            self._give_itself(self._guest.size.target_bytes, self._unanswered)
 
 
 def _is_excused(guest: Guest, now_s: float) -> bool:

@@ -77,6 +77,7 @@ class Session:
         *,
         may_command: bool,
         on_change: Callable[[], None],
+        on_order: Callable[[], None],
         on_reset: Callable[[Guest], None],
     ) -> None:
         self.guest = guest
@@ -90,7 +91,7 @@ class Session:
         self._news = trio.Event()
         self._arriving = False
         self._told = 0
-        self.resizer = Resizer(guest, journal, control, may_command=may_command, on_change=on_change)
+        self.resizer = Resizer(guest, journal, control, may_command=may_command, on_change=on_change, on_order=on_order)
 
     # --- connection -------------------------------------------------------------------------------------------------
 
