@@ -110,12 +110,12 @@ def _variant(
     suite: str, profile: str, packages: tuple[str, ...], files: tuple[str, ...], prepare: str, kernel: str, size: str
 ) -> Variant:
     """Return the image that options describe."""
-    from qmpalloc.config.checks import image_mistakes
+    from qmpalloc.config.convert import told
     from qmpalloc.qemu.additions import Additions
     from qmpalloc.qemu.recipe import Variant
 
     wanted = _wanted(packages, files, prepare, kernel, size)
-    for key, message, hint in image_mistakes(wanted):
+    for key, message, hint in told(wanted):
         raise ConfigError(message, key=key, hint=hint)
     return Variant(suite, profile, tuple(sorted(set(packages))), Additions.of(wanted))
 

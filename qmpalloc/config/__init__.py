@@ -4,6 +4,7 @@ Relative paths are relative to the file. Values are plain numbers: sizes in byte
 """
 
 from qmpalloc.config.convert import convert
+from qmpalloc.config.keys import Duration, Size
 from qmpalloc.config.origin import Origin
 from qmpalloc.config.reading import load, parse
 from qmpalloc.config.schema import (
@@ -13,12 +14,10 @@ from qmpalloc.config.schema import (
     ControlConfig,
     DataDiskConfig,
     DataSource,
-    Duration,
     GuestConfig,
     HostConfig,
     ImageConfig,
     KernelFiles,
-    Size,
     VmConfig,
     default_run_dir,
 )

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Struct
 
+from qmpalloc.config.keys import (
+    FLAT,
+    PACKAGE,
+    Duration,
+    Found,
+    GuestPath,
+    Name,
+    Package,
+    Size,
+    Weight,
+    bounds,
+    command_mistakes,
+    file_name_mistakes,
+    size_mistakes,
+)
 from qmpalloc.config.origin import Origin
 from qmpalloc.errors import ConfigError
+from qmpalloc.text import is_visible
+from qmpalloc.units import format_size
 
 _Guest = TypeVar("_Guest")
 
@@ -21,28 +39,20 @@ DEFAULT_COUNTERS_FILE = "/run/qmpalloc/counters.json"
 VIRTIO_MEM_BASE_BYTES = 192 * 1024 * 1024
 """The least RAM with which the reference guest boots before its virtio_mem driver has plugged more. Measured."""
 
+IMAGE_LEAST_BYTES = 64 * 1024 * 1024
+"""Less than the smallest system; mke2fs says what a system needs."""
+
+NOT_ON_DISK = frozenset({"dev", "proc", "run", "sys", "tmp"})
+"""Directories of a guest that are empty, or made anew, when it has booted; a build empties ``/tmp``."""
+
+CHANNEL = 'write "agent", or program and arguments: ["ssh", "-p", "2222", "root@127.0.0.1"]'
+
 DISK_OVERHEAD_FACTOR = 1.03
 DISK_OVERHEAD_BYTES = 16 * 1024 * 1024
 """What ext4 needs on a data disk besides the files: bitmaps, inode tables, extents."""
 
 
-class Size(int):
-    """Bytes; written with a unit in TOML (``"1GiB"``)."""
-
-    __slots__ = ()
-
-
-class Duration(float):
-    """Seconds; written with a unit in TOML (``"2s"``)."""
-
-    __slots__ = ()
-
-
-class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A TOML table: unknown keys are refused."""
-
-
-class HostConfig(_Table, frozen=True, kw_only=True):
+class HostConfig(Struct, frozen=True, kw_only=True):
     """``[host]``: what this host gives.
 
     Attributes:
@@ -54,7 +64,7 @@ class HostConfig(_Table, frozen=True, kw_only=True):
     run_dir: str = ""
 
 
-class ControlConfig(_Table, frozen=True, kw_only=True):
+class ControlConfig(Struct, frozen=True, kw_only=True):
     """``[control]``: the loop.
 
     Attributes:
@@ -79,8 +89,28 @@ class ControlConfig(_Table, frozen=True, kw_only=True):
     on_exit: Literal["baseline", "keep"] = "baseline"
     exit_timeout: Duration = Duration(15.0)
 
+    def mistakes(self) -> Found:
+        """Yield what cannot be."""
+        if not self.sample_interval < self.late_after < self.lost_after:
+            yield "late_after", "must be above control.sample_interval and below control.lost_after", ""
+        for key in ("interval", "sample_interval", "command_timeout", "balloon_poll", "exit_timeout"):
+            if getattr(self, key) <= 0:
+                yield key, "must be above 0", 'for example "1s"'
 
-class KernelFiles(_Table, frozen=True, kw_only=True):
+
+class PolicyConfig(Struct, frozen=True, kw_only=True):
+    """``[policy]``: what decides. All other keys are the settings of that policy.
+
+    Attributes:
+        name: Of a policy, or ``module:attribute``.
+        settings: As written; the policy validates them.
+    """
+
+    name: str = "curve"  # the one that has done no guest harm
+    settings: Annotated[dict[str, Any], FLAT] = {}
+
+
+class KernelFiles(Struct, frozen=True, kw_only=True):
     """``kernel`` of an image, when it comes as files: a kernel of the user's own.
 
     Attributes:
@@ -94,7 +124,7 @@ class KernelFiles(_Table, frozen=True, kw_only=True):
     headers: str
 
 
-class ImageConfig(_Table, frozen=True, kw_only=True):
+class ImageConfig(Struct, frozen=True, kw_only=True):
     """``[image]``: what the guests are booted from, besides the reference recipe.
 
     Attributes:
@@ -106,12 +136,35 @@ class ImageConfig(_Table, frozen=True, kw_only=True):
         origin: Where it was written.
     """
 
-    packages: tuple[str, ...] = ()
+    packages: tuple[Package, ...] = ()
     files: dict[str, str] = {}
     prepare: str = ""
     kernel: str | KernelFiles = ""
     size: Size = Size(0)
     origin: Origin = Origin()
+
+    def mistakes(self) -> Found:
+        """Yield what no image can have; whether what it names exists is seen when it is needed."""
+        for place, source in self.files.items():
+            if not place.startswith("/") or place.endswith("/") or ".." in place.split("/") or not is_visible(place):
+                yield (
+                    "files",
+                    f"{place!r} is no path of a file in the guest",
+                    'for example "/etc/app.conf" = "app.conf"',
+                )
+            elif place.split("/")[1] in NOT_ON_DISK:
+                yield "files", f"{place} would not be there after the boot", "choose a directory that is on the disk"
+            if not source:
+                yield "files", f"nothing is named for {place}", "a file or a directory beside this one"
+        if isinstance(self.kernel, KernelFiles):
+            for name in ("vmlinuz", "modules", "headers"):
+                if not getattr(self.kernel, name):
+                    yield f"kernel.{name}", "is empty", "a path, relative to this file"
+        elif self.kernel and not re.fullmatch(rf"linux-image-{PACKAGE}(/[a-z-]+)?", self.kernel):
+            hint = 'for example "linux-image-amd64" or "linux-image-cloud-amd64/trixie-backports"'
+            yield "kernel", f"{self.kernel!r} is not the package of a kernel", hint
+        if 0 < self.size < IMAGE_LEAST_BYTES or self.size < 0:
+            yield "size", f"{format_size(self.size)} holds no system", "leave it out for the recipe's own"
 
     @property
     def sources(self) -> tuple[tuple[str, str], ...]:
@@ -123,7 +176,7 @@ class ImageConfig(_Table, frozen=True, kw_only=True):
         return tuple(named)
 
 
-class DataSource(_Table, frozen=True, kw_only=True):
+class DataSource(Struct, frozen=True, kw_only=True):
     """What a data disk holds besides files of noise.
 
     Attributes:
@@ -135,6 +188,15 @@ class DataSource(_Table, frozen=True, kw_only=True):
     build: tuple[str, ...] = ()
     image: str = ""
     origin: Origin = Origin()
+
+    def mistakes(self) -> Found:
+        """Yield what no data disk can be made from."""
+        if self.build and self.image:
+            yield "image", "beside build", "a disk is either made by a script or yours"
+        if self.build and not self.build[0]:
+            yield "build", "the script has no name", 'for example ["fill.sh"]'
+        if any("\0" in word for word in (*self.build, self.image)):
+            yield "build" if self.build else "image", "holds a NUL", "no file has such a name"
 
     @property
     def sources(self) -> tuple[tuple[str, str], ...]:
@@ -155,7 +217,16 @@ class DataDiskConfig(DataSource, frozen=True, kw_only=True):
 
     size: Size = Size(0)
     files: dict[str, Size] = {}
-    iops: int = 0
+    iops: Annotated[int, bounds("0 is no limit", ge=0)] = 0
+
+    def mistakes(self) -> Found:
+        """Yield what cannot be on it."""
+        yield from super().mistakes()
+        for name in self.files:
+            yield from file_name_mistakes("files", name)
+        if self.size and self.files_bytes > self.size:
+            message = f"the files need {format_size(self.files_bytes)}, the disk has {format_size(self.size)}"
+            yield "size", message, "raise it"
 
     @property
     def files_bytes(self) -> int:
@@ -163,7 +234,7 @@ class DataDiskConfig(DataSource, frozen=True, kw_only=True):
         return round(sum(self.files.values()) * DISK_OVERHEAD_FACTOR) + DISK_OVERHEAD_BYTES
 
 
-class VmConfig(_Table, frozen=True, kw_only=True):
+class VmConfig(Struct, frozen=True, kw_only=True):
     """``[guest.vm]``: how ``qmpalloc vm up`` starts this guest. Not needed for a QEMU that already runs.
 
     Attributes:
@@ -183,17 +254,22 @@ class VmConfig(_Table, frozen=True, kw_only=True):
 
     memory: Size
     actuator: Literal["balloon", "virtio-mem"] = "balloon"
-    cpus: int = 1
+    cpus: Annotated[int, bounds(ge=1)] = 1
     suite: Literal["trixie", "bookworm"] = "trixie"
     profile: Literal["base", "lab", "bench"] = "lab"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     data: DataDiskConfig | None = None
     load: tuple[str, ...] = ()
-    packages: tuple[str, ...] = ()
+    packages: tuple[Package, ...] = ()
     image: ImageConfig | None = None
 
+    def mistakes(self) -> Found:
+        """Yield what cannot be started."""
+        if self.load and self.profile == "base":
+            yield "load", f"the profile {self.profile} starts no loads", 'profile = "lab" has an agent that does'
 
-class GuestConfig(_Table, frozen=True, kw_only=True):
+
+class GuestConfig(Struct, frozen=True, kw_only=True):
     """``[[guest]]``: one QEMU.
 
     Attributes:
@@ -211,22 +287,50 @@ class GuestConfig(_Table, frozen=True, kw_only=True):
         vm: How to start it, for ``qmpalloc vm up``.
     """
 
-    name: str
+    name: Name
     monitor: str = ""
     agent: str = ""
     floor: Size
     cap: Size
     baseline: Size
-    weight: float = 1.0
-    counters_file: str = DEFAULT_COUNTERS_FILE
+    weight: Weight = 1.0
+    counters_file: GuestPath = DEFAULT_COUNTERS_FILE
     samples_file: str = ""
     channel: Literal["agent"] | tuple[str, ...] = "agent"
     vm: VmConfig | None = None
+
+    def mistakes(self) -> Found:
+        """Yield what cannot be; its sockets are looked at when it is known where they are."""
+        memory = self.vm.memory if self.vm is not None else None
+        yield from size_mistakes(self.floor, self.baseline, self.cap, memory, "vm.memory")
+        if self.vm is not None and self.vm.actuator == "virtio-mem" and self.floor < VIRTIO_MEM_BASE_BYTES:
+            what = (
+                f"{format_size(self.floor)} is less RAM than a guest boots with, and virtio-mem adds to that only later"
+            )
+            yield "floor", what, f'raise it to {format_size(VIRTIO_MEM_BASE_BYTES)}, or take actuator = "balloon"'
+        if self.samples_file and not self.samples_file.startswith("/"):
+            yield (
+                "samples_file",
+                "must be an absolute path inside the guest",
+                "samples.bin beside the counters by default",
+            )
+        if self.channel != "agent":
+            yield from command_mistakes("channel", self.channel, CHANNEL)
 
     @property
     def samples_path(self) -> str:
         """Path of the file of sampled accesses inside the guest."""
         return self.samples_file or posixpath.join(posixpath.dirname(self.counters_file), "samples.bin")
+
+
+class ConfigFile(Struct, frozen=True, kw_only=True):
+    """A configuration of qmpalloc, as it is written."""
+
+    host: HostConfig
+    control: ControlConfig = ControlConfig()
+    policy: PolicyConfig = PolicyConfig()
+    image: ImageConfig | None = None
+    guest: tuple[GuestConfig, ...]
 
 
 class Config(Struct, frozen=True, kw_only=True):

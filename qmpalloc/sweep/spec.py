@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Struct
 
 from qmpalloc.config import Duration, Size
-from qmpalloc.config.convert import Mistakes
+from qmpalloc.config.convert import Mistakes, told
+from qmpalloc.config.keys import Found, Name, bounds
 from qmpalloc.config.toml import read_tables, read_text
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.spec.access import Access
 from qmpalloc.experiment.spec.parsing import load as load_experiment
-from qmpalloc.experiment.spec.parsing import read_access
 from qmpalloc.experiment.spec.plan import planned
 from qmpalloc.experiment.spec.scaling import scale
 from qmpalloc.experiment.spec.schema import LRU_FLAVOURS, Lru, Specification
@@ -27,7 +27,7 @@ from qmpalloc.policy import load as load_policy
 from qmpalloc.sim.mixes import MIXES, RATE, Mix, MixedLoad
 from qmpalloc.units import GIB
 
-DOCS = "see docs/sweeps.md"
+DOCS = "docs/sweeps.md"
 
 
 class SweepKeys(Struct, frozen=True, kw_only=True):
@@ -43,13 +43,23 @@ class SweepKeys(Struct, frozen=True, kw_only=True):
         duration: How long the policy then decides; counted.
     """
 
-    name: str
-    sizes: tuple[float, ...] = (1.0,)
+    name: Name
+    sizes: tuple[Annotated[float, bounds("times the budget of each load, e.g. [0.75, 1, 1.5]", gt=0)], ...] = (1.0,)
     seeds: tuple[int, ...] = (1, 2, 3)
     lru: tuple[Lru, ...] = ("multi-gen",)
     interval: Duration = Duration(5.0)
     warm_up: Duration = Duration(80.0)
     duration: Duration = Duration(220.0)
+
+    def mistakes(self) -> Found:
+        """Yield what cannot be."""
+        for name in ("sizes", "seeds", "lru"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                yield name, "is empty, or has a value twice", "each value once"
+        for name in ("interval", "duration"):
+            if not getattr(self, name) >= 1:
+                yield name, "must be at least 1s", f"see {DOCS}"
 
 
 class PolicyKeys(Struct, frozen=True, kw_only=True):
@@ -66,19 +76,41 @@ class PolicyKeys(Struct, frozen=True, kw_only=True):
     grid: dict[str, list[Any]] = {}
 
 
+class LoadGuestKeys(Struct, frozen=True, kw_only=True):
+    """``[[load.guest]]``: a guest, how large its file is, and how often and where it reads."""
+
+    access: Access
+    file: Size = Size(GIB)
+    rate: float = RATE
+
+
 class LoadKeys(Struct, frozen=True, kw_only=True):
     """``[[load]]``: a mix by its name, or guests of one's own."""
 
     mix: str = ""
     name: str = ""
     budget: Size = Size(0)
-    guest: tuple[Any, ...] = ()
+    guest: tuple[LoadGuestKeys, ...] = ()
 
+    def mistakes(self) -> Found:
+        """Yield what is neither."""
+        if self.mix:
+            if self.mix not in {mix.name for mix in MIXES}:
+                yield "mix", f"no mix is called {self.mix!r}", ", ".join(mix.name for mix in MIXES)
+            if self.guest or self.name or self.budget:
+                yield "mix", "beside guests of its own", "either mix alone, or name, budget and guests"
+            return
+        for name in ("name", "budget", "guest"):
+            if not getattr(self, name):
+                yield name, "missing", "or name one of the built-in mixes with mix"
 
-class _LoadGuestKeys(Struct, frozen=True, kw_only=True):
-    access: Any
-    file: Size = Size(GIB)
-    rate: float = RATE
+    def made(self) -> Mix:
+        """Return the mix."""
+        own = (
+            MixedLoad(access=each.access, file_bytes=int(each.file), accesses_per_s=each.rate) for each in self.guest
+        )
+        known = {mix.name: mix for mix in MIXES}
+        return known.get(self.mix) or Mix(name=self.name, budget_bytes=int(self.budget), loads=tuple(own))
 
 
 class ExperimentKeys(Struct, frozen=True, kw_only=True):
@@ -93,6 +125,15 @@ class ExperimentKeys(Struct, frozen=True, kw_only=True):
     file: str
     scales: tuple[str, ...] = ("1",)
     repeats: int = 0
+
+
+class SweepFile(Struct, frozen=True, kw_only=True):
+    """A sweep of qmpalloc, as it is written."""
+
+    sweep: SweepKeys
+    policy: tuple[PolicyKeys, ...] = ()
+    load: tuple[LoadKeys, ...] = ()
+    experiment: tuple[ExperimentKeys, ...] = ()
 
 
 class PolicyChoice(Struct, frozen=True, kw_only=True):
@@ -222,31 +263,25 @@ def parse(text: str, *, file: Path) -> Sweep:
         ConfigError: As `load`.
     """
     data = read_tables(text, file=file, brackets="[[policy]], [[load]], [[load.guest]] and [[experiment]] have two")
-    mistakes = Mistakes(str(file))
-    known = {"sweep", "policy", "load", "experiment"}
-    for key in sorted(data.keys() - known):
-        mistakes.add(key, "unknown table", hint="known are [sweep], [[policy]], [[load]] and [[experiment]]")
-    keys = mistakes.convert(data.get("sweep"), SweepKeys, "sweep", missing=DOCS)
+    mistakes = Mistakes(str(file), DOCS)
+    found: SweepFile = mistakes.convert(data, SweepFile, "")
+    mistakes.raise_if_any()
+    mistakes.add_all(told(found))
+    keys, loads = found.sweep, [each.made() for each in found.load]
     policies = [
         choice
-        for key, table in _tables(data, "policy", mistakes)
-        if (found := mistakes.convert(table, PolicyKeys, key, missing=DOCS)) is not None
-        for choice in _choices(found, key, mistakes, str(file))
+        for index, each in enumerate(found.policy)
+        for choice in _choices(each, f"policy[{index}]", mistakes, str(file))
     ]
-    tables = _tables(data, "load", mistakes)
-    loads = [found for key, table in tables if (found := _load(table, key, mistakes)) is not None]
     real = [
-        each
-        for key, table in _tables(data, "experiment", mistakes)
-        if (found := mistakes.convert(table, ExperimentKeys, key, missing=DOCS)) is not None
-        for each in _experiments(found, key, mistakes, file)
+        experiment
+        for index, each in enumerate(found.experiment)
+        for experiment in _experiments(each, f"experiment[{index}]", mistakes, file)
     ]
-    if not tables and not real:
+    if not loads and not real:
         mistakes.add("load", "nothing is to be run", hint="give a [[load]] for the model, or an [[experiment]]")
-    if tables and not policies:
+    if loads and not policies:
         mistakes.add("policy", "no policy is given", hint="add a [[policy]] table for each")
-    if keys is not None:
-        _check(keys, mistakes)
     for key, names in (("policy", policies), ("load", loads), ("experiment", real)):
         found_names = [each.name for each in names]
         for name in sorted({name for name in found_names if found_names.count(name) > 1}):
@@ -260,28 +295,6 @@ def parse(text: str, *, file: Path) -> Sweep:
         for each, lru, size, seed, policy in itertools.product(loads, keys.lru, keys.sizes, keys.seeds, policies)
     )  # fmt: skip
     return Sweep(name=keys.name, file=str(file), policies=tuple(policies), models=models, experiments=tuple(real))
-
-
-def _tables(data: Mapping[str, Any], key: str, mistakes: Mistakes) -> list[tuple[str, Any]]:
-    value = data.get(key, [])
-    if not isinstance(value, list):
-        mistakes.add(key, "is one table", hint=f"write [[{key}]] with two brackets")
-        return []
-    return [(f"{key}[{index}]", table) for index, table in enumerate(value)]
-
-
-def _check(keys: SweepKeys, mistakes: Mistakes) -> None:
-    if not keys.name or not all(part.isalnum() or part in "-_." for part in keys.name) or keys.name[0] == ".":
-        mistakes.add("sweep.name", f"{keys.name!r} is no name", hint="letters, digits, '-', '_' and '.'")
-    for name in ("sizes", "seeds", "lru"):
-        values = getattr(keys, name)
-        if not values or len(set(values)) < len(values):
-            mistakes.add(f"sweep.{name}", "is empty, or has a value twice", hint="each value once")
-    if any(not size > 0 for size in keys.sizes):
-        mistakes.add("sweep.sizes", "must be above 0", hint="times the budget of each load, e.g. [0.75, 1, 1.5]")
-    for name in ("interval", "duration"):
-        if not getattr(keys, name) >= 1:
-            mistakes.add(f"sweep.{name}", "must be at least 1s", hint=DOCS)
 
 
 def _choices(keys: PolicyKeys, key: str, mistakes: Mistakes, file: str) -> Iterator[PolicyChoice]:
@@ -301,30 +314,6 @@ def _choices(keys: PolicyKeys, key: str, mistakes: Mistakes, file: str) -> Itera
                 mistakes.add(f"{key}.{where}", each.reason, hint=each.hint)
             return
         yield found
-
-
-def _load(table: Any, key: str, mistakes: Mistakes) -> Mix | None:
-    keys = mistakes.convert(table, LoadKeys, key, missing=DOCS)
-    if keys is None:
-        return None
-    if keys.mix:
-        found = next((mix for mix in MIXES if mix.name == keys.mix), None)
-        if found is None:
-            mistakes.add(f"{key}.mix", f"no mix is called {keys.mix!r}", hint=f"{', '.join(m.name for m in MIXES)}")
-        if keys.guest or keys.name or keys.budget:
-            mistakes.add(key, "has a mix and guests of its own", hint="either mix alone, or name, budget and guests")
-        return found
-    for name in ("name", "budget", "guest"):
-        if not getattr(keys, name):
-            mistakes.add(f"{key}.{name}", "missing", hint="or name one of the built-in mixes with mix")
-    parts = []
-    for index, item in enumerate(keys.guest):
-        where = f"{key}.guest[{index}]"
-        guest = mistakes.convert(item, _LoadGuestKeys, where, missing=DOCS)
-        access: Access | None = read_access(guest.access, f"{where}.access", mistakes) if guest is not None else None
-        if guest is not None and access is not None:
-            parts.append(MixedLoad(access=access, file_bytes=int(guest.file), accesses_per_s=guest.rate))
-    return Mix(name=keys.name, budget_bytes=int(keys.budget), loads=tuple(parts))
 
 
 def _experiments(keys: ExperimentKeys, key: str, mistakes: Mistakes, file: Path) -> Iterator[RealExperiment]:

@@ -152,7 +152,8 @@ def test_a_guest_that_we_start_has_its_sockets_in_the_run_directory():
         (("db.qmp", "x" * 120), "guest[1].monitor", "longer than a Unix socket path"),
         (('monitor = "db.qmp"', ""), "guest[1].monitor", "missing"),
         (('agent = "db.qga"', "agent = 7"), "guest[1].agent", "must be text in quotes, not a whole number"),
-        (("[[guest]]", "[[gest]]"), "guest", "no guest is configured"),
+        (("[[guest]]", "[[gest]]"), "gest", "did you mean guest?"),
+        ((GUEST.format(name="web") + GUEST.format(name="db"), ""), "guest", "add a [[guest]] table for each"),
         (("[host]", "[control]\ninterval = '0s'\n[host]"), "control.interval", "must be above 0"),
         (("[host]", "[control]\nlate_after = '30s'\n[host]"), "control.late_after", "below control.lost_after"),
         (
@@ -200,7 +201,7 @@ def test_the_cap_must_fit_the_guest_that_we_start():
         ('data = { size = "64MiB", files = { a = "60MiB" } }', "guest[0].vm.data.size", "the files need"),
         ('data = { size = "64MiB", files = { "../a" = "1MiB" } }', "guest[0].vm.data.files", "not a file name"),
         ('data = { size = "64MiB", files = { "lost+found" = "1MiB" } }', "guest[0].vm.data.files", "not a file name"),
-        ('data = { size = "64MiB", iops = -1 }', "guest[0].vm.data.iops", "not be negative"),
+        ('data = { size = "64MiB", iops = -1 }', "guest[0].vm.data.iops", "at least 0"),
         ('profile = "base", load = ["fio"]', "guest[0].vm.load", "starts no loads"),
         ('actuator = "dimm"', "guest[0].vm.actuator", "'balloon', 'virtio-mem'"),
     ],

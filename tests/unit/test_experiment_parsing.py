@@ -110,12 +110,12 @@ ACCESS = 'distribution = "normal", deviation = 0.15'
         (('name = "try"', 'name = "../try"'), "experiment.name", "is not a name"),
         (('name = "try"', 'name = "try"\nrepeats = 0'), "experiment.repeats", "at least 1"),
         (('name = "try"', 'name = "try"\ninterval = "500ms"'), "experiment.interval", "at least 1 s"),
-        (('name = "try"', 'name = "try"\nseed = -1'), "experiment.seed", "not be negative"),
+        (('name = "try"', 'name = "try"\nseed = -1'), "experiment.seed", "at least 0"),
         (('name = "try"', 'name = "try"\nreference = "fixed"'), "experiment.reference", "no arm is called 'fixed'"),
         (('name = "try"', 'name = "try"\nwarm_up = "hot"'), "experiment.warm_up", "none of 'read', 'none'"),
         (("[[guest]]", '[disk]\nmodel = "tape"\n[[guest]]'), "disk.model", "none of 'raw', 'ssd', 'hdd'"),
         (("reads = 100", 'reads = 100\nreadahead = "yes"'), "guest[0].phase[0].readahead", "bool"),
-        (("[[guest]]", "[disk]\niops = -1\n[[guest]]"), "disk.iops", "not be negative"),
+        (("[[guest]]", "[disk]\niops = -1\n[[guest]]"), "disk.iops", "at least 0"),
         (("[[guest]]", '[disk]\nmodel = "ssd"\niops = 5\n[[guest]]'), "disk.iops", "not both"),
         (("[[guest]]", '[disk]\nsize = "1GiB"\n[[guest]]'), "guest[0].phase[0].file", "raise disk.size"),
         (('name = "g2"', 'name = "g1"'), "guest[1].name", "already guest[0].name"),
@@ -144,12 +144,16 @@ ACCESS = 'distribution = "normal", deviation = 0.15'
         (("0.15", "15"), "guest[0].phase[0].access.deviation", "share of the file"),
         (("0.15", "nan"), "guest[0].phase[0].access.deviation", "no number"),
         ((ACCESS, 'distribution = "zipf", exponent = -1'), "guest[0].phase[0].access.exponent", "above 0"),
-        ((ACCESS, 'distribution = "hotcold", hot = 1'), "guest[0].phase[0].access.hot", "between 0 and 1"),
-        ((ACCESS, 'distribution = "hotcold", hot_reads = 2'), "guest[0].phase[0].access.hot_reads", "from 0 to 1"),
+        ((ACCESS, 'distribution = "hotcold", hot = 1'), "guest[0].phase[0].access.hot", "above 0 and below 1"),
+        (
+            (ACCESS, 'distribution = "hotcold", hot_reads = 2'),
+            "guest[0].phase[0].access.hot_reads",
+            "at least 0 and at most 1",
+        ),
         ((ACCESS, 'distribution = "loop"'), "guest[0].phase[0].access.share", "missing"),
         ((ACCESS, 'distribution = "loop", share = 0'), "guest[0].phase[0].access.share", "above 0"),
         ((ACCESS, 'distribution = "loop", share = 0.5, start = 0.6'), "guest[0].phase[0].access.start", "outside"),
-        ((ACCESS, 'distribution = "mixture", parts = []'), "guest[0].phase[0].access.parts", "mixture of nothing"),
+        ((ACCESS, 'distribution = "mixture", parts = []'), "guest[0].phase[0].access.parts", "no parts is given"),
         (
             (ACCESS, 'distribution = "mixture", parts = [{ distribution = "zipf" }]'),
             "guest[0].phase[0].access.parts[0].weight",
@@ -187,9 +191,10 @@ def test_a_mistake_is_named_with_file_key_and_hint(change, key, says):
 
 @pytest.mark.parametrize("kind", ["guest", "arm"])
 def test_an_experiment_has_guests_and_arms(kind):
-    text = mistake(GOOD.replace(f"[[{kind}]]", f"[[{kind}s]]").replace(f"[[{kind}.", f"[[{kind}s."))
-    assert f"{kind}: no {kind} is given" in text
-    assert f"{kind}s: unknown table" in text
+    others = GOOD.replace(f"[[{kind}]]", f"[[{kind}s]]").replace(f"[[{kind}.", f"[[{kind}s.")
+    assert f"{kind}s: unknown table\n  hint: did you mean {kind}?" in mistake(others)
+    none = mistake(f"{kind} = []\n" + others)
+    assert f"{kind}: no {kind} is given\n  hint: add a [[{kind}]] table for each" in none
 
 
 def test_all_mistakes_are_told_at_once():
@@ -262,7 +267,7 @@ def test_a_quarter_of_the_papers_experiment():
 def test_a_specification_can_be_kept_with_its_results():
     kept = to_plain(scaling.scale(parsing.load(EXAMPLES / "paper-x1.toml"), Fraction(1, 4)))
     assert kept["scale"] == "1/4"
-    assert kept["guests"][0]["phases"][0]["access"] == {"distribution": "normal", "deviation": 0.3}
+    assert kept["guests"][0]["phase"][0]["access"] == {"distribution": "normal", "deviation": 0.3}
     assert msgspec.json.decode(msgspec.json.encode(kept))["arms"][1]["settings"]["threshold"] == 500
 
 

@@ -159,9 +159,9 @@ pattern = "took (.*)"
 @pytest.mark.parametrize(
     ("change", "key", "says"),
     [
-        (('command = ["sleep", "20"]', "command = []"), "guest[1].phase[0].command", "is empty"),
+        (('command = ["sleep", "20"]', "command = []"), "guest[1].phase[0].command", "is no command"),
         (('command = ["sleep", "20"]', 'command = "sleep 20"'), "guest[1].phase[0].command", "must be a list"),
-        (('["sleep", "20"]', '["", "20"]'), "guest[1].phase[0].command", "no name"),
+        (('["sleep", "20"]', '["", "20"]'), "guest[1].phase[0].command", "is no command"),
         (('["sleep", "20"]', '["sl\\u0000eep"]'), "guest[1].phase[0].command", "NUL"),
         (('["sleep", "20"]', '["sleep", "20"]\nreads = 5'), "guest[1].phase[0].reads", "beside a command"),
         (('["sleep", "20"]', '["sleep", "20"]\naccess = 5'), "guest[1].phase[0].access", "beside a command"),

@@ -98,9 +98,9 @@ def test_a_key_is_of_what_is_run_and_of_nothing_else(quick, tmp_path):
         (("sizes = [0.75, 1.0]", "sizes = [0.0, 1.0]"), "sweep.sizes: must be above 0"),
         (("seeds = [1, 2]", "seeds = [1, 1]"), "sweep.seeds: is empty, or has a value twice"),
         (('"2s"', '"2ms"'), "sweep.interval: must be at least 1s"),
-        (('name = "quick"', 'name = "a/b"'), "sweep.name: 'a/b' is no name"),
+        (('name = "quick"', 'name = "a/b"'), "sweep.name: 'a/b' is not a name"),
         (('policy = "paper"', 'policy = "static"\n[[policy]]\npolicy = "paper"'), "'static' is there twice"),
-        (("[[load]]", "[load]"), "load: is one table"),
+        (("[[load]]", "[load]"), "load: no load is given"),
     ],
 )
 def test_a_mistake_is_told_with_file_and_key(tmp_path, change, told):

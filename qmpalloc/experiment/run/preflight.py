@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qmpalloc.config import DISK_OVERHEAD_BYTES, Config
-from qmpalloc.config.checks import MAX_SOCKET_PATH_BYTES
+from qmpalloc.config.keys import MAX_SOCKET_PATH_BYTES
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.spec.attached import SOCKETS

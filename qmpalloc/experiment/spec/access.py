@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Annotated
 
 from msgspec import Struct
+
+from qmpalloc.config.keys import FLAT, Found, bounds
 
 
 class _Distribution(Struct, frozen=True, kw_only=True, tag_field="distribution"):
@@ -19,7 +21,7 @@ class Normal(_Distribution, frozen=True, kw_only=True, tag="normal"):
             file unread for long, so that two loads contend for a budget as large as their files.
     """
 
-    deviation: float = 0.3
+    deviation: Annotated[float, bounds("it is a share of the file, e.g. 0.3", gt=0, le=1)] = 0.3
 
 
 class Zipf(_Distribution, frozen=True, kw_only=True, tag="zipf"):
@@ -29,7 +31,7 @@ class Zipf(_Distribution, frozen=True, kw_only=True, tag="zipf"):
         exponent: Above 0; larger is more skewed.
     """
 
-    exponent: float = 1.0
+    exponent: Annotated[float, bounds("web and file loads have about 0.7 to 1", gt=0, le=5)] = 1.0
 
 
 class HotCold(_Distribution, frozen=True, kw_only=True, tag="hotcold"):
@@ -40,8 +42,8 @@ class HotCold(_Distribution, frozen=True, kw_only=True, tag="hotcold"):
         hot_reads: Share of the reads that go there.
     """
 
-    hot: float = 0.2
-    hot_reads: float = 0.8
+    hot: Annotated[float, bounds("the share of the file that is hot, e.g. 0.2", gt=0, lt=1)] = 0.2
+    hot_reads: Annotated[float, bounds("the share of reads that are hot, e.g. 0.8", ge=0, le=1)] = 0.8
 
 
 class Uniform(_Distribution, frozen=True, kw_only=True, tag="uniform"):
@@ -60,54 +62,39 @@ class Loop(_Distribution, frozen=True, kw_only=True, tag="loop"):
         start: Where it begins.
     """
 
-    share: float
-    start: float = 0.0
+    share: Annotated[float, bounds("the share of the file that is scanned", gt=0, le=1)]
+    start: Annotated[float, bounds("it is a share of the file", ge=0)] = 0.0
+
+    def mistakes(self) -> Found:
+        """Yield what no file has."""
+        if self.start > 1 - self.share + 1e-9:
+            message = f"from {self.start:g}, a share of {self.share:g} ends outside the file"
+            yield "start", message, "lower start or share"
 
 
 SimpleAccess = Normal | Zipf | HotCold | Uniform | Sequential | Loop
 
 
 class Part(Struct, frozen=True, kw_only=True):
-    """One part of a mixture, chosen in proportion to `weight`."""
+    """One part of a mixture.
 
-    weight: float
-    access: SimpleAccess
+    Attributes:
+        weight: Its share of the reads, relative to the other parts.
+        access: Which pages it reads.
+    """
+
+    weight: Annotated[float, bounds("leave the part out instead", gt=0)]
+    access: Annotated[SimpleAccess, FLAT]
 
 
 class Mixture(_Distribution, frozen=True, kw_only=True, tag="mixture"):
-    """Each read comes from one of the parts, chosen at random by weight; scans go on where they were."""
+    """Each read comes from one of the parts, chosen at random by weight; scans go on where they were.
+
+    Attributes:
+        parts: One at least.
+    """
 
     parts: tuple[Part, ...]
 
 
 Access = SimpleAccess | Mixture
-
-SIMPLE: dict[str, type[SimpleAccess]] = {
-    "normal": Normal,
-    "zipf": Zipf,
-    "hotcold": HotCold,
-    "uniform": Uniform,
-    "sequential": Sequential,
-    "loop": Loop,
-}
-NAMES = (*SIMPLE, "mixture")
-
-
-def mistakes(access: SimpleAccess) -> Iterator[tuple[str, str, str]]:
-    """Yield key, message and hint of every parameter out of range."""
-    match access:
-        case Normal(deviation=share) if not 0 < share <= 1:
-            yield "deviation", f"{share:g} is not above 0 and at most 1", "it is a share of the file, e.g. 0.3"
-        case Zipf(exponent=exponent) if not 0 < exponent <= 5:
-            yield "exponent", f"{exponent:g} is not above 0 and at most 5", "web and file loads have about 0.7 to 1"
-        case HotCold(hot=hot, hot_reads=reads):
-            if not 0 < hot < 1:
-                yield "hot", f"{hot:g} is not between 0 and 1", "the share of the file that is hot, e.g. 0.2"
-            if not 0 <= reads <= 1:
-                yield "hot_reads", f"{reads:g} is not from 0 to 1", "the share of reads that are hot, e.g. 0.8"
-        case Loop(share=share) if not 0 < share <= 1:
-            yield "share", f"{share:g} is not above 0 and at most 1", "the share of the file that is scanned"
-        case Loop(share=share, start=start) if not 0 <= start <= 1 - share + 1e-9:
-            yield "start", f"from {start:g}, a share of {share:g} ends outside the file", "lower start or share"
-        case _:
-            pass

@@ -7,12 +7,9 @@ from typing import Literal
 
 from msgspec import Struct
 
-from qmpalloc.config import Duration
-from qmpalloc.config.checks import MAX_SOCKET_PATH_BYTES, channel_mistakes
-from qmpalloc.config.schema import DEFAULT_COUNTERS_FILE
-
-Mistake = tuple[str, str, str]
-"""Key, message and hint."""
+from qmpalloc.config import DEFAULT_COUNTERS_FILE, Duration
+from qmpalloc.config.keys import MAX_SOCKET_PATH_BYTES, Found, GuestPath, command_mistakes
+from qmpalloc.config.schema import CHANNEL
 
 SOCKETS = ("monitor", "second_monitor", "agent")
 """Keys of `Attach` that are paths of sockets."""
@@ -41,10 +38,10 @@ class Attach(Struct, frozen=True, kw_only=True):
     agent: str
     channel: Literal["agent"] | tuple[str, ...] = "agent"
     disks: tuple[str, ...] = ()
-    data: str = "/var/tmp/qmpalloc-data"
-    counters_file: str = DEFAULT_COUNTERS_FILE
+    data: GuestPath = "/var/tmp/qmpalloc-data"
+    counters_file: GuestPath = DEFAULT_COUNTERS_FILE
 
-    def mistakes(self) -> Iterator[Mistake]:
+    def mistakes(self) -> Found:
         """Yield what cannot be."""
         for key in SOCKETS:
             path = getattr(self, key)
@@ -55,11 +52,8 @@ class Attach(Struct, frozen=True, kw_only=True):
             yield "second_monitor", "is the same as monitor", SECOND_HINT
         if self.agent in {self.monitor, self.second_monitor}:
             yield "agent", "is a monitor's socket", "the socket of QEMU's virtserialport named org.qemu.guest_agent.0"
-        yield from channel_mistakes("channel", self.channel)
-        for key in ("data", "counters_file"):
-            path = getattr(self, key)
-            if not path.startswith("/") or "\0" in path:
-                yield key, "must be an absolute path inside the guest", f'for example "{DEFAULT_COUNTERS_FILE}"'
+        if self.channel != "agent":
+            yield from command_mistakes("channel", self.channel, CHANNEL)
 
 
 class Start(Struct, frozen=True, kw_only=True):
@@ -75,11 +69,10 @@ class Start(Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     timeout: Duration = Duration(600.0)
 
-    def mistakes(self) -> Iterator[Mistake]:
+    def mistakes(self) -> Found:
         """Yield what cannot be run."""
         for key, words in (("command", self.command), ("stop", self.stop or ("true",))):
-            if not words or not words[0] or any("\0" in word for word in words):
-                yield key, "is no command", 'program and arguments: ["./start-vm", "g1"]'
+            yield from command_mistakes(key, words, 'program and arguments: ["./start-vm", "g1"]')
         if self.timeout <= 0:
             yield "timeout", "must be above 0", 'for example "10min"'
 

@@ -1,118 +1,106 @@
 """JSON Schemas of the TOML files: from the structs that they are read into, and what their docstrings say. Pure.
 
-A schema knows keys, types and words. It is never stricter than what reads the files.
+A schema knows keys, types, bounds and words. It is never stricter than what reads the files.
 """
 
 from __future__ import annotations
 
 import re
+import typing
 from inspect import getdoc
 from typing import Any
 
-from msgspec import inspect
-
-from qmpalloc.config import ImageConfig
-from qmpalloc.config.origin import Origin
-from qmpalloc.config.schema import ControlConfig, Duration, GuestConfig, HostConfig, Size
-from qmpalloc.experiment.spec.access import SIMPLE
-from qmpalloc.experiment.spec.program import Metric, ProgramPhaseKeys
-from qmpalloc.experiment.spec.schema import Arm, Disk, Frame, GuestKeys, PhaseKeys
+from qmpalloc.config.keys import Duration, Size
+from qmpalloc.config.schema import ConfigFile
+from qmpalloc.config.tables import flat_of, item_of, keys_of, limits_of, options_of, required, tables_of
+from qmpalloc.experiment.spec.schema import ExperimentFile
 from qmpalloc.units import DURATION_UNITS, SIZE_UNITS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-TABLES = (HostConfig, ControlConfig, ImageConfig, GuestConfig, Frame, Disk, GuestKeys, PhaseKeys, ProgramPhaseKeys)
+PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum", "pattern": "pattern"}
 
 Schema = dict[str, Any]
 
 
 def configuration() -> Schema:
     """Return the schema of a configuration."""
-    policy = {
-        "type": "object",
-        "description": "What decides. The rest are the settings of that policy.",
-        "properties": {
-            "name": {"type": "string", "description": "Of a policy, or module:attribute.", "default": "curve"}
-        },
-    }
-    properties = {
-        "host": _table(HostConfig),
-        "control": _table(ControlConfig),
-        "policy": policy,
-        "image": _table(ImageConfig),
-        "guest": _tables(_table(GuestConfig)),
-    }
-    return _file("A configuration of qmpalloc", properties, ["host", "guest"], _defined())
+    return _file(ConfigFile)
 
 
 def experiment() -> Schema:
     """Return the schema of an experiment."""
-    defined = _defined()
-    parts = [_with(defined[kind.__name__], weight={"type": "number"}) for kind in SIMPLE.values()]
-    mixture = {
-        "distribution": {"const": "mixture"},
-        "parts": {"type": "array", "minItems": 1, "items": {"anyOf": parts}},
-    }
-    access = {"anyOf": [*map(_table, SIMPLE.values()), _object(mixture, ["distribution", "parts"])]}
-    reads = _with(defined["PhaseKeys"], access=access)
-    program = _with(defined["ProgramPhaseKeys"], metric=_tables(_table(Metric)), required=["command"])
-    # Which of the two it is, is seen by its command; so an editor tells what is wrong with that one.
-    phase = {"if": {"required": ["command"]}, "then": program, "else": reads}
-    properties = {
-        "experiment": _table(Frame),
-        "disk": _table(Disk),
-        "image": _table(ImageConfig),
-        "guest": _tables(_with(defined["GuestKeys"], phase=_tables(phase))),
-        "arm": _tables(_table(Arm)),
-    }
-    return _file("An experiment of qmpalloc", properties, ["experiment", "guest", "arm"], defined)
+    return _file(ExperimentFile)
 
 
-def _defined() -> Schema:
-    """Return the schemas of all tables by name."""
+def _file(kind: type[Any]) -> Schema:
     defined: Schema = {}
-    for kind in (*TABLES, Arm, Metric, *SIMPLE.values()):
-        _of(inspect.type_info(kind), defined)
-    return defined
+    found = _struct(kind, defined)
+    return {"$schema": DIALECT, "title": found.pop("description"), **found, "$defs": defined}
 
 
-def _of(kind: inspect.Type, defined: Schema) -> Schema:
-    """Return the schema of a type; tables go to `defined`. msgspec's own fails at defaults of our quantities."""
-    match kind:
-        case inspect.StructType(cls=cls):
-            if cls.__name__ not in defined:
-                defined[cls.__name__] = {}  # a table may hold one of its kind
-                defined[cls.__name__] = _struct(kind, defined)
-            return _table(cls)
-        case inspect.UnionType(types=types):
-            return {"anyOf": [_of(each, defined) for each in types]}
-        case inspect.LiteralType(values=values):
-            return {"enum": list(values)}
-        case inspect.VarTupleType(item_type=item):
-            return {"type": "array", "items": _of(item, defined)}
-        case inspect.DictType(value_type=value):
-            return {"type": "object", "additionalProperties": _of(value, defined)}
-        case inspect.CustomType(cls=cls):
-            return _quantity(cls)
-    plain = {inspect.StrType: "string", inspect.IntType: "integer", inspect.FloatType: "number"}
-    plain |= {inspect.BoolType: "boolean", inspect.NoneType: "null"}
-    return {"type": plain[type(kind)]} if type(kind) in plain else {}
-
-
-def _struct(kind: inspect.StructType, defined: Schema) -> Schema:
-    """Return the schema of a table, with what its docstring says."""
-    said = _described(kind.cls)
-    properties: Schema = {}
-    if kind.tag is not None:
-        properties[str(kind.tag_field)] = {"const": kind.tag}
-    for field in kind.fields:
-        if isinstance(field.type, inspect.StructType) and field.type.cls is Origin:
-            continue
-        properties[field.name] = _of(field.type, defined) | {"description": said.get(field.name, "")}
+def _struct(kind: type[Any], defined: Schema) -> Schema:
+    """Return the schema of a table, with what its docstring says; the tables in it go to `defined`."""
+    said, properties, tag = _described(kind), {}, kind.__struct_config__.tag_field
+    if tag is not None:
+        properties[tag] = {"const": kind.__struct_config__.tag}
+    needed = [*properties, *sorted(required(kind))]
+    for name, field in keys_of(kind).items():
+        properties[name] = _of(field.type, defined)
+        if field.name in said:
+            properties[name]["description"] = said[field.name]
         if isinstance(field.default, str | bool) or type(field.default) in {int, float}:
-            properties[field.name]["default"] = field.default
-    required = [name for name in properties if "const" in properties[name]]
-    required += [field.name for field in kind.fields if field.required]
-    return _object(properties, required) | {"description": said[""]}
+            properties[name]["default"] = field.default
+    flat = flat_of(kind)
+    if flat is not None and tables_of(flat.type):
+        within = [_struct(each, defined) for each in tables_of(flat.type)]
+        return {"anyOf": [_with(each, properties, needed) for each in within]}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": needed,
+        "additionalProperties": flat is not None,
+        "description": said[""],
+    }
+
+
+def _with(table: Schema, properties: Schema, needed: list[str]) -> Schema:
+    """Return the schema of a table with more keys."""
+    return table | {"properties": table["properties"] | properties, "required": [*table["required"], *needed]}
+
+
+def _of(hint: Any, defined: Schema) -> Schema:
+    """Return the schema of a type with its bounds."""
+    tables = tables_of(hint)
+    if len(tables) > 1 and tables[0].__struct_config__.tag is None:
+        # Which of the two it is, is seen by its required keys; so an editor tells what is wrong with that one.
+        condition = {"required": sorted(required(tables[0]))}
+        return {"if": condition, "then": _option(tables[0], defined), "else": _option(tables[-1], defined)}
+    options = [_option(option, defined) for option in options_of(hint)]
+    found = options[0] if len(options) == 1 else {"anyOf": options}
+    limits = [(word, getattr(each, name)) for each in limits_of(hint) for name, word in BOUNDS.items()]
+    return found | {word: limit for word, limit in limits if limit is not None}
+
+
+def _option(option: Any, defined: Schema) -> Schema:
+    """Return the schema of one member of a union."""
+    if tables_of(option):
+        flat = flat_of(option)
+        if flat is not None and tables_of(flat.type):
+            return _struct(option, defined)
+        if option.__name__ not in defined:
+            defined[option.__name__] = {}  # a table may hold one of its kind
+            defined[option.__name__] = _struct(option, defined)
+        return {"$ref": f"#/$defs/{option.__name__}"}
+    if (item := item_of(option)) is not None:
+        return {"type": "array", "items": _of(item, defined)} | ({"minItems": 1} if tables_of(item) else {})
+    if typing.get_origin(option) is typing.Literal:
+        return {"enum": list(typing.get_args(option))}
+    if typing.get_origin(option) is dict:
+        return {"type": "object", "additionalProperties": _of(typing.get_args(option)[1], defined)}
+    if option in {Size, Duration}:
+        return _quantity(option)
+    return {"type": PLAIN[option]} if option in PLAIN else {}
 
 
 def _described(kind: type[Any]) -> dict[str, str]:
@@ -133,26 +121,3 @@ def _quantity(kind: type[Any]) -> Schema:
     """Return the schema of a size or a duration."""
     units, example = {Size: (tuple(SIZE_UNITS), "512MiB"), Duration: (tuple(DURATION_UNITS), "2s")}[kind]
     return {"type": "string", "pattern": rf"^\s*[0-9]+(\.[0-9]+)?\s*({'|'.join(units)})\s*$", "examples": [example]}
-
-
-def _table(kind: type[Any]) -> Schema:
-    return {"$ref": f"#/$defs/{kind.__name__}"}
-
-
-def _tables(item: Schema) -> Schema:
-    return {"type": "array", "minItems": 1, "items": item}
-
-
-def _with(schema: Schema, *, required: list[str] | None = None, **properties: Schema) -> Schema:
-    """Return a schema with more properties, which it needs unless `required` says otherwise."""
-    needed = [*schema.get("required", ()), *(properties if required is None else required)]
-    more = {"properties": schema["properties"] | properties, "required": list(dict.fromkeys(needed))}
-    return schema | more
-
-
-def _object(properties: Schema, required: list[str]) -> Schema:
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-
-def _file(title: str, properties: Schema, required: list[str], defined: Schema) -> Schema:
-    return {"$schema": DIALECT, "title": title, **_object(properties, required), "$defs": defined}

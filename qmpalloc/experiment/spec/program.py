@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal
 
 from msgspec import Struct
 
 from qmpalloc.config import Duration, Size
+from qmpalloc.config.keys import Found, Name, NameOrNone, command_mistakes, file_name_mistakes
+from qmpalloc.units import PAGE_BYTES
 
 METRICS_MAX = 16
 """Of a phase."""
@@ -18,9 +20,6 @@ COMMANDS = ("command", "setup", "ready", "warm_up")
 
 COMMAND = 'for example ["sleep", "60"]'
 METRIC_FILE = "a file that the program writes, and the way to the number in it"
-
-Mistake = tuple[str, str, str]
-"""Key below the phase, message and hint."""
 
 
 class JsonValue(Struct, frozen=True, kw_only=True):
@@ -48,14 +47,14 @@ class Metric(Struct, frozen=True, kw_only=True):
         json: Where the value is, instead of a pattern.
     """
 
-    name: str
+    name: Name
     unit: str
     better: Literal["higher", "lower"]
     pattern: str = ""
     series: bool = False
     json: JsonValue | None = None
 
-    def mistakes(self) -> Iterator[Mistake]:
+    def mistakes(self) -> Found:
         """Yield what is wrong with it."""
         if bool(self.pattern) == (self.json is not None):
             hint = "a pattern for the output, or json = { file = …, path = … }"
@@ -79,8 +78,8 @@ class Metric(Struct, frozen=True, kw_only=True):
             yield "pattern", "has several groups", "call that of the number (?P<value>…), or make the others (?:…)"
 
 
-class ProgramPhaseKeys(Struct, frozen=True, kw_only=True):
-    """What a phase with a program has besides its metrics.
+class ProgramPhase(Struct, frozen=True, kw_only=True, rename={"metrics": "metric"}):
+    """``[[guest.phase]]`` with a `command`: a program that runs in the guest.
 
     Attributes:
         name: Unique in its guest; by default ``phase1``, ``phase2``, …
@@ -94,9 +93,10 @@ class ProgramPhaseKeys(Struct, frozen=True, kw_only=True):
         timeout: The longest that a program which ends by itself may run.
         copy: Files beside the experiment's, brought into the directory in which the program runs.
         files: Name to size of files on the data disk, in ``/data``; what is in them looks random.
+        metrics: What it is judged by.
     """
 
-    name: str = ""
+    name: NameOrNone = ""
     command: tuple[str, ...]
     setup: tuple[str, ...] = ()
     ready: tuple[str, ...] = ()
@@ -107,15 +107,6 @@ class ProgramPhaseKeys(Struct, frozen=True, kw_only=True):
     timeout: Duration = Duration(3600.0)
     copy: tuple[str, ...] = ()
     files: dict[str, Size] = {}
-
-
-class ProgramPhase(ProgramPhaseKeys, frozen=True, kw_only=True):
-    """``[[guest.phase]]`` with a `command`: a program that runs in the guest.
-
-    Attributes:
-        metrics: What it is judged by.
-    """
-
     metrics: tuple[Metric, ...] = ()
 
     @property
@@ -123,18 +114,21 @@ class ProgramPhase(ProgramPhaseKeys, frozen=True, kw_only=True):
         """Whether it takes the same time in every arm."""
         return self.duration > 0
 
+    @property
+    def size_key(self) -> str:
+        """Its key that says how large its files are."""
+        return "files"
+
     def with_texts(self, change: Callable[[str], str]) -> dict[str, object]:
         """Return commands, user and environment with every text changed, as the guest is told them."""
         argv = {name: [change(word) for word in getattr(self, name)] for name in COMMANDS}
         environment = {name: change(value) for name, value in self.environment.items()}
         return {**argv, "user": self.user, "environment": environment}
 
-    def mistakes(self) -> Iterator[Mistake]:
-        """Yield what cannot be run; names are checked elsewhere."""
-        if not self.command:
-            yield "command", "is empty", COMMAND
+    def mistakes(self) -> Found:
+        """Yield what cannot be run."""
         for key in COMMANDS:
-            yield from _argv(key, getattr(self, key))
+            yield from command_mistakes(key, getattr(self, key) or (key != "command") * ("true",), COMMAND)
         for name, value in self.environment.items():
             if not name or "=" in name or "\0" in name + value:
                 yield "environment", f"{name!r} is no name of a variable, or its value holds a NUL", ""
@@ -146,16 +140,10 @@ class ProgramPhase(ProgramPhaseKeys, frozen=True, kw_only=True):
                 yield "copy", f"{name!r} is not beside the experiment's file", "give a path relative to it"
         if len(self.metrics) > METRICS_MAX:
             yield "metric", f"more than {METRICS_MAX}", "leave some out: the output is kept"
-        for index, metric in enumerate(self.metrics):
-            for key, message, hint in metric.mistakes():
-                yield f"metric[{index}].{key}", message, hint
-
-
-def _argv(key: str, argv: tuple[str, ...]) -> Iterator[Mistake]:
-    if argv and not argv[0]:
-        yield key, "the program has no name", COMMAND
-    if any("\0" in word for word in argv):
-        yield key, "holds a NUL", "no program can be given one"
+        for name, size_bytes in self.files.items():
+            yield from file_name_mistakes("files", name)
+            if size_bytes < PAGE_BYTES:
+                yield "files", "must be at least a page", 'for example "2GiB"'
 
 
 def _is_beside(name: str) -> bool:

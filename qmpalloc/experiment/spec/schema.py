@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Struct
 
 from qmpalloc.config import DISK_OVERHEAD_BYTES, DataSource, Duration, ImageConfig, Size
+from qmpalloc.config.keys import Found, Name, NameOrNone, Weight, bounds, file_name_mistakes, size_mistakes
 from qmpalloc.config.schema import DISK_OVERHEAD_FACTOR
 from qmpalloc.experiment.spec.access import Access, Loop, Sequential
 from qmpalloc.experiment.spec.attached import Attach, Start, not_reset
 from qmpalloc.experiment.spec.program import READ_RATE, Metric, ProgramPhase
-from qmpalloc.units import GIB, KIB, MIB, PAGE_BYTES
+from qmpalloc.units import GIB, KIB, MIB, PAGE_BYTES, format_size
+
+SMALLEST_BYTES = 128 * MIB
+"""The reference guest was seen to boot, and its collector to start, with so much memory."""
+
+LEAST_RATE = 0.1
+"""A load that reads more rarely could not be told from one that hangs."""
+
+LEAST_INTERVAL_S = 1.0
+"""Collectors write once a second."""
 
 DISK_RATIOS = {"ssd": 50.0, "hdd": 5000.0}
 """Service time of a miss over that of a hit: about 80 µs (SATA SSD) or 8 ms (7200 rpm) over about 1.6 µs."""
@@ -36,7 +46,7 @@ class Disk(Struct, frozen=True, kw_only=True):
     """
 
     model: Literal["raw", "ssd", "hdd"] = "ssd"
-    iops: int = 0
+    iops: Annotated[int, bounds('for no limit write model = "raw"', ge=0)] = 0
     size: Size = Size(0)
     by: Literal["reads", "programs"] = "reads"
 
@@ -47,8 +57,8 @@ class Disk(Struct, frozen=True, kw_only=True):
         return max(1, round(1 / (DISK_RATIOS[self.model] * hit_s)))
 
 
-class PhaseKeys(Struct, frozen=True, kw_only=True):
-    """What a phase has besides its access distribution.
+class Phase(Struct, frozen=True, kw_only=True):
+    """``[[guest.phase]]``: a guest's load for a number of rounds.
 
     Attributes:
         name: Unique in its guest; by default ``phase1``, ``phase2``, …
@@ -59,26 +69,43 @@ class PhaseKeys(Struct, frozen=True, kw_only=True):
         duration: How long the first round is read over and over, instead of a number of rounds; 0: not by time.
         rate: Reads per second started whether or not earlier ones are done (open loop); 0 is as fast as it goes.
         readahead: Whether the guest's kernel may read ahead; None: see `Phase.reads_ahead`.
+        access: Which pages are read.
     """
 
-    name: str = ""
+    name: NameOrNone = ""
     file: Size
     file_name: str = ""
-    reads: int
+    reads: Annotated[int, bounds("a phase that reads nothing is over before it begins", ge=1)]
     rounds: int = 0
     duration: Duration = Duration(0.0)
     rate: float = 0.0
     readahead: bool | None = None
-
-
-class Phase(PhaseKeys, frozen=True, kw_only=True):
-    """``[[guest.phase]]``: a guest's load for a number of rounds.
-
-    Attributes:
-        access: Which pages are read.
-    """
-
     access: Access
+
+    def mistakes(self) -> Found:
+        """Yield what cannot be read, or how long."""
+        if self.file < PAGE_BYTES:
+            yield "file", "must be at least a page", 'for example "2GiB"'
+        if self.file_name:
+            yield from file_name_mistakes("file_name", self.file_name)
+        if self.is_timed and self.rounds:
+            yield "duration", "beside rounds", "a phase of reads ends after its rounds or after its duration"
+        elif self.duration < 0:
+            yield "duration", "must be above 0", 'for example "60s"'
+        elif not self.is_timed and self.rounds < 1:
+            yield "rounds", "must be at least 1", "a phase that reads nothing is over before it begins"
+        if self.rate and self.rate < LEAST_RATE:
+            yield "rate", f"must be at least {LEAST_RATE:g} per second", "leave it out for no limit"
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Name to bytes of the one file that it reads; empty before that has a name."""
+        return {self.file_name: self.file} if self.file_name else {}
+
+    @property
+    def size_key(self) -> str:
+        """Its key that says how large its files are."""
+        return "file"
 
     @property
     def pages(self) -> int:
@@ -110,8 +137,8 @@ class Phase(PhaseKeys, frozen=True, kw_only=True):
         return (READ_RATE,)
 
 
-AnyPhase = Phase | ProgramPhase
-"""A part of a guest's load."""
+AnyPhase = ProgramPhase | Phase
+"""A part of a guest's load; one with a command is a program's."""
 
 UNNAMED_FILE, UNNAMED_BYTES = "file-16M.dat", 16 * MIB
 """On the data disk of a guest whose programs name no file, for measuring what a read takes."""
@@ -129,8 +156,8 @@ SUITE_LRU: dict[str, Lru] = {"trixie": "multi-gen", "bookworm": "two-list"}
 """What the kernels of the reference guests choose themselves."""
 
 
-class GuestKeys(Struct, frozen=True, kw_only=True):
-    """What a guest has besides its load.
+class Guest(Struct, frozen=True, kw_only=True, rename={"phases": "phase"}):
+    """``[[guest]]``: one guest with its load.
 
     Attributes:
         name: Letters, digits, ``-``, ``_`` and ``.``.
@@ -145,30 +172,38 @@ class GuestKeys(Struct, frozen=True, kw_only=True):
         data: What its data disk holds besides the files of its phases.
         attach: Where it is, if it is none of ours.
         start: How the user starts it, for a guest with `attach`.
+        phases: Run one after the other.
     """
 
-    name: str
+    name: Name
     memory: Size
     floor: Size
     cap: Size
     baseline: Size
     suite: Literal["trixie", "bookworm"] = "trixie"
     lru: Lru | None = None
-    weight: float = 1.0
+    weight: Weight = 1.0
     image: ImageConfig | None = None
     data: DataSource | None = None
     attach: Attach | None = None
     start: Start | None = None
-
-
-class Guest(GuestKeys, frozen=True, kw_only=True):
-    """``[[guest]]``: one guest with its load.
-
-    Attributes:
-        phases: Run one after the other.
-    """
-
     phases: tuple[AnyPhase, ...]
+
+    def mistakes(self) -> Found:
+        """Yield what cannot be of its sizes, and of files that several phases read."""
+        if 0 < self.floor < SMALLEST_BYTES:
+            message = f"{format_size(self.floor)} is less than the reference guest needs"
+            yield "floor", message, f"at least {format_size(SMALLEST_BYTES)}; mind the scale"
+        yield from size_mistakes(self.floor, self.baseline, self.cap, self.memory, "memory")
+        if self.start is not None and self.attach is None:
+            hint = "add [guest.attach] with monitor, second_monitor and agent"
+            yield "start", "without attach, which says where its sockets are", hint
+        sizes: dict[str, int] = {}
+        for index, phase in enumerate(self.phases):
+            for name, size_bytes in phase.files.items():
+                if sizes.setdefault(name, size_bytes) != size_bytes:
+                    message = f"{name} has two sizes, {format_size(sizes[name])} and {format_size(size_bytes)}"
+                    yield f"phase[{index}].{phase.size_key}", message, "give one of the files another name"
 
     @property
     def reads(self) -> tuple[Phase, ...]:
@@ -185,7 +220,7 @@ class Guest(GuestKeys, frozen=True, kw_only=True):
         """Name to bytes of every file on its data disk; there is one at least."""
         files: dict[str, int] = {}
         for phase in self.phases:
-            files |= {phase.file_name: phase.file} if isinstance(phase, Phase) else phase.files
+            files |= phase.files
         return files or {UNNAMED_FILE: UNNAMED_BYTES}
 
     def path(self, file_name: str) -> str:
@@ -213,7 +248,7 @@ class Arm(Struct, frozen=True, kw_only=True):
         baselines: Guest to size, where this arm's differ from the guests' own: another split.
     """
 
-    name: str
+    name: Name
     policy: str
     settings: dict[str, Any] = {}
     baselines: dict[str, Size] = {}
@@ -233,7 +268,7 @@ class Arm(Struct, frozen=True, kw_only=True):
         """The settings for the policy; those of a computed oracle have no curves yet."""
         return {**self.settings, "curves": {}} if self.is_computed_oracle else self.settings
 
-    def baseline(self, guest: GuestKeys) -> int:
+    def baseline(self, guest: Guest) -> int:
         """Return the baseline of `guest` in this arm, bytes."""
         return self.baselines.get(guest.name, guest.baseline)
 
@@ -252,13 +287,28 @@ class Frame(Struct, frozen=True, kw_only=True):
         reference: The arm all others are compared with.
     """
 
-    name: str
+    name: Name
     budget: Size
     interval: Duration = Duration(15.0)
     warm_up: Literal["read", "none"] = "read"
-    repeats: int = 3
-    seed: int = 1
+    repeats: Annotated[int, bounds("3 give a confidence interval", ge=1)] = 3
+    seed: Annotated[int, bounds("any other number makes other references", ge=0)] = 1
     reference: str = "static"
+
+    def mistakes(self) -> Found:
+        """Yield what cannot be."""
+        if self.interval < LEAST_INTERVAL_S:
+            yield "interval", f"must be at least {LEAST_INTERVAL_S:g} s", 'for example "15s"'
+
+
+class ExperimentFile(Struct, frozen=True, kw_only=True):
+    """An experiment of qmpalloc, as it is written."""
+
+    experiment: Frame
+    disk: Disk = Disk()
+    image: ImageConfig = ImageConfig()
+    guest: tuple[Guest, ...]
+    arm: tuple[Arm, ...]
 
 
 class Specification(Frame, frozen=True, kw_only=True):
@@ -279,6 +329,12 @@ class Specification(Frame, frozen=True, kw_only=True):
     arms: tuple[Arm, ...]
     scale: str = "1"
     image: ImageConfig = ImageConfig()
+
+    @property
+    def tables(self) -> ExperimentFile:
+        """The same as a file has it."""
+        frame = Frame(**{name: getattr(self, name) for name in Frame.__struct_fields__})
+        return ExperimentFile(experiment=frame, disk=self.disk, image=self.image, guest=self.guests, arm=self.arms)
 
     @property
     def has_unequal_work(self) -> bool:
