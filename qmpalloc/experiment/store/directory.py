@@ -50,7 +50,7 @@ from qmpalloc.units import MIB
 T = TypeVar("T")
 RUN_NAME = re.compile(r"repeat([1-9][0-9]*)-([A-Za-z0-9._-]+)\Z")
 SET_ASIDE = ".set-aside"
-SERIES_HEADER = "metric,seconds,value,matches\n"
+SERIES_HEADER = ",".join(SeriesPoint.__struct_fields__)
 KEPT_BYTES = 64 * MIB
 """The longest file of the user's that is kept with an experiment; of a longer one, where it is."""
 
@@ -121,8 +121,8 @@ class RunDirectory:
         Raises:
             HostError: It cannot be written.
         """
-        lines = (f"{each.metric},{each.seconds:.3f},{each.value:.12g},{each.matches}\n" for each in points)
-        write_whole(self._series_file(guest, phase), (SERIES_HEADER + "".join(lines)).encode())
+        lines = [SERIES_HEADER, *map(str, points)]
+        write_whole(self._series_file(guest, phase), "".join(f"{line}\n" for line in lines).encode())
 
     def series(self, guest: str, phase: str) -> tuple[SeriesPoint, ...]:
         """Return the values of a program's metrics with their times; none where none were kept.
@@ -132,17 +132,12 @@ class RunDirectory:
         """
         file = self._series_file(guest, phase)
         try:
-            lines = file.read_text().splitlines()[1:]
-            fields = [line.split(",") for line in lines]
-            return tuple(
-                SeriesPoint(metric=metric, seconds=float(seconds), value=float(value), matches=int(matches))
-                for metric, seconds, value, matches in fields
-            )
+            return tuple(SeriesPoint.parse(line) for line in file.read_text().splitlines()[1:])
         except FileNotFoundError:
             return ()
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}", file=str(file)) from error
-        except ValueError as error:
+        except (ValueError, msgspec.ValidationError) as error:
             raise ConfigError(f"cannot be used: {error}", file=str(file), hint="it was changed by hand") from error
 
     def _series_file(self, guest: str, phase: str) -> Path:

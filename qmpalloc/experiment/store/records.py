@@ -7,11 +7,18 @@ The layout of the directory is in `qmpalloc.experiment.store.directory`; a user'
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
 FORMAT = "qmpalloc-experiment"
+
+# Bounds, because much of this comes from guests, which are not trusted.
+Count = Annotated[int, Meta(ge=0, lt=2**53)]
+Finite = Annotated[float, Meta(gt=-1e300, lt=1e300)]
+Taken = Annotated[float, Meta(ge=0, lt=1e7)]
+"""Seconds that something took."""
 
 
 class MetricProgress(Struct, frozen=True, kw_only=True):
@@ -23,9 +30,9 @@ class MetricProgress(Struct, frozen=True, kw_only=True):
         last: The last.
     """
 
-    count: int
-    total: float
-    last: float
+    count: Annotated[int, Meta(ge=1, lt=2**53)]
+    total: Finite
+    last: Finite
 
 
 class PhaseProgress(Struct, frozen=True, kw_only=True):
@@ -44,12 +51,12 @@ class PhaseProgress(Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    reads: int
-    seconds: float
-    started_s: float
+    reads: Count
+    seconds: Taken
+    started_s: Annotated[float, Meta(ge=0)]
     done: bool
-    errors: int = 0
-    latency: dict[int, int] = {}
+    errors: Count = 0
+    latency: dict[Annotated[int, Meta(ge=0, lt=1024)], Count] = {}
     metrics: dict[str, MetricProgress] = {}
 
 
@@ -64,9 +71,22 @@ class SeriesPoint(Struct, frozen=True, kw_only=True):
     """
 
     metric: str
-    seconds: float
-    value: float
-    matches: int = 1
+    seconds: Taken
+    value: Finite
+    matches: Annotated[int, Meta(ge=1, lt=2**53)] = 1
+
+    @classmethod
+    def parse(cls, line: str) -> SeriesPoint:
+        """Return the point of a line.
+
+        Raises:
+            ValueError: It has not so many fields.
+            msgspec.ValidationError: One of them makes no sense.
+        """
+        return msgspec.convert(dict(zip(cls.__struct_fields__, line.split(","), strict=True)), cls, strict=False)
+
+    def __str__(self) -> str:
+        return f"{self.metric},{self.seconds:.3f},{self.value:.12g},{self.matches}"
 
 
 class LoadProgress(Struct, frozen=True, kw_only=True):
@@ -80,8 +100,8 @@ class LoadProgress(Struct, frozen=True, kw_only=True):
         error: Why the generator gave up; empty while it has not.
     """
 
-    sequence: int
-    monotonic_s: float
+    sequence: Count
+    monotonic_s: Annotated[float, Meta(ge=0)]
     phases: tuple[PhaseProgress, ...] = ()
     finished: bool = False
     error: str = ""
@@ -109,10 +129,10 @@ class Service(Struct, frozen=True, kw_only=True):
         misses: How many of the second.
     """
 
-    hit_s: float
-    miss_s: float
-    hits: int
-    misses: int
+    hit_s: Taken
+    miss_s: Taken
+    hits: Count
+    misses: Count
 
     @property
     def ratio(self) -> float:
@@ -176,8 +196,8 @@ class ProgramPace(Struct, frozen=True, kw_only=True):
         disk_reads: Requests to its guest's disks.
     """
 
-    seconds: float
-    metrics: dict[str, float] = {}
+    seconds: Annotated[float, Meta(gt=0, lt=1e7)]
+    metrics: dict[str, Finite] = {}
     accesses: int = 0
     misses: int = 0
     faults: int = 0
