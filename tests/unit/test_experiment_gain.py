@@ -15,7 +15,7 @@ def guest(*rows, whole=True):
         Trial(
             trial=number, guest="g", start_s=10.0 * (number - 1), end_s=10.0 * number, accesses=accesses, misses=misses,
             target_bytes=1, actual_bytes=1, refaults=None, evictions=None, events_lost=0, disk_read_bytes=0,
-            disk_reads=0, disk_read_s=0.0, reads=0, read_mean_s=None, read_p50_s=None, read_p99_s=None, phase="p",
+            disk_reads=0, disk_read_ns=0, reads=0, read_mean_s=None, read_p50_s=None, read_p99_s=None, phase="p",
         )
         for number, (accesses, misses) in enumerate(rows, start=1)
     )  # fmt: skip

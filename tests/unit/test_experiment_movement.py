@@ -27,7 +27,7 @@ def row(guest, trial, actual_mib, target_mib=None):
     return Trial(
         trial=trial, guest=guest, start_s=10.0 * (trial - 1), end_s=10.0 * trial, accesses=1000, misses=100,
         target_bytes=(actual_mib if target_mib is None else target_mib) * MIB, actual_bytes=actual_mib * MIB,
-        refaults=None, evictions=None, events_lost=0, disk_read_bytes=0, disk_reads=0, disk_read_s=0.0, reads=1000,
+        refaults=None, evictions=None, events_lost=0, disk_read_bytes=0, disk_reads=0, disk_read_ns=0, reads=1000,
         read_mean_s=None, read_p50_s=None, read_p99_s=None, phase="p",
     )  # fmt: skip
 

@@ -5,9 +5,11 @@ What is in which bucket: `qmpalloc.experiment.run.generator.tally`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 
 from qmpalloc.experiment.run.generator.tally import SUB_BITS, bucket
+from qmpalloc.experiment.store.records import PhaseProgress
 
 LAST_BUCKET = bucket(2**63)
 
@@ -18,6 +20,25 @@ def lower_bound_ns(number: int) -> int:
         return number
     octave = (number >> SUB_BITS) - 1
     return (number - (octave << SUB_BITS)) << octave
+
+
+def read_times_s(
+    parts: Iterable[PhaseProgress], open_loop: Collection[str]
+) -> tuple[float | None, float | None, float | None]:
+    """Return mean, median and 99th percentile of the reads of some phases; None where none is known.
+
+    Args:
+        parts: Of a guest.
+        open_loop: Names of phases with a rate: all of their reads are timed, and their time per read is no latency.
+    """
+    timed: Counter[int] = Counter()
+    read = [part for part in parts if part.reads > 0]
+    for part in read:
+        timed.update(sound(part.latency))
+    mean = mean_s(timed)
+    if read and not any(part.name in open_loop for part in read):
+        mean = sum(part.seconds for part in read) / sum(part.reads for part in read)
+    return mean, percentile_s(timed, 0.5), percentile_s(timed, 0.99)
 
 
 def sound(counts: Mapping[int, int]) -> dict[int, int]:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from qmpalloc.experiment.analysis import latency
 from qmpalloc.experiment.analysis.metrics import MetricResult, metric_results
-from qmpalloc.experiment.spec.schema import AnyPhase, Guest, Phase
+from qmpalloc.experiment.spec.schema import AnyPhase, Guest
 from qmpalloc.experiment.store.records import LoadProgress, Reading, SeriesPoint
 
 
@@ -71,18 +71,16 @@ def phase_results(
     ahead_s = _clock_ahead_s(own)
     reports = [reading.load for reading in own if reading.load is not None] + ([final] if final is not None else [])
     by_trial = [(reading.trial, reading.load) for reading in own if reading.load is not None]
+    open_loop = {phase.name for phase in guest.reads if phase.rate}
     latest = {phase.name: phase for report in reports for phase in report.phases}
 
     def result(phase: AnyPhase) -> PhaseResult:
         progress = latest.get(phase.name)
         if progress is None:
             return PhaseResult(name=phase.name)
-        counts = latency.sound(progress.latency)
         start_s = None if ahead_s is None else max(0.0, progress.started_s - ahead_s)
         end_s = start_s + progress.seconds if start_s is not None and progress.done else None
-        mean_s = latency.mean_s(counts)
-        if isinstance(phase, Phase) and not phase.rate:  # not every read of such a load is timed
-            mean_s = progress.seconds / progress.reads if progress.reads else None
+        mean_s, p50_s, p99_s = latency.read_times_s([progress], open_loop)
         return PhaseResult(
             name=phase.name,
             trial=_trial(phase.name, own, end_s, ends_s, interval_s) if end_s is not None else None,
@@ -92,8 +90,8 @@ def phase_results(
             seconds=progress.seconds,
             errors=progress.errors,
             mean_s=mean_s,
-            p50_s=latency.percentile_s(counts, 0.5),
-            p99_s=latency.percentile_s(counts, 0.99),
+            p50_s=p50_s,
+            p99_s=p99_s,
             metrics=metric_results(phase, by_trial, final),
             series=series.get(phase.name, ()),
         )

@@ -6,8 +6,6 @@ a guest gave no reading at the end of a trial, its next row covers both trials a
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,41 +14,22 @@ from msgspec import Struct, structs
 
 from qmpalloc.experiment.analysis import latency
 from qmpalloc.experiment.analysis.statistics import all_known
-from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Reading
+from qmpalloc.experiment.store.records import Counters, LoadProgress, PhaseProgress, Reading
 from qmpalloc.sample import PageIns
 from qmpalloc.units import PAGE_BYTES
 
-COUNTED = ("accesses", "misses", "disk_read_bytes", "disk_reads")
-PERHAPS_COUNTED = ("refaults", "evictions", "events_lost", "faults", "swap_ins", "swap_ins_zram")
-"""Counters of a reading; the latter are None where they are not known."""
+ALWAYS_KNOWN = ("monotonic_ns", "accesses", "misses", "disk_read_bytes", "disk_reads", "disk_read_ns")
+"""Counters of a reading of which none is ever missing."""
 
 
-class Counts(Struct, frozen=True, kw_only=True):
+class Counts(Counters, frozen=True, kw_only=True):
     """What was counted of a guest in one trial, or summed over several trials or guests.
 
     Attributes:
-        accesses: Pages touched by reads.
-        misses: Pages brought in for reads.
-        disk_read_bytes: Read from the data disks.
-        disk_reads: Requests for that.
-        disk_read_s: Time they took, summed.
-        events_lost: Events the collectors did not count; None if not known.
-        faults: Pages brought in for faults of mapped files; None if not known.
-        swap_ins: Pages that came back from swap; None if not known.
-        swap_ins_zram: Of these, the ones from zram; None if not known.
         witnessed: Pages that the disks must have read for what is counted: misses, and where programs run, whose disks
             are all looked at, all page-ins but zram's.
     """
 
-    accesses: int = 0
-    misses: int = 0
-    disk_read_bytes: int = 0
-    disk_reads: int = 0
-    disk_read_s: float = 0.0
-    events_lost: int | None = None
-    faults: int | None = None
-    swap_ins: int | None = None
-    swap_ins_zram: int | None = None
     witnessed: int = 0
 
     @property
@@ -79,6 +58,11 @@ class Counts(Struct, frozen=True, kw_only=True):
         return self.disk_read_bytes / (self.witnessed * PAGE_BYTES) if self.witnessed else None
 
     @property
+    def disk_read_s(self) -> float:
+        """Time that requests to the data disks took, summed."""
+        return self.disk_read_ns / 1e9
+
+    @property
     def request_s(self) -> float | None:
         """Mean time of a request to the data disks; None when there was none."""
         return self.disk_read_s / self.disk_reads if self.disk_reads else None
@@ -93,7 +77,7 @@ def total(parts: Iterable[Counts]) -> Counts:
     for name in Counts.__struct_fields__:
         values = all_known(getattr(part, name) for part in known)
         sums[name] = None if values is None else sum(values)
-    return Counts(**sums | {"disk_read_s": math.fsum(part.disk_read_s for part in known)})
+    return Counts(**sums)
 
 
 class Trial(Counts, frozen=True, kw_only=True):
@@ -107,8 +91,6 @@ class Trial(Counts, frozen=True, kw_only=True):
         end_s: The same at the end.
         target_bytes: Size last asked of QEMU, at the end.
         actual_bytes: Size QEMU reports, at the end.
-        refaults: Evicted pages that came back; None if not known.
-        evictions: Pages removed; None if not known.
         reads: Reads that the load finished.
         read_mean_s: Mean latency of those; None when there is none. With a rate, from the histogram.
         read_p50_s: Median latency; None when no read was timed.
@@ -123,8 +105,6 @@ class Trial(Counts, frozen=True, kw_only=True):
     end_s: float
     target_bytes: int
     actual_bytes: int
-    refaults: int | None
-    evictions: int | None
     reads: int
     read_mean_s: float | None
     read_p50_s: float | None
@@ -192,7 +172,7 @@ def guest_trials(
 
 def began_anew(before: Reading, after: Reading) -> bool:
     """Return whether a counter went back: something was started anew, and no difference means anything."""
-    return any(getattr(after, name) < getattr(before, name) for name in ("monotonic_ns", "disk_read_ns", *COUNTED))
+    return any(getattr(after, name) < getattr(before, name) for name in ALWAYS_KNOWN)
 
 
 def total_hits_by_trial(guests: Sequence[GuestTrials]) -> tuple[int | None, ...]:
@@ -214,14 +194,10 @@ def _span(first: int, last: int) -> str:
 
 def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs: Collection[str]) -> Trial:
     running = [part for part in _progress(before.load, after.load) if part.reads > 0 or part.name in programs]
-    counts = {name: getattr(after, name) - getattr(before, name) for name in COUNTED}
-    known: dict[str, Any] = {name: _difference(getattr(before, name), getattr(after, name)) for name in PERHAPS_COUNTED}
-    read = PageIns(
-        reads=counts["misses"],
-        faults=known["faults"],
-        swap_ins=known["swap_ins"],
-        swap_ins_zram=known["swap_ins_zram"],
-    )
+    pairs = {name: (getattr(before, name), getattr(after, name)) for name in Counters.__struct_fields__}
+    counts: dict[str, Any] = {name: _difference(*pair) for name, pair in pairs.items()}
+    causes = Counts(**counts).causes
+    mean_s, p50_s, p99_s = latency.read_times_s(running, open_loop)
     return Trial(
         trial=after.trial,
         covers=after.trial - before.trial,
@@ -231,24 +207,13 @@ def _trial(before: Reading, after: Reading, open_loop: Collection[str], programs
         target_bytes=after.target_bytes,
         actual_bytes=after.actual_bytes,
         **counts,
-        **known,
-        disk_read_s=(after.disk_read_ns - before.disk_read_ns) / 1e9,
-        witnessed=(read.from_disks or 0) if programs else counts["misses"],
+        witnessed=(causes.from_disks or 0) if programs else counts["misses"],
         phase="+".join(part.name for part in running),
-        **_reads([part for part in running if part.reads > 0], open_loop),
+        reads=sum(part.reads for part in running),
+        read_mean_s=mean_s,
+        read_p50_s=p50_s,
+        read_p99_s=p99_s,
     )
-
-
-def _reads(parts: Sequence[PhaseProgress], open_loop: Collection[str]) -> dict[str, Any]:
-    """Return what a trial has of the reads of its load."""
-    timed: Counter[int] = Counter()
-    for part in parts:
-        timed.update(latency.sound(part.latency))
-    reads, mean_s = sum(part.reads for part in parts), latency.mean_s(timed)
-    if reads and not any(part.name in open_loop for part in parts):
-        mean_s = sum(part.seconds for part in parts) / reads
-    p50_s, p99_s = latency.percentile_s(timed, 0.5), latency.percentile_s(timed, 0.99)
-    return {"reads": reads, "read_mean_s": mean_s, "read_p50_s": p50_s, "read_p99_s": p99_s}
 
 
 def _difference(before: int | None, after: int | None) -> int | None:

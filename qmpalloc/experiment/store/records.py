@@ -140,7 +140,37 @@ class Service(Struct, frozen=True, kw_only=True):
         return self.miss_s / self.hit_s
 
 
-class Reading(Struct, frozen=True, kw_only=True):
+class Counters(Struct, frozen=True, kw_only=True):
+    """What is counted of a guest. Counts are of pages; None where they are not known.
+
+    Attributes:
+        accesses: Pages touched by reads, since the collector started.
+        misses: Pages brought in for reads.
+        refaults: Evicted pages that came back.
+        evictions: Pages removed.
+        events_lost: Events the collector did not count.
+        disk_read_bytes: Read from its data disk, as QEMU counts (QMP ``query-blockstats``).
+        disk_reads: Requests for that.
+        disk_read_ns: Time they took, summed.
+        faults: Pages brought in for faults of mapped files, since the collector started.
+        swap_ins: Pages that came back from swap, since the guest's boot.
+        swap_ins_zram: Of these, the ones from zram, since the collector started.
+    """
+
+    accesses: int = 0
+    misses: int = 0
+    refaults: int | None = None
+    evictions: int | None = None
+    events_lost: int | None = None
+    disk_read_bytes: int = 0
+    disk_reads: int = 0
+    disk_read_ns: int = 0
+    faults: int | None = None
+    swap_ins: int | None = None
+    swap_ins_zram: int | None = None
+
+
+class Reading(Counters, frozen=True, kw_only=True):
     """A line of ``readings.jsonl``: one guest at the end of one trial. Counts are cumulative.
 
     Attributes:
@@ -148,40 +178,18 @@ class Reading(Struct, frozen=True, kw_only=True):
         t: Host seconds since the loads began.
         guest: Its name.
         monotonic_ns: Guest time of the counters.
-        accesses: Pages touched by reads, since the collector started.
-        misses: Pages brought in for reads.
-        refaults: Evicted pages that came back; None if not known.
-        evictions: Pages removed; None if not known.
-        events_lost: Events the collector did not count; None if not known.
         target_bytes: Size last asked of QEMU.
         actual_bytes: Size QEMU reports.
-        disk_read_bytes: Read from its data disk, as QEMU counts (QMP ``query-blockstats``).
-        disk_reads: Requests for that.
-        disk_read_ns: Time they took, summed.
         load: What the generator had written last; None when nothing yet.
-        faults: Pages brought in for faults of mapped files, since the collector started; None if not known.
-        swap_ins: Pages that came back from swap, since the guest's boot; None if not known.
-        swap_ins_zram: Of these, the ones from zram, since the collector started; None if not known.
     """
 
     trial: int
     t: float
     guest: str
     monotonic_ns: int
-    accesses: int
-    misses: int
-    refaults: int | None
-    evictions: int | None
-    events_lost: int | None
     target_bytes: int
     actual_bytes: int
-    disk_read_bytes: int
-    disk_reads: int
-    disk_read_ns: int
     load: LoadProgress | None
-    faults: int | None = None
-    swap_ins: int | None = None
-    swap_ins_zram: int | None = None
 
 
 class ProgramPace(Struct, frozen=True, kw_only=True):
