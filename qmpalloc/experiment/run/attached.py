@@ -6,9 +6,10 @@ import math
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -21,13 +22,16 @@ from qmpalloc.experiment.run.readings import Link, linked
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.attached import SECOND_HINT, Attach, Start
 from qmpalloc.experiment.spec.schema import Guest
-from qmpalloc.qemu.machine import wait_pid
 from qmpalloc.qemu.progress import Report
 from qmpalloc.qmp import Actuator, Agent, Monitor, deadline, open_agent, open_monitor, relay_agent
 from qmpalloc.qmp.actuator import nearest_order
 from qmpalloc.sample import FILE_MAX_BYTES, parse
 from qmpalloc.text import printable
 from qmpalloc.units import format_size
+
+T = TypeVar("T")
+
+CONTROLLED_HINT = "another controller of this guest would move its balloon as well: end it first"
 
 ATTACH_TIMEOUT_S = 60.0
 """For a guest that runs to answer on every way into it."""
@@ -71,8 +75,9 @@ async def open_attached(guest: Guest, config: Config, traces: Traces, report: Re
             await stack.enter_async_context(_started(place, guest.start))
         within_s = ATTACH_TIMEOUT_S if guest.start is None else guest.start.timeout
         limit_s = trio.current_time() + within_s
-        await place.check_monitor()
-        monitor = await stack.enter_async_context(_monitor(place))
+        async with place.reached("monitor", open_monitor, CONTROLLED_HINT):
+            pass  # the controller will have it
+        monitor = await stack.enter_async_context(place.reached("second_monitor", open_monitor, SECOND_HINT))
         actuator = await place.choose_actuator(monitor)
         await place.check_disks(monitor)
         await stack.enter_async_context(_at_size(place, actuator))
@@ -111,17 +116,21 @@ class _Place:
         guest = f"guest {self.guest.name}: "
         return HostError(f"{self.file}: {self.key}.{key}: {guest}{what.removeprefix(guest)}", hint=hint)
 
-    async def check_monitor(self) -> None:
-        """Check that the controller will have its monitor: whoever holds that moves the balloon."""
-        try:
-            async with open_monitor(self.attach.monitor, timeout_s=MONITOR_TIMEOUT_S):
-                return
-        except BusyError as error:
-            who = ", ".join(await others(self.attach.monitor)) or "somebody else"
-            hint = "another controller of this guest would move its balloon as well: end it first"
-            raise self.error("attach.monitor", f"{who} holds {self.attach.monitor}", hint) from error
-        except UnreachableError as error:
-            raise self.error("attach.monitor", error.message, error.hint) from error
+    @asynccontextmanager
+    async def reached(
+        self, key: str, opened: Callable[..., AbstractAsyncContextManager[T]], hint: str = ""
+    ) -> AsyncIterator[T]:
+        """Open one of its sockets for a block; if somebody else holds it, say who."""
+        path = getattr(self.attach, key)
+        async with AsyncExitStack() as stack:
+            try:
+                found = await stack.enter_async_context(opened(path, timeout_s=MONITOR_TIMEOUT_S))
+            except UnreachableError as error:
+                who = ", ".join(await others(path))
+                held = isinstance(error, BusyError) or (who and not error.absent)
+                what = f"{who or 'somebody else'} holds {path}" if held else error.message
+                raise self.error(f"attach.{key}", what, hint if held else error.hint or hint) from error
+            yield found
 
     async def choose_actuator(self, monitor: Monitor) -> Actuator:
         """Return what the controller will move its memory by, and check that this reaches as far as the file says."""
@@ -187,20 +196,6 @@ class _Place:
 
 
 @asynccontextmanager
-async def _monitor(place: _Place) -> AsyncIterator[Monitor]:
-    path = place.attach.second_monitor
-    async with AsyncExitStack() as stack:
-        try:
-            monitor = await stack.enter_async_context(open_monitor(path, timeout_s=MONITOR_TIMEOUT_S))
-        except BusyError as error:
-            who = ", ".join(await others(path)) or "somebody else"
-            raise place.error("attach.second_monitor", f"{who} holds {path}", SECOND_HINT) from error
-        except UnreachableError as error:
-            raise place.error("attach.second_monitor", error.message, error.hint or SECOND_HINT) from error
-        yield monitor
-
-
-@asynccontextmanager
 async def _at_size(place: _Place, actuator: Actuator) -> AsyncIterator[None]:
     """Set its baseline. At the end it has the size it had, and no throttle."""
     monitor = actuator.monitor
@@ -234,21 +229,18 @@ async def _channel(place: _Place, limit_s: float) -> AsyncIterator[Channel]:
                     raise place.error("attach.channel", error.message, error.hint) from error
             await trio.sleep(RETRY_S)
         if attach.channel != "agent":
-            await _check_agent(place)
+            async with place.reached("agent", _answering):
+                pass  # the controller will have it, where commands take another way
         yield channel
 
 
-async def _check_agent(place: _Place) -> None:
-    """Check that the controller will have the agent, where commands take another way."""
-    path = place.attach.agent
-    try:
-        async with open_agent(path, timeout_s=MONITOR_TIMEOUT_S) as agent:
-            with deadline(COMMAND_TIMEOUT_S, path, "its first answer"):
-                await agent.info()
-    except UnreachableError as error:
-        who = ", ".join(await others(path))
-        what = f"{who} holds {path}" if who and not error.absent else error.message
-        raise place.error("attach.agent", what, error.hint) from error
+@asynccontextmanager
+async def _answering(path: str, *, timeout_s: float) -> AsyncIterator[None]:
+    """Open an agent that answers."""
+    async with open_agent(path, timeout_s=timeout_s) as agent:
+        with deadline(COMMAND_TIMEOUT_S, path, "its first answer"):
+            await agent.info()
+        yield
 
 
 async def _clean(channel: Channel) -> None:
@@ -271,7 +263,7 @@ async def _started(place: _Place, start: Start) -> AsyncIterator[None]:
         raise place.error("start", f"it runs already: {place.attach.second_monitor} answers", hint)
     place.directory.mkdir(mode=0o700, exist_ok=True)
     log = place.directory / "qemu.log"
-    process = _popen(place, start.command, log)
+    process = await _run(place, start.command, log)
     place.report(f"{name}: started by your command")
     try:
         await _wait_for_monitor(place, start, process, log)
@@ -281,10 +273,10 @@ async def _started(place: _Place, start: Start) -> AsyncIterator[None]:
             await _stop(place, start, process)
 
 
-def _popen(place: _Place, command: tuple[str, ...], log: Path) -> subprocess.Popen[bytes]:
+async def _run(place: _Place, command: tuple[str, ...], log: Path) -> trio.Process:
     try:
         with log.open("wb") as output:
-            return subprocess.Popen(
+            return await trio.lowlevel.open_process(
                 command, cwd=Path(place.file).parent, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
@@ -303,7 +295,7 @@ async def _answers(path: str) -> bool:
         return False
 
 
-async def _wait_for_monitor(place: _Place, start: Start, process: subprocess.Popen[bytes], log: Path) -> None:
+async def _wait_for_monitor(place: _Place, start: Start, process: trio.Process, log: Path) -> None:
     limit_s = trio.current_time() + start.timeout
     while not await _answers(place.attach.second_monitor):
         code = process.poll()
@@ -316,12 +308,12 @@ async def _wait_for_monitor(place: _Place, start: Start, process: subprocess.Pop
         await trio.sleep(RETRY_S)
 
 
-async def _stop(place: _Place, start: Start, process: subprocess.Popen[bytes]) -> None:
+async def _stop(place: _Place, start: Start, process: trio.Process) -> None:
     """End a guest: by the user's command, else by QEMU's, and by force what then still runs of what was started."""
     if start.stop:
         log = place.directory / "stop.log"
         with suppress(HostError):
-            stopping = _popen(place, start.stop, log)
+            stopping = await _run(place, start.stop, log)
             if not await _ends(stopping, STOP_TIMEOUT_S) or stopping.returncode != 0:
                 place.report(f"{place.guest.name}: {start.stop[0]} did not stop it: {_tail(log)}")
                 _kill(stopping, signal.SIGKILL)
@@ -334,7 +326,7 @@ async def _stop(place: _Place, start: Start, process: subprocess.Popen[bytes]) -
             break
         _kill(process, number)
     else:
-        process.wait()  # nothing survives SIGKILL
+        await process.wait()  # nothing survives SIGKILL
     if not await _gone(place.attach.second_monitor, QUIT_TIMEOUT_S):
         place.report(f"warning: {place.guest.name} still runs: {place.attach.second_monitor} answers; stop it by hand")
 
@@ -350,13 +342,13 @@ async def _gone(path: str, within_s: float) -> bool:
     return False
 
 
-async def _ends(process: subprocess.Popen[bytes], within_s: float) -> bool:
+async def _ends(process: trio.Process, within_s: float) -> bool:
     with trio.move_on_after(within_s):
-        await wait_pid(process.pid)
+        await process.wait()
     return process.poll() is not None
 
 
-def _kill(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _kill(process: trio.Process, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
