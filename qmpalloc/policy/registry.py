@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpalloc.config import convert
+from qmpalloc.config.keys import Found
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, Policy, Snapshot
 from qmpalloc.rules.promises import KeepsPromises
@@ -85,6 +86,16 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
     if isinstance(found, Policy):
         return KeepsPromises(found) if promises else found
     raise ConfigError(f"{target} is not a policy", file=file, key="policy.name", hint="it needs decide(snapshot)")
+
+
+def wrong(name: str, settings: Mapping[str, Any], *, file: str) -> Found:
+    """Yield what `load` finds wrong, at the keys of a table with a `policy` and its `settings`."""
+    try:
+        load(name, settings, file=file)
+    except ConfigError as error:
+        for each in error.each or (error,):
+            key = each.key.removeprefix("policy.")
+            yield "policy" if key == "name" else f"settings.{key}", each.reason, each.hint
 
 
 def _resolved(policy: type[Any], settings: Mapping[str, Any], file: str) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from qmpalloc.experiment.spec.plan import planned
 from qmpalloc.experiment.spec.scaling import scale
 from qmpalloc.experiment.spec.schema import LRU_FLAVOURS, Lru, Specification
 from qmpalloc.experiment.store.directory import chosen, files_of
-from qmpalloc.policy import load as load_policy
+from qmpalloc.policy.registry import wrong
 from qmpalloc.sim.mixes import MIXES, RATE, Mix, MixedLoad
 from qmpalloc.units import GIB
 
@@ -305,13 +305,10 @@ def _choices(keys: PolicyKeys, key: str, mistakes: Mistakes, file: str) -> Itera
         found = PolicyChoice(
             name=" ".join([keys.policy, *words]), policy=keys.policy, settings=keys.settings | chosen_here
         )
-        try:
-            load_policy(found.policy, found.settings, file=file)
-        except ConfigError as error:
-            for each in error.each or (error,):
-                where = each.key.removeprefix("policy.")
-                where = "policy" if where == "name" else f"settings.{where}"
-                mistakes.add(f"{key}.{where}", each.reason, hint=each.hint)
+        mistaken = list(wrong(found.policy, found.settings, file=file))
+        for name, message, hint in mistaken:
+            mistakes.add(f"{key}.{name}", message, hint=hint)
+        if mistaken:
             return
         yield found
 

@@ -4,9 +4,7 @@ from made_up_experiment import MadeUp
 
 from qmpalloc.experiment.analysis.gain import late_misses, oracle_arm, oracle_share
 from qmpalloc.experiment.analysis.results import GuestRun, RunResult, load_results
-from qmpalloc.experiment.analysis.statistics import ArmResult
 from qmpalloc.experiment.analysis.trials import Counts, GuestTrials, Trial
-from qmpalloc.experiment.spec.plan import ArmRun
 
 
 def guest(*rows, whole=True):
@@ -23,8 +21,7 @@ def guest(*rows, whole=True):
 
 
 def run(**guests):
-    result = ArmResult(arm="x", repeat=1, hits=(), finished={}, seconds=None)
-    return RunResult(run=ArmRun(1, "x"), outcome=None, guests=guests, result=result, notes=())
+    return RunResult(arm="x", repeat=1, hits=(), finished={}, seconds=None, outcome=None, guests=guests)
 
 
 def test_the_second_half_is_one_of_accesses_not_of_time():

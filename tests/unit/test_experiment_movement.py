@@ -8,7 +8,6 @@ from qmpalloc.experiment.analysis.learnt import curve_error, learnt_curves, meas
 from qmpalloc.experiment.analysis.movement import movement
 from qmpalloc.experiment.analysis.phases import PhaseResult
 from qmpalloc.experiment.analysis.results import GuestRun, RunResult, load_results
-from qmpalloc.experiment.analysis.statistics import ArmResult
 from qmpalloc.experiment.analysis.trials import Counts, GuestTrials, Trial
 from qmpalloc.experiment.report import write_report
 from qmpalloc.experiment.spec.plan import ArmRun
@@ -46,8 +45,7 @@ def run(a, *, ends=(), targets=None):
             "b": [row("b", number, 1000 - size) for number, size in enumerate(a, start=1)],
         }.items()
     }
-    result = ArmResult(arm="x", repeat=1, hits=(), finished={}, seconds=None)
-    return RunResult(run=ArmRun(1, "x"), outcome=None, guests=guests, result=result, notes=())
+    return RunResult(arm="x", repeat=1, hits=(), finished={}, seconds=None, outcome=None, guests=guests)
 
 
 def only(found):

@@ -454,7 +454,7 @@ def test_every_value_of_a_series_is_in_the_runs_directory_and_in_a_figure(finish
 
 def test_a_series_that_was_changed_by_hand_fails_its_run_only(finished):
     (finished.run(ArmRun(1, "static")).path / "series-B-work.csv").write_text("metric,seconds\nrate,1\n")
-    failed = {run.run.name: run.result.failed for run in load_results(finished).runs if not run.counted}
+    failed = {run.run.name: run.failed for run in load_results(finished).runs if not run.counted}
     assert list(failed) == ["repeat1-static"]
     assert "series-B-work.csv: cannot be used" in failed["repeat1-static"]
 

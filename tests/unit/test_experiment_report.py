@@ -172,7 +172,7 @@ def test_the_phases_table_gives_the_trial_of_every_phase(made_up):
     assert row(text, "g1: first (512M file)")[0].split(" ")[0] == str(first[1])
     text = section(written(made_up), "The arms")
     assert [cell.split(" ")[0] for cell in row(text, "Trials to finish")] == [
-        str(sorted(run.result.trials_to_finish for run in results.counted(arm))[1]) for arm in ("static", "rule")
+        str(sorted(run.trials_to_finish for run in results.counted(arm))[1]) for arm in ("static", "rule")
     ]
     assert row(text, "Trials with more hits")[0] == "-"
     assert row(text, "Trials with more hits")[1].count(" of ") == 3

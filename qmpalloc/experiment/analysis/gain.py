@@ -46,8 +46,8 @@ def oracle_share(results: Results, arm: str) -> OracleShare | None:
     repeats = sorted(runs[0].keys() & runs[1].keys() & runs[2].keys())
     together = [[by_repeat[repeat] for repeat in repeats] for by_repeat in runs]
     return OracleShare(
-        time=_share(together, lambda run: run.result.seconds),
-        misses=_share(together, lambda run: run.result.total_misses),
+        time=_share(together, lambda run: run.seconds),
+        misses=_share(together, lambda run: run.total_misses),
         late_misses=_share(together, late_misses),
         repeats=len(repeats),
     )
@@ -70,7 +70,7 @@ def _late_misses(guest: GuestTrials) -> float:
 
 
 def _finished(run: RunResult) -> bool:
-    return run.result.trials_to_finish is not None
+    return run.trials_to_finish is not None
 
 
 def _share(runs: list[list[RunResult]], value: Callable[[RunResult], float | None]) -> float | None:

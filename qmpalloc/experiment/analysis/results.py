@@ -40,27 +40,28 @@ class GuestRun(Struct, frozen=True, kw_only=True):
     counts: Counts
 
 
-class RunResult(Struct, frozen=True, kw_only=True):
+class RunResult(ArmResult, frozen=True, kw_only=True):
     """One run that was begun.
 
     Attributes:
-        run: Which.
         outcome: How it ended; None when it was interrupted, or goes on.
         guests: By name.
-        result: For the statistics.
         notes: What is missing in it, a sentence each.
     """
 
-    run: ArmRun
     outcome: Outcome | None
     guests: dict[str, GuestRun]
-    result: ArmResult
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def run(self) -> ArmRun:
+        """Which run."""
+        return ArmRun(self.repeat, self.arm)
 
     @property
     def counted(self) -> bool:
         """Whether it counts: it ended and did not fail."""
-        return not self.result.failed
+        return not self.failed
 
     @property
     def counts(self) -> Counts:
@@ -132,9 +133,8 @@ class Results(Struct, frozen=True, kw_only=True):
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
         """Every arm beside the reference: the best first, those that cannot be compared last."""
-        results = [run.result for run in self.runs]
         reference = self.specification.reference
-        found = [compare(results, arm.name, reference=reference) for arm in self.adaptive_arms]
+        found = [compare(self.runs, arm.name, reference=reference) for arm in self.adaptive_arms]
         return tuple(sorted(found, key=self._rank))
 
     def _rank(self, comparison: Comparison) -> float:
@@ -228,9 +228,10 @@ def _run(directory: ExperimentDirectory, run: ArmRun) -> RunResult | None:
         }
     except ConfigError as error:
         failed = f"its files cannot be used: {error.message}"
-        result = ArmResult(arm=run.arm, repeat=run.repeat, hits=(), finished={}, seconds=None, failed=failed)
         lost = outcome or Outcome(arm=run.arm, repeat=run.repeat, started_wall=0, total_s=0, load_s=None, failed=failed)
-        return RunResult(run=run, outcome=lost, guests={}, result=result, notes=())
+        return RunResult(
+            arm=run.arm, repeat=run.repeat, hits=(), finished={}, seconds=None, failed=failed, outcome=lost, guests={}
+        )
     interval_s = directory.specification.interval
     guests = {}
     for guest in directory.specification.guests:
@@ -240,8 +241,23 @@ def _run(directory: ExperimentDirectory, run: ArmRun) -> RunResult | None:
     notes = [note for guest in guests.values() for note in guest.trials.notes]
     notes += [note for name, guest in guests.items() for note in _unfinished(name, guest.phases)]
     notes += [f"the load of {name} gave up: {load.error}" for name, load in loads.items() if load and load.error]
-    result = _arm_result(run, outcome, guests)
-    return RunResult(run=run, outcome=outcome, guests=guests, result=result, notes=tuple(notes))
+    trials = [guest.trials for guest in guests.values()]
+    counts = total(guest.counts for guest in guests.values()) if all(each.whole for each in trials) else None
+    finished = {name: tuple(phase.trial for phase in guest.phases) for name, guest in guests.items()}
+    ended = all(trial is not None for ends in finished.values() for trial in ends)
+    return RunResult(
+        arm=run.arm,
+        repeat=run.repeat,
+        hits=total_hits_by_trial(trials),
+        finished=finished,
+        seconds=outcome.load_s if outcome is not None and ended else None,
+        failed="it did not end" if outcome is None else outcome.failed,
+        total_hits=counts.hits if counts is not None else None,
+        total_misses=counts.misses if counts is not None else None,
+        outcome=outcome,
+        guests=guests,
+        notes=tuple(notes),
+    )
 
 
 def _require_whole(outcome: Outcome | None, readings: list[Reading], file: Path) -> None:
@@ -272,20 +288,3 @@ def _unfinished(guest: str, phases: tuple[PhaseResult, ...]) -> Iterator[str]:
             yield f"phase {phase.name} of {guest} did not end"
         if phase.errors:
             yield f"{phase.errors:,} reads of phase {phase.name} of {guest} failed or were short"
-
-
-def _arm_result(run: ArmRun, outcome: Outcome | None, guests: dict[str, GuestRun]) -> ArmResult:
-    trials = [guest.trials for guest in guests.values()]
-    counts = total(guest.counts for guest in guests.values()) if all(each.whole for each in trials) else None
-    finished = {name: tuple(phase.trial for phase in guest.phases) for name, guest in guests.items()}
-    ended = all(trial is not None for ends in finished.values() for trial in ends)
-    return ArmResult(
-        arm=run.arm,
-        repeat=run.repeat,
-        hits=total_hits_by_trial(trials),
-        finished=finished,
-        seconds=outcome.load_s if outcome is not None and ended else None,
-        failed="it did not end" if outcome is None else outcome.failed,
-        total_hits=counts.hits if counts is not None else None,
-        total_misses=counts.misses if counts is not None else None,
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from qmpalloc.experiment.analysis.metrics import metric_verdicts
+from qmpalloc.experiment.analysis.phases import PhaseResult
 from qmpalloc.experiment.analysis.results import Results, RunResult
 from qmpalloc.experiment.analysis.statistics import Comparison, Ratio, verdict
 from qmpalloc.experiment.report import words
@@ -14,6 +15,16 @@ from qmpalloc.experiment.spec.schema import Phase
 from qmpalloc.units import format_size
 
 Value = Callable[[RunResult], float | None]
+
+READS: tuple[tuple[str, Callable[[PhaseResult], float | None], Callable[[float], str]], ...] = (
+    ("Reads", lambda phase: phase.reads, words.whole),
+    ("Time", lambda phase: phase.seconds, words.seconds),
+    ("Reads per second", lambda phase: phase.reads / phase.seconds if phase.seconds else None, words.rounded),
+    ("Mean latency", lambda phase: phase.mean_s, words.latency),
+    ("Median", lambda phase: phase.p50_s, words.latency),
+    ("99th percentile", lambda phase: phase.p99_s, words.latency),
+)
+"""What is told of the reads of a phase: heading, value and how it is shown."""
 
 
 def verdicts(results: Results) -> Iterator[str]:
@@ -92,8 +103,8 @@ def arms_table(results: Results) -> Iterator[str]:
 
     repeats = results.specification.repeats
     rows = (
-        row("Time to finish", lambda run: run.result.seconds, words.seconds, "time"),
-        row("Trials to finish", lambda run: run.result.trials_to_finish, words.whole, "trials"),
+        row("Time to finish", lambda run: run.seconds, words.seconds, "time"),
+        row("Trials to finish", lambda run: run.trials_to_finish, words.whole, "trials"),
         row("Hits in all", lambda run: _finished(run, run.counts.hits), words.whole, "hits"),
         row("Misses in all", lambda run: _finished(run, run.counts.misses), words.whole, "misses"),
         row("Page-ins in all", lambda run: _finished(run, run.counts.page_ins), words.whole),
@@ -117,37 +128,18 @@ def phases_table(results: Results) -> Iterator[str]:
                 ends.append(spread([each.trial for each in found], words.whole))
                 if not isinstance(phase, Phase) or not found:
                     continue
-                rates = [each.reads / each.seconds if each.seconds else None for each in found]
-                reads.append(
-                    (
-                        f"{guest.name}: {phase.name}, {arm.name}",
-                        spread([each.reads for each in found], words.whole),
-                        spread([each.seconds for each in found], words.seconds),
-                        spread(rates, lambda value: f"{value:,.0f}"),
-                        spread([each.mean_s for each in found], words.latency),
-                        spread([each.p50_s for each in found], words.latency),
-                        spread([each.p99_s for each in found], words.latency),
-                    )
-                )
+                cells = (spread([value(each) for each in found], show) for _, value, show in READS)
+                reads.append((f"{guest.name}: {phase.name}, {arm.name}", *cells))
             rows.append((f"{guest.name}: {phase.name} ({what})", *ends))
     yield heading("The phases")
     yield table("The trial in which each ended", ("", *(arm.name for arm in results.arms)), rows)
     if reads:
-        columns = (
-            "Guest: phase, arm",
-            "Reads",
-            "Time",
-            "Reads per second",
-            "Mean latency",
-            "Median",
-            "99th percentile",
-        )
-        yield table("How its reads went", columns, tuple(reads))
+        yield table("How its reads went", ("Guest: phase, arm", *(name for name, _, _ in READS)), reads)
 
 
 def _finished(run: RunResult, value: float | None) -> float | None:
     """Return a value of a run that finished; one of part of the work is not comparable."""
-    return value if run.result.trials_to_finish is not None else None
+    return value if run.trials_to_finish is not None else None
 
 
 def _more(comparison: Comparison | None) -> str:

@@ -68,8 +68,7 @@ def _gains(results: Results, oracle: str) -> Iterator[tuple[str, ...]]:
     """Yield the rows that tell which share of the oracle's gain each arm reached."""
     shares = [oracle_share(results, arm.name) for arm in results.arms_counted]
     for label, field in (("time", "time"), ("misses", "misses"), ("misses, second half", "late_misses")):
-        values = (getattr(share, field, None) for share in shares)
-        cells = (words.NOTHING if value is None else words.percent(value) for value in values)
+        cells = (words.known(getattr(share, field, None), words.percent) for share in shares)
         yield f"Share of the gain of {oracle} in {label}", *cells
 
 
@@ -82,13 +81,12 @@ def curves_table(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[
     for each in known:
         assert each.curve is not None
         points = measured_points(results, each.guest, each.phase)
-        off = curve_error(each.curve, points)
         rows.append(
             (
                 f"{each.guest}: {each.phase}, {each.arm}, repeat {each.repeat}",
                 str(each.trial),
                 "weak: " + "; ".join(each.curve.weak)[:WEAK_CHARS] if each.curve.weak else "good",
-                words.NOTHING if off is None else f"{off:.3f}",
+                words.known(curve_error(each.curve, points), lambda off: f"{off:.3f}"),
                 str(sum(not point.early for point in points)),
             )
         )

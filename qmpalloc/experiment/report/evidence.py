@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from qmpalloc.experiment.analysis.results import Results, RunResult
 from qmpalloc.experiment.analysis.trials import Counts, total
@@ -83,17 +83,16 @@ def disk(results: Results) -> Iterator[str]:
         rows.append(
             (
                 arm.name,
-                words.NOTHING if asked is None or by_programs else f"{asked:,.0f}",
-                spread([run.disk_ratio for run in runs], lambda value: f"{value:,.0f}"),
+                words.known(None if by_programs else asked, words.rounded),
+                spread([run.disk_ratio for run in runs], words.rounded),
                 spread([service.hit_s for service in services], words.latency),
                 spread([service.miss_s for service in services], words.latency),
                 spread([run.counts.request_s for run in runs], words.latency),
-                spread([_in_hits(run) for run in runs], lambda value: f"{value:,.0f}"),
+                spread([_in_hits(run) for run in runs], words.rounded),
             )
         )
     columns = ("Arm", "Ratio asked", "Ratio reached", "A hit", "A miss", "A disk request under load", "In hits")
-    whose = " of reads" if by_programs else ""
-    yield table(f"Service times of hits and misses{whose}", columns, rows)
+    yield table(f"Service times of hits and misses{' of reads' if by_programs else ''}", columns, rows)
 
 
 def _programs(results: Results, calibration: DiskCalibration) -> Iterator[str]:
@@ -105,17 +104,15 @@ def _programs(results: Results, calibration: DiskCalibration) -> Iterator[str]:
             if service is None:
                 continue
             cold = service.cold
-            pages = words.NOTHING
-            if cold is not None and cold.disk_reads:
-                pages = f"{(cold.misses + cold.faults) / cold.disk_reads:.1f}"
+            pages = (cold.misses + cold.faults) / cold.disk_reads if cold is not None and cold.disk_reads else None
             rows.append(
                 (
                     f"{guest.name}: {phase.name}",
-                    words.NOTHING if asked is None else f"{asked:,.0f}",
-                    _known(service.ratio, lambda value: f"{value:,.0f}"),
-                    _known(service.hit_s, words.latency),
-                    _known(service.miss_s, words.latency),
-                    pages,
+                    words.known(asked, words.rounded),
+                    words.known(service.ratio, words.rounded),
+                    words.known(service.hit_s, words.latency),
+                    words.known(service.miss_s, words.latency),
+                    words.known(pages, lambda value: f"{value:.1f}"),
                     "; ".join(_warm_and_cold(phase, service)) or words.NOTHING,
                 )
             )
@@ -136,10 +133,6 @@ def _warm_and_cold(phase: ProgramPhase, service: ProgramService) -> Iterator[str
             yield f"{metric.name} {values} {metric.unit}"
 
 
-def _known(value: float | None, show: Callable[[float], str]) -> str:
-    return words.NOTHING if value is None else show(value)
-
-
 def _in_hits(run: RunResult) -> float | None:
     """Return how many hits take as long as a disk request took under load; None if not known."""
     services = run.outcome.service.values() if run.outcome is not None else ()
@@ -151,15 +144,21 @@ def _in_hits(run: RunResult) -> float | None:
 def witness(results: Results) -> Iterator[str]:
     """Yield the collector's page-ins beside the bytes that the disks say they read."""
     yield heading("Do the counts agree with the disk?")
-    rows, apart = [], []
+    rows = []
     for arm in results.arms_counted:
-        runs = results.counted(arm.name)
         for guest in results.specification.guests:
-            counts = total(run.guests[guest.name].counts for run in runs)
-            name = f"{arm.name}, {guest.name}"
-            rows.append(_witness_row(name, counts))
-            if _agreement(counts) == DOUBTFUL:
-                apart.append(name)
+            counts = total(run.guests[guest.name].counts for run in results.counted(arm.name))
+            rows.append(
+                (
+                    f"{arm.name}, {guest.name}",
+                    format_size(counts.witnessed * PAGE_BYTES),
+                    format_size(counts.disk_read_bytes),
+                    words.known(counts.witness, words.off_one),
+                    words.known(counts.events_lost, words.whole, "not known"),
+                    _agreement(counts),
+                )
+            )
+    apart = [row[0] for row in rows if row[-1] == DOUBTFUL]
     programs = any(guest.programs for guest in results.specification.guests)
     counted = "Page-ins counted where programs run, misses elsewhere" if programs else "Misses counted"
     columns = ("Arm, guest", counted, "Read from the disk", "Apart", "Events lost", "")
@@ -180,10 +179,3 @@ def _agreement(counts: Counts) -> str:
     if max(counts.witnessed * PAGE_BYTES, counts.disk_read_bytes) < LITTLE_BYTES:
         return "too little to tell"
     return AGREES if counts.witness is not None and abs(counts.witness - 1) <= WITNESS_TOLERANCE else DOUBTFUL
-
-
-def _witness_row(name: str, counts: Counts) -> tuple[str, ...]:
-    shown = words.NOTHING if counts.witness is None else words.signed_percent(counts.witness - 1)
-    lost = "not known" if counts.events_lost is None else words.whole(counts.events_lost)
-    missed, read = format_size(counts.witnessed * PAGE_BYTES), format_size(counts.disk_read_bytes)
-    return name, missed, read, shown, lost, _agreement(counts)

@@ -10,6 +10,7 @@ from qmpalloc.experiment.analysis.trials import total
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.markdown import heading, table
 from qmpalloc.experiment.report.words import spread
+from qmpalloc.experiment.spec.program import Metric
 from qmpalloc.units import format_size
 
 
@@ -22,9 +23,8 @@ def metrics_tables(results: Results) -> Iterator[str]:
     for number, (guest, phase, metric) in enumerate(results.metrics):
         cells = []
         for arm in results.arms:
-            runs = results.counted(arm.name)
             ratio = found[arm.name][number].ratio if arm.name in found else None
-            said = spread([run.metric_values.get((guest, phase, metric.name)) for run in runs], words.figure)
+            said = _spread(results, arm.name, guest, phase, metric)
             cells.append(said if ratio is None else f"{said}; ratio {ratio}")
         rows.append((f"{guest}: {phase}, {metric.name} ({metric.unit}, {metric.better} is better)", *cells))
     yield heading("What the guests came to")
@@ -35,11 +35,7 @@ def metrics_tables(results: Results) -> Iterator[str]:
 def metric_lines(results: Results) -> Iterator[str]:
     """Yield what came out by metrics, a line each, for the end of an experiment."""
     for guest, phase, metric in results.metrics:
-        values = [
-            f"{arm.name} {spread([run.metric_values.get((guest, phase, metric.name)) for run in runs], words.figure)}"
-            for arm in results.arms_counted
-            if (runs := results.counted(arm.name))
-        ]
+        values = [f"{arm.name} {_spread(results, arm.name, guest, phase, metric)}" for arm in results.arms_counted]
         if values:
             yield f"{guest}: {phase}, {metric.name} in {metric.unit}: {', '.join(values)}"
     if results.metrics:
@@ -49,19 +45,22 @@ def metric_lines(results: Results) -> Iterator[str]:
             yield from metric_verdicts(arm.name, results.specification.reference, found, of_all)
 
 
+def _spread(results: Results, arm: str, guest: str, phase: str, metric: Metric) -> str:
+    """Return what a metric came to in the runs of an arm."""
+    key = (guest, phase, metric.name)
+    return spread([run.metric_values.get(key) for run in results.counted(arm)], words.figure)
+
+
 def _page_ins(results: Results) -> Iterator[str]:
     rows = []
     for arm in results.arms_counted:
         for guest in results.specification.guests:
             counts = total(run.guests[guest.name].counts for run in results.counted(arm.name))
-            causes = counts.causes
-            each = [
-                words.NOTHING if count is None else words.whole(count)
-                for count in (causes.reads, causes.faults, causes.swap_ins, causes.total)
-            ]
-            read = format_size(counts.disk_read_bytes)
-            apart = words.NOTHING if counts.witness is None else words.signed_percent(counts.witness - 1)
-            rows.append((f"{arm.name}, {guest.name}", *each, read, apart))
-    pages = ("By reads", "By faults of mapped files", "From swap", "Page-ins")
-    columns = ("Arm, guest", *pages, "Read from the disks", "More or less than counted")
-    yield table("What had to be read for that, all repeats", columns, rows)
+            each = (counts.misses, counts.faults, counts.swap_ins, counts.causes.total)
+            apart = words.known(counts.witness, words.off_one)
+            pages = (words.known(count, words.whole) for count in each)
+            rows.append((f"{arm.name}, {guest.name}", *pages, format_size(counts.disk_read_bytes), apart))
+    columns = ("By reads", "By faults of mapped files", "From swap", "Page-ins", "Read from the disks")
+    yield table(
+        "What had to be read for that, all repeats", ("Arm, guest", *columns, "More or less than counted"), rows
+    )

@@ -47,9 +47,7 @@ def summarise(results: Results) -> dict[str, Any]:
         "arms": [_arm(results, arm) for arm in results.arms],
         "comparisons": [_comparison(results, comparison) for comparison in results.comparisons],
         "footprints": results.manifest.footprints,
-        "failed": [
-            {"arm": run.run.arm, "repeat": run.run.repeat, "cause": run.result.failed} for run in results.failed
-        ],
+        "failed": [{"arm": run.run.arm, "repeat": run.run.repeat, "cause": run.failed} for run in results.failed],
         "missing": [{"arm": run.arm, "repeat": run.repeat} for run in results.missing],
     }
 
@@ -75,9 +73,9 @@ def _repeat(run: RunResult, moved: Movement) -> dict[str, Any]:
     counts = run.counts
     return {
         "repeat": run.run.repeat,
-        "seconds": run.result.seconds,
-        "trials_to_finish": run.result.trials_to_finish,
-        "hits_by_trial": run.result.hits,
+        "seconds": run.seconds,
+        "trials_to_finish": run.trials_to_finish,
+        "hits_by_trial": run.hits,
         "hits": counts.hits,
         "misses": counts.misses,
         "page_ins": counts.page_ins,

@@ -25,14 +25,29 @@ def spread(values: Sequence[float | None], show: Callable[[float], str]) -> str:
 
     A value that is missing in some repeats is said to be: ``9 (in 2 of 3)``.
     """
-    known = [value for value in values if value is not None]
-    if not known:
+    found = [value for value in values if value is not None]
+    if not found:
         return NOTHING
-    text, low, high = show(statistics.median(known)), show(min(known)), show(max(known))
+    text, low, high = show(statistics.median(found)), show(min(found)), show(max(found))
     notes = [] if low == high else [f"{low} to {high}"]
-    if len(known) < len(values):
-        notes.append(f"in {len(known)} of {len(values)}")
+    if len(found) < len(values):
+        notes.append(f"in {len(found)} of {len(values)}")
     return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def known(value: float | None, show: Callable[[float], str], otherwise: str = NOTHING) -> str:
+    """Return a value that may not be known."""
+    return otherwise if value is None else show(value)
+
+
+def rounded(value: float) -> str:
+    """Return a number without its fraction: ``1,235``."""
+    return f"{value:,.0f}"
+
+
+def off_one(ratio: float) -> str:
+    """Return by how much a ratio is above or below 1, in per cent."""
+    return f"{(ratio - 1) * 100:+.1f} %"
 
 
 def whole(value: float) -> str:
@@ -58,11 +73,6 @@ def seconds(value: float) -> str:
 def percent(value: float) -> str:
     """Return a share in per cent."""
     return f"{value * 100:.1f} %"
-
-
-def signed_percent(value: float) -> str:
-    """Return a difference in per cent, with its sign."""
-    return f"{value * 100:+.1f} %"
 
 
 def latency(value_s: float) -> str:

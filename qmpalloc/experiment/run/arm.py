@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -311,7 +310,7 @@ class ArmRunner:
         """Start the loads with the first trial, and read every guest at the end of each until all are done."""
         with _time_limit(BEGIN_TIMEOUT_S, "the controller has not begun to decide"):
             await clock.begun.wait()
-        started_s, cpu_s = trio.current_time(), _cpu_s()
+        started_s, cpu_s = trio.current_time(), time.process_time()
         await self._read_all(links, clock, trial=0, t=0.0)
         await in_parallel([link.load.go() for link in links])
         reading = {guest.name: {phase.name for phase in guest.reads} for guest in self._spec.guests}
@@ -329,7 +328,7 @@ class ArmRunner:
                 standstill.note(readings, now_s=now_s)
                 self._live.status(*self._progress(readings, trial))
         finally:
-            self._used = (_cpu_s() - cpu_s, trio.current_time() - started_s)
+            self._used = (time.process_time() - cpu_s, trio.current_time() - started_s)
             with trio.move_on_after(OUTPUTS_TIMEOUT_S, shield=True):
                 await self._keep_outputs(links)
         self._keep_results(readings)
@@ -439,12 +438,6 @@ def _time_limit(limit_s: float, what: str) -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise HostError(f"{what} for {limit_s:.0f} s")
-
-
-def _cpu_s() -> float:
-    """Return the CPU seconds this process has used."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def _tail(file: Path) -> bytes:

@@ -17,8 +17,8 @@ from qmpalloc.channel import Channel, open_channel, others
 from qmpalloc.config import Config
 from qmpalloc.control.inspection import choose_actuator
 from qmpalloc.errors import BusyError, HostError, QmpallocError, RefusedError, SampleError, UnreachableError
-from qmpalloc.experiment.run.load import DIRECTORY, PROGRAMS_DIRECTORY
-from qmpalloc.experiment.run.readings import Link, linked
+from qmpalloc.experiment.run.load import DIRECTORY, PROGRAMS_DIRECTORY, open_load
+from qmpalloc.experiment.run.readings import Link
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.attached import SECOND_HINT, Attach, Start
 from qmpalloc.experiment.spec.schema import Guest
@@ -92,10 +92,8 @@ async def open_attached(guest: Guest, config: Config, traces: Traces, report: Re
         await place.wait_for_sample(channel, limit_s)
         await place.make_files(channel)
         stack.push_async_callback(_clean, channel)
-        link = await stack.enter_async_context(
-            linked(actuator, channel, traces, guest, place.attach.counters_file, place.attach.disks)
-        )
-        yield link
+        load = await stack.enter_async_context(open_load(channel, traces, guest))
+        yield Link(guest.name, monitor, actuator, channel, load, guest.attach.counters_file, guest.attach.disks)
 
 
 class _Place:

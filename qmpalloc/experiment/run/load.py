@@ -30,6 +30,7 @@ import trio
 
 from qmpalloc.channel import Channel
 from qmpalloc.errors import HostError, NonsenseError, QmpallocError, RefusedError
+from qmpalloc.experiment.run.lru import choose_lru
 from qmpalloc.experiment.run.shipping import packed_generator
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.program import Metric, ProgramPhase
@@ -87,6 +88,9 @@ COUNT_MAX = 2**53
 class Load:
     """The load of a guest. Open one with `open_load`.
 
+    All methods raise `QmpallocError` when the guest does not answer or refuses, `HostError` when what they start in it
+    fails, and `NonsenseError` when what is there no generator with this plan has written.
+
     Attributes:
         guest: Whose load it is.
         laps: How often each phase reads its references, one time after the other.
@@ -102,21 +106,12 @@ class Load:
         self._end: ExecResult | None = None
 
     async def go(self) -> None:
-        """Start reading. Returns when the guest has been told; it looks every 20 ms.
-
-        Raises:
-            QmpallocError: The guest does not answer or refuses.
-        """
+        """Start reading. Returns when the guest has been told; it looks every 20 ms."""
         with deadline(COMMAND_TIMEOUT_S, self._channel.address, "the start of the load"):
             await self._channel.write_file(GO_FILE, b"")
 
     async def progress(self) -> LoadProgress | None:
-        """Return what the generator last wrote, at most half a second old while it runs; None: nothing yet.
-
-        Raises:
-            NonsenseError: It is not what a generator with this plan writes.
-            QmpallocError: The guest does not answer.
-        """
+        """Return what the generator last wrote, at most half a second old while it runs; None: nothing yet."""
         limit = PROGRESS_BYTES + PROGRESS_PHASE_BYTES * len(self.guest.phases)
         data = await self._kept(PROGRESS_FILE, limit, PROGRESS)
         if data is None:
@@ -127,12 +122,7 @@ class Load:
         return msgspec.structs.replace(progress, error=printable(progress.error))
 
     async def raise_if_dead(self) -> None:
-        """Return while the generator runs, and when it has finished all its reads.
-
-        Raises:
-            HostError: It ended before: with its own reason, or the last lines of its log.
-            QmpallocError: The guest does not answer.
-        """
+        """Return while the generator runs, and when it has finished all its reads; else raise why it ended."""
         if self.started is None:
             raise HostError(f"guest {self.guest.name}: its load was never started")
         if self._end is None:
@@ -157,32 +147,18 @@ class Load:
 
         Args:
             file_names: By default the first phase's file.
-
-        Raises:
-            HostError: That failed in the guest.
-            QmpallocError: The guest does not answer.
         """
         paths = [self.guest.path(name) for name in file_names or [next(iter(self.guest.files))]]
         await self._run([*GENERATE, "read-through", *paths], READ_THROUGH_TIMEOUT_S)
 
     async def prepare(self) -> None:
-        """Set the programs of the load up, and wait until they are ready.
-
-        Raises:
-            HostError: One of them failed.
-            QmpallocError: The guest does not answer.
-        """
+        """Set the programs of the load up, and wait until they are ready."""
         if self.guest.programs:
             for step in ("setup", "ready"):
                 await self._prepare(step)
 
     async def warm_up(self, *, reads: bool) -> None:
-        """Run the warm-up of the first phase: of a program its own, of reads, if so wanted, its file once.
-
-        Raises:
-            HostError: That failed in the guest.
-            QmpallocError: The guest does not answer.
-        """
+        """Run the warm-up of the first phase: of a program its own, of reads, if so wanted, its file once."""
         if isinstance(self.guest.phases[0], ProgramPhase):
             await self._prepare("warm_up")
         elif reads:
@@ -199,11 +175,6 @@ class Load:
             number: Of the phase, from 0.
             limit_s: For so long at most.
             first: Run its warm-up, or have the kernel drop its caches; neither is in the time.
-
-        Raises:
-            HostError: It failed.
-            NonsenseError: What the generator says of it makes no sense.
-            QmpallocError: The guest does not answer.
         """
         what = f"a run of {self.guest.phases[number].name}"
         argv = [*GENERATE, "once", PLAN_FILE, str(number), str(limit_s), *([f"--{first}"] if first else [])]
@@ -211,11 +182,7 @@ class Load:
         return self._decoded(out, ProgramPace, what)
 
     async def outputs(self) -> dict[str, bytes]:
-        """Return what is kept of the output of each program that was begun, by phase.
-
-        Raises:
-            QmpallocError: The guest does not answer.
-        """
+        """Return what is kept of the output of each program that was begun, by phase."""
         found = {}
         for number, phase in enumerate(self.guest.phases):
             if isinstance(phase, ProgramPhase):
@@ -225,12 +192,7 @@ class Load:
         return found
 
     async def series(self) -> dict[str, tuple[SeriesPoint, ...]]:
-        """Return the values, with their times, of the metrics that are series, by phase; of programs that have ended.
-
-        Raises:
-            NonsenseError: No generator with this plan writes that.
-            QmpallocError: The guest does not answer.
-        """
+        """Return the values of the metrics that are series, with their times, by phase; of programs that have ended."""
         found = {}
         for number, phase in enumerate(self.guest.phases):
             names = [metric.name for metric in phase.metrics if metric.series]
@@ -252,11 +214,6 @@ class Load:
         """Measure what cached and uncached reads take, with the disk's throttle as it is; 5 to 10 seconds.
 
         Afterwards nothing of the file of the first phase is cached.
-
-        Raises:
-            HostError: That failed in the guest.
-            NonsenseError: The times make no sense.
-            QmpallocError: The guest does not answer.
         """
         path = self.guest.path(next(iter(self.guest.files)))
         out = await self._run([*GENERATE, "service", path], SERVICE_TIMEOUT_S)
@@ -271,29 +228,16 @@ class Load:
         return service
 
     async def drop_caches(self) -> None:
-        """Have the guest's kernel drop all that it can of its page cache and its caches of inodes.
-
-        Raises:
-            QmpallocError: The guest refuses, or does not answer.
-        """
+        """Have the guest's kernel drop all that it can of its page cache and its caches of inodes."""
         await self._run(["/bin/sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches"], COMMAND_TIMEOUT_S)
 
     async def stop(self) -> None:
-        """End the generator, if it runs.
-
-        Raises:
-            QmpallocError: The guest does not answer.
-        """
+        """End the generator, if it runs."""
         if self.started is not None and self._end is None:
             await self._run(["/bin/sh", "-c", f"kill $(cat {PID_FILE}) 2>/dev/null || true"], COMMAND_TIMEOUT_S)
 
     async def arm(self, traces: Traces) -> None:
-        """Ship everything and start the generator, which then waits for `go`.
-
-        Raises:
-            HostError: It ended at once, or was not ready in time.
-            QmpallocError: The guest does not answer, or there is no room on tmpfs.
-        """
+        """Ship everything and start the generator, which then waits for `go`."""
         await self._run(["/bin/sh", "-c", CLEAR], COMMAND_TIMEOUT_S)
         await self._ship(PROGRAM_FILE, packed_generator())
         for number, phase in enumerate(self.guest.phases):
@@ -394,7 +338,7 @@ class Load:
 
 @asynccontextmanager
 async def open_load(channel: Channel, traces: Traces, guest: Guest, *, laps: int = 1) -> AsyncIterator[Load]:
-    """Bring a guest's load into it, ready to start, and end it at the end of the block.
+    """Switch a guest to its page replacement, bring its load into it, ready to start, and end it after the block.
 
     Args:
         channel: Into the guest, as root there.
@@ -404,9 +348,11 @@ async def open_load(channel: Channel, traces: Traces, guest: Guest, *, laps: int
             to last longer than its references have room.
 
     Raises:
+        HostError: Its kernel cannot switch.
         QmpallocError: As `Load.arm`.
     """
     assert laps == 1 or not any(phase.rate for phase in guest.reads), "an open loop has one lap"
+    await choose_lru(channel, guest)
     load = Load(channel, traces.specification, guest, laps=laps)
     try:
         await load.arm(traces)

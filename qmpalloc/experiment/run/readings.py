@@ -15,9 +15,7 @@ from msgspec import Struct
 from qmpalloc.channel import Channel
 from qmpalloc.errors import NonsenseError
 from qmpalloc.experiment.run.load import Load, open_load
-from qmpalloc.experiment.run.lru import choose_lru
 from qmpalloc.experiment.run.traces import Traces
-from qmpalloc.experiment.spec.schema import Guest
 from qmpalloc.experiment.store.records import LoadProgress, Reading
 from qmpalloc.qemu.launcher import RunningGuest
 from qmpalloc.qmp import Actuator, BlockStats, Monitor, deadline, find_actuators, open_agent, open_monitor
@@ -87,38 +85,8 @@ async def open_link(guest: RunningGuest, traces: Traces, *, laps: int = 1) -> As
     disks = (DATA_DISK, ROOT_DISK) if described.programs else (DATA_DISK,)
     async with open_monitor(str(guest.sockets.people)) as monitor, open_agent(str(guest.lab_socket)) as agent:
         [actuator, *_] = await find_actuators(monitor)
-        async with linked(actuator, agent, traces, described, guest.config.counters_file, disks, laps=laps) as link:
-            yield link
-
-
-@asynccontextmanager
-async def linked(
-    actuator: Actuator,
-    channel: Channel,
-    traces: Traces,
-    guest: Guest,
-    counters_file: str,
-    disks: tuple[str, ...],
-    *,
-    laps: int = 1,
-) -> AsyncIterator[Link]:
-    """Switch a guest to its page replacement and arm its load, over connections that are open.
-
-    Args:
-        actuator: What moves its memory, over a monitor beside the controller's.
-        channel: Into the guest, as root there.
-        traces: With the specification that describes it.
-        guest: As the specification describes it.
-        counters_file: Path in the guest.
-        disks: As in `Link`.
-        laps: As for `qmpalloc.experiment.run.load.open_load`.
-
-    Raises:
-        QmpallocError: As `open_link`.
-    """
-    await choose_lru(channel, guest)
-    async with open_load(channel, traces, guest, laps=laps) as load:
-        yield Link(guest.name, actuator.monitor, actuator, channel, load, counters_file, disks)
+        async with open_load(agent, traces, described, laps=laps) as load:
+            yield Link(guest.name, monitor, actuator, agent, load, guest.config.counters_file, disks)
 
 
 async def in_parallel(jobs: Sequence[Awaitable[None]]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
-from qmpalloc.config.convert import Mistakes, told
+from qmpalloc.config.convert import Mistakes, below, told
 from qmpalloc.config.keys import Found, baseline_mistakes
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.spec.attached import SOCKETS
@@ -177,17 +177,8 @@ def _arm(key: str, arm: Arm, spec: Specification) -> Found:
         if arm.is_computed_oracle and guest.attach is not None and guest.lru is None:
             message = f"which page replacement {guest.name} runs is not known, so its curve cannot be computed"
             yield f"{key}.policy", message, 'say it: lru = "multi-gen" or "two-list"'
-    try:
-        registry.load(arm.policy, arm.policy_settings, file=spec.file)
-    except ConfigError as error:
-        for one in error.each or (error,):
-            yield _moved(one, key)
-
-
-def _moved(error: ConfigError, key: str) -> tuple[str, str, str]:
-    """Return a policy's mistake, which the registry reports at ``policy.…``, at the arm's own keys."""
-    name = error.key.removeprefix("policy.")
-    return f"{key}.policy" if name == "name" else f"{key}.settings.{name}", error.reason, error.hint
+    found = registry.wrong(arm.policy, arm.policy_settings, file=spec.file)
+    yield from ((below(key, name), message, hint) for name, message, hint in found)
 
 
 def _above(what: str, total_bytes: int, budget_bytes: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import typing
 from fractions import Fraction
 from typing import Any
 
@@ -11,6 +10,7 @@ import msgspec
 
 from qmpalloc.config import DISK_OVERHEAD_BYTES, Size
 from qmpalloc.config.convert import Mistakes
+from qmpalloc.config.tables import keys_of
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.spec.checks import check
 from qmpalloc.experiment.spec.schema import AnyPhase, Arm, Guest, Phase, Specification, default_file_name
@@ -85,9 +85,8 @@ def _sizes(arm: Arm, file: str) -> dict[str, int]:
     if schema is None or not takes_settings:
         return {}
     sizes = {}
-    hints = typing.get_type_hints(schema)
-    for field in msgspec.structs.fields(schema):
-        if hints[field.name] is Size:
-            given = arm.settings.get(field.name)
-            sizes[field.name] = parse_size(given) if given is not None else int(field.default)
+    for name, field in keys_of(schema).items():
+        if field.type is Size:
+            given = arm.settings.get(name)
+            sizes[name] = parse_size(given) if given is not None else int(field.default)
     return sizes

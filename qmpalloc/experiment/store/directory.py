@@ -56,7 +56,10 @@ KEPT_BYTES = 64 * MIB
 
 
 class RunDirectory:
-    """The directory of one run of one arm."""
+    """The directory of one run of one arm.
+
+    What cannot be written is a `HostError`, what cannot be read or holds something else a `ConfigError`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,11 +75,7 @@ class RunDirectory:
         return self.path / "readings.jsonl"
 
     def begin(self) -> None:
-        """Make the directory; what an interrupted or failed run left there is kept beside it under another name.
-
-        Raises:
-            HostError: It cannot be made.
-        """
+        """Make the directory; what an interrupted or failed run left there is kept beside it under another name."""
         try:
             if self.path.exists():
                 number = 1
@@ -92,11 +91,7 @@ class RunDirectory:
         append(self.readings_file, b"".join(msgspec.json.encode(reading) + b"\n" for reading in readings))
 
     def readings(self) -> list[Reading]:
-        """Return all readings in order; a cut-off last line is left out.
-
-        Raises:
-            ConfigError: The file cannot be read or holds something else.
-        """
+        """Return all readings in order; a cut-off last line is left out."""
         try:
             lines = self.readings_file.read_bytes().split(b"\n")
         except FileNotFoundError:
@@ -108,28 +103,16 @@ class RunDirectory:
         write_json(self.path / f"load-{guest}.json", progress)
 
     def write_output(self, guest: str, phase: str, data: bytes) -> None:
-        """Keep what a program printed.
-
-        Raises:
-            HostError: It cannot be written.
-        """
+        """Keep what a program printed."""
         write_whole(self.path / f"output-{guest}-{phase}.txt", data)
 
     def write_series(self, guest: str, phase: str, points: Iterable[SeriesPoint]) -> None:
-        """Keep the values of a program's metrics.
-
-        Raises:
-            HostError: It cannot be written.
-        """
+        """Keep the values of a program's metrics."""
         lines = [SERIES_HEADER, *map(str, points)]
         write_whole(self._series_file(guest, phase), "".join(f"{line}\n" for line in lines).encode())
 
     def series(self, guest: str, phase: str) -> tuple[SeriesPoint, ...]:
-        """Return the values of a program's metrics with their times; none where none were kept.
-
-        Raises:
-            ConfigError: The file cannot be read or holds something else.
-        """
+        """Return the values of a program's metrics with their times; none where none were kept."""
         file = self._series_file(guest, phase)
         try:
             return tuple(SeriesPoint.parse(line) for line in file.read_text().splitlines()[1:])

@@ -49,7 +49,7 @@ def draw_all(
 
 def _figures(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[tuple[str, str, str, Figure]]:
     """Yield the file name, the title, the caption and the drawing of each."""
-    if not any(run.counted and run.result.hits for run in results.runs):
+    if not any(run.counted and run.hits for run in results.runs):
         return
     reference = results.specification.reference
     if forest_rows(results):

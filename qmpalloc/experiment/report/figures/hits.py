@@ -25,7 +25,7 @@ def hits_figure(results: Results) -> Figure:
     theirs = {run.run.repeat: run for run in results.counted(results.specification.reference)}
     for arm in results.arms_counted:
         runs = results.counted(arm.name)
-        _draw(together, results, arm.name, [run.result.hits for run in runs])
+        _draw(together, results, arm.name, [run.hits for run in runs])
         for run in (run for run in runs if run.run.repeat in theirs):
             colour, dash = style.arm_line(results, arm.name)
             ahead.plot(gained_hits(run, theirs[run.run.repeat]), color=colour, linestyle=dash, linewidth=1.4)
@@ -58,7 +58,7 @@ def _draw(axes: Axes, results: Results, arm: str, runs: Sequence[Sequence[float 
 def gained_hits(ours: RunResult, theirs: RunResult) -> list[int]:
     """Return from trial 0 on by how many hits one run is ahead of another, up to the first gap or the shorter's end."""
     gained: list[int] = []
-    for mine, other in zip(ours.result.hits, theirs.result.hits, strict=False):
+    for mine, other in zip(ours.hits, theirs.hits, strict=False):
         if mine is None or other is None:
             break
         gained.append(mine - other)
