@@ -70,6 +70,9 @@ def test_what_the_readme_and_the_docs_show_is_valid():
         {"guest": [{**GUEST, "vm": {"memory": "2GiB", "suite": "sid"}}]},
         {"control": {"interval": "5 parsecs"}},
         {"nonsense": {}},
+        {"guest": [{**GUEST, "weight": 0}]},
+        {"guest": [{**GUEST, "name": "../a"}]},
+        {"image": {"packages": ["--x"]}},
     ],
 )
 def test_mistakes_in_a_configuration(wrong):
@@ -87,6 +90,9 @@ def test_phases_of_both_kinds():
     [
         {**READS, "access": {"distribution": "normal", "exponent": 1}},
         {**READS, "access": {"distribution": "nonsense"}},
+        {**READS, "access": {"distribution": "zipf", "exponent": 6}},
+        {**READS, "access": {"distribution": "mixture", "parts": [{"weight": 0, "distribution": "uniform"}]}},
+        {**READS, "access": {"distribution": "mixture", "parts": [{"distribution": "uniform"}]}},
         {**READS, "metric": []},
         {**PROGRAM, "metric": [{"name": "t"}]},
         {"reads": 5},
