@@ -47,6 +47,7 @@ _KINDS = {
     "object": "a table",
     "str": "text in quotes",
 }
+EXAMPLES = {Size: '"512MiB"', Duration: '"2s"'}
 EMPTY: Mapping[str, str] = MappingProxyType({})
 LIMITS = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
 
@@ -102,7 +103,7 @@ class Mistakes:
             elsewhere: Keys that tables have which this could have been, to what is wrong with them here.
         """
         if not isinstance(table, Mapping):
-            self.add(key, f"must be a table, not {type(table).__name__}", hint=f"see {self._docs}")
+            self.add(key, f"must be a table, not {type(table).__name__}", hint=self._example([into], key))
             return None
         before, fields = len(self._errors), keys_of(into)
         rest = {name: value for name, value in table.items() if name not in fields}
@@ -131,11 +132,21 @@ class Mistakes:
         plain = re.sub(r"\[[0-9]+\]", "", key)
         if tables_of(item_of(hint)):
             self.add(key, f"no {plain.rpartition('.')[2]} is given", hint=f"add a [[{plain}]] table for each")
-        elif kinds := tables_of(hint):
-            needed = " and ".join(sorted(required(kinds[-1])))
-            self.add(key, "missing", hint=f"add [{plain}] with {needed}; see {self._docs}")
         else:
-            self.add(key, "missing", hint=f"see {self._docs}")
+            self.add(key, "missing", hint=self._example(options_of(hint), key))
+
+    def _example(self, options: Sequence[Any], key: str) -> str:
+        """Return a hint at what a key is to be."""
+        name, see = re.sub(r"\[[0-9]+\]", "", key).rpartition(".")[2], f"see {self._docs}"
+        if options[0] in EXAMPLES:
+            return f"for example {name} = {EXAMPLES[options[0]]}; {see}"
+        if not tables_of(options[0]):
+            return see
+        config = options[0].__struct_config__
+        if config.tag_field is not None:
+            return f'for example {name} = {{ {config.tag_field} = "{config.tag}" }}; {see}'
+        needed = " and ".join(sorted(required(options[0])))
+        return f"a table with {needed}; {see}" if needed else see
 
     def _read(self, raw: Any, hint: Any, key: str) -> Any:
         """Return a value as a key's type allows it; what is returned after a mistake does not matter."""
@@ -158,7 +169,7 @@ class Mistakes:
     def _table(self, raw: Any, kinds: Sequence[type[Any]], key: str) -> Any:
         """Return a table of one of several kinds: by its tag, or the first whose required keys it has."""
         tag = kinds[0].__struct_config__.tag_field
-        if len(kinds) == 1 or not isinstance(raw, Mapping):
+        if len(kinds) == 1 or not isinstance(raw, Mapping):  # which says so
             return self.convert(raw, kinds[0], key)
         if tag is None:
             kind = next((kind for kind in kinds if required(kind) <= raw.keys()), kinds[-1])
@@ -201,7 +212,9 @@ def told(value: Any, key: str = "", hint: Any = Any) -> Found:
             msgspec.convert(value, Annotated[type(value), limits])
         except msgspec.ValidationError:
             words = [f"{word} {limit:g}" for name, word in LIMITS if (limit := getattr(limits, name)) is not None]
-            said = f"{value!r} is not {limits.title}" if limits.title else f"must be {' and '.join(words)}"
+            said = (
+                f"{value!r} is not {limits.title}" if limits.title else f"must be {' and '.join(words)}, not {value:g}"
+            )
             yield key, said, (limits.extra or {}).get("hint", "")
 
 
@@ -220,8 +233,7 @@ def _quantity(expected: type[Any], value: Any) -> Any:
     """Parse our unit types for msgspec; its message gets the key path around ours."""
     if expected is Size or expected is Duration:
         if not isinstance(value, str):
-            example = '"512MiB"' if expected is Size else '"2s"'
-            raise ValueError(f"{value!r} has no unit; write for example {example}")
+            raise ValueError(f"{value!r} has no unit; write for example {EXAMPLES[expected]}")
         return Size(parse_size(value)) if expected is Size else Duration(parse_duration(value))
     raise NotImplementedError(expected)
 

@@ -266,7 +266,8 @@ class VmConfig(Struct, frozen=True, kw_only=True):
     def mistakes(self) -> Found:
         """Yield what cannot be started."""
         if self.load and self.profile == "base":
-            yield "load", f"the profile {self.profile} starts no loads", 'profile = "lab" has an agent that does'
+            hint = 'profile = "lab" has an agent that may execute programs'
+            yield "load", f"the profile {self.profile} starts no loads", hint
 
 
 class GuestConfig(Struct, frozen=True, kw_only=True):
