@@ -61,6 +61,9 @@ class ArmResult(Struct, frozen=True, kw_only=True):
         return max(known) if known else None
 
 
+Value = Callable[[ArmResult], float | None]
+
+
 class Ratio(Struct, frozen=True, kw_only=True):
     """A ratio to the reference arm: the geometric mean of `n` repeats.
 
@@ -157,25 +160,22 @@ def compare(
     repeats = sorted(repeat for name, repeat in by_run if name == arm and (reference, repeat) in by_run)
     pairs = [(by_run[arm, repeat], by_run[reference, repeat]) for repeat in repeats]
     done = [(ours, theirs) for ours, theirs in pairs if ours.trials_to_finish and theirs.trials_to_finish]
-    seconds = [both for pair in pairs if (both := all_known(result.seconds for result in pair))]
+    timed = [pair for pair in pairs if all_known(result.seconds for result in pair)]
 
-    def ratio_of(values: Iterable[Sequence[float]]) -> Ratio | None:
-        both = [(ours, theirs) for ours, theirs in values]
+    def ratio_of(pairs: Iterable[tuple[ArmResult, ArmResult]], value: Value) -> Ratio | None:
+        both = [(value(ours) or 0, value(theirs) or 0) for ours, theirs in pairs]
         return ratio(both, confidence=confidence) if both and all(min(pair) > 0 for pair in both) else None
-
-    def each(value: Callable[[ArmResult], int | None]) -> list[list[float]]:
-        return [[float(value(result) or 0) for result in pair] for pair in done]
 
     return Comparison(
         arm=arm,
         reference=reference,
-        time=ratio_of(seconds),
-        trials=ratio_of(each(lambda result: result.trials_to_finish)),
-        hits=ratio_of(each(lambda result: result.hits_in_all)),
-        misses=ratio_of(each(lambda result: result.total_misses)),
+        time=ratio_of(timed, lambda result: result.seconds),
+        trials=ratio_of(done, lambda result: result.trials_to_finish),
+        hits=ratio_of(done, lambda result: result.hits_in_all),
+        misses=ratio_of(done, lambda result: result.total_misses),
         more_hits=tuple(more_hits(ours, theirs) for ours, theirs in pairs),
         repeats=len(pairs),
-        finished=len(seconds),
+        finished=len(timed),
     )
 
 

@@ -186,7 +186,7 @@ class Load:
         found = {}
         for number, phase in enumerate(self.guest.phases):
             if isinstance(phase, ProgramPhase):
-                data = await self._kept(_output(number), OUTPUT_MAX_BYTES, f"output of {phase.name}")
+                data = await self._kept(_own("output", number), OUTPUT_MAX_BYTES, f"output of {phase.name}")
                 if data is not None:
                     found[phase.name] = data[:OUTPUT_MAX_BYTES]
         return found
@@ -197,7 +197,7 @@ class Load:
         for number, phase in enumerate(self.guest.phases):
             names = [metric.name for metric in phase.metrics if metric.series]
             limit = SERIES_METRIC_BYTES * len(names)
-            data = await self._kept(_series(number), limit, f"series of {phase.name}") if names else None
+            data = await self._kept(_own("series", number), limit, f"series of {phase.name}") if names else None
             if data is not None:
                 lines = self._short(data, limit, SERIES).splitlines()
                 found[phase.name] = tuple(self._point(line, names) for line in lines)
@@ -242,7 +242,7 @@ class Load:
         await self._ship(PROGRAM_FILE, packed_generator())
         for number, phase in enumerate(self.guest.phases):
             if isinstance(phase, Phase):
-                await self._ship(_trace(number), await trio.to_thread.run_sync(traces.trace, self.guest, phase))
+                await self._ship(_own("trace", number), await trio.to_thread.run_sync(traces.trace, self.guest, phase))
             else:
                 await self._bring(phase, _directory(number))
         await self._ship(PLAN_FILE, json.dumps(plan(self._spec, self.guest, laps=self.laps)).encode())
@@ -370,7 +370,7 @@ def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[s
         if isinstance(phase, Phase):
             described: dict[str, object] = {
                 "file": guest.path(phase.file_name),
-                "trace": _trace(number),
+                "trace": _own("trace", number),
                 "readahead": phase.reads_ahead,
                 "rate": phase.rate,
                 "laps": laps,
@@ -380,8 +380,8 @@ def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[s
                 **phase.with_texts(fill),
                 "key": f"guest[{specification.guests.index(guest)}].phase[{number}]",
                 "directory": _directory(number),
-                "output": _output(number),
-                "series": _series(number),
+                "output": _own("output", number),
+                "series": _own("series", number),
                 "timeout": phase.timeout,
                 "metrics": [_gauge(metric, fill) for metric in phase.metrics],
             }
@@ -409,16 +409,9 @@ def _possible(state: PhaseProgress, phase: AnyPhase, laps: int) -> bool:
     )
 
 
-def _trace(number: int) -> str:
-    return f"{DIRECTORY}/trace{number}"
-
-
-def _output(number: int) -> str:
-    return f"{DIRECTORY}/output{number}"
-
-
-def _series(number: int) -> str:
-    return f"{DIRECTORY}/series{number}"
+def _own(kind: str, number: int) -> str:
+    """Return the path of a phase's trace, output or series."""
+    return f"{DIRECTORY}/{kind}{number}"
 
 
 def _directory(number: int) -> str:
