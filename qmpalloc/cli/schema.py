@@ -15,6 +15,8 @@ def schema(kind: str) -> None:
     For editors with a TOML language server, such as Even Better TOML: save it beside the file, whose first line is then
     '#:schema ./configuration.json'. What holds between keys only qmpalloc checks.
     """
-    from qmpalloc.experiment.spec.json_schema import configuration, experiment
+    from qmpalloc.config.json_schema import schema_of
+    from qmpalloc.config.schema import ConfigFile
+    from qmpalloc.experiment.spec.schema import ExperimentFile
 
-    print_json(configuration() if kind == "configuration" else experiment())
+    print_json(schema_of(ConfigFile if kind == "configuration" else ExperimentFile))

@@ -325,7 +325,7 @@ class GuestConfig(Struct, frozen=True, kw_only=True):
 
 
 class ConfigFile(Struct, frozen=True, kw_only=True):
-    """A configuration of qmpalloc, as it is written."""
+    """A configuration of qmpalloc."""
 
     host: HostConfig
     control: ControlConfig = ControlConfig()

@@ -12,8 +12,11 @@ pytest.importorskip("jsonschema")
 import jsonschema
 
 from qmpalloc import cli
-from qmpalloc.experiment.spec.json_schema import configuration, experiment
+from qmpalloc.config.json_schema import schema_of
+from qmpalloc.config.schema import ConfigFile
+from qmpalloc.experiment.spec.schema import ExperimentFile
 
+CONFIGURATION, EXPERIMENT = schema_of(ConfigFile), schema_of(ExperimentFile)
 ROOT = Path(__file__).parents[2]
 FILES = [*ROOT.glob("examples/*.toml"), *ROOT.glob("benchmarks/**/*.toml"), *ROOT.glob("docs/**/*.toml")]
 TABLES = {path: tomllib.loads(path.read_text()) for path in FILES}
@@ -33,7 +36,7 @@ def an_experiment(*phases, **guest):
     return {"experiment": {"name": "x", "budget": "3GiB"}, "guest": guests, "arm": [ARM]}
 
 
-@pytest.mark.parametrize("schema", [configuration(), experiment()], ids=["configuration", "experiment"])
+@pytest.mark.parametrize("schema", [CONFIGURATION, EXPERIMENT], ids=["configuration", "experiment"])
 def test_they_are_schemas_and_every_key_is_described(schema):
     jsonschema.Draft202012Validator.check_schema(schema)
     undescribed = [
@@ -48,7 +51,7 @@ def test_they_are_schemas_and_every_key_is_described(schema):
 @pytest.mark.parametrize("path", [path for path in FILES if "sweep" not in TABLES[path]], ids=lambda path: path.stem)
 def test_files_that_are_shipped_are_valid(path):
     tables = TABLES[path]
-    assert mistakes(experiment() if "experiment" in tables else configuration(), tables) == []
+    assert mistakes(EXPERIMENT if "experiment" in tables else CONFIGURATION, tables) == []
 
 
 def test_what_the_readme_and_the_docs_show_is_valid():
@@ -56,7 +59,7 @@ def test_what_the_readme_and_the_docs_show_is_valid():
               for text in (ROOT / page).read_text().split("```toml\n")[1:]]  # fmt: skip
     assert len(blocks) >= 2
     for block in blocks:
-        assert mistakes(configuration(), tomllib.loads(block)) == []
+        assert mistakes(CONFIGURATION, tomllib.loads(block)) == []
 
 
 @pytest.mark.parametrize(
@@ -76,13 +79,13 @@ def test_what_the_readme_and_the_docs_show_is_valid():
     ],
 )
 def test_mistakes_in_a_configuration(wrong):
-    assert mistakes(configuration(), GOOD) == []
-    assert mistakes(configuration(), GOOD | wrong)
+    assert mistakes(CONFIGURATION, GOOD) == []
+    assert mistakes(CONFIGURATION, GOOD | wrong)
 
 
 def test_phases_of_both_kinds():
     mixture = {"distribution": "mixture", "parts": [{"weight": 1, "distribution": "zipf", "exponent": 0.9}]}
-    assert mistakes(experiment(), an_experiment(READS, PROGRAM, {**READS, "access": mixture})) == []
+    assert mistakes(EXPERIMENT, an_experiment(READS, PROGRAM, {**READS, "access": mixture})) == []
 
 
 @pytest.mark.parametrize(
@@ -99,9 +102,9 @@ def test_phases_of_both_kinds():
     ],
 )
 def test_mistakes_in_a_phase(phase):
-    assert mistakes(experiment(), an_experiment(phase))
+    assert mistakes(EXPERIMENT, an_experiment(phase))
 
 
 def test_the_command_prints_them():
-    for kind, schema in (("configuration", configuration()), ("experiment", experiment())):
+    for kind, schema in (("configuration", CONFIGURATION), ("experiment", EXPERIMENT)):
         assert json.loads(CliRunner().invoke(cli.main, ["schema", kind]).output) == json.loads(json.dumps(schema))

@@ -302,7 +302,7 @@ class Frame(Struct, frozen=True, kw_only=True):
 
 
 class ExperimentFile(Struct, frozen=True, kw_only=True):
-    """An experiment of qmpalloc, as it is written."""
+    """An experiment of qmpalloc."""
 
     experiment: Frame
     disk: Disk = Disk()

@@ -11,9 +11,7 @@ from inspect import getdoc
 from typing import Any
 
 from qmpalloc.config.keys import Duration, Size
-from qmpalloc.config.schema import ConfigFile
 from qmpalloc.config.tables import flat_of, item_of, keys_of, limits_of, options_of, required, tables_of
-from qmpalloc.experiment.spec.schema import ExperimentFile
 from qmpalloc.units import DURATION_UNITS, SIZE_UNITS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -23,17 +21,8 @@ BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "
 Schema = dict[str, Any]
 
 
-def configuration() -> Schema:
-    """Return the schema of a configuration."""
-    return _file(ConfigFile)
-
-
-def experiment() -> Schema:
-    """Return the schema of an experiment."""
-    return _file(ExperimentFile)
-
-
-def _file(kind: type[Any]) -> Schema:
+def schema_of(kind: type[Any]) -> Schema:
+    """Return the schema of a file by the struct that it is read into."""
     defined: Schema = {}
     found = _struct(kind, defined)
     return {"$schema": DIALECT, "title": found.pop("description"), **found, "$defs": defined}
