@@ -12,6 +12,7 @@ _MAP_LOOKUP_ELEM = 1
 _MAP_UPDATE_ELEM = 2
 _MAP_DELETE_ELEM = 3
 _OBJ_GET_INFO_BY_FD = 15
+_RAW_TRACEPOINT_OPEN = 17
 _RECURSION_MISSES_OFFSET = 208
 _PROG_INFO_SIZE = 232
 
@@ -32,11 +33,17 @@ class _InfoAttr(ctypes.Structure):
     _fields_ = (("bpf_fd", ctypes.c_uint32), ("info_len", ctypes.c_uint32), ("info", ctypes.c_uint64))
 
 
-def _bpf(command: int, attr: ctypes.Structure) -> None:
+class _AttachAttr(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_uint64), ("prog_fd", ctypes.c_uint32), ("padding", ctypes.c_uint32))
+
+
+def _bpf(command: int, attr: ctypes.Structure) -> int:
     number = _SYSCALL_NUMBERS[os.uname().machine]
-    if _libc.syscall(number, command, ctypes.byref(attr), ctypes.sizeof(attr)) < 0:
+    result: int = _libc.syscall(number, command, ctypes.byref(attr), ctypes.sizeof(attr))
+    if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+    return result
 
 
 class PerCpuCounters:
@@ -137,6 +144,30 @@ class Table:
         """
         self._key.value = key
         _bpf(_MAP_DELETE_ELEM, self._key_attr)
+
+
+class Link:
+    """An attachment of a program to the function that it was loaded for (fentry, fexit).
+
+    Args:
+        fd: What keeps it attached.
+        program_fd: The program's descriptor, which stays open.
+    """
+
+    def __init__(self, fd: int, program_fd: int) -> None:
+        self._fd, self._attr = fd, _AttachAttr(0, program_fd, 0)
+
+    def detach(self) -> None:
+        """Detach it, so that the function costs what it does without. Calls that have not returned are not seen."""
+        os.close(self._fd)
+
+    def attach(self) -> None:
+        """Attach it again (Linux 5.13 or later): calls from now on are seen.
+
+        Raises:
+            OSError: The kernel refuses.
+        """
+        self._fd = _bpf(_RAW_TRACEPOINT_OPEN, self._attr)
 
 
 def recursion_misses(program_fd: int) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from guest_agent import ages, procfs
 from guest_agent.btf import BtfError
 from guest_agent.counters_file import DIRECTORY, CountersFile, Series, log, publish
+from guest_agent.duty import WINDOW_MS_LEAST
 from guest_agent.probes import KERNEL_BTF, Probes
 from guest_agent.reader import COUNTERS, STOP_SIGNALS
 from guest_agent.samples import NAME as SAMPLES_NAME
@@ -33,6 +34,8 @@ _WITHOUT = {
     "ghosts": "refault distances are not told",
 }
 """What the log says where a part cannot be had, by its name."""
+_ON_CACHED_READS = (b"__filemap_read", b"__filemap_splice_read")
+"""How the programs are called that a read runs through which finds all of its pages in memory."""
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
 # Not `-m`: runpy and what it imports would stay in the reader's memory. Nor PYTHONPATH: -I ignores it, for good.
 _READER = (
@@ -191,10 +194,12 @@ def become_reader(
     sampling: bool = False,
     ghosts: bool = False,
     ages_shift: int = 0,
+    duty: float = 1.0,
 ) -> NoReturn:
     """Replace this process by the reader. What keeps the programs attached are the descriptors it inherits.
 
-    `ages_shift` is how many frames of memory one stands for, as a power of two; 0: no ages are told.
+    `ages_shift` is how many frames of memory one stands for, as a power of two; 0: no ages are told. `duty` is the
+    share of the time in which cached reads are counted.
     """
     attachments = [
         *module.kfunc_entry_fds.values(),
@@ -213,12 +218,22 @@ def become_reader(
     compiler = open_mapped_files(Path("/proc/self/maps").read_text())
     for fd in compiler:
         os.set_inheritable(fd, True)
-    words = (programs, sorted(counted), missing, compiler, sampled, [*aged, ages_shift] if aged else [])
+    aged_words = [*aged, ages_shift] if aged else []
+    words = (programs, sorted(counted), missing, compiler, sampled, aged_words, duty_words(module, duty))
     lists = [",".join(map(str, each)) for each in words]
     # A signal that comes before the reader looks for one waits for it, instead of leaving the file behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     # -I and -S: nothing of the environment or of site-packages; -B: it may not write beside its sources.
     os.execv(sys.executable, [sys.executable, "-ISB", "-c", _READER, root, *state, *lists])
+
+
+def duty_words(module: Any, share: float) -> list[Any]:
+    """Return what the reader is told of the duty cycle: its share, and ``attachment:program`` of what is detached."""
+    if share == 1.0:
+        return []
+    exits = module.kfunc_exit_fds.items()
+    reads = [f"{fd}:{module.funcs[name].fd}" for name, fd in exits if name.endswith(_ON_CACHED_READS)]
+    return [share, *reads]
 
 
 def address_of(symbol: str, path: str = "/proc/kallsyms") -> int:
@@ -293,7 +308,9 @@ def describe(counted: set[str], missing: list[str]) -> str:
     return line + (f"; not usable in this kernel: {', '.join(missing)}" if missing else "")
 
 
-def start(directory: Path, series: Series, *, sampling: bool = True, with_ages: bool = True) -> NoReturn:
+def start(
+    directory: Path, series: Series, *, sampling: bool = True, with_ages: bool = True, duty: float = 1.0
+) -> NoReturn:
     """Attach all hooks that this kernel has and become the reader.
 
     Args:
@@ -301,6 +318,7 @@ def start(directory: Path, series: Series, *, sampling: bool = True, with_ages: 
         series: Of the counters file.
         sampling: Whether accesses are sampled, if they can be. What is counted does not depend on it.
         with_ages: Whether it is told how old memory is, if that can be.
+        duty: Share of the time in which cached reads are counted; above 0.
 
     Raises:
         CannotCountError: Nothing can be counted.
@@ -341,7 +359,7 @@ def start(directory: Path, series: Series, *, sampling: bool = True, with_ages: 
     tell_service_manager("READY=1")
     become_reader(
         module, directory, series, counted, probes.missing,
-        sampling="samples" in told, ghosts="ghosts" in told, ages_shift=shift,
+        sampling="samples" in told, ghosts="ghosts" in told, ages_shift=shift, duty=duty,
     )  # fmt: skip
 
 
@@ -366,9 +384,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--interval-ms", type=int, default=1000, help="how often it is replaced (%(default)s)")
     parser.add_argument("--no-samples", action="store_true", help="count only, and write no samples.bin")
     parser.add_argument("--no-ages", action="store_true", help="do not tell how long memory has not been touched")
+    parser.add_argument(
+        "--duty", type=float, default=1.0,
+        help="share of the time in which cached reads are counted; below 1 they are estimated (%(default)s)",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     if not 10 <= options.interval_ms <= 3_600_000:
         parser.error("--interval-ms must be between 10 and 3600000")
+    least = min(1.0, 2 * WINDOW_MS_LEAST / options.interval_ms)
+    if not least <= options.duty <= 1.0:
+        parser.error(f"--duty must be between {least:.2g} and 1: 0.1 counts cached reads for a tenth of the time")
     try:
         lock(options.directory)
     except (AlreadyRunningError, OSError) as error:
@@ -383,7 +408,10 @@ def main(arguments: list[str]) -> int:
     if problem:
         log(problem)
     try:
-        start(options.directory, series, sampling=not options.no_samples, with_ages=not options.no_ages)
+        start(
+            options.directory, series,
+            sampling=not options.no_samples, with_ages=not options.no_ages, duty=options.duty,
+        )  # fmt: skip
     except (CannotCountError, OSError) as error:
         log(str(error))
         publish(file, series, None, str(error))

@@ -2,7 +2,8 @@
 
 It is started by `collector` through ``exec`` and inherits, by number, the descriptors of the counters, of all programs,
 of their attachments, of the lock and, if accesses are sampled, of the ring and of the maps that hold the rate, the
-dominant pages and what became of evicted ones; if ages of memory are told, of their map.
+dominant pages and what became of evicted ones; if ages of memory are told, of their map. With a duty cycle it is also
+told which attachments are of which programs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from guest_agent import ages as damon
 from guest_agent import bpf, procfs
 from guest_agent.ages import Ages
 from guest_agent.counters_file import CountersFile, Series, log, publish
+from guest_agent.duty import BURST_MEMORIES, Duty
 from guest_agent.ghosts import Ghosts
 from guest_agent.sampler import Sampler
 from guest_agent.samples import Ring
@@ -64,6 +66,12 @@ def combine(slots: dict[str, int], counted: set[str], skipped: int) -> dict[str,
     return counters
 
 
+def accesses_and_misses(slots: list[int]) -> tuple[int, int]:
+    """Return what a duty cycle is told of the values of `SLOTS`."""
+    reads, spliced, misses = slots[:3]
+    return reads + spliced, misses
+
+
 def next_tick_ns(tick_ns: int, now_ns: int, interval_ns: int) -> int:
     """Return the first tick after `now_ns` on the grid of `tick_ns`: late ones are left out, not made up for."""
     return tick_ns + interval_ns * max(1, (now_ns - tick_ns) // interval_ns + 1)
@@ -74,14 +82,33 @@ def missed_ticks(earlier_ns: int, later_ns: int, interval_ns: int) -> int:
     return (later_ns - earlier_ns) // interval_ns - 1
 
 
+def stopped_before(when_ns: int) -> bool:
+    """Wait until then; return True at once when a signal says stop."""
+    return signal.sigtimedwait(STOP_SIGNALS, max(0, when_ns - time.monotonic_ns()) / 1e9) is not None
+
+
+def stopped_in(duty: Duty | None, end_ns: int, interval_ns: int) -> bool:
+    """Attach and detach programs as an interval's duty cycle wants it, until its end; return as `stopped_before`.
+
+    Raises:
+        OSError: They cannot be attached.
+    """
+    for when_ns, act in duty.steps(end_ns, interval_ns) if duty else ():
+        if stopped_before(when_ns):
+            return True
+        act()
+    return stopped_before(end_ns)
+
+
 def run(
     file: CountersFile,
     series: Series,
-    counters_fd: int,
+    per_cpu: bpf.PerCpuCounters,
     program_fds: list[int],
     counted: set[str],
     sampler: Sampler | None,
     parts: dict[str, Ages | Ghosts],
+    duty: Duty | None = None,
 ) -> None:
     """Write the files every interval until a signal says stop, then remove them; `parts` are what else is told.
 
@@ -89,23 +116,23 @@ def run(
         OSError: The counters cannot be read.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    per_cpu = bpf.PerCpuCounters(
-        counters_fd, len(SLOTS), procfs.cpu_count(procfs.read("/sys/devices/system/cpu/possible"))
-    )
     interval_ns = series.interval_ms * 1_000_000
     tick_ns = time.monotonic_ns()
     problem = ""
     while True:
         skipped = sum(map(bpf.recursion_misses, program_fds))
-        slots = sampler.step(per_cpu) if sampler else per_cpu.read()
+        slots = sampler.step(per_cpu, sampling=duty is None or duty.sampling) if sampler else per_cpu.read()
         counters = combine(dict(zip(SLOTS, slots)), counted, skipped)  # noqa: B905 - Python 3.9 knows no strict
         told = {name: part.read() for name, part in parts.items()}
+        if duty and "accesses" in counters:
+            counters["accesses"] = duty.end_interval(*accesses_and_misses(slots))
+            told["duty"] = duty.part()
         earlier, problem = problem, publish(file, series, counters, parts=told)
         if problem != earlier:
             log(problem or f"{file.path} is written again")
         last_ns, tick_ns = tick_ns, next_tick_ns(tick_ns, time.monotonic_ns(), interval_ns)
         series.intervals_missed += missed_ticks(last_ns, tick_ns, interval_ns)
-        if signal.sigtimedwait(STOP_SIGNALS, max(0, tick_ns - time.monotonic_ns()) / 1e9) is not None:
+        if stopped_in(duty, tick_ns, interval_ns):
             file.remove()
             if sampler:
                 sampler.remove()
@@ -130,7 +157,7 @@ def _names(words: str) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Run stage two. The arguments are those `collector` passes; people start `collector`."""
     directory, start_id, sequence, interval_ms, counters_fd, *lists = arguments
-    program_fds, counted, missing, compiler_fds, sample_fds, aged = lists
+    program_fds, counted, missing, compiler_fds, sample_fds, aged, duties = lists
     file = CountersFile(directory)
     series = Series(start_id, int(interval_ms), int(sequence), _names(missing))
     forget_compiler([int(fd) for fd in compiler_fds.split(",") if fd])
@@ -146,7 +173,15 @@ def main(arguments: list[str]) -> int:
         if aged:
             parts["ages"] = Ages(*map(int, aged.split(",")))
         programs = [int(fd) for fd in program_fds.split(",")]
-        run(file, series, int(counters_fd), programs, set(_names(counted)), sampler, parts)
+        cpus = procfs.cpu_count(procfs.read("/sys/devices/system/cpu/possible"))
+        per_cpu = bpf.PerCpuCounters(int(counters_fd), len(SLOTS), cpus)
+        duty = None
+        if duties:
+            share, *fds = duties.split(",")
+            links = [bpf.Link(*map(int, pair.split(":"))) for pair in fds]
+            burst = BURST_MEMORIES * os.sysconf("SC_PHYS_PAGES") if sampler else 0
+            duty = Duty(links, float(share), burst=burst, read=lambda: accesses_and_misses(per_cpu.read()))
+        run(file, series, per_cpu, programs, set(_names(counted)), sampler, parts, duty)
     except OSError as error:
         message = f"cannot read the counters: {error}"
         log(message)

@@ -35,18 +35,31 @@ class Sampler:
         self._lost = slots.index("samples_lost")
         self._ring, self._mask_fd = ring, mask_fd
         self._rate, self._dominant = Rate(), Dominant(apart)
-        self._lost_before = 0
+        self._lost_before = self._before = self._unseen = self._unseen_lost = self._burst = 0
+        self._paused = False
 
-    def step(self, counters: bpf.PerCpuCounters) -> list[int]:
+    def step(self, counters: bpf.PerCpuCounters, *, sampling: bool = True) -> list[int]:
         """Write the file of this interval; return the counters that it was written with.
+
+        Args:
+            counters: Read with the events.
+            sampling: False: this interval is no part of the sample, as if nothing had happened in it.
 
         Raises:
             OSError: The counters cannot be read, or the rate or what is dominant cannot be set.
         """
         everything, values = self._collect(counters)
+        counted, lost = sum(values[slot] for slot in self._accesses), values[self._lost]
+        if not sampling:
+            self._unseen += counted - self._before
+            self._unseen_lost = lost - self._lost_before
+            self._before, self._paused = counted, True
+            return values
+        self._burst += self._paused
+        self._before, self._paused = counted, False
+        accesses, lost = counted - self._unseen, lost - self._unseen_lost
         events = self._dominant.leave_out(everything)
-        accesses, lost = sum(values[slot] for slot in self._accesses), values[self._lost]
-        content = self._batches.add(events, accesses, lost, self._rate.shift)
+        content = self._batches.add(events, accesses, lost, self._rate.shift, self._burst)
         self._replace(content)
         # What was lost had as many events of dominant pages as what was not.
         lost_more, self._lost_before = lost - self._lost_before, lost

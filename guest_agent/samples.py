@@ -29,7 +29,7 @@ DOMINANT_TIMES, DOMINANT_PAGES = 32, 64
 """A page is dominant with so many times the events that half of the pages have. So many are counted apart at most."""
 
 _CALM_INTERVALS = 30
-_HEADER = struct.Struct("<8s16s8sQQQB3xI")
+_HEADER = struct.Struct("<8s16s8sQQQBHxI")
 _RING_BYTES = 128 * mmap.PAGESIZE  # as in program.c
 _RECORD_BYTES = 16
 _BUSY = 0x80  # BPF_RINGBUF_BUSY_BIT, in the last byte of a record's length
@@ -162,9 +162,9 @@ class Batches:
         self._ids = bytes.fromhex(boot_id.replace("-", "")), bytes.fromhex(start_id)
         self._kept: list[array[int]] = []
         self._first = self._lost = 0
-        self._shift = SHIFT_MIN
+        self._shift, self._burst = SHIFT_MIN, 0
 
-    def add(self, events: array[int], accesses: int, lost: int, shift: int) -> bytes:
+    def add(self, events: array[int], accesses: int, lost: int, shift: int, burst: int = 0) -> bytes:
         """Return the content of the next file.
 
         Args:
@@ -173,19 +173,21 @@ class Batches:
             accesses: Since the collector's start.
             lost: Events since the collector's start that found no room in the ring.
             shift: The rate at which all of them were taken.
+            burst: Number of the time in which accesses are sampled without a pause.
         """
+        burst %= 2**16
         mask = excluded(shift) << 4
         if mask:
             events = array("Q", [event for event in events if not event & mask])
-        if shift != self._shift or lost != self._lost:
+        if (shift, lost, burst) != (self._shift, self._lost, self._burst):
             # A file has one rate, and no gaps within.
             self._first += sum(map(len, self._kept)) + lost - self._lost
             self._kept.clear()
-        self._shift, self._lost = shift, lost
+        self._shift, self._lost, self._burst = shift, lost, burst
         self._kept.append(events)
         count = sum(map(len, self._kept))
         while count > EVENTS_MAX or len(self._kept) > (KEPT_MOST if count <= KEPT_EVENTS else KEPT_INTERVALS):
             self._first += len(self._kept[0])
             count -= len(self._kept.pop(0))
-        header = _HEADER.pack(MAGIC, *self._ids, self._first, accesses, lost, shift, count)
+        header = _HEADER.pack(MAGIC, *self._ids, self._first, accesses, lost, shift, burst, count)
         return header + b"".join(map(bytes, self._kept))

@@ -203,6 +203,22 @@ class CollectorUse(Struct, frozen=True, kw_only=True):
     """Intervals for which it wrote no file. Counters are cumulative, so only times are lost with them."""
 
 
+class Duty(Struct, frozen=True, kw_only=True):
+    """That cached reads are counted in a part of the time only, so that `Counters.accesses` is an estimate.
+
+    Attributes:
+        share: Of the time, as the collector was told.
+        attached_ms: Time in which they were counted, since the start.
+        sampled: Intervals whose accesses were sampled, since the start.
+        accesses_variance: Of the estimate, pages squared.
+    """
+
+    share: Annotated[float, Meta(gt=0, lt=1)]
+    attached_ms: Count
+    sampled: Count
+    accesses_variance: Count
+
+
 class Sample(Struct, frozen=True, kw_only=True):
     """One reading of a guest's counters file. Field by field: ``docs/counters-file.md``."""
 
@@ -225,6 +241,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     collector: CollectorUse = CollectorUse()
     ages: Ages | None = None
     refault_distances: RefaultDistances | None = None
+    duty: Duty | None = None
     missing_hooks: Annotated[tuple[Printable, ...], Meta(max_length=32)] = ()
     error: Annotated[str, Meta(max_length=400, pattern=r"^[\x20-\x7e]*\Z")] | None = None
 
@@ -283,6 +300,8 @@ class Delta(Struct, frozen=True, kw_only=True):
     Attributes:
         interval_s: Guest time between the samples, seconds.
         accesses: Pages touched by buffered reads.
+        accesses_error: Standard deviation of `accesses`; None where they were counted, not estimated.
+        sampled: Whether accesses were sampled, if they are at all.
         misses: Pages the kernel had to bring in for reads, read-ahead included.
         inserts_fault: Pages brought in for page faults of mapped files.
         faults_major: Page faults of mapped files that did not find their page in memory.
@@ -298,6 +317,8 @@ class Delta(Struct, frozen=True, kw_only=True):
 
     interval_s: float
     accesses: int | None = None
+    accesses_error: float | None = None
+    sampled: bool = True
     misses: int | None = None
     inserts_fault: int | None = None
     faults_major: int | None = None
@@ -461,6 +482,8 @@ def difference(earlier: Sample, later: Sample) -> Delta:
     return Delta(
         interval_s=interval_s,
         accesses=change("accesses"),
+        accesses_error=_error(earlier.duty, later.duty),
+        sampled=earlier.duty is None or later.duty is None or later.duty.sampled > earlier.duty.sampled,
         misses=change("inserts_read"),
         inserts_fault=change("inserts_fault"),
         faults_major=change("faults_major"),
@@ -474,6 +497,20 @@ def difference(earlier: Sample, later: Sample) -> Delta:
         swap_outs=change("swap out", earlier.swap_pages.out, later.swap_pages.out),
         events_lost=change("events_lost"),
     )
+
+
+def _error(earlier: Duty | None, later: Duty | None) -> float | None:
+    """Return the standard deviation of what was estimated between two samples of one series; None for counts.
+
+    Raises:
+        SampleError: BACKWARDS.
+    """
+    if earlier is None or later is None:
+        return None
+    variance = later.accesses_variance - earlier.accesses_variance
+    if variance < 0:
+        raise SampleError(SampleFault.BACKWARDS, "the variance of the accesses went back")
+    return round(variance**0.5, 1)
 
 
 def _distances(earlier: RefaultDistances | None, later: RefaultDistances | None) -> RefaultDistances | None:

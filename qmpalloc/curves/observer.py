@@ -75,6 +75,7 @@ class CurveObserver:
         """Note that the guest was reset, or another system or collector runs in it: nothing that was learnt holds."""
         self._intake = SampleIntake()
         self.tracker: CurveTracker | None = None
+        self._next: CurveTracker | None = None
         self.mapping, self.service, self._returns = SizeMapping(), ServiceTimes(), ReturnsTracker()
         self._source: tuple[bytes, bytes] | None = None
         self._made_for: tuple[str | None, int] | None = None
@@ -112,16 +113,25 @@ class CurveObserver:
         self._make_tracker()
         if window is None or self.tracker is None:
             return 0
-        if now_s is not None and not self._pay(window, self.tracker, now_s):
+        if window.restarted:
+            self._next = None
+        if window.paused:
+            # Pages may have been read meanwhile: a curve of its own is learnt of what comes now, and the one that is
+            # known holds until that can be trusted.
+            self._next = self._new_tracker(load=self.tracker.load)
+        learning = self._next or self.tracker
+        if now_s is not None and not self._pay(window, learning, now_s):
             # As if they had been lost, and thereby a reason to distrust the curve.
             none = np.empty(0, dtype=np.uint64)
-            self.tracker.observe(structs.replace(window, keys=none, events=0, lost=window.lost + window.events))
+            learning.observe(structs.replace(window, keys=none, events=0, lost=window.lost + window.events))
             tuning = TUNING.sampling
             limits = f"{tuning.at_once} sampled accesses at once, or {tuning.per_s:.0f} a second"
             raise SampleError(SampleFault.HUGE, f"more than {limits}: they count as lost")
-        known, began_s = self.tracker.lru.clock, time.thread_time()
-        self.tracker.observe(window)
-        self._cpu.spent(self.tracker.lru.clock - known, time.thread_time() - began_s)
+        known, began_s = learning.lru.clock, time.thread_time()
+        learning.observe(window)
+        self._cpu.spent(learning.lru.clock - known, time.thread_time() - began_s)
+        if self._next is not None and self._next.warm:
+            self.tracker, self._next = self._next, None
         return window.lost
 
     def _accept(self, batch: Batch) -> Window | None:
@@ -178,25 +188,31 @@ class CurveObserver:
         self._make_tracker()
         if delta is None or delta.accesses is None or delta.misses is None:
             return
-        self._silent += delta.accesses > 0
+        self._silent += delta.accesses > 0 and delta.sampled
         self._since_refused += 1
         cached = self.mapping.cached_pages(memory)
         if cached is not None:
-            self.tracker.measure(delta.accesses, delta.misses, cached, delta.interval_s, evicting=evicting)
+            for tracker in filter(None, (self.tracker, self._next)):
+                tracker.measure(delta.accesses, delta.misses, cached, delta.interval_s, evicting=evicting)
         self.service.observe(delta.accesses, delta.misses, delta.interval_s, disk_miss_s=disk_miss_s)
 
     def _make_tracker(self) -> None:
         """Make the tracker once it can be, and another one when what it was made for has changed."""
         if self._sample is None or self.mapping.overhead_bytes is None:
             return
-        floor_bytes, cap_bytes = self._range
+        _, cap_bytes = self._range
         made_for = self._sample.lru, cap_bytes
         outgrown = self._outgrown >= TUNING.tracking.outgrown_intervals
         if self.tracker is None or made_for != self._made_for or outgrown:
             self._made_for, self._outgrown = made_for, 0
-            cache_pages = self.mapping.cache_pages
-            self._largest_pages = cache_pages(cap_bytes)
-            self.tracker = CurveTracker(self._sample.lru, cache_pages(floor_bytes), self._largest_pages)
+            self._largest_pages = self.mapping.cache_pages(cap_bytes)
+            self.tracker, self._next = self._new_tracker(), None
+
+    def _new_tracker(self, load: int = 1) -> CurveTracker:
+        assert self._sample is not None
+        tracker = CurveTracker(self._sample.lru, self.mapping.cache_pages(self._range[0]), self._largest_pages)
+        tracker.load = load
+        return tracker
 
     def take_reads(self, reads: Reads) -> None:
         """Take what QEMU says it has read from the guest's disks. Counts that went back begin a new series."""

@@ -18,7 +18,8 @@ offset  size  field
 40      8     accesses: exact count of page accesses since the collector's start, at the end of the batch
 48      8     lost: events since the collector's start that found no room in the ring, for people
 56      1     shift: the rate is 2 ** -shift; 6 for one page of every block
-57      3     zero
+57      2     burst: rises, modulo 65,536, with each pause in the sampling: what was accessed meanwhile is not known
+59      1     zero
 60      4     count of events
 64      8n    events: key << 4 | fresh << 3 | kind
 ======  ====  =====================================================================================================
@@ -55,7 +56,7 @@ SHIFT_MAX = 16
 EVENTS_MAX = 65_536
 """Events a batch may hold; the collector lowers its rate before it needs more."""
 
-_HEADER = struct.Struct("<8s16s8sQQQB3xI")
+_HEADER = struct.Struct("<8s16s8sQQQBHxI")
 FILE_MAX_BYTES = _HEADER.size + 8 * EVENTS_MAX
 
 READ, FAULT, WRITE, INSERT, REMOVED = range(5)
@@ -73,6 +74,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         accesses: Exact page accesses since the collector's start, at the end of the batch.
         lost: Events lost since the collector's start.
         shift: The sampling rate is 2 ** -shift.
+        burst: Of which time without a pause it is.
         events: As they are in the file: key << 4 | fresh << 3 | kind.
     """
 
@@ -82,6 +84,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     accesses: int
     lost: int
     shift: int
+    burst: int = 0
     events: Keys
 
     @property
@@ -102,8 +105,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 def pack(batch: Batch) -> bytes:
     """Return the bytes of a batch, as the collector writes them."""
     header = _HEADER.pack(
-        MAGIC, batch.boot_id, batch.start_id, batch.first, batch.accesses, batch.lost, batch.shift, len(batch.events)
-    )
+        MAGIC, batch.boot_id, batch.start_id, batch.first, batch.accesses, batch.lost, batch.shift, batch.burst,
+        len(batch.events),
+    )  # fmt: skip
     return header + batch.events.astype("<u8").tobytes()
 
 
@@ -117,7 +121,7 @@ def unpack(data: bytes) -> Batch:
         raise SampleError(SampleFault.HUGE, f"the samples file holds more than {EVENTS_MAX} events")
     if len(data) < _HEADER.size:
         raise SampleError(SampleFault.TORN, "the samples file is shorter than its header")
-    magic, boot_id, start_id, first, accesses, lost, shift, count = _HEADER.unpack_from(data)
+    magic, boot_id, start_id, first, accesses, lost, shift, burst, count = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise SampleError(
             SampleFault.VERSION,
@@ -130,8 +134,9 @@ def unpack(data: bytes) -> Batch:
         raise SampleError(SampleFault.MALFORMED, "a field of the samples file is out of range")
     events = np.frombuffer(data, dtype="<u8", offset=_HEADER.size).astype(np.uint64)
     batch = Batch(
-        boot_id=boot_id, start_id=start_id, first=first, accesses=accesses, lost=lost, shift=shift, events=events
-    )
+        boot_id=boot_id, start_id=start_id, first=first, accesses=accesses, lost=lost, shift=shift, burst=burst,
+        events=events,
+    )  # fmt: skip
     if (batch.kinds > REMOVED).any():
         raise SampleError(SampleFault.MALFORMED, "the samples file has events of an unknown kind")
     return batch
@@ -146,6 +151,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
         events: Events in the batch, of all kinds.
         lost: Events that did not arrive in that time: the ring was full, or a batch was never read.
         shift: The sampling rate was 2 ** -shift.
+        paused: Accesses were not sampled for a while before: no page's last one is known.
         restarted: The machine was set back to a snapshot: what was known before is void.
     """
 
@@ -154,6 +160,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     lost: int
     shift: int
+    paused: bool = False
     restarted: bool = False
 
     @property
@@ -224,4 +231,8 @@ def _added(last: Batch, batch: Batch) -> Window:
     keys, exact = new.accessed(), batch.accesses - last.accesses
     if len(keys) > exact:
         raise SampleError(SampleFault.ABSURD, "more sampled accesses than accesses")
-    return Window(keys=keys, accesses=exact, events=len(new.events), lost=new.first - last.next, shift=batch.shift)
+    lost = new.first - last.next
+    return Window(
+        keys=keys, accesses=exact, events=len(new.events), lost=lost, shift=batch.shift,
+        paused=batch.burst != last.burst,
+    )  # fmt: skip

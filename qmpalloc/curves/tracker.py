@@ -160,6 +160,11 @@ class CurveTracker:
         return self._measurement.ratio
 
     @property
+    def warm(self) -> bool:
+        """Whether enough of the present load was seen."""
+        return self._confidence.warm and self.lru.sampled >= TUNING.trust.few
+
+    @property
     def half_life(self) -> float:
         """Accesses of the guest after which what was learnt counts half."""
         return self._confidence.half_life * 2.0**self.shift

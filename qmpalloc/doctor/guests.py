@@ -391,6 +391,10 @@ def counter_checks(name: str, sample: Sample) -> list[Check]:
     elif absent:
         todo = "nothing is decided by them; a newer kernel may have them"
         checks.append(warned(name, "counters", f"not counted: {', '.join(absent)}{kernel}", todo))
+    if sample.duty is not None:
+        todo = "experiments refuse it, curves take long: without --duty in its collector's OPTIONS all is counted"
+        told = f"estimated: cached reads are counted {sample.duty.share:.0%} of the time"
+        checks.append(warned(name, "hits", told, todo))
     lost, missed = sample.counters.events_lost, sample.collector.intervals_missed
     if lost:
         todo = (

@@ -10,7 +10,7 @@ from qmpalloc.tui import palette, parts
 from qmpalloc.tui.facts import GuestFacts
 from qmpalloc.tui.text import UNKNOWN, clean, number, percent, size
 
-_LOSSES = ("not counted", "events lost", "intervals missed")
+_LOSSES = ("not counted", "hits estimated", "events lost", "intervals missed")
 _LRU = {"lru_gen": "multi-gen", "two_list": "two lists", None: UNKNOWN}
 
 
@@ -59,7 +59,7 @@ def _swap(memory: Memory) -> list[tuple[str, str]]:
     return [("swap", f"{size(max(0, total - free))} of {size(total)}")] if total and free is not None else []
 
 
-def _rate(guest: GuestFacts, count: int | None) -> str:
+def _rate(guest: GuestFacts, count: float | None) -> str:
     return number(None if guest.delta is None or count is None else count / guest.delta.interval_s) + "/s"
 
 
@@ -105,6 +105,10 @@ def _losses(guest: GuestFacts) -> list[tuple[str, str]]:
         title for title, count in (("reads", counters.accesses), ("misses", counters.inserts_read)) if count is None
     ]
     facts = [("not counted", ", ".join(absent))] if absent else []
+    if guest.sample.duty is not None:
+        error = guest.delta.accesses_error if guest.delta else None
+        counted = f"counted {percent(guest.sample.duty.share)} of the time, ±{_rate(guest, error)}"
+        facts.append(("hits estimated", counted))
     if counters.events_lost:
         facts.append(("events lost", number(counters.events_lost)))
     if missed:

@@ -30,10 +30,14 @@ def sample_age(guest: GuestFacts, scale: Scale, width: int = 4) -> Text:
 
 
 def rates(guest: GuestFacts) -> tuple[str, str, str]:
-    """Return hits/s, misses/s and the hit ratio of the last sample; unknown once the guest is not heard of."""
+    """Return hits/s, misses/s and the hit ratio of the last sample; unknown once the guest is not heard of.
+
+    ``~`` is before hits that are estimated, not counted.
+    """
     if not guest.rate_known:
         return number(None), number(None), percent(None)
-    return number(guest.hits_s[-1]), number(guest.misses_s[-1]), percent(guest.ratio[-1])
+    estimated = "~" if guest.delta and guest.delta.accesses_error else ""
+    return estimated + number(guest.hits_s[-1]), number(guest.misses_s[-1]), percent(guest.ratio[-1])
 
 
 def page_ins(guest: GuestFacts) -> str:

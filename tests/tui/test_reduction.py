@@ -12,6 +12,7 @@ from qmpalloc import events
 from qmpalloc.errors import SampleFault
 from qmpalloc.events import Commanded, Faulted, Reloaded, Sampled, SampleRejected, StateChanged
 from qmpalloc.model import GuestState
+from qmpalloc.sample import Duty
 from qmpalloc.tui import Dashboard, Ui, closing_table
 from qmpalloc.tui.dashboard import LOG
 from qmpalloc.tui.facts import HISTORY, hit_ratio, page_in_text
@@ -168,6 +169,20 @@ def test_the_closing_table_adds_up(same_as_snapshot):
     assert sum(guest.received_bytes for guest in dashboard.guests.values()) == dashboard.moved_bytes
     assert sum(guest.moves_in for guest in dashboard.guests.values()) == summary.moves
     assert summary.max_committed_bytes <= summary.budget_bytes
+
+
+def test_estimated_hits_are_marked_in_every_view():
+    last = next(event for event in reversed(list(run(2, 20))) if isinstance(event, Sampled))
+    duty = Duty(share=0.1, attached_ms=900, sampled=0, accesses_variance=10**6)
+    delta = msgspec.structs.replace(last.delta, accesses_error=1000.0)
+    estimated = msgspec.structs.replace(
+        last, t=20.9, sample=msgspec.structs.replace(last.sample, duty=duty), delta=delta
+    )
+    for width, height in ((80, 24), (160, 50)):
+        assert "~" not in draw(reduce(run(2, 20)), width, height)
+        frame = draw(reduce([*run(2, 20), estimated]), width, height)
+        assert "hits estimated counted 10.0% of the time, ±" in frame
+        assert "~" in frame
 
 
 def test_what_was_not_counted_is_shown_in_every_view():

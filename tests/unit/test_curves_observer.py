@@ -40,7 +40,7 @@ class Feed:
         self.events += count
         return pack(Batch(**{**fields, "lost": 0, "shift": 6, "events": keys << np.uint64(4), **changes}))
 
-    def counters(self, accesses=ACCESSES, misses=ACCESSES // 2):
+    def counters(self, accesses=ACCESSES, misses=ACCESSES // 2, *, sampled=True):
         self.sequence += 1
         file = PAGES * 64 // 2 * 4096 + SYSTEM_PAGES * 4096
         sample = Sample(
@@ -49,7 +49,7 @@ class Feed:
             counters=Counters(accesses=accesses, inserts_read=misses),
             memory_bytes=Memory(free=32 * MIB, active_file=file // 2, inactive_file=file // 2),
         )  # fmt: skip
-        delta = Delta(interval_s=1.0, accesses=accesses, misses=misses, evictions=misses)
+        delta = Delta(interval_s=1.0, accesses=accesses, misses=misses, evictions=misses, sampled=sampled)
         self.observer.take_sample(sample, delta, ACTUAL + self.program, FLOOR, self.cap)
 
     def run(self, intervals=12):
@@ -238,6 +238,23 @@ def test_a_guest_that_reads_on_without_samples_is_suspect_before_its_curve_is_we
         feed.counters()
     assert feed.facts.curve.suspect
     assert feed.facts.curve.weak == ()
+
+
+def test_a_curve_holds_through_a_pause_until_another_one_is_known():
+    feed = Feed().run()
+    known = feed.observer.tracker
+    for _ in range(2 * TUNING.trust.silent_intervals):
+        feed.counters(sampled=False)
+    assert feed.facts.curve.weak == ()
+    feed.observer.take_batch(feed.batch(count=500, burst=1))
+    assert feed.observer.tracker is known
+    for _ in range(6):
+        assert feed.facts.curve.weak == ()
+        feed.counters()
+        feed.observer.take_batch(feed.batch(burst=1))
+    assert feed.observer.tracker is not known
+    assert feed.facts.curve.weak == ()
+    assert feed.facts.curve.load == known.load
 
 
 def test_without_most_samples_ghost_hits_are_not_known():

@@ -18,7 +18,7 @@ from qmpalloc.experiment.spec.access import Uniform
 from qmpalloc.host.sockets import parse_holders, who_else, who_else_may_open
 from qmpalloc.qemu import accelerator
 from qmpalloc.qemu.accelerator import ProbeResult
-from qmpalloc.sample import CollectorUse, Counters, Sample
+from qmpalloc.sample import CollectorUse, Counters, Duty, Sample
 from qmpalloc.sim import Load, ReplayGuest
 from qmpalloc.testing import FakeBalloon, FakeVirtioMem, open_simulated_guest
 from qmpalloc.units import GIB, MIB
@@ -160,6 +160,12 @@ COUNTED = Counters(
         ),
         ({"counters": structs.replace(COUNTED, events_lost=9)}, Verdict.WARN, "9 events", "preempt=voluntary"),
         ({"collector": CollectorUse(intervals_missed=3)}, Verdict.WARN, "3 were missed", "journalctl"),
+        (
+            {"duty": Duty(share=0.1, attached_ms=1, sampled=0, accesses_variance=0)},
+            Verdict.WARN,
+            "counted 10% of the time",
+            "without --duty",
+        ),
     ],
 )
 def test_absent_counts_and_losses_are_explained(changes, verdict, says, todo):

@@ -1,7 +1,11 @@
 """What a hit and a miss take a program, from runs of its command."""
 
-import pytest
+import json
 
+import pytest
+import trio
+
+from qmpalloc.errors import NonsenseError
 from qmpalloc.experiment.run.readings import Link
 from qmpalloc.experiment.store.records import ProgramPace, ProgramService
 from qmpalloc.qmp import BlockStats
@@ -37,3 +41,20 @@ def test_where_it_is_not_known_which_disks_a_load_reads_all_count(known, read):
     link = Link("g", None, None, None, None, "/counters", known)
     disks = [BlockStats(name=name, rd_bytes=0, rd_operations=0, rd_total_time_ns=0) for name in ("data", "cd")]
     assert [disk.name for disk in link.read_of(disks)] == read
+
+
+def test_an_experiment_takes_no_estimates():
+    counters = {
+        "format": "qmpalloc-counters", "version": 1, "boot_id": "0" * 36, "start_id": "0" * 16, "sequence": 1,
+        "monotonic_ns": 1, "interval_ms": 1000, "kernel": "6.12", "page_size": 4096,
+        "duty": {"share": 0.1, "attached_ms": 1, "sampled": 0, "accesses_variance": 0},
+    }  # fmt: skip
+
+    class Channel:
+        async def read_file(self, path, most):
+            return json.dumps(counters).encode()
+
+    link = Link("g", None, None, Channel(), None, "/counters")
+    with pytest.raises(NonsenseError, match=r"g: its collector estimates hits \(--duty 0.1\)") as caught:
+        trio.run(link.sample)
+    assert "/etc/default/qmpalloc-collector" in caught.value.hint

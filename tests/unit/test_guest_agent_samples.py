@@ -325,6 +325,27 @@ def test_a_dominant_page_lowers_no_rate_not_even_by_what_is_lost(sampler, monkey
     assert masks == [(9, 0b11)]  # 3 of 32, and so some 45 of 400, were of others: 4,500 a second
 
 
+def test_what_happens_in_a_pause_is_no_part_of_the_sample(sampler):
+    sampler, counters, _, file = sampler
+    counters.access(1)
+    sampler.step(counters)
+    before = file.read_bytes()
+    for key in range(40):  # more than the ring holds
+        counters.access(key)
+    values = sampler.step(counters, sampling=False)
+    assert (sum(values), file.read_bytes()) == (1 + 40 + 8, before)
+    for _ in range(2):
+        counters.access(2)
+        sampler.step(counters)
+    batch = host.unpack(file.read_bytes())
+    assert (batch.accessed().tolist(), batch.accesses, batch.lost, batch.first) == ([2, 2], 3, 0, 1)
+    assert batch.burst == 1
+    window = host.SampleIntake()
+    assert window.accept(host.unpack(before)) is None
+    added = window.accept(batch)
+    assert (added.accesses, added.lost, added.paused) == (2, 0, True)
+
+
 def test_a_full_tmpfs_costs_the_samples_only(sampler, monkeypatch):
     sampler, counters, _, file = sampler
 

@@ -95,7 +95,7 @@ def test_what_cannot_be_sampled_is_counted(tmp_path, monkeypatch, capsys):
             raise CannotCountError("bcc: too complex")
         return "module"
 
-    def become_reader(*arguments, sampling, ghosts, ages_shift):
+    def become_reader(*arguments, sampling, ghosts, ages_shift, duty):
         assert (ghosts, ages_shift) == (False, 0)
         became.append((arguments[0], sampling))
 
@@ -226,7 +226,7 @@ def test_the_log_names_what_is_not_counted():
 
 
 def test_told_to_stop_while_starting(tmp_path, monkeypatch):
-    def stopped(directory, series, *, sampling, with_ages):
+    def stopped(directory, series, *, sampling, with_ages, duty):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(collector, "start", stopped)
@@ -395,7 +395,6 @@ class Kernel:
     def __init__(self, monkeypatch, directory, waits):
         self.now_ns, self.waits, self.samples = 7_000_000_000, iter(waits), []
         self.file = directory / "counters.json"
-        monkeypatch.setattr(bpf, "PerCpuCounters", lambda *_: self)
         monkeypatch.setattr(bpf, "recursion_misses", lambda fd: fd)
         monkeypatch.setattr("time.monotonic_ns", lambda: self.now_ns)
         monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
@@ -417,7 +416,7 @@ def test_the_reader_counts_what_it_misses_and_leaves_nothing(tmp_path, monkeypat
     """A reader that did not run for a while goes on at its ticks, and the next file tells what is missing."""
     kernel = Kernel(monkeypatch, tmp_path, [0.0, 3.2, 0.0])
     everything = {"accesses", "inserts_read"}
-    reader.run(CountersFile(str(tmp_path)), Series("00112233aabbccdd", 1000), 3, [2, 3], everything, None, {})
+    reader.run(CountersFile(str(tmp_path)), Series("00112233aabbccdd", 1000), kernel, [2, 3], everything, None, {})
     assert [sample.monotonic_ns for sample in kernel.samples] == [
         7_000_000_000,
         8_000_000_000,
@@ -449,18 +448,26 @@ def test_what_stage_one_passes_on_stage_two_understands(tmp_path, monkeypatch):
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
     class Module:
-        kfunc_entry_fds, kfunc_exit_fds, raw_tracepoint_fds = {}, {"a": 5}, {}
-        funcs = {"a": types.SimpleNamespace(fd=6), "b": types.SimpleNamespace(fd=7)}  # noqa: RUF012
+        read, fault = b"kretfunc__filemap_read", b"kretfunc__filemap_fault"
+        kfunc_entry_fds, kfunc_exit_fds, raw_tracepoint_fds = {}, {read: 5, fault: 4}, {}
+        funcs = {read: types.SimpleNamespace(fd=6), fault: types.SimpleNamespace(fd=7)}  # noqa: RUF012
 
         def __getitem__(self, name):
             return types.SimpleNamespace(map_fd=8)
 
     series = Series("00112233aabbccdd", 500, 4)
-    for missing, sampling in (([], True), (["filemap_splice_read", "filemap_fault"], False)):
+    monkeypatch.setattr(bpf, "PerCpuCounters", lambda fd, *_: fd)
+    monkeypatch.setattr(bpf, "Link", lambda *fds: fds)
+    monkeypatch.setattr(reader, "Duty", lambda links, share, *, burst, read: (links, share, burst > 0))
+    cases = (([], True, 1.0), (["filemap_splice_read", "filemap_fault"], False, 0.1), ([], True, 0.25))
+    for missing, sampling, share in cases:
         with pytest.raises(SystemExit):
-            collector.become_reader(Module(), tmp_path, series, {"accesses", "evictions"}, missing, sampling=sampling)
-        file, passed, counters_fd, program_fds, counted, sampler, parts = seen.pop()
+            collector.become_reader(
+                Module(), tmp_path, series, {"accesses", "evictions"}, missing, sampling=sampling, duty=share
+            )
+        file, passed, counters_fd, program_fds, counted, sampler, parts, duty = seen.pop()
         assert parts == {}
+        assert duty == (None if share == 1.0 else ([(5, 6)], share, sampling))
         assert sampler == ((str(tmp_path), passed, SLOTS, 8, 8, 8) if sampling else None)
         assert file.path == str(tmp_path / "counters.json")
         assert (passed.start_id, passed.interval_ms, passed.sequence) == ("00112233aabbccdd", 500, 4)

@@ -228,3 +228,23 @@ def test_page_ins_as_far_as_they_are_known():
 def test_a_swap_that_is_larger_than_memory_and_full_is_no_mistake():
     memory = {"total": 1 << 30, "anon": 1 << 29, "swap_total": 4 << 30, "swap_free": 0}
     assert sample(memory_bytes=memory).memory_bytes.swap_free == 0
+
+
+DUTY = {"share": 0.1, "attached_ms": 900, "sampled": 3, "accesses_variance": 100}
+
+
+def test_estimated_accesses_come_with_their_error():
+    earlier = sample(duty=DUTY)
+    later = sample(duty=DUTY | {"accesses_variance": 500}, sequence=8, monotonic_ns=6_000_000_000)
+    delta = difference(earlier, later)
+    assert (delta.accesses_error, delta.sampled) == (20.0, False)
+    assert difference(sample(), sample(sequence=8, monotonic_ns=6_000_000_000)).accesses_error is None
+    whole = sample(duty=DUTY | {"sampled": 4}, sequence=8, monotonic_ns=6_000_000_000)
+    assert (difference(earlier, whole).accesses_error, difference(earlier, whole).sampled) == (0.0, True)
+    with pytest.raises(SampleError, match="variance of the accesses went back"):
+        difference(earlier, sample(duty=DUTY | {"accesses_variance": 99}, sequence=8, monotonic_ns=6_000_000_000))
+
+
+@pytest.mark.parametrize("share", [0, 1, 2, -1, "all"])
+def test_a_duty_cycle_is_a_share(share):
+    assert fault_of(encoded(duty=DUTY | {"share": share})) is SampleFault.MALFORMED

@@ -58,9 +58,13 @@ class Link(Struct, frozen=True):
         """Return what the collector in the guest has written last.
 
         Raises:
-            QmpallocError: The guest does not answer, or what is there makes no sense.
+            QmpallocError: The guest does not answer, or what is there makes no sense; or hits are estimated only.
         """
-        return parse(await self.channel.read_file(self.counters_file, FILE_MAX_BYTES))
+        sample = parse(await self.channel.read_file(self.counters_file, FILE_MAX_BYTES))
+        if sample.duty is not None:
+            hint = "take --duty out of OPTIONS in the guest's /etc/default/qmpalloc-collector, and restart the service"
+            raise NonsenseError(f"{self.name}: its collector estimates hits (--duty {sample.duty.share:g})", hint=hint)
+        return sample
 
     def read_of(self, disks: Iterable[BlockStats]) -> list[BlockStats]:
         """Return those of the guest's disks that its load reads."""
