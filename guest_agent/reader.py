@@ -124,7 +124,7 @@ def run(
         slots = sampler.step(per_cpu, sampling=duty is None or duty.sampling) if sampler else per_cpu.read()
         counters = combine(dict(zip(SLOTS, slots)), counted, skipped)  # noqa: B905 - Python 3.9 knows no strict
         told = {name: part.read() for name, part in parts.items()}
-        if duty and "accesses" in counters:
+        if duty:
             counters["accesses"] = duty.end_interval(*accesses_and_misses(slots))
             told["duty"] = duty.part()
         earlier, problem = problem, publish(file, series, counters, parts=told)
@@ -176,7 +176,7 @@ def main(arguments: list[str]) -> int:
         cpus = procfs.cpu_count(procfs.read("/sys/devices/system/cpu/possible"))
         per_cpu = bpf.PerCpuCounters(int(counters_fd), len(SLOTS), cpus)
         duty = None
-        if duties:
+        if duties and "accesses" in _names(counted):
             share, *fds = duties.split(",")
             links = [bpf.Link(*map(int, pair.split(":"))) for pair in fds]
             burst = BURST_MEMORIES * os.sysconf("SC_PHYS_PAGES") if sampler else 0
