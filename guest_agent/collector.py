@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from guest_agent import ages, procfs
 from guest_agent.btf import BtfError
 from guest_agent.counters_file import DIRECTORY, CountersFile, Series, log, publish
-from guest_agent.duty import WINDOW_MS_LEAST
+from guest_agent.duty import WINDOW_EVERY, WINDOW_MS_LEAST
 from guest_agent.probes import KERNEL_BTF, Probes
 from guest_agent.reader import COUNTERS, STOP_SIGNALS
 from guest_agent.samples import NAME as SAMPLES_NAME
@@ -34,8 +34,6 @@ _WITHOUT = {
     "ghosts": "refault distances are not told",
 }
 """What the log says where a part cannot be had, by its name."""
-_ON_CACHED_READS = (b"__filemap_read", b"__filemap_splice_read")
-"""How the programs are called that a read runs through which finds all of its pages in memory."""
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
 # Not `-m`: runpy and what it imports would stay in the reader's memory. Nor PYTHONPATH: -I ignores it, for good.
 _READER = (
@@ -228,12 +226,10 @@ def become_reader(
 
 
 def duty_words(module: Any, share: float) -> list[Any]:
-    """Return what the reader is told of the duty cycle: its share, and ``attachment:program`` of what is detached."""
-    if share == 1.0:
-        return []
-    exits = module.kfunc_exit_fds.items()
-    reads = [f"{fd}:{module.funcs[name].fd}" for name, fd in exits if name.endswith(_ON_CACHED_READS)]
-    return [share, *reads]
+    """Return what the reader is told of a duty cycle: its share, and attachment and program of what is detached."""
+    ends = module.kfunc_exit_fds.items() if share < 1.0 else ()
+    reads = [(fd, module.funcs[name].fd) for name, fd in ends if name.endswith(b"__filemap_read")]
+    return [share, *reads[0]] if reads else []
 
 
 def address_of(symbol: str, path: str = "/proc/kallsyms") -> int:
@@ -391,7 +387,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not 10 <= options.interval_ms <= 3_600_000:
         parser.error("--interval-ms must be between 10 and 3600000")
-    least = min(1.0, 2 * WINDOW_MS_LEAST / options.interval_ms)
+    least = min(1.0, 2 * WINDOW_MS_LEAST / (WINDOW_EVERY * options.interval_ms))
     if not least <= options.duty <= 1.0:
         parser.error(f"--duty must be between {least:.2g} and 1: 0.1 counts cached reads for a tenth of the time")
     try:

@@ -1,10 +1,11 @@
 """The duty cycle: reads are counted in a part of the time only, and estimated for the rest.
 
-What a cached read costs is mostly that a program is attached to it at all. So the two programs at the end of reads
-are attached for a share of the time. All others stay: what is brought in, for whatever, is always counted.
+What a cached read costs is mostly that a program is attached to it at all. So the one at the end of `filemap_read()` is
+attached for a share of the time. All others stay: what is brought in, for whatever, is always counted.
 
-Every interval has a window in which they are attached, at a random place so that no load keeps step with it. It tells
-how many reads hit. Accesses are sampled in *bursts* only, of whole intervals until each page may have been read a few
+Every few intervals have a window in which it is attached, at a random place so that no load keeps step with it. It
+tells how many reads hit. More windows would cost more than they tell: to attach and to detach takes the kernel 15
+million instructions. Accesses are sampled in *bursts* only, of whole intervals until each page may have been read a few
 times: only a page whose last read was seen tells its reuse. The first burst is at the start.
 """
 
@@ -22,7 +23,10 @@ BURST_MEMORIES = 8
 BURST_LEAST, BURST_MOST = 10, 600
 """Intervals of a burst."""
 
-WINDOW_MS_LEAST = 10
+WINDOW_EVERY = 5
+"""Intervals of which one window tells how many reads hit."""
+
+WINDOW_MS_LEAST = 50
 """A shorter window is not worth the switching."""
 
 
@@ -69,48 +73,51 @@ class Schedule:
 
 
 class Estimate:
-    """Accesses since the start, of which only those in windows were counted.
+    """Accesses since the start, of which only some were counted.
 
-    What was brought in is known for all of the time; hits are taken to be as frequent outside of a window as
+    What was brought in is known for all of the time; hits are taken to be as frequent from a window on to the next as
     within. How wrong that is by chance is told by how much windows that follow each other differ.
-
-    Attributes:
-        accesses: So many, never falling.
     """
 
     def __init__(self, accesses: int) -> None:
         """Begin with accesses that were counted."""
-        self.accesses, self._exactly, self._variance = accesses, float(accesses), 0.0
-        self._hits_per_ns: float | None = None
+        self._told, self._exactly, self._variance = accesses, float(accesses), 0.0
+        self._hits_per_ns, self._unseen_ns = 0.0, 0
+
+    @property
+    def accesses(self) -> int:
+        """So many, never falling."""
+        self._told = max(self._told, round(self._exactly))
+        return self._told
 
     @property
     def variance(self) -> int:
         """Variance of what is estimated, pages squared."""
         return min(round(self._variance), 2**63 - 1)
 
-    def add(self, misses: int, interval_ns: int, hits: int, window_ns: int) -> None:
-        """Add an interval.
+    def count(self, accesses: int) -> None:
+        """Add hits or misses that were counted: hits can be negative, when read-ahead was not used yet."""
+        self._exactly += accesses
 
-        Args:
-            misses: In all of it.
-            interval_ns: Its length.
-            hits: In its window; negative when read-ahead was not used yet.
-            window_ns: Length of the window.
-        """
+    def wait(self, for_ns: int) -> None:
+        """Let time pass in which hits are not counted."""
+        self._exactly += self._hits_per_ns * for_ns
+        self._unseen_ns += for_ns
+
+    def learn(self, hits: int, window_ns: int) -> None:
+        """Take what a window told."""
         per_ns = hits / max(1, window_ns)
-        self._exactly += misses + per_ns * interval_ns
-        if self._hits_per_ns is not None:
-            self._variance += (per_ns - self._hits_per_ns) ** 2 / 2 * (interval_ns - window_ns) ** 2
-        self._hits_per_ns = per_ns
-        self.accesses = max(self.accesses, round(self._exactly))
+        self._variance += ((per_ns - self._hits_per_ns) * self._unseen_ns) ** 2 / 2
+        self._hits_per_ns, self._unseen_ns = per_ns, 0
 
 
 class Duty:
-    """Attaches and detaches the programs at the end of reads, and estimates what they did not count.
+    """Attaches and detaches the program at the end of reads, and estimates what it did not count.
 
     Args:
-        links: Their attachments, which are there.
-        share: Of the time that they are to be.
+        link: Its attachment, which is there.
+        share: Of the time that it is to be.
+        interval_ns: How often counts are published.
         burst: Accesses of a burst, in which they are sampled; 0: they are not.
         read: Returns accesses and misses as counted so far.
         clock: Returns nanoseconds.
@@ -119,21 +126,26 @@ class Duty:
 
     def __init__(
         self,
-        links: list[bpf.Link],
+        link: bpf.Link,
         share: float,
         *,
+        interval_ns: int,
         burst: int,
         read: Callable[[], tuple[int, int]],
         clock: Callable[[], int] = time.monotonic_ns,
         random: Callable[[], float] = unit_random,
     ) -> None:
-        self._links, self._share, self._read, self._clock, self._random = links, share, read, clock, random
+        self._link, self._share, self._read, self._clock, self._random = link, share, read, clock, random
         self._schedule = Schedule(share, burst=burst, random=random)
-        self._estimate: Estimate | None = None
-        self._attached = True
-        self._began = self._misses = 0
-        self._opened: tuple[int, int] | None = None
-        self._hits = self._window_ns = self._attached_ns = self._sampled = 0
+        self._window_ns = int(WINDOW_EVERY * interval_ns * self._schedule.window)
+        self._gap_ns = WINDOW_EVERY * interval_ns - self._window_ns
+        accesses, self._misses = read()
+        self._estimate, self._attached = Estimate(accesses), True
+        # Up to when what passed was taken, and the hits by then; those of the present window, and its length so far.
+        self._at_ns, self._hits, self._window = clock(), accesses - self._misses, (0, 0)
+        # When the next window opens, or this one closes.
+        self._turns_ns = self._at_ns + self._window_ns
+        self._attached_ns = self._sampled = 0
 
     @property
     def sampling(self) -> bool:
@@ -142,70 +154,71 @@ class Duty:
 
     def part(self) -> dict[str, object]:
         """Return the part of the counters file."""
-        variance = self._estimate.variance if self._estimate else 0
         return {"share": self._share, "attached_ms": self._attached_ns // 1_000_000, "sampled": self._sampled,
-                "accesses_variance": variance}  # fmt: skip
+                "accesses_variance": self._estimate.variance}  # fmt: skip
 
     def end_interval(self, accesses: int, misses: int) -> int:
         """Take what was counted up to an interval's end, begin the next one, and return accesses as estimated.
 
         Raises:
-            OSError: The programs cannot be attached.
+            OSError: The program cannot be attached.
         """
-        now_ns = self._clock()
-        self._close_window(now_ns, accesses - misses)
-        if self._estimate is None:
-            self._estimate = Estimate(accesses)
-        else:
-            before = self._estimate.accesses
-            self._estimate.add(misses - self._misses, now_ns - self._began, self._hits, self._window_ns)
-            self._attached_ns += self._window_ns
-            self._sampled += self._schedule.whole
-            self._schedule.advance(self._estimate.accesses - before)
-        self._began, self._misses = now_ns, misses
-        self._hits = self._window_ns = 0
-        if not self._schedule.whole:
-            self.detach()
-        elif self._attached:
-            self._opened = now_ns, accesses - misses
-        else:
-            self.attach()
+        before, whole = self._estimate.accesses, self._schedule.whole
+        self._take(accesses - misses)
+        self._estimate.count(misses - self._misses)
+        self._misses = misses
+        if whole:
+            self._learn()
+        self._sampled += whole
+        self._schedule.advance(self._estimate.accesses - before)
+        if self._schedule.whole and not self._attached:
+            self._attach()
+        elif whole and not self._schedule.whole:
+            self._detach()
         return self._estimate.accesses
 
-    def steps(self, end_ns: int, interval_ns: int) -> Iterator[tuple[int, Callable[[], None]]]:
-        """Yield when in the interval that ends then to do what, each once the one before was done."""
-        if self._schedule.whole:
-            return
-        now_ns, window_ns = self._clock(), int(interval_ns * self._schedule.window)
-        yield now_ns + int(max(0, end_ns - now_ns - window_ns) * self._random()), self.attach
-        # Not earlier if that was late, or took its time: a window must not be next to nothing.
-        opened_ns = self._opened[0] if self._opened else now_ns
-        yield opened_ns + window_ns, self.detach
+    def steps(self, end_ns: int) -> Iterator[tuple[int, Callable[[], None]]]:
+        """Yield when before that time to do what, each once the one before was done."""
+        while not self._schedule.whole and self._turns_ns < end_ns:
+            yield self._turns_ns, self._close if self._attached else self._open
 
-    def attach(self) -> None:
-        """Attach the programs.
+    def _open(self) -> None:
+        self._attach()
+        # However late that was, or long it took: a window must not be next to nothing.
+        self._turns_ns = self._clock() + self._window_ns
 
-        Raises:
-            OSError: They cannot be.
-        """
-        for link in self._links:
-            link.attach()
+    def _close(self) -> None:
+        self._take_now()
+        self._learn()
+        self._detach()
+
+    def _attach(self) -> None:
+        self._link.attach()
+        self._take_now()
         self._attached = True
-        accesses, misses = self._read()
-        self._opened = self._clock(), accesses - misses
 
-    def detach(self) -> None:
-        """Detach the programs, if they are attached."""
-        if not self._attached:
-            return
-        if self._opened is not None:
-            accesses, misses = self._read()
-            self._close_window(self._clock(), accesses - misses)
-        for link in self._links:
-            link.detach()
+    def _detach(self) -> None:
+        """Detach it until a time that depends on nothing, so that each window stands for as much as another."""
+        self._link.detach()
         self._attached = False
+        self._turns_ns = self._clock() + int(self._gap_ns * (0.5 + self._random()))
 
-    def _close_window(self, now_ns: int, hits: int) -> None:
-        if self._opened is not None:
-            opened_ns, before = self._opened
-            self._hits, self._window_ns, self._opened = hits - before, now_ns - opened_ns, None
+    def _take_now(self) -> None:
+        accesses, misses = self._read()
+        self._take(accesses - misses)
+
+    def _take(self, hits: int) -> None:
+        """Take what has passed since the last time."""
+        now_ns = self._clock()
+        counted, passed_ns = hits - self._hits, now_ns - self._at_ns
+        self._at_ns, self._hits = now_ns, hits
+        if not self._attached:
+            self._estimate.wait(passed_ns)
+            return
+        self._estimate.count(counted)
+        self._attached_ns += passed_ns
+        self._window = self._window[0] + counted, self._window[1] + passed_ns
+
+    def _learn(self) -> None:
+        self._estimate.learn(*self._window)
+        self._window = 0, 0

@@ -2,8 +2,7 @@
 
 It is started by `collector` through ``exec`` and inherits, by number, the descriptors of the counters, of all programs,
 of their attachments, of the lock and, if accesses are sampled, of the ring and of the maps that hold the rate, the
-dominant pages and what became of evicted ones; if ages of memory are told, of their map. With a duty cycle it is also
-told which attachments are of which programs.
+dominant pages and what became of evicted ones; if ages of memory are told, of their map.
 """
 
 from __future__ import annotations
@@ -87,13 +86,13 @@ def stopped_before(when_ns: int) -> bool:
     return signal.sigtimedwait(STOP_SIGNALS, max(0, when_ns - time.monotonic_ns()) / 1e9) is not None
 
 
-def stopped_in(duty: Duty | None, end_ns: int, interval_ns: int) -> bool:
-    """Attach and detach programs as an interval's duty cycle wants it, until its end; return as `stopped_before`.
+def stopped_in(duty: Duty | None, end_ns: int) -> bool:
+    """Do until then what the duty cycle wants; return as `stopped_before`.
 
     Raises:
-        OSError: They cannot be attached.
+        OSError: The program at the end of reads cannot be attached.
     """
-    for when_ns, act in duty.steps(end_ns, interval_ns) if duty else ():
+    for when_ns, act in duty.steps(end_ns) if duty else ():
         if stopped_before(when_ns):
             return True
         act()
@@ -132,7 +131,7 @@ def run(
             log(problem or f"{file.path} is written again")
         last_ns, tick_ns = tick_ns, next_tick_ns(tick_ns, time.monotonic_ns(), interval_ns)
         series.intervals_missed += missed_ticks(last_ns, tick_ns, interval_ns)
-        if stopped_in(duty, tick_ns, interval_ns):
+        if stopped_in(duty, tick_ns):
             file.remove()
             if sampler:
                 sampler.remove()
@@ -176,11 +175,13 @@ def main(arguments: list[str]) -> int:
         cpus = procfs.cpu_count(procfs.read("/sys/devices/system/cpu/possible"))
         per_cpu = bpf.PerCpuCounters(int(counters_fd), len(SLOTS), cpus)
         duty = None
-        if duties and "accesses" in _names(counted):
+        if duties:
             share, *fds = duties.split(",")
-            links = [bpf.Link(*map(int, pair.split(":"))) for pair in fds]
-            burst = BURST_MEMORIES * os.sysconf("SC_PHYS_PAGES") if sampler else 0
-            duty = Duty(links, float(share), burst=burst, read=lambda: accesses_and_misses(per_cpu.read()))
+            duty = Duty(
+                bpf.Link(*map(int, fds)), float(share), interval_ns=series.interval_ms * 1_000_000,
+                burst=BURST_MEMORIES * os.sysconf("SC_PHYS_PAGES") if sampler else 0,
+                read=lambda: accesses_and_misses(per_cpu.read()),
+            )  # fmt: skip
         run(file, series, per_cpu, programs, set(_names(counted)), sampler, parts, duty)
     except OSError as error:
         message = f"cannot read the counters: {error}"

@@ -7,6 +7,7 @@ becomes 0.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import msgspec
@@ -510,7 +511,7 @@ def _error(earlier: Duty | None, later: Duty | None) -> float | None:
     variance = later.accesses_variance - earlier.accesses_variance
     if variance < 0:
         raise SampleError(SampleFault.BACKWARDS, "the variance of the accesses went back")
-    return round(variance**0.5, 1)
+    return round(math.sqrt(variance), 1)
 
 
 def _distances(earlier: RefaultDistances | None, later: RefaultDistances | None) -> RefaultDistances | None:

@@ -27,6 +27,7 @@ SETTINGS = Path("/etc/default/qmpalloc-collector")
 OPTIONS = {
     "with samples and ages": "",
     "with samples": "--no-ages",
+    "a tenth of the time, between bursts": "--duty 0.1",
     "without samples": "--no-samples --no-ages",
 }
 DAMON = Path("/sys/kernel/mm/damon/admin/kdamonds/0/pid")
@@ -35,6 +36,8 @@ DAMON = Path("/sys/kernel/mm/damon/admin/kdamonds/0/pid")
 DATA = Path("/var/tmp/cost.dat")
 DATA_BYTES = 64 << 20
 FEW_READS, MANY_READS = 20_000, 170_000
+SECONDS_OF_READS = 1_000_000
+"""So many take some of the seconds of which a duty cycle counts a part."""
 REPETITIONS = 2
 EVENTS = 5_000
 STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
@@ -88,12 +91,20 @@ def fio_ns(reads: int) -> float:
     return 1e9 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
-def ns_per_read() -> float:
+def ns_per_read(many: int = MANY_READS) -> float:
     """Return the time of one cached random 4 KiB read: what more reads take longer, so that fio's start cancels out."""
     fio_ns(FEW_READS)
-    return statistics.mean(
-        (fio_ns(MANY_READS) - fio_ns(FEW_READS)) / (MANY_READS - FEW_READS) for _ in range(REPETITIONS)
-    )
+    return statistics.mean((fio_ns(many) - fio_ns(FEW_READS)) / (many - FEW_READS) for _ in range(REPETITIONS))
+
+
+def end_burst() -> None:
+    """Have a duty cycle count as much as it wants to at first: until it does not sample any more."""
+    sampled, before = 0, -1
+    while sampled != before:
+        for _ in range(20):
+            DATA.read_bytes()
+        time.sleep(2.2)
+        sampled, before = sample()["duty"]["sampled"], sampled
 
 
 def sample() -> dict[str, Any]:
@@ -256,7 +267,10 @@ def main() -> int:
             prepare_file()
             figures["events"] = all_events()
             prepare_file()
-            reads[f"the collector, {name}"] = ns_per_read()
+            if "--duty" in words:
+                end_burst()
+                prepare_file()
+            reads[f"the collector, {name}"] = ns_per_read(SECONDS_OF_READS if "--duty" in words else MANY_READS)
         result["collector"][name] = figures
     if options.reads:
         sh("systemctl stop qmpalloc-collector")

@@ -458,7 +458,7 @@ def test_what_stage_one_passes_on_stage_two_understands(tmp_path, monkeypatch):
     series = Series("00112233aabbccdd", 500, 4)
     monkeypatch.setattr(bpf, "PerCpuCounters", lambda fd, *_: fd)
     monkeypatch.setattr(bpf, "Link", lambda *fds: fds)
-    monkeypatch.setattr(reader, "Duty", lambda links, share, *, burst, read: (links, share, burst > 0))
+    monkeypatch.setattr(reader, "Duty", lambda link, share, *, burst, **_: (link, share, burst > 0))
     cases = (([], True, 1.0), (["filemap_splice_read", "filemap_fault"], False, 0.1), ([], True, 0.25))
     for missing, sampling, share in cases:
         with pytest.raises(SystemExit):
@@ -467,7 +467,7 @@ def test_what_stage_one_passes_on_stage_two_understands(tmp_path, monkeypatch):
             )
         file, passed, counters_fd, program_fds, counted, sampler, parts, duty = seen.pop()
         assert parts == {}
-        assert duty == (None if share == 1.0 else ([(5, 6)], share, sampling))
+        assert duty == (None if share == 1.0 else ((5, 6), share, sampling))
         assert sampler == ((str(tmp_path), passed, SLOTS, 8, 8, 8) if sampling else None)
         assert file.path == str(tmp_path / "counters.json")
         assert (passed.start_id, passed.interval_ms, passed.sequence) == ("00112233aabbccdd", 500, 4)
