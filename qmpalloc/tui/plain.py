@@ -56,7 +56,8 @@ class PlainLog:
         if event.delta is not None:
             delta = event.delta
             page_ins = page_in_text(delta.page_ins, event.disk_read_pages, delta.interval_s)
-            ratio = percent(hit_ratio(delta.hits, delta.misses))
+            estimated = "~" if delta.accesses_error else ""
+            ratio = estimated + percent(hit_ratio(delta.hits, delta.misses))
             self._rates[event.guest] = f"{clean(event.guest)} {page_ins} ratio {ratio}"
         interval_s = self._header.interval_s if self._header else 0.0
         # Decisions come once per interval and say more; only without them samples speak for themselves.
