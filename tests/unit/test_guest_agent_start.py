@@ -430,6 +430,31 @@ def test_the_reader_counts_what_it_misses_and_leaves_nothing(tmp_path, monkeypat
     assert tree(tmp_path) == []
 
 
+def test_the_reader_switches_when_the_duty_cycle_wants_it_and_publishes_its_estimate(tmp_path, monkeypatch):
+    kernel, done = Kernel(monkeypatch, tmp_path, [0.0] * 4), []
+
+    class Duty:
+        sampling = False
+
+        def end_interval(self, accesses, misses):
+            return 1_000 + accesses + misses
+
+        def part(self):
+            return {"share": 0.1, "attached_ms": 5, "sampled": 0, "accesses_variance": 7}
+
+        def steps(self, end_ns):
+            yield end_ns - 600_000_000, lambda: done.append(kernel.now_ns)
+            yield end_ns - 500_000_000, lambda: done.append(kernel.now_ns)
+
+    series = Series("00112233aabbccdd", 1000)
+    reader.run(CountersFile(str(tmp_path)), series, kernel, [2], {"accesses", "inserts_read"}, None, {}, Duty())
+    assert done == [7_400_000_000, 7_500_000_000, 8_400_000_000]
+    assert kernel.samples[0].counters.accesses == 1_000 + 2 + 1
+    assert kernel.samples[0].counters.inserts_read == 1
+    assert kernel.samples[0].duty.accesses_variance == 7
+    assert tree(tmp_path) == []
+
+
 def test_what_stage_one_passes_on_stage_two_understands(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(bpf, "keep_resident", lambda: None)
