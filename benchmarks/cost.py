@@ -25,6 +25,7 @@ import trio
 
 from qmpalloc import config as configuration
 from qmpalloc.qemu.accelerator import Accelerator
+from qmpalloc.qemu.architecture import Architecture
 from qmpalloc.qemu.launcher import open_guests, prepare
 from qmpalloc.qmp import open_agent
 
@@ -51,8 +52,8 @@ Result = dict[str, Any]
 class CountedInstructions(Accelerator, frozen=True):
     """Emulation in which virtual time is the number of executed instructions."""
 
-    def options(self) -> list[tuple[tuple[str, ...], str]]:
-        """Return the options of the command line, each with its reason."""
+    def options(self, architecture: Architecture) -> list[tuple[tuple[str, ...], str]]:  # noqa: ARG002
+        """Return the options of the command line of an amd64 guest, each with its reason."""
         return [
             (("-accel", "tcg,thread=single"), "instructions can be counted on one thread only"),
             (("-icount", "shift=0"), "an instruction takes a nanosecond"),

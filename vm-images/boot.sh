@@ -20,7 +20,7 @@ not_wanted() {
 
 mkdir -p "$root/data" "$units/getty.target.wants"
 ln -sfn /usr/lib/systemd/system/multi-user.target "$units/default.target"
-ln -sfn /usr/lib/systemd/system/serial-getty@.service "$units/getty.target.wants/serial-getty@ttyS0.service"
+ln -sfn /usr/lib/systemd/system/serial-getty@.service "$units/getty.target.wants/serial-getty@@CONSOLE@.service"
 
 # Each of these costs up to a second of boot under emulation, or would disturb a measurement later.
 not_wanted timers.target apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \

@@ -34,6 +34,10 @@ FLAGS = {
 suite_option = click.option(
     "--suite", type=click.Choice(["trixie", "bookworm"]), default="trixie", show_default=True, help="Debian suite."
 )
+arch_option = click.option(
+    "--arch", type=click.Choice(["auto", "amd64", "arm64"]), default="auto", show_default=True,
+    help="Architecture, by Debian's name; auto is the host's.",
+)  # fmt: skip
 profile_option = click.option(
     "--profile", type=click.Choice(["base", "lab", "bench"]), default="lab", show_default=True,
     help="lab has a second agent that may execute programs.",
@@ -53,6 +57,7 @@ def image() -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @suite_option
 @profile_option
+@arch_option
 @click.option("--package", "packages", multiple=True, metavar="P", help="A Debian package. May be repeated.")
 @click.option(
     "--file", "files", multiple=True, metavar="SRC:DST", help="A file or directory, and its path in the guest."
@@ -68,6 +73,7 @@ def build(
     file: Path | None,
     suite: str,
     profile: str,
+    arch: str,
     packages: tuple[str, ...],
     files: tuple[str, ...],
     prepare: str,
@@ -88,11 +94,14 @@ def build(
     flags = {"--package": packages, "--file": files, "--prepare": prepare, "--kernel": kernel, "--size": size}
     source = click.get_current_context().get_parameter_source
     given = [flag for flag, value in flags.items() if value]
-    given += [f"--{name}" for name in ("suite", "profile") if source(name) is not ParameterSource.DEFAULT]
+    given += [f"--{name}" for name in ("suite", "profile", "arch") if source(name) is not ParameterSource.DEFAULT]
     if file is not None and given:
         raise click.UsageError(f"{file} says what its images are; leave out {', '.join(given)}")
     try:
-        variants = variants_of(file) if file else [_variant(suite, profile, packages, files, prepare, kernel, size)]
+        if file is not None:
+            variants = variants_of(file)
+        else:
+            variants = [_variant(suite, profile, arch, _wanted(packages, files, prepare, kernel, size))]
         for variant in variants:
             if check_reproducible:
                 _check_reproducible(variant, mirror)
@@ -106,18 +115,16 @@ def build(
         raise ConfigError(error.reason, key=FLAGS[error.key], hint=error.hint) from error
 
 
-def _variant(
-    suite: str, profile: str, packages: tuple[str, ...], files: tuple[str, ...], prepare: str, kernel: str, size: str
-) -> Variant:
+def _variant(suite: str, profile: str, arch: str, wanted: ImageConfig) -> Variant:
     """Return the image that options describe."""
     from qmpalloc.config.convert import told
     from qmpalloc.qemu.additions import Additions
+    from qmpalloc.qemu.architecture import named
     from qmpalloc.qemu.recipe import Variant
 
-    wanted = _wanted(packages, files, prepare, kernel, size)
     for key, message, hint in told(wanted):
         raise ConfigError(message, key=key, hint=hint)
-    return Variant(suite, profile, tuple(sorted(set(packages))), Additions.of(wanted))
+    return Variant(suite, profile, tuple(sorted(set(wanted.packages))), Additions.of(wanted), named(arch).name)
 
 
 def _wanted(packages: tuple[str, ...], files: tuple[str, ...], prepare: str, kernel: str, size: str) -> ImageConfig:

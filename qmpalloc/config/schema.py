@@ -245,6 +245,7 @@ class VmConfig(Struct, frozen=True, kw_only=True):
         suite: Debian suite of the reference image: ``trixie`` or ``bookworm``.
         profile: Image profile: ``base``; ``lab`` with a second agent that may execute programs; ``bench`` with tools
             to compare with as well.
+        arch: Debian's name of its architecture; ``auto`` is the host's.
         accelerator: ``auto`` probes whether a guest really boots under KVM.
         data: The data disk, if any.
         load: Program and arguments to start in the guest once it is observed (profile ``lab``).
@@ -257,6 +258,7 @@ class VmConfig(Struct, frozen=True, kw_only=True):
     cpus: Annotated[int, bounds(ge=1)] = 1
     suite: Literal["trixie", "bookworm"] = "trixie"
     profile: Literal["base", "lab", "bench"] = "lab"
+    arch: Literal["auto", "amd64", "arm64"] = "auto"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     data: DataDiskConfig | None = None
     load: tuple[str, ...] = ()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +13,14 @@ from qmpalloc.host.cgroups import find_hierarchy, limits
 from qmpalloc.host.kernel_files import KernelFiles
 from qmpalloc.policy import load
 from qmpalloc.qemu import accelerator
+from qmpalloc.qemu.architecture import named, native
+from qmpalloc.qemu.host import find_program, qemu_version
 from qmpalloc.units import format_size
-
-QEMU = "qemu-system-x86_64"
 
 
 def check_host(config: Config | None) -> Iterator[Check]:
     """Yield the checks of this host; those of the budget only with a configuration."""
-    yield _qemu()
+    yield from _qemus(config)
     yield _kvm()
     yield _pressure(Path("/proc/pressure/memory"))
     memory = KernelFiles().sizes(Path("/proc/meminfo"))
@@ -34,13 +32,15 @@ def check_host(config: Config | None) -> Iterator[Check]:
         yield _policy(config)
 
 
-def _qemu() -> Check:
-    program = shutil.which(QEMU)
-    if program is None:
-        todo = "only needed to start guests from here: apt-get install qemu-system-x86 qemu-utils"
-        return warned("host", "QEMU", f"{QEMU} is not installed", todo)
-    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    return passed("host", "QEMU", output.splitlines()[0] if output else program)
+def _qemus(config: Config | None) -> Iterator[Check]:
+    """Yield a check of the emulator of each architecture that guests are to be started of, else of this host's."""
+    started = [guest.vm for guest in config.guests if guest.vm is not None] if config is not None else []
+    for program, package in {named(vm.arch).qemu: None for vm in started} or [native().qemu]:
+        if find_program(program) is None:
+            todo = f"only needed to start guests from here: apt-get install {package} qemu-utils"
+            yield warned("host", "QEMU", f"{program} is not installed", todo)
+        else:
+            yield passed("host", "QEMU", qemu_version(program))
 
 
 def _kvm() -> Check:

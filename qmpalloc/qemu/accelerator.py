@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from qmpalloc.files import write_json
 from qmpalloc.qemu import cache
+from qmpalloc.qemu.architecture import Architecture
 from qmpalloc.qemu.host import find_program, last_lines, qemu_version
 from qmpalloc.qemu.image import Image
 
@@ -44,13 +45,13 @@ class Accelerator(Struct, frozen=True, kw_only=True):
     reason: str
     forced: bool = False
 
-    def options(self) -> list[tuple[tuple[str, ...], str]]:
-        """Return the options of the command line, each with its reason."""
+    def options(self, architecture: Architecture) -> list[tuple[tuple[str, ...], str]]:
+        """Return the options of the command line of a guest of that architecture, each with its reason."""
         if self.name == "kvm":
             return [(("-accel", "kvm"), self.reason), (("-cpu", "host"), "the host's CPU as it is")]
         return [
             (("-accel", "tcg,thread=multi"), f"emulation, one host thread per virtual CPU: {self.reason}"),
-            (("-cpu", "max"), "everything the emulator can do"),
+            (("-cpu", architecture.emulated_cpu[0]), architecture.emulated_cpu[1]),
         ]
 
     @property
@@ -84,11 +85,9 @@ def choose(
         probe: How to try; for tests.
         refresh: Probe again.
     """
-    if wanted != "auto":
-        return Accelerator(name=wanted, reason="the configuration says so", forced=True)
-    usable, reason = kvm_usable()
-    if not usable:
-        return Accelerator(name="tcg", reason=reason)
+    known_beforehand = _without_probe(wanted, image)
+    if known_beforehand is not None:
+        return known_beforehand
     key, known = _key(image), _read()
     if refresh or key not in known:
         known = {**known, key: (probe or boot_under_kvm)(image)}
@@ -99,15 +98,25 @@ def choose(
 
 def expected(wanted: Literal["auto", "kvm", "tcg"], image: Image) -> Accelerator:
     """Return what `choose` would return, without starting anything: what is not known yet is said to be."""
-    if wanted != "auto":
-        return choose(wanted, image)
-    usable, reason = kvm_usable()
-    if not usable:
-        return Accelerator(name="tcg", reason=reason)
+    known_beforehand = _without_probe(wanted, image)
+    if known_beforehand is not None:
+        return known_beforehand
     result = _read().get(_key(image))
     if result is None:
         return Accelerator(name="kvm", reason="if a probe shows that a guest boots; it has not been made yet")
     return Accelerator(name="kvm" if result.booted else "tcg", reason=result.reason)
+
+
+def _without_probe(wanted: Literal["auto", "kvm", "tcg"], image: Image) -> Accelerator | None:
+    """Return the accelerator where no probe can change it."""
+    if wanted != "auto":
+        return Accelerator(name=wanted, reason="the configuration says so", forced=True)
+    if not image.architecture.is_native:
+        return Accelerator(
+            name="tcg", reason=f"this host is not of the guest's architecture, {image.architecture.name}"
+        )
+    usable, reason = kvm_usable()
+    return None if usable else Accelerator(name="tcg", reason=reason)
 
 
 def known() -> ProbeResult | None:
@@ -130,12 +139,14 @@ def kvm_usable(device: Path = KVM_DEVICE) -> tuple[bool, str]:
 
 def probe_argv(image: Image) -> list[str]:
     """Return the command line of the probe: the guest's kernel and initrd, whose first process is ``poweroff``."""
+    architecture = image.architecture
+    console = f"console={architecture.console} {architecture.early_console}"
     return [
-        "qemu-system-x86_64", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
-        "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", "256M",
+        architecture.program, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
+        "-machine", architecture.qemu_machine[0], "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", "256M",
         "-kernel", str(image.kernel), "-initrd", str(image.initrd),
         # All messages, from the first on: silence is how a hang shows.
-        "-append", "console=ttyS0 earlyprintk=serial,ttyS0,115200 ignore_loglevel panic=-1 rdinit=/bin/poweroff -f",
+        "-append", f"{console} ignore_loglevel panic=-1 rdinit=/bin/poweroff -f",
         "-serial", "stdio",
     ]  # fmt: skip
 

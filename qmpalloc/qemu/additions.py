@@ -14,8 +14,9 @@ from pathlib import Path
 from msgspec import Struct
 
 from qmpalloc.config import ImageConfig, KernelFiles, Origin
-from qmpalloc.qemu.bzimage import kernel_release
+from qmpalloc.qemu.architecture import Architecture
 from qmpalloc.qemu.inputs import InputFile
+from qmpalloc.qemu.kernel_image import kernel_release
 
 RELATIVE = "relative paths are relative to this file"
 MODULES_HINT = "make modules_install INSTALL_MOD_PATH=DIR, then DIR/lib/modules/RELEASE"
@@ -66,7 +67,7 @@ class Additions(Struct, frozen=True, order=True):
         words = [f"kernel={self.kernel}"] if self.kernel else []
         return words + ([f"size={self.size_bytes}"] if self.size_bytes else [])
 
-    def input_files(self, inputs_dir: str, script: Path) -> Iterator[InputFile]:
+    def input_files(self, inputs_dir: str, script: Path, architecture: Architecture) -> Iterator[InputFile]:
         """Yield every file of it, for the directory `inputs_dir` of the build, and what puts them where they belong.
 
         Raises:
@@ -81,14 +82,16 @@ class Additions(Struct, frozen=True, order=True):
             script = self._readable("prepare", Path(self.prepare))
             yield InputFile(f"{inputs_dir}/prepare", script.read_bytes(), executable=True)
         if self.kernel_files:
-            yield from self._kernel_tree(f"{inputs_dir}/kernel")
+            yield from self._kernel_tree(f"{inputs_dir}/kernel", architecture)
 
-    def _kernel_tree(self, place: str) -> Iterator[InputFile]:
+    def _kernel_tree(self, place: str, architecture: Architecture) -> Iterator[InputFile]:
         vmlinuz, modules, headers = map(Path, self.kernel_files)
-        release = kernel_release(self._readable("kernel.vmlinuz", vmlinuz))
+        sources = f"arch/{architecture.kernel_directory}"
+        release = kernel_release(self._readable("kernel.vmlinuz", vmlinuz), architecture.kernel_format)
         if not release:
-            hint = "arch/x86/boot/bzImage, or /boot/vmlinuz-RELEASE"
-            raise self.origin.error("kernel.vmlinuz", f"{vmlinuz} is not a kernel that can be booted", hint=hint)
+            message = f"{vmlinuz} is not a kernel that can be booted on {architecture.name}"
+            hint = f"{sources}/boot/{architecture.kernel_format}, or /boot/vmlinuz-RELEASE"
+            raise self.origin.error("kernel.vmlinuz", message, hint=hint)
         if modules.name != release:
             message = f"{modules} does not hold the modules of {release}, which {vmlinuz.name} is"
             raise self.origin.error("kernel.modules", message, hint=MODULES_HINT)
@@ -101,7 +104,7 @@ class Additions(Struct, frozen=True, order=True):
         for found in self._tree("kernel.modules", modules, f"{place}/modules"):
             if found.place not in {f"{place}/modules/build", f"{place}/modules/source"}:  # of the machine that built it
                 yield found
-        for part in ("include", "arch/x86/include"):  # all that the probes include, of a tree that may be large
+        for part in ("include", f"{sources}/include"):  # all that the probes include, of a tree that may be large
             if (headers / part).is_dir():
                 yield from self._tree("kernel.headers", headers / part, f"{place}/headers/{part}")
 

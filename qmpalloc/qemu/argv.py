@@ -12,18 +12,15 @@ from msgspec import Struct
 from qmpalloc.config import DataDiskConfig, GuestConfig, VmConfig
 from qmpalloc.errors import ConfigError
 from qmpalloc.qemu.accelerator import Accelerator
+from qmpalloc.qemu.architecture import Architecture
 from qmpalloc.qemu.data_disk import DataDisk
 from qmpalloc.qemu.image import Image
 from qmpalloc.units import KIB, MIB, align_up, format_size
 
-PROGRAM = "qemu-system-x86_64"
 AGENT_PORT = "org.qemu.guest_agent.0"
 LAB_PORT = "org.qmpalloc.lab.0"
 BALLOON_ID = "balloon0"
 VIRTIO_MEM_ID = "virtiomem0"
-
-MEMORY_BLOCK_BYTES = 128 * MIB
-"""Linux on x86-64 adds memory in blocks of this size; what a device has beyond the last whole one it cannot use."""
 
 VIRTIO_MEM_KERNEL_ARGUMENTS = (
     "memhp_default_state=online_movable",  # used at once; and only movable memory can be emptied to be unplugged
@@ -140,29 +137,29 @@ def build(
     if vm is None:
         raise ConfigError("this guest is not started by qmpalloc", key=f"guest {guest.name}", hint="add [guest.vm]")
     groups = [
-        _lifetime(die_with_parent),
-        _machine(guest, vm, accelerator),
+        _lifetime(image.architecture, die_with_parent),
+        _machine(guest, vm, image.architecture, accelerator),
         _kernel(image, VIRTIO_MEM_KERNEL_ARGUMENTS if vm.actuator == "virtio-mem" else ()),
         _disks(image, vm.data, data_disk),
-        _virtio_mem(plugged_bytes(guest, vm)) if vm.actuator == "virtio-mem" else _balloon(),
+        _virtio_mem(plugged_bytes(guest, vm, image.architecture)) if vm.actuator == "virtio-mem" else _balloon(),
         _monitors(sockets),
         _agents(sockets, image),
-        _console(sockets),
+        _console(image.architecture, sockets),
     ]
     return CommandLine(guest=guest.name, groups=tuple(groups))
 
 
-def _lifetime(die_with_parent: bool) -> Group:
-    program = Option((PROGRAM,), "the emulator")
+def _lifetime(architecture: Architecture, die_with_parent: bool) -> Group:
+    program = Option((architecture.program,), "the emulator")
     if not die_with_parent:
         return Group("Lifetime: until it is stopped", (program,))
     leash = Option(("setpriv", "--pdeathsig", "TERM"), "no QEMU outlives the qmpalloc that started it, even if that is killed")  # noqa: E501  # fmt: skip
     return Group("Lifetime: that of qmpalloc", (leash, program))
 
 
-def plugged_bytes(guest: GuestConfig, vm: VmConfig) -> int:
+def plugged_bytes(guest: GuestConfig, vm: VmConfig, architecture: Architecture) -> int:
     """Return how much a guest's virtio-mem device can plug: what its memory is beyond its floor, in whole blocks."""
-    return align_up(vm.memory - base_bytes(guest), MEMORY_BLOCK_BYTES)
+    return align_up(vm.memory - base_bytes(guest), architecture.memory_block_bytes)
 
 
 def base_bytes(guest: GuestConfig) -> int:
@@ -170,27 +167,28 @@ def base_bytes(guest: GuestConfig) -> int:
     return align_up(guest.floor, 2 * MIB)
 
 
-def _memory(guest: GuestConfig, vm: VmConfig) -> Option:
+def _memory(guest: GuestConfig, vm: VmConfig, architecture: Architecture) -> Option:
     if vm.actuator == "balloon":
         why = f"RAM, {format_size(vm.memory)}: the most it can ever have"
         return Option(("-m", f"size={_qemu_size(vm.memory)}"), why)
-    base, most = base_bytes(guest), base_bytes(guest) + plugged_bytes(guest, vm)
+    base, most = base_bytes(guest), base_bytes(guest) + plugged_bytes(guest, vm, architecture)
     why = (
         f"RAM, {format_size(base)}: its floor, which it always has; what virtio-mem plugs makes it {format_size(most)}"
     )
     return Option(("-m", f"size={_qemu_size(base)},maxmem={_qemu_size(most)}"), why)
 
 
-def _machine(guest: GuestConfig, vm: VmConfig, accelerator: Accelerator) -> Group:
+def _machine(guest: GuestConfig, vm: VmConfig, architecture: Architecture, accelerator: Accelerator) -> Group:
+    machine, about_machine = architecture.qemu_machine
     options = [
         Option(("-name", f"guest={guest.name},debug-threads=on"), "the name in process lists, named threads in top -H"),
         Option(("-no-user-config",), "nothing from a user's own QEMU configuration"),
         Option(("-nodefaults",), "no device that is not named here: no network card, floppy, CD-ROM or VGA"),
         Option(("-display", "none"), "no window"),
-        Option(("-machine", "q35"), "the PC with PCI Express"),
-        *(Option(words, why) for words, why in accelerator.options()),
+        Option(("-machine", machine), about_machine),
+        *(Option(words, why) for words, why in accelerator.options(architecture)),
         Option(("-smp", str(vm.cpus)), "virtual CPUs"),
-        _memory(guest, vm),
+        _memory(guest, vm, architecture),
         Option(("-no-reboot",), "a guest that panics or reboots ends its QEMU, so that it is seen"),
     ]  # fmt: skip
     return Group("Machine", tuple(options))
@@ -296,7 +294,7 @@ def _agents(sockets: Sockets, image: Image) -> Group:
     return Group("Guest agents", tuple(options))
 
 
-def _console(sockets: Sockets) -> Group:
+def _console(architecture: Architecture, sockets: Sockets) -> Group:
     chardev = (
         f"socket,id=console,path={escape(sockets.console)},server=on,wait=off,"
         f"logfile={escape(sockets.console_log)},logappend=off"
@@ -305,7 +303,7 @@ def _console(sockets: Sockets) -> Group:
         "Serial console",
         (
             Option(("-chardev", chardev), "root logs in without a password; what is printed is also in the log"),
-            Option(("-serial", "chardev:console"), "ttyS0 in the guest"),
+            Option(("-serial", "chardev:console"), f"{architecture.console} in the guest"),
         ),
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from qmpalloc.errors import HostError
+from qmpalloc.qemu.architecture import ARCHITECTURES, native
 from qmpalloc.text import visible
 from qmpalloc.units import format_size
 
@@ -19,10 +20,10 @@ DEBIAN_PACKAGES = {
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
-    "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
     "tar": "tar",
     "unshare": "util-linux",
+    **dict(architecture.qemu for architecture in ARCHITECTURES.values()),
 }
 SEARCH_PATH = os.pathsep.join(
     # mke2fs lives in sbin, which an ordinary user's PATH leaves out.
@@ -30,7 +31,6 @@ SEARCH_PATH = os.pathsep.join(
 )
 LAST_LINES = 12
 NO_SPACE_HINT = "free some space, or point XDG_CACHE_HOME (images) and TMPDIR (the build) to a larger file system"
-QEMU = "qemu-system-x86_64"
 
 
 def find_program(name: str) -> str | None:
@@ -38,9 +38,9 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=SEARCH_PATH)
 
 
-def qemu_version() -> str:
-    """Return the first line of QEMU's version; ``no QEMU`` where there is none."""
-    program = find_program(QEMU)
+def qemu_version(name: str = native().program) -> str:
+    """Return the first line of a QEMU's version, by default of this host's own; ``no QEMU`` where there is none."""
+    program = find_program(name)
     if program is None:
         return "no QEMU"
     output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout

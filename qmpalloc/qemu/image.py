@@ -7,7 +7,6 @@ everything it is made from, so that a changed recipe or collector means another 
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from msgspec import Struct
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.qemu import cache
 from qmpalloc.qemu.additions import Additions
+from qmpalloc.qemu.architecture import Architecture
 from qmpalloc.qemu.host import as_root, remove_tree, require, require_namespace, require_space, run
 from qmpalloc.qemu.image_names import DirectoriesOf, forget, named_by, note_name, recipe_files
 from qmpalloc.qemu.progress import Report, Stopwatch, silent
@@ -46,6 +46,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
         sizes_bytes: Of the image's files.
         more_packages: Names of those that were asked for besides the recipe's.
         additions: What else was asked for, and where.
+        arch: Debian's name of its architecture.
     """
 
     suite: str
@@ -59,11 +60,12 @@ class Manifest(Struct, frozen=True, kw_only=True):
     sizes_bytes: dict[str, int]
     more_packages: tuple[str, ...] = ()
     additions: Additions = Additions()
+    arch: str = "amd64"
 
     @property
     def variant(self) -> Variant:
         """Which image it is."""
-        return Variant(self.suite, self.profile, self.more_packages, self.additions)
+        return Variant(self.suite, self.profile, self.more_packages, self.additions, self.arch)
 
     @property
     def extras(self) -> list[str]:
@@ -81,6 +83,11 @@ class Image(Struct, frozen=True, kw_only=True):
 
     directory: Path
     manifest: Manifest
+
+    @property
+    def architecture(self) -> Architecture:
+        """What can run it."""
+        return self.manifest.variant.architecture
 
     @property
     def kernel(self) -> Path:
@@ -141,7 +148,7 @@ def read_image(directory: Path) -> Image:
 
 def planned_image(variant: Variant) -> Image:
     """Return the image of the present recipe, as it would be if it is not built yet."""
-    recipe, files, directory = load_recipe(), input_files(variant), image_dir(variant)
+    recipe, files, directory = load_recipe(variant.architecture), input_files(variant), image_dir(variant)
     if directory.is_dir():
         return read_image(directory)
     manifest = Manifest(
@@ -156,6 +163,7 @@ def planned_image(variant: Variant) -> Image:
         sizes_bytes={},
         more_packages=variant.packages,
         additions=variant.additions,
+        arch=variant.arch,
     )
     return Image(directory=directory, manifest=manifest)
 
@@ -255,8 +263,8 @@ def check_reproducible(variant: Variant, *, mirror: str | None = None, report: R
     Raises:
         HostError: As `obtain_image`.
     """
-    _check_host()
-    recipe, files, watch = load_recipe(), input_files(variant), Stopwatch(report)
+    _check_host(variant.architecture)
+    recipe, files, watch = load_recipe(variant.architecture), input_files(variant), Stopwatch(report)
     cache.make_place(images_dir())
     digests = []
     for number in (1, 2):
@@ -268,11 +276,19 @@ def check_reproducible(variant: Variant, *, mirror: str | None = None, report: R
     return digests[0], digests[1]
 
 
-def _check_host() -> None:
-    if platform.machine() != "x86_64":
-        raise HostError(f"reference images are built for x86_64, this machine is {platform.machine()}")
+def _check_host(architecture: Architecture) -> None:
     require(["mmdebstrap", "mke2fs", "setpriv", "tar", "unshare"])
     require_namespace()
+    if architecture.is_native:
+        return
+    # Its packages run their own programs when they are installed, as the kernel does with a user-mode emulator's help.
+    require(["arch-test"])
+    run(
+        ["arch-test", architecture.name],
+        what=f"running programs of {architecture.name} here, which building its images takes,",
+        hint="apt install qemu-user-static; where systemd does not run, also binfmt-support, "
+        f"then update-binfmts --enable qemu-{architecture.machine}",
+    )
 
 
 def _make(
@@ -280,10 +296,11 @@ def _make(
 ) -> None:
     """Fill the empty directory `partial` with an image."""
     watch = Stopwatch(report)
-    watch.step(f"building the guest image {variant}, once for this recipe")
-    _check_host()
+    watch.step(f"building the guest image {variant} for {variant.arch}, once for this recipe")
+    _check_host(variant.architecture)
     require_space(partial, needed_bytes(variant))
-    recipe, files = load_recipe(recipe_dir), input_files(variant, recipe_dir=recipe_dir)
+    recipe = load_recipe(variant.architecture, recipe_dir)
+    files = input_files(variant, recipe_dir=recipe_dir)
     tar = build_tar(recipe, variant, files, partial, mirror=mirror, on_step=watch.step)
     watch.step("reading the system's tar")
     rootfs_sha256 = digest_of(tar)
@@ -311,6 +328,7 @@ def _make(
         sizes_bytes={name: (partial / name).stat().st_size for name in names},
         more_packages=variant.packages,
         additions=variant.additions,
+        arch=variant.arch,
     )
     (partial / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     for path in partial.iterdir():

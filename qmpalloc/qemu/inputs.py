@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from msgspec import Struct
 
+from qmpalloc.qemu.architecture import Architecture
+
 CHUNK_BYTES = 1024 * 1024
 
 
@@ -49,9 +51,9 @@ class InputFile(Struct, frozen=True, order=True):
                 digest.update(chunk)
 
 
-def read_input(path: Path, place: str) -> InputFile:
-    """Return a file of the recipe, read."""
-    return InputFile(place, path.read_bytes(), bool(path.stat().st_mode & stat.S_IXUSR))
+def read_input(path: Path, place: str, architecture: Architecture) -> InputFile:
+    """Return a file of the recipe as it is for an architecture."""
+    return InputFile(place, architecture.filled(path.read_bytes()), bool(path.stat().st_mode & stat.S_IXUSR))
 
 
 def write_inputs_tar(target: IO[bytes], files: list[InputFile], mtime_s: int) -> None:

@@ -23,6 +23,7 @@ from qmpalloc.config import Config, GuestConfig, Origin
 from qmpalloc.errors import ConfigError, QmpallocError
 from qmpalloc.qemu import argv, rundir
 from qmpalloc.qemu.accelerator import Accelerator, choose, expected
+from qmpalloc.qemu.architecture import named
 from qmpalloc.qemu.data_disk import DataDisk, obtain_data_disk, planned_data_disk
 from qmpalloc.qemu.host import require
 from qmpalloc.qemu.image import Image, obtain_image, planned_image
@@ -78,9 +79,15 @@ def startable(config: Config) -> tuple[GuestConfig, ...]:
     """Return the guests that qmpalloc starts: those with a ``[guest.vm]`` table.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or one cannot be run on this host.
     """
     guests = tuple(guest for guest in config.guests if guest.vm is not None)
+    for guest in guests:
+        assert guest.vm is not None
+        architecture = named(guest.vm.arch)
+        if guest.vm.accelerator == "kvm" and not architecture.is_native:
+            message = f"KVM runs guests of this host's own architecture, and {guest.name} is {architecture.name}"
+            raise _origin(config, guest).error("accelerator", message, hint='accelerator = "auto" emulates it')
     if not guests:
         hint = "add [guest.vm] to a guest, or start your QEMUs yourself and use qmpalloc run"
         raise ConfigError("no guest is to be started by qmpalloc", file=config.file, key="guest", hint=hint)
@@ -90,7 +97,11 @@ def startable(config: Config) -> tuple[GuestConfig, ...]:
 def variant_of(config: Config, guest: GuestConfig) -> Variant:
     """Return which image a guest with a ``[guest.vm]`` table boots."""
     assert guest.vm is not None
-    return Variant.of(guest.vm, Origin(config.file, f"guest[{config.guests.index(guest)}].vm"))
+    return Variant.of(guest.vm, _origin(config, guest))
+
+
+def _origin(config: Config, guest: GuestConfig) -> Origin:
+    return Origin(config.file, f"guest[{config.guests.index(guest)}].vm")
 
 
 def prepare(config: Config, *, report: Report = silent) -> Prepared:
@@ -101,7 +112,7 @@ def prepare(config: Config, *, report: Report = silent) -> Prepared:
         HostError: This host lacks a program, a privilege or room, or a build failed.
     """
     guests = startable(config)
-    require([argv.PROGRAM, "setpriv"])
+    require([*{named(guest.vm.arch).program: None for guest in guests if guest.vm is not None}, "setpriv"])
     images, data_disks, accelerators = {}, {}, {}
     for guest in guests:
         assert guest.vm is not None

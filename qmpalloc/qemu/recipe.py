@@ -13,6 +13,7 @@ from msgspec import Struct
 from qmpalloc.config import Origin, Size, VmConfig
 from qmpalloc.errors import HostError
 from qmpalloc.qemu.additions import Additions
+from qmpalloc.qemu.architecture import ARCHITECTURES, Architecture, named, native
 from qmpalloc.qemu.inputs import InputFile, read_input
 from qmpalloc.qemu.resources import resource_dir
 from qmpalloc.units import parse_size
@@ -34,15 +35,21 @@ DIGEST_CHARS = 12
 
 
 class Variant(Struct, frozen=True, order=True):
-    """Which image: Debian suite and profile, and what it has besides the recipe."""
+    """Which image: Debian suite, profile and architecture, and what it has besides the recipe."""
 
     suite: str = "trixie"
     profile: str = "lab"
     packages: tuple[str, ...] = ()
     additions: Additions = Additions()
+    arch: str = native().name
 
     def __str__(self) -> str:
         return f"{self.suite}-{self.profile}"
+
+    @property
+    def architecture(self) -> Architecture:
+        """What it is made for."""
+        return ARCHITECTURES[self.arch]
 
     @property
     def is_reference(self) -> bool:
@@ -60,7 +67,7 @@ class Variant(Struct, frozen=True, order=True):
         own, additions = vm.packages, Additions(origin=origin or Origin())
         if vm.image is not None:
             own, additions = (*own, *vm.image.packages), Additions.of(vm.image)
-        return cls(vm.suite, vm.profile, tuple(sorted(set(own))), additions)
+        return cls(vm.suite, vm.profile, tuple(sorted(set(own))), additions, named(vm.arch).name)
 
 
 class DiskRecipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,15 +103,15 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     profile: dict[str, ProfileRecipe]
 
 
-def load_recipe(directory: Path | None = None) -> Recipe:
-    """Return the recipe in `directory`, by default the one that comes with this qmpalloc.
+def load_recipe(architecture: Architecture, directory: Path | None = None) -> Recipe:
+    """Return the recipe in `directory`, by default the one that comes with this qmpalloc, for an architecture.
 
     Raises:
         HostError: It is missing or not a recipe.
     """
     file = (directory or resource_dir("vm-images")) / "recipe.toml"
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        table = tomllib.loads(architecture.filled(file.read_bytes()).decode())
         return msgspec.convert(table, Recipe, dec_hook=lambda kind, text: kind(parse_size(text)))
     except (OSError, ValueError, msgspec.ValidationError) as error:
         raise HostError(f"{file}: not a usable image recipe: {error}") from error
@@ -122,28 +129,30 @@ def input_files(
     """
     recipe_dir = recipe_dir or resource_dir("vm-images")
     collector_dir = collector_dir or resource_dir("guest_agent")
-    files = {file.place: file for file in _tree(collector_dir, f"{INPUTS_DIR}/guest_agent/")}
+    architecture = variant.architecture
+    files = {file.place: file for file in _tree(collector_dir, f"{INPUTS_DIR}/guest_agent/", architecture)}
     for name in ("boot.sh", "customize.sh", "recipe.toml"):
-        files[f"{INPUTS_DIR}/{name}"] = read_input(recipe_dir / name, f"{INPUTS_DIR}/{name}")
+        files[f"{INPUTS_DIR}/{name}"] = read_input(recipe_dir / name, f"{INPUTS_DIR}/{name}", architecture)
     profiles = PROFILE_OVERLAYS.get(variant.profile, (variant.profile,))
     for overlay in (recipe_dir / "overlay", *(recipe_dir / "profiles" / name for name in profiles)):
-        files |= {file.place: file for file in _tree(overlay, "")}
-    files |= {file.place: file for file in variant.additions.input_files(INPUTS_DIR, recipe_dir / ADDITIONS_SCRIPT)}
+        files |= {file.place: file for file in _tree(overlay, "", architecture)}
+    added = variant.additions.input_files(INPUTS_DIR, recipe_dir / ADDITIONS_SCRIPT, architecture)
+    files |= {file.place: file for file in added}
     return sorted(files.values())
 
 
-def _tree(directory: Path, prefix: str) -> Iterator[InputFile]:
+def _tree(directory: Path, prefix: str, architecture: Architecture) -> Iterator[InputFile]:
     for path in sorted(directory.rglob("*")):
         relative = path.relative_to(directory)
         # What Python leaves behind when the collector's tests run changes no image.
         if path.is_file() and path.suffix != ".pyc" and "__pycache__" not in relative.parts:
-            yield read_input(path, prefix + relative.as_posix())
+            yield read_input(path, prefix + relative.as_posix(), architecture)
 
 
 def inputs_digest(variant: Variant, files: list[InputFile]) -> str:
     """Return the SHA-256 that changes when, and only when, the recipe would make another image.
 
-    The mirror is not part of it: all mirrors hold the same packages.
+    The mirror is not part of it: all mirrors hold the same packages. The architecture is by what it puts into files.
     """
     digest = hashlib.sha256()
     words = (f"qmpalloc image {BUILDER_FORMAT}", variant.suite, variant.profile, *variant.packages)

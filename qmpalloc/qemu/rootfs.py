@@ -72,7 +72,7 @@ def mmdebstrap_argv(
         "--mode=root" if as_root else "--mode=unshare",
         "--variant=minbase",
         "--format=tar",
-        "--architectures=amd64",
+        f"--architectures={variant.arch}",
         f"--include={','.join((*_system_packages(recipe, variant), *profile.packages, *variant.packages))}",
         *(f"--dpkgopt=path-exclude={path}" for path in recipe.exclude_paths),
         *(f"--dpkgopt=path-include={path}" for path in recipe.include_paths),

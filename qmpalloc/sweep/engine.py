@@ -210,7 +210,7 @@ def _check(workers: list[Worker], sweep: Sweep) -> None:
     for worker in booting:
         host = worker.facts.host
         if not worker.facts.qemu:
-            message = f"the worker {worker.address} on host {host} may boot guests, and finds no qemu-system-x86_64"
+            message = f"the worker {worker.address} on host {host} may boot guests, and finds no QEMU"
             raise HostError(message, hint=f"install QEMU there, or start it without --resources {GUESTS}=1")
         if host in by_host or worker.guests > 1:
             message = f"host {host} would run the guests of several runs at once, and each would slow the others"

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import platform
-import shutil
 import socket
 import time
 import traceback
@@ -19,6 +18,8 @@ from msgspec import Struct
 import qmpalloc
 from qmpalloc.errors import QmpallocError
 from qmpalloc.experiment.store.records import DiskCalibration
+from qmpalloc.qemu.architecture import native
+from qmpalloc.qemu.host import find_program
 from qmpalloc.sweep.guests import Packed, run_on_guests
 from qmpalloc.sweep.model import ModelRow, run_in_model
 from qmpalloc.sweep.spec import ModelTask, Task
@@ -65,7 +66,7 @@ def facts() -> HostFacts:
         python=platform.python_version(),
         cpus=os.cpu_count() or 1,
         kernel=platform.release(),
-        qemu=shutil.which("qemu-system-x86_64") or "",
+        qemu=find_program(native().program) or "",
     )
 
 

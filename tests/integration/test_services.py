@@ -33,7 +33,7 @@ SERVICES = {
     "uml-utilities": "as an init script",
 }
 # What the collector and loads need takes most of a build, and is no part of the question.
-LEFT_OUT = ('"linux-headers-cloud-amd64",', '"python3-bpfcc",', '"fio",')
+LEFT_OUT = ('"linux-headers-cloud-@ARCH@",', '"python3-bpfcc",', '"fio",')
 
 CONFIGURATION = """
 [host]

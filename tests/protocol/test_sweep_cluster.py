@@ -348,7 +348,7 @@ def test_workers_that_cannot_run_guests_are_told(cluster, tmp_path):
     assert "--resources guests=1" in nobody.hint
     first = cluster.worker("--resources", "guests=1", environment=with_qemu(tmp_path / "none", qemu=False))
     wait_for_workers(cluster, 2)
-    refused(cluster, sweep, HostError, r"on host \S+ may boot guests, and finds no qemu-system-x86_64")
+    refused(cluster, sweep, HostError, r"on host \S+ may boot guests, and finds no QEMU")
     first.kill()
     first.wait()
     for number in range(2):

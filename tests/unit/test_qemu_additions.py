@@ -12,10 +12,11 @@ from qmpalloc.config import ImageConfig, KernelFiles, Origin
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.qemu import image, recipe, rootfs
 from qmpalloc.qemu.additions import Additions
+from qmpalloc.qemu.architecture import native
 from qmpalloc.qemu.build_errors import translated
-from qmpalloc.qemu.bzimage import kernel_release
 from qmpalloc.qemu.host import NO_SPACE_HINT
 from qmpalloc.qemu.inputs import write_inputs_tar
+from qmpalloc.qemu.kernel_image import kernel_release
 from qmpalloc.qemu.recipe import Variant
 from qmpalloc.qemu.resources import resource_dir
 
@@ -194,12 +195,12 @@ def test_what_no_image_can_have_is_refused_when_the_file_is_read(table, key, who
 
 
 def test_a_kernel_says_its_release(beside):
-    assert kernel_release(beside / "own" / "vmlinuz") == RELEASE
-    assert kernel_release(beside / "app.conf") == ""
+    assert kernel_release(beside / "own" / "vmlinuz", "bzImage") == RELEASE
+    assert kernel_release(beside / "app.conf", "bzImage") == ""
 
 
 def argv(wanted, mirror="http://mirror.example/debian"):
-    loaded = recipe.load_recipe()
+    loaded = recipe.load_recipe(native())
     return rootfs.mmdebstrap_argv(loaded, wanted, inputs=Path("/i"), tar=Path("/t"), mirror=mirror, as_root=True)
 
 
@@ -281,7 +282,7 @@ def test_a_system_that_does_not_fit_is_told_at_its_size(beside, monkeypatch, tmp
     def full(*args, **keys):
         raise image.FullError("mke2fs: Could not allocate block")
 
-    monkeypatch.setattr(image, "_check_host", lambda: None)
+    monkeypatch.setattr(image, "_check_host", lambda architecture: None)
     monkeypatch.setattr(image, "require_space", lambda *args: None)
     monkeypatch.setattr(image, "build_tar", lambda *args, **keys: tmp_path / "app.conf")
     monkeypatch.setattr(image, "unpack_boot_files", lambda *args: rootfs.Contents("6.12", {}))
@@ -310,7 +311,7 @@ def test_a_full_disk_of_the_host_is_known_before_the_build(beside, monkeypatch):
     def no_room(path, needed_bytes):
         raise HostError(f"{needed_bytes}", hint=NO_SPACE_HINT)
 
-    monkeypatch.setattr(image, "_check_host", lambda: None)
+    monkeypatch.setattr(image, "_check_host", lambda architecture: None)
     monkeypatch.setattr(image, "require_space", no_room)
     with (beside / "large").open("wb") as large:
         large.truncate(1 << 30)

@@ -19,10 +19,10 @@ TCG = Accelerator(name="tcg", reason="this is a test")
 KVM = Accelerator(name="kvm", reason="a guest boots")
 
 
-def image(profile="lab", directory="/cache/images/trixie-lab-0123456789ab"):
+def image(profile="lab", directory="/cache/images/trixie-lab-0123456789ab", arch="amd64"):
     manifest = Manifest(
         suite="trixie", profile=profile, inputs_sha256="", rootfs_sha256="", kernel_release="6.12-cloud",
-        kernel_arguments=("root=LABEL=x", "console=ttyS0"), source_date_epoch=0, packages=1, sizes_bytes={},
+        kernel_arguments=("root=LABEL=x", "console=ttyS0"), source_date_epoch=0, packages=1, sizes_bytes={}, arch=arch,
     )  # fmt: skip
     return Image(directory=Path(directory), manifest=manifest)
 
@@ -36,11 +36,11 @@ def guest(**vm):
     )  # fmt: skip
 
 
-def built(config=None, *, profile="lab", disk=None, accelerator=TCG, die_with_parent=True, directory=None):
+def built(config=None, *, profile="lab", disk=None, accelerator=TCG, die_with_parent=True, arch="amd64", **where):
     config = config or guest()
     return argv.build(
         config,
-        image=image(profile) if directory is None else image(profile, directory),
+        image=image(profile, arch=arch, **where),
         data_disk=disk,
         accelerator=accelerator,
         sockets=argv.sockets_of(config, Path("/run/user/1000/qmpalloc")),
@@ -78,6 +78,19 @@ def test_the_whole_command_line():
         f"socket,id=console,path={run}/console.sock,server=on,wait=off,logfile={run}/console.log,logappend=off",
         "-serial", "chardev:console",
     ]  # fmt: skip
+
+
+def test_what_differs_with_another_architecture():
+    """All else of the golden command line is the same."""
+    before, after = built().argv(), built(arch="arm64").argv()
+    assert len(before) == len(after)
+    assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [
+        ("qemu-system-x86_64", "qemu-system-aarch64"),
+        ("q35", "virt,gic-version=max"),
+        ("max", "max,pauth-impdef=on"),
+    ]
+    assert "ttyAMA0 in the guest" in built(arch="arm64").shell()
+    assert values(built(arch="arm64", accelerator=KVM), "-cpu") == ["host"]
 
 
 def test_the_base_profile_has_no_port_to_execute_through():

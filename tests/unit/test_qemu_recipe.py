@@ -10,6 +10,7 @@ import pytest
 from qmpalloc.config import VmConfig
 from qmpalloc.errors import HostError
 from qmpalloc.qemu import recipe, rootfs
+from qmpalloc.qemu.architecture import native
 from qmpalloc.qemu.inputs import write_inputs_tar
 from qmpalloc.qemu.recipe import Variant
 from qmpalloc.qemu.resources import resource_dir
@@ -97,7 +98,7 @@ def test_the_tar_of_the_inputs_is_the_same_each_time_and_belongs_to_root():
 
 
 def test_the_standard_agent_only_hands_out_files():
-    loaded = recipe.load_recipe()
+    loaded = recipe.load_recipe(native())
     assert set(loaded.agent.allow) == {
         "guest-sync", "guest-sync-delimited", "guest-ping", "guest-info",
         "guest-file-open", "guest-file-read", "guest-file-close",
@@ -109,7 +110,7 @@ def test_the_standard_agent_only_hands_out_files():
 def test_the_bench_profile_is_lab_with_more_packages():
     files = {file.place for file in recipe.input_files(Variant("trixie", "bench"))}
     assert files == {file.place for file in recipe.input_files(Variant())}
-    loaded = recipe.load_recipe()
+    loaded = recipe.load_recipe(native())
     assert loaded.profile["bench"].allow_lab == loaded.profile["lab"].allow_lab
     arguments = {"inputs": Path("/i"), "tar": Path("/t"), "mirror": None, "as_root": True}
     lab, bench = (rootfs.mmdebstrap_argv(loaded, Variant("trixie", name), **arguments) for name in ("lab", "bench"))
@@ -124,7 +125,7 @@ def test_packages_make_another_image_whatever_their_order(sources):
     assert digest(sources, more) == digest(sources, same)
     assert len({digest(sources, each) for each in (Variant(), more, Variant(packages=("jq",)))}) == 3
     argv = rootfs.mmdebstrap_argv(
-        recipe.load_recipe(), more, inputs=Path("/i"), tar=Path("/t"), mirror=None, as_root=True
+        recipe.load_recipe(native()), more, inputs=Path("/i"), tar=Path("/t"), mirror=None, as_root=True
     )
     (included,) = (word for word in argv if word.startswith("--include="))
     assert included.endswith(",jq,sqlite3")
@@ -133,14 +134,14 @@ def test_packages_make_another_image_whatever_their_order(sources):
 def test_a_broken_recipe_is_named(tmp_path):
     (tmp_path / "recipe.toml").write_text("packages = 3")
     with pytest.raises(HostError, match=r"recipe\.toml: not a usable image recipe"):
-        recipe.load_recipe(tmp_path)
+        recipe.load_recipe(native(), tmp_path)
 
 
 def mmdebstrap_argv(**changes):
     arguments = {
         "inputs": Path("/a b/inputs.tar"), "tar": Path("/x/rootfs.tar"), "mirror": None, "as_root": True,
     }  # fmt: skip
-    return rootfs.mmdebstrap_argv(recipe.load_recipe(), Variant(), **(arguments | changes))
+    return rootfs.mmdebstrap_argv(recipe.load_recipe(native()), Variant(), **(arguments | changes))
 
 
 def test_without_a_mirror_mmdebstrap_chooses():
