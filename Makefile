@@ -7,7 +7,7 @@ PYTEST = $(VENV)/bin/pytest
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-qemu10 test-floors test-install check unit contract integration image image-check docs clean
+.PHONY: help demo test test-long test-arm test-qemu10 test-floors test-install check unit contract integration image image-check docs clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test: $(VENV)/.test ## Format, lint, types, and every kind of test, real guests 
 test-long: $(VENV)/.test ## The rest: experiments, installations, restarts and other images on real guests
 	@scripts/install-packages --test
 	$(PYTEST) -q -m long --durations=15 --durations-min=5 tests/integration
+
+test-arm: $(VENV)/.test ## A guest of arm64, built and run here, under emulation on other hosts: exact counts, and memory moved
+	@scripts/install-packages --arm
+	$(PYTEST) -q -s -m arm tests/integration
 
 test-qemu10: $(VENV)/.test ## Contract tests and one real guest, with QEMU 10 from Debian 13 (nothing is installed for it)
 	@scripts/install-packages --test
@@ -56,7 +60,7 @@ contract: $(VENV)/.test ## Our clients held against a real QEMU and a real guest
 	$(PYTEST) -q tests/contract
 
 integration: $(VENV)/.test ## Tests on real guests that take minutes without KVM; test-long has the others
-	$(PYTEST) -q -m 'not long' --durations=15 --durations-min=5 tests/integration
+	$(PYTEST) -q -m 'not long and not arm' --durations=15 --durations-min=5 tests/integration
 
 image: $(VENV)/.demo ## Build the reference guest image, if its inputs changed
 	@scripts/install-packages
