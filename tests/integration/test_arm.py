@@ -67,10 +67,10 @@ async def test_a_controller_moves_its_memory(far):
     loaded, guest = far
     controller = Controller(loaded, Wish(), lambda event: None)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(controller.run)
+        await nursery.start(controller.run)
         with trio.fail_after(600):
             while controller.guests[0].size.actual_bytes != MOVED:  # noqa: ASYNC110 - it has no event
                 await trio.sleep(0.5)
-        nursery.cancel_scope.cancel()
+        controller.quit()
     async with open_monitor(str(guest.sockets.monitor)) as monitor:
         assert await monitor.query_balloon() == guest.config.baseline
