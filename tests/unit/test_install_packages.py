@@ -13,13 +13,13 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "install-packages"
 def run(tmp_path):
     """Run the script where only the given programs exist."""
 
-    def run_with(programs):
+    def run_with(programs, what="--test"):
         for name, body in programs.items():
             (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
             (tmp_path / name).chmod(0o755)
         shell = shutil.which("sh")
         return subprocess.run(
-            [shell, str(SCRIPT), "--test"], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+            [shell, str(SCRIPT), what], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
         )
 
     return run_with
@@ -46,6 +46,19 @@ def test_without_root_and_sudo_the_command_to_run_is_told(run):
     assert result.returncode == 1
     assert "Please install as root" in result.stderr
     assert "apt-get install --no-install-recommends qemu-system-x86 " in result.stderr
+
+
+def test_guests_of_arm64_take_an_emulator_of_the_machine_and_one_of_programs(run):
+    result = run({"apt-get": "exit 9", "dpkg-query": NOTHING_INSTALLED, "id": "echo 1000"}, "--arm")
+    assert " qemu-system-arm qemu-user-static arch-test" in result.stderr
+
+
+def test_on_a_host_of_arm64_its_own_emulator_is_installed(run):
+    programs = {"apt-get": "exit 9", "dpkg-query": NOTHING_INSTALLED, "id": "echo 1000", "uname": "echo aarch64"}
+    result = run(programs)
+    assert "--no-install-recommends qemu-system-arm qemu-utils " in result.stderr
+    assert "qemu-system-x86" not in result.stderr
+    assert "binfmt" not in run(programs, "--arm").stderr
 
 
 def test_when_all_is_installed_apt_is_not_called(run):
