@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qmpalloc.qemu.recipe import Variant
 
 FLAGS = {
+    "suite": "--suite",
     "packages": "--package",
     "files": "--file",
     "prepare": "--prepare",

@@ -16,6 +16,8 @@ class Architecture(Struct, frozen=True, kw_only=True):
     Attributes:
         name: Debian's, which ends the names of its kernels: ``linux-image-cloud-NAME``.
         machine: What ``uname -m`` says.
+        suites: Debian suites in whose kernels the collector can count: Linux attaches its probes on arm64 from 6.4 on
+            ("arm64: ftrace: Add direct call support").
         qemu: The emulator, and the Debian package that has it.
         qemu_machine: For ``-machine``, and what that is.
         emulated_cpu: For ``-cpu`` where there is no KVM, and why.
@@ -29,6 +31,7 @@ class Architecture(Struct, frozen=True, kw_only=True):
 
     name: str
     machine: str
+    suites: tuple[str, ...]
     qemu: tuple[str, str]
     qemu_machine: tuple[str, str]
     emulated_cpu: tuple[str, str]
@@ -59,6 +62,7 @@ ARCHITECTURES = {
         Architecture(
             name="amd64",
             machine="x86_64",
+            suites=("trixie", "bookworm"),
             qemu=("qemu-system-x86_64", "qemu-system-x86"),
             qemu_machine=("q35", "the PC with PCI Express"),
             emulated_cpu=("max", "everything the emulator can do"),
@@ -71,6 +75,7 @@ ARCHITECTURES = {
         Architecture(
             name="arm64",
             machine="aarch64",
+            suites=("trixie",),
             qemu=("qemu-system-aarch64", "qemu-system-arm"),
             qemu_machine=("virt,gic-version=max", "QEMU's own board with PCI Express, and its newest interrupts"),
             emulated_cpu=(

@@ -263,7 +263,7 @@ def check_reproducible(variant: Variant, *, mirror: str | None = None, report: R
     Raises:
         HostError: As `obtain_image`.
     """
-    _check_host(variant.architecture)
+    _check(variant)
     recipe, files, watch = load_recipe(variant.architecture), input_files(variant), Stopwatch(report)
     cache.make_place(images_dir())
     digests = []
@@ -276,7 +276,12 @@ def check_reproducible(variant: Variant, *, mirror: str | None = None, report: R
     return digests[0], digests[1]
 
 
-def _check_host(architecture: Architecture) -> None:
+def _check(variant: Variant) -> None:
+    """Check that the image can be built on this host, and that its guests can be observed."""
+    architecture = variant.architecture
+    if variant.suite not in architecture.suites:
+        message = f"in the kernel of {variant.suite} for {architecture.name} nothing can be counted"
+        raise variant.additions.origin.error("suite", message, hint=f"take {' or '.join(architecture.suites)}")
     require(["mmdebstrap", "mke2fs", "setpriv", "tar", "unshare"])
     require_namespace()
     if architecture.is_native:
@@ -297,7 +302,7 @@ def _make(
     """Fill the empty directory `partial` with an image."""
     watch = Stopwatch(report)
     watch.step(f"building the guest image {variant} for {variant.arch}, once for this recipe")
-    _check_host(variant.architecture)
+    _check(variant)
     require_space(partial, needed_bytes(variant))
     recipe = load_recipe(variant.architecture, recipe_dir)
     files = input_files(variant, recipe_dir=recipe_dir)

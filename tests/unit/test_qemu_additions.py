@@ -282,7 +282,7 @@ def test_a_system_that_does_not_fit_is_told_at_its_size(beside, monkeypatch, tmp
     def full(*args, **keys):
         raise image.FullError("mke2fs: Could not allocate block")
 
-    monkeypatch.setattr(image, "_check_host", lambda architecture: None)
+    monkeypatch.setattr(image, "_check", lambda variant: None)
     monkeypatch.setattr(image, "require_space", lambda *args: None)
     monkeypatch.setattr(image, "build_tar", lambda *args, **keys: tmp_path / "app.conf")
     monkeypatch.setattr(image, "unpack_boot_files", lambda *args: rootfs.Contents("6.12", {}))
@@ -311,7 +311,7 @@ def test_a_full_disk_of_the_host_is_known_before_the_build(beside, monkeypatch):
     def no_room(path, needed_bytes):
         raise HostError(f"{needed_bytes}", hint=NO_SPACE_HINT)
 
-    monkeypatch.setattr(image, "_check_host", lambda architecture: None)
+    monkeypatch.setattr(image, "_check", lambda variant: None)
     monkeypatch.setattr(image, "require_space", no_room)
     with (beside / "large").open("wb") as large:
         large.truncate(1 << 30)

@@ -8,7 +8,7 @@ import pytest
 
 from qmpalloc import config
 from qmpalloc.cli.image import image as command
-from qmpalloc.config import VmConfig
+from qmpalloc.config import Origin, VmConfig
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.qemu import accelerator, host, image, recipe, rootfs
 from qmpalloc.qemu.architecture import ARCHITECTURES, named, native
@@ -135,10 +135,17 @@ def test_a_host_that_cannot_run_its_programs_says_what_to_install(this_host_is, 
         (tmp_path / name).chmod(0o755)
     monkeypatch.setattr(host, "SEARCH_PATH", f"{tmp_path}:/bin")
     with pytest.raises(HostError, match="running programs of arm64") as caught:
-        image._check_host(ARCHITECTURES["arm64"])
+        image._check(Variant(arch="arm64"))
     assert "apt install qemu-user-static" in caught.value.hint
     assert "update-binfmts --enable qemu-aarch64" in caught.value.hint
-    image._check_host(ARCHITECTURES["amd64"])
+    image._check(Variant(arch="amd64"))
+
+
+def test_a_suite_in_which_nothing_can_be_counted_is_refused_where_it_was_written():
+    variant = Variant.of(VmConfig(memory=2**30, arch="arm64", suite="bookworm"), Origin("x.toml", "guest[0].vm"))
+    with pytest.raises(ConfigError, match="in the kernel of bookworm for arm64 nothing can be counted") as caught:
+        image._check(variant)
+    assert (caught.value.key, caught.value.hint) == ("guest[0].vm.suite", "take trixie")
 
 
 def test_an_arm_kernel_says_its_release(tmp_path):
