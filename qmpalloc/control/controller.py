@@ -205,7 +205,7 @@ class Controller:
             self._journal,
             may_command=self.mode == "run",
             on_change=self._note_change,
-            on_order=lambda: self._reporter.show(),
+            on_order=lambda: self._reporter.show_sizes(),
             on_reset=self._guest_reset,
         )
         self._commitments = Commitments(self.guests, self._fleet.sessions, self._journal, self.config.host.budget)
