@@ -83,11 +83,11 @@ def drawn(rows: Rows) -> str:
         known = [
             end for *_, ratios in rows for gain in ratios.values() for end in (gain.low, gain.high, gain.value) if end
         ]
-        axes.set_xlim(max(0.1, 0.9 * min([0.9, *known])), min(20.0, 1.1 * max([1.1, *known])))
+        axes.set_xlim(max(0.1, 0.9 * min([0.9, *known])), min(60.0, 1.1 * max([1.1, *known])))
         axes.set_xticks([tick for tick in TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
         axes.minorticks_off()
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("times as good as equal shares; bars: 95 %; hollow: one run")
+        axes.set_xlabel("times as good as equal shares; hollow: one run")
         figure.legend(loc="outside lower right", ncols=2)
         content = io.StringIO()
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
