@@ -195,13 +195,18 @@ class CurveTracker:
                 unsure.append(f"the curve says {measured - left:.2f} misses here, measured are {measured:.2f}")
         ratios = np.minimum.accumulate(ratios)
         points = _telling(sizes_bytes, ratios)
+        scale = 2.0**self.shift
+        here = None if measured is None else cached / scale
+        deviations = self._noise.deviations(
+            cache[points] / scale, here, self.lru.miss_ratios, self._confidence.working_set
+        )
         stale, unread_bytes, unused_bytes = self._staleness()
         return Curve(
             sizes_bytes=tuple(sizes_bytes[points].tolist()),
             miss_ratio=tuple(np.round(ratios[points], 5).tolist()),
             weak=(*suspicious, *unsure),
             suspect=bool(suspicious),
-            noise=round(self._noise.by_share(None if measured is None else cached / 2.0**self.shift), 5),
+            deviation=tuple(np.round(deviations, 4).tolist()),
             cached_bytes=round(cached * PAGE_BYTES),
             measured=None if measured is None else round(measured, 5),
             contradicted=round(contradicted, 5),
