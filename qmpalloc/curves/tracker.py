@@ -132,7 +132,7 @@ class CurveTracker:
         self._measurement.steady_accesses += accesses
         self._compare(accesses, counted, cached_pages)
         self._watch(self._newcomers, 1.0)
-        if not self._measurement.take(accesses, counted, cached_pages, self.half_life / 2):
+        if not self._measurement.take(accesses, counted, cached_pages, self.half_life):
             self._gap.forget()
             self._gap.begin_window(self.lru.clock)
             return
@@ -300,6 +300,7 @@ class CurveTracker:
             estimator.forget(TUNING.tracking.left_after_change)
         self._noise.forget(TUNING.tracking.left_after_change)
         self._noise.begin()
+        self._measurement.fade(TUNING.tracking.left_after_change)
 
     def _compare(self, accesses: int, misses: int, cached_pages: float) -> None:
         """Compare what is measured with a cache that was empty when the load changed."""

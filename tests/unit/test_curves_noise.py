@@ -138,6 +138,19 @@ def test_a_period_about_as_long_as_the_memory_widens_the_band():
     assert noise["to and fro"] > 3 * noise["uniform"]
 
 
+def test_what_is_measured_is_of_the_same_accesses_as_the_curve():
+    """Otherwise the curve of a load that goes to and fro is moved by .04, at every size."""
+    phase, cache = np.arange(PAGES), Lru(PAGES // 2, PAGES)
+    there_and_back, tracker = np.r_[phase, phase[::-1]], CurveTracker(None, PAGES * 8, PAGES * 80)
+    for batch in range(120):
+        pages = np.roll(there_and_back, -256 * batch)[:256].astype(np.uint64)
+        keys = mixed(pages) >> np.uint64(14) << np.uint64(10) | pages
+        tracker.observe(Window(keys=keys, accesses=64 * 256, events=256, lost=0, shift=6))
+        tracker.measure(64 * 256, 64 * cache.read(pages.tolist()), PAGES * 32)
+        if batch > 60:
+            assert tracker.measured == pytest.approx(tracker.miss_ratios(np.array([PAGES * 32.0]))[0], abs=0.002)
+
+
 def test_a_lower_rate_keeps_what_was_learnt():
     random = np.random.default_rng(1)
     tracker = seen(lambda _: random.integers(0, PAGES, 1_000), 1)
