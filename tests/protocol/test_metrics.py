@@ -99,7 +99,7 @@ async def test_control_has_its_turn_while_a_text_is_made(scraped, autojump_clock
         nursery.start_soon(control)
         text = await scraped.exporter.text()
         nursery.cancel_scope.cancel()
-    assert turns >= text.count(b"# TYPE")
+    assert turns >= text.count(b"# TYPE") - 1  # who runs first in the last turn is drawn by lot
 
 
 @pytest.mark.parametrize(
