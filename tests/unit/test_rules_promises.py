@@ -11,6 +11,7 @@ from qmpalloc.model import Decision, GuestDecision, Promise
 from qmpalloc.policy import load
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.rules.promises import KeepsPromises
+from qmpalloc.sample import Memory
 from qmpalloc.units import MIB
 
 WEAK = line((100, 1.0), (2000, 0.0), weak=("too few samples",), measured=0.5)
@@ -134,6 +135,23 @@ def test_who_broke_a_promise_is_held_for_twice_as_long_each_time():
         held_s.append(run.time_s - began_s)
         del run.carry["qmpalloc.promises"]["lent"]
     assert held_s == [600, 1_200, 2_400]
+
+
+def test_what_it_has_had_free_ever_since_it_may_give_after_a_tenth_of_that_time():
+    run, free = Run(Lends()), {"memory": Memory(total=500 * MIB, free=300 * MIB)}
+    run.step()
+    run.step(faults=5_000)
+    for _ in range(11):
+        assert run.step(**free) == [500, 500]
+    assert run.step(**free) == [400, 600]
+    # That was wrong: for twice as long nothing is taken, nor for ten times that, as it has used all of it once.
+    run.step(faults=5_000)
+    used = {"memory": Memory(total=500 * MIB, free=32 * MIB)}
+    assert run.step(**used) == [500, 500]
+    began_s = run.time_s
+    while run.step(**free) == [500, 500]:
+        pass
+    assert run.time_s - began_s == 1_195
 
 
 def test_it_is_idle_again_when_its_programs_have_ended():
