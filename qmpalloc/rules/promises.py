@@ -94,6 +94,8 @@ class Held(Struct, frozen=True, kw_only=True):
         in_use_bytes: The most that its programs were seen to hold since.
         times: How often that has happened.
         load: The load that its curve was of; None where no curve was believed. With another load this ends.
+        woke_per_s: What it read when it was seen to read much more than when no curve was believed; else 0. While it
+            does so, and has a good curve, it is not held: that is not what was wrong.
     """
 
     least_bytes: int
@@ -103,10 +105,12 @@ class Held(Struct, frozen=True, kw_only=True):
     in_use_bytes: int
     times: int
     load: int | None = None
+    woke_per_s: float = 0.0
 
-    def kept_bytes(self, time_s: float) -> int:
-        """Return the least that it may be set to; 0 when it is held no more."""
-        if time_s >= self.until_s:
+    def kept_bytes(self, guest: GuestSnapshot, time_s: float) -> int:
+        """Return the least that the guest may be set to; 0 when it is not held."""
+        works = 0 < self.woke_per_s <= _TIMES * (guest.accesses_per_s or 0.0)
+        if time_s >= self.until_s or (works and guest.curve is not None and not guest.curve.weak):
             return 0
         return self.least_bytes if time_s < self.with_all_until_s else min(self.least_bytes, self.used_bytes)
 
@@ -222,7 +226,8 @@ def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) 
     """Return that a guest is held from now on; that it breaks the same promise once more is no other time."""
     same = before is not None and (lent.broken or time_s < before.with_all_until_s)
     times = (before.times if before else 0) + (not same)
-    other_load = (guest.accesses_per_s or 0.0) > _TIMES * lent.accesses_per_s + _BESIDE_PER_S
+    reads_per_s = guest.accesses_per_s or 0.0
+    other_load = reads_per_s > _TIMES * lent.accesses_per_s + _BESIDE_PER_S
     held_s = _HELD_S * 2.0 ** min(times - 1, 10)
     return Held(
         least_bytes=lent.before_bytes,
@@ -232,6 +237,7 @@ def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) 
         in_use_bytes=max(guest.in_use_bytes or 0, before.in_use_bytes if before is not None and same else 0),
         times=times,
         load=guest.curve.load if lent.until_s is not None and guest.curve is not None else None,
+        woke_per_s=reads_per_s if other_load and lent.until_s is None else 0.0,
     )
 
 
@@ -278,7 +284,7 @@ def _payments(
     for guest in snapshot.guests:
         got = sum(lent[name].given_bytes.get(guest.name, 0) for name in owed)
         least = max(lowest_bytes(guest), guest.floor_bytes, guest.in_use_bytes or 0)
-        least = max(least, held[guest.name].kept_bytes(snapshot.time_s) if guest.name in held else 0)
+        least = max(least, held[guest.name].kept_bytes(guest, snapshot.time_s) if guest.name in held else 0)
         able = guest.state is GuestState.FRESH and guest.name not in owed
         taken[guest.name] = align_down(max(0, min(got, missing, guest.target_bytes - least))) if able else 0
         missing -= taken[guest.name]
@@ -289,7 +295,7 @@ def _with_floors(snapshot: Snapshot, held: Mapping[str, Held], carry: Any) -> Sn
     """Return what the policy sees: no guest may be taken below what it holds, or what it once gave too much of."""
     guests = []
     for guest in snapshot.guests:
-        least = held[guest.name].kept_bytes(snapshot.time_s) if guest.name in held else 0
+        least = held[guest.name].kept_bytes(guest, snapshot.time_s) if guest.name in held else 0
         in_use = guest.target_bytes if guest.in_use_bytes is None else guest.in_use_bytes
         least = min(guest.target_bytes, max(least, in_use))
         floor = max(guest.floor_bytes, align_down(least))

@@ -15,6 +15,7 @@ from qmpalloc.sample import Memory
 from qmpalloc.units import MIB
 
 WEAK = line((100, 1.0), (2000, 0.0), weak=("too few samples",), measured=0.5)
+GOOD = line((100, 1.0), (2000, 0.0), measured=0.5)
 LACKING = {"refaults": 3_000, "misses": 5_000}
 
 
@@ -171,6 +172,19 @@ def test_under_another_load_a_curve_is_believed_again():
     assert run.step(a=with_load(1, 400, faults=60_000)) == [500, 500]
     assert run.step(a=with_load(1, 500)) == [500, 500]
     assert run.step(a=with_load(2, 500)) == [400, 600]
+
+
+def test_who_woke_is_not_held_while_it_works_and_has_a_good_curve():
+    def reading(per_s, curve, **more):
+        return guest("a", curve, size=run.sizes[0], rate=per_s, **more)
+
+    run = Run(Lends())
+    run.step()
+    assert run.step(a=reading(10_000, GOOD)) == [500, 500]
+    assert run.step(a=reading(10_000, WEAK)) == [500, 500]
+    assert run.step(a=reading(9_000, GOOD)) == [400, 600]
+    assert run.step(a=reading(10_000, GOOD)) == [500, 500]
+    assert run.step(a=reading(10, GOOD)) == [500, 500]
 
 
 def test_a_debt_that_nobody_can_pay_stops_no_policy():
