@@ -4,9 +4,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
 
 import pexpect
@@ -34,9 +36,9 @@ def place(tmp_path, monkeypatch):
 
 
 @contextmanager
-def headless_run():
+def headless_run(*options):
     """A run in the background, in control."""
-    command = [sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--headless", "--out", "out"]
+    command = [sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--headless", "--out", "out", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if "control running" in line:
@@ -116,6 +118,37 @@ def test_a_second_controller_is_refused_and_the_sockets_of_a_killed_one_are_repl
     assert list((place / "qmpalloc").glob("*.status"))
     third = qmpalloc("run", "lab.toml", "--headless", "--no-record", "--duration", "1s")
     assert (third.returncode, third.stderr) == (0, "")
+
+
+def scraped(address):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
+    with opener.open(f"http://{address}/metrics") as reply:
+        return reply.read().decode()
+
+
+def until_there(pattern, read):
+    """Return all that the pattern finds as soon as there is some."""
+    for _ in range(100):
+        if found := re.findall(pattern, read()):
+            return found
+        time.sleep(0.2)
+    raise AssertionError(read())
+
+
+def test_a_run_gives_its_metrics_and_a_port_in_use_is_refused_before_anything_else(place):
+    pytest.importorskip("prometheus_client")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        refused = qmpalloc("run", "lab.toml", "--headless", "--out", "out", "--metrics", address)
+    assert refused.returncode == 1
+    assert f"error: metrics cannot be served on {address}" in refused.stderr
+    assert "hint: another run may serve its own there: choose another port" in refused.stderr
+    assert sorted(path.name for path in place.glob("out*")) == []
+    with headless_run("--metrics", address, "--metrics-file", "q.prom"):
+        # Each text may be of a moment ago, when nothing was known.
+        assert "large" in until_there(r'qmpalloc_guest_size_bytes{guest="(\w+)"}', lambda: scraped(address))
+        assert "paper" in until_there(r'qmpalloc_run_info{.*policy="(\w+)"', (place / "q.prom").read_text)
+    assert not (place / "q.prom").exists()
 
 
 def test_where_no_socket_can_be_made_the_run_goes_on_and_says_so(place, monkeypatch):
