@@ -61,6 +61,15 @@ def screen(*words, size=(24, 80)):
     )  # fmt: skip
 
 
+def until_there(pattern, read):
+    """Return all that the pattern finds as soon as there is some."""
+    for _ in range(100):
+        if found := re.findall(pattern, read()):
+            return found
+        time.sleep(0.2)
+    raise AssertionError(read())
+
+
 def test_a_headless_run_is_seen_and_steered_from_elsewhere(place):
     with headless_run() as process:
         child = screen("top", "lab.toml")
@@ -88,17 +97,23 @@ def test_a_headless_run_is_seen_and_steered_from_elsewhere(place):
             [sys.executable, "-m", "qmpalloc", "top", "--plain"], stdout=subprocess.PIPE, text=True
         )
         assert "run: policy paper" in lines.stdout.readline()
+        with (place / "events").open("wb") as events:
+            as_json = subprocess.Popen([sys.executable, "-m", "qmpalloc", "top", "--json"], stdout=events)
+        until_there("caught-up", (place / "events").read_text)
         process.send_signal(signal.SIGTERM)
         assert lines.communicate(timeout=60)[0].splitlines()[-1].endswith("ended clean: interrupted by SIGTERM")
         assert lines.returncode == 0
+        assert as_json.wait(timeout=60) == 0
+        types = [json.loads(line)["type"] for line in (place / "events").read_text().splitlines()]
+        assert (types[0], types[-1]) == ("header", "end")
         process.communicate(timeout=60)
     asked = [event for event in read_record(place / "out" / "record.jsonl") if isinstance(event, Asked)]
     assert [(event.verb, bool(event.error)) for event in asked] == [
         ("set", False), ("set", True), ("pause", False), ("resume", False), ("release", False),
     ]  # fmt: skip
     assert list((place / "qmpalloc").glob("*.status")) == []
-    none = qmpalloc("top")
-    assert (none.returncode, "no controller of yours runs" in none.stderr) == (1, True)
+    none = qmpalloc("top", "--json")
+    assert (none.returncode, json.loads(none.stderr)["error"]) == (1, "no controller of yours runs")
 
 
 def test_a_second_controller_is_refused_and_the_sockets_of_a_killed_one_are_replaced(place):
@@ -124,15 +139,6 @@ def scraped(address):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
     with opener.open(f"http://{address}/metrics") as reply:
         return reply.read().decode()
-
-
-def until_there(pattern, read):
-    """Return all that the pattern finds as soon as there is some."""
-    for _ in range(100):
-        if found := re.findall(pattern, read()):
-            return found
-        time.sleep(0.2)
-    raise AssertionError(read())
 
 
 def test_a_run_gives_its_metrics_and_a_port_in_use_is_refused_before_anything_else(place):
