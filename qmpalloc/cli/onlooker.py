@@ -11,7 +11,7 @@ import trio
 
 from qmpalloc.cli.signals import StopSignals
 from qmpalloc.events import AnyEvent
-from qmpalloc.tui import Dashboard, PlainLog, run_tui
+from qmpalloc.tui import Dashboard, run_tui
 
 SUSPENDED = "qmpalloc is suspended here; the run it shows goes on. Bring it back with fg.\n"
 
@@ -36,15 +36,20 @@ class _OnlyQuit:
         """Do nothing."""
 
 
-async def look_on(events: Callable[[], AsyncGenerator[AnyEvent]], on_screen: bool) -> bool:
+async def look_on(
+    events: Callable[[], AsyncGenerator[AnyEvent]], line: Callable[[AnyEvent], str | None] | None
+) -> bool:
     """Show a run until it ends, or the person quits; return True when a signal ended it.
 
-    On a screen the last picture of a run that has ended stays until the person quits.
+    Args:
+        events: Of the run, as they come.
+        line: Returns what is printed of an event, if anything is; None: the dashboard is shown instead, of which the
+            last picture stays until the person quits.
 
     Raises:
         QmpallocError: What `events` raises.
     """
-    dashboard, keys, log = Dashboard(), _OnlyQuit(), PlainLog()
+    dashboard, keys = Dashboard(), _OnlyQuit()
     interrupted = False
 
     async def heed_signals() -> None:
@@ -56,18 +61,19 @@ async def look_on(events: Callable[[], AsyncGenerator[AnyEvent]], on_screen: boo
     async def follow() -> None:
         async with contextlib.aclosing(events()) as coming:
             async for event in coming:
-                dashboard.apply(event)
-                if not on_screen and (line := log.line(event)) is not None:
-                    click.echo(line)
+                if line is None:
+                    dashboard.apply(event)
+                elif (text := line(event)) is not None:
+                    click.echo(text)
                     sys.stdout.flush()
-        if not on_screen:
+        if line is not None:
             keys.quit()
 
     with StopSignals() as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(heed_signals)
             nursery.start_soon(follow)
-            if on_screen:
+            if line is None:
 
                 async def show(*, task_status: trio.TaskStatus[None]) -> None:
                     await run_tui(

@@ -108,6 +108,7 @@ def follow_record(record: Path, *, on_screen: bool) -> None:
     from qmpalloc.cli.onlooker import look_on
     from qmpalloc.events import Ended
     from qmpalloc.record import GrowingRecord
+    from qmpalloc.tui import PlainLog
 
     async def events() -> AsyncGenerator[AnyEvent]:
         growing = GrowingRecord(record)
@@ -119,7 +120,7 @@ def follow_record(record: Path, *, on_screen: bool) -> None:
                         return
                 await trio.sleep(FOLLOW_S)
 
-    if trio.run(look_on, events, on_screen):
+    if trio.run(look_on, events, None if on_screen else PlainLog().line):
         sys.exit(EXIT_INTERRUPTED)
 
 
