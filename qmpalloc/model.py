@@ -6,7 +6,7 @@ other policy can be asked what it would have done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
@@ -427,6 +427,15 @@ def hold(snapshot: Snapshot, reason: str, limiter: Limiter = Limiter.NONE) -> De
         summary=reason,
         carry=snapshot.carry,
     )
+
+
+def decision_of(
+    snapshot: Snapshot, decisions: Iterable[GuestDecision], *, summary: str = "", carry: Any = None
+) -> Decision:
+    """Return the decision made of what is decided about each guest; its summary is what goes where, unless given."""
+    guests = tuple(decisions)
+    summary = summary or changes_text(snapshot, guests)
+    return Decision(guests=guests, moves=moves_between(snapshot, guests), summary=summary, carry=carry)
 
 
 def moves_between(snapshot: Snapshot, decisions: Sequence[GuestDecision]) -> tuple[Move, ...]:

@@ -13,7 +13,7 @@ from qmpalloc.config import Duration, Size
 from qmpalloc.curves.mapping import FREE_BYTES, system_bytes
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
+from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, decision_of
 from qmpalloc.policy.curve.belief import Belief, of_curve
 from qmpalloc.policy.curve.split import divide
 from qmpalloc.policy.curves_file import chosen, read_curves
@@ -126,7 +126,7 @@ class OraclePolicy:
         room = room_bytes(snapshot, [belief.guest.name for belief in beliefs])
         wanted = (divide(beliefs, room, self.settings.objective) if beliefs else None) or {}
         unknown = "no measured curve, or none known yet" if self.settings.known_after else "no measured curve"
-        guests = tuple(
+        guests = (
             GuestDecision(
                 name=guest.name,
                 target_bytes=wanted.get(guest.name, guest.target_bytes),
@@ -135,8 +135,7 @@ class OraclePolicy:
             )
             for guest in snapshot.guests
         )
-        moves = moves_between(snapshot, guests)
-        return Decision(guests=guests, moves=moves, summary=changes_text(snapshot, guests), carry=seen.carry)
+        return decision_of(snapshot, guests, carry=seen.carry)
 
     def _holding(self, name: str, time_s: float, accesses: int) -> MeasuredCurve | None:
         began_at = 0

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qmpalloc.model import Band, Decision, GuestDecision, Limiter, Snapshot, changes_text, moves_between
+from qmpalloc.model import Band, Decision, GuestDecision, Limiter, Snapshot, decision_of
 from qmpalloc.policy.curve.belief import Belief, Tuning
 from qmpalloc.units import format_count, format_size
 
@@ -44,9 +44,7 @@ def move(
     tuning: Tuning,
 ) -> Decision:
     """Return the decision to go to `targets`, on the way to the sizes `wanted`."""
-    guests = tuple(_verdict(belief, targets, wanted, tuning) for belief in beliefs)
-    moves = moves_between(snapshot, guests)
-    return Decision(guests=guests, moves=moves, summary=changes_text(snapshot, guests))
+    return decision_of(snapshot, (_verdict(belief, targets, wanted, tuning) for belief in beliefs))
 
 
 def change_text(hits_per_s: float, misses_per_s: float, *, shrinks: bool) -> str:

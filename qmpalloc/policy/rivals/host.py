@@ -18,16 +18,7 @@ from typing import Any
 from msgspec import Struct
 
 from qmpalloc.curves.mapping import FREE_BYTES
-from qmpalloc.model import (
-    Decision,
-    GuestDecision,
-    GuestSnapshot,
-    GuestState,
-    Limiter,
-    Snapshot,
-    changes_text,
-    moves_between,
-)
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, decision_of
 from qmpalloc.rules.budget import room_bytes
 from qmpalloc.units import MIB, align_down
 
@@ -124,9 +115,8 @@ def decided(
     terms: Mapping[str, dict[str, float]] | None = None,
 ) -> Decision:
     """Return the decision for these sizes; guests that are not among them keep theirs."""
-    guests = tuple(_verdict(guest, targets, reason, (terms or {}).get(guest.name, {})) for guest in snapshot.guests)
-    moves = moves_between(snapshot, guests)
-    return Decision(guests=guests, moves=moves, summary=changes_text(snapshot, guests), carry=carry)
+    guests = (_verdict(guest, targets, reason, (terms or {}).get(guest.name, {})) for guest in snapshot.guests)
+    return decision_of(snapshot, guests, carry=carry)
 
 
 def _verdict(guest: GuestSnapshot, targets: Mapping[str, int], reason: str, terms: dict[str, float]) -> GuestDecision:
