@@ -242,11 +242,16 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         return self.state is GuestState.FRESH and self.hits is not None and self.misses is not None
 
     @property
+    def accesses(self) -> int:
+        """Pages touched by reads since the last decision, as far as known."""
+        return (self.hits or 0) + (self.misses or 0)
+
+    @property
     def accesses_per_s(self) -> float | None:
         """Pages touched by reads per second; None when not known."""
         if self.hits is None or self.misses is None or not self.interval_s:
             return None
-        return max(0, self.hits + self.misses) / self.interval_s
+        return max(0, self.accesses) / self.interval_s
 
     @property
     def page_ins(self) -> PageIns:

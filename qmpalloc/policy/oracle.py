@@ -171,8 +171,7 @@ class _Seen:
     def note(self, guest: GuestSnapshot) -> None:
         """Take a guest's counts and memory."""
         name, memory = guest.name, guest.memory
-        counted = (guest.hits or 0) + (guest.misses or 0)
-        self.accesses[name] = self.accesses.get(name, 0) + max(0, counted)
+        self.accesses[name] = self.accesses.get(name, 0) + max(0, guest.accesses)
         if memory is None or memory.file_bytes is None or memory.free is None:
             return
         spare = max(0, memory.free - FREE_BYTES)
@@ -184,12 +183,11 @@ class _Seen:
 
 
 def _belief(guest: GuestSnapshot, measured: MeasuredCurve, overhead_bytes: int) -> Belief:
-    seen = (guest.hits or 0) + (guest.misses or 0)
-    present = max(0.0, seen / guest.interval_s) if guest.interval_s else 0.0
+    present = max(0.0, guest.accesses / guest.interval_s) if guest.interval_s else 0.0
     # A load at a rate of its own that cannot keep up goes as fast as its misses let it, but that is not what it is for.
     paced = measured.accesses_per_s if present else None
     # The rate is that of the misses there are, which are more than the curve's while the cache fills.
-    missed = (guest.misses or 0) / seen if seen >= _TELLING_ACCESSES else None
+    missed = (guest.misses or 0) / guest.accesses if guest.accesses >= _TELLING_ACCESSES else None
     of_cache = measured.sizes_of == "cache"
     sizes = tuple(int(size) + (overhead_bytes if of_cache else 0) for size in measured.sizes)
     ratios = tuple(np.minimum.accumulate(measured.miss_ratio).tolist())

@@ -157,4 +157,4 @@ def _gain_per_s(guest: GuestSnapshot, low_bytes: int, objective: Objective, hori
 
 
 def _missed(guest: GuestSnapshot) -> float:
-    return (guest.misses or 0) / max(1, (guest.hits or 0) + (guest.misses or 0))
+    return (guest.misses or 0) / max(1, guest.accesses)
