@@ -352,25 +352,23 @@ class ArmRunner:
         return len(finished) == guests
 
     async def _read_all(self, links: list[Link], clock: TrialClock, *, trial: int, t: float) -> list[Reading]:
-        readings: dict[str, Reading] = {}
-
-        async def read(link: Link) -> None:
+        async def read(link: Link) -> Reading | None:
             target_bytes = clock.targets[link.name]
             try:
                 await link.load.raise_if_dead()
-                readings[link.name] = await read_guest(link, trial=trial, t=t, target_bytes=target_bytes)
+                return await read_guest(link, trial=trial, t=t, target_bytes=target_bytes)
             except HostError:
                 raise
             except QmpallocError as error:  # a guest may be too busy to answer; the next reading covers both trials
                 self._live.report(f"{link.name}: no reading at the end of trial {trial}: {error.message}")
+                return None
 
-        await in_parallel([read(link) for link in links])
-        ordered = [readings[link.name] for link in links if link.name in readings]
+        readings = [reading for reading in await in_parallel([read(link) for link in links]) if reading is not None]
         try:
-            self._directory.append_readings(ordered)
+            self._directory.append_readings(readings)
         except OSError as error:
             raise HostError(f"{self._directory.readings_file} cannot be written: {error.strerror}") from error
-        return ordered
+        return readings
 
     async def _keep_outputs(self, links: list[Link]) -> None:
         """Keep what the programs printed, also of a run that fails; a guest that is gone has nothing to give."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qmpalloc.experiment.run.readings import Link, in_parallel
 from qmpalloc.experiment.spec.schema import Disk
-from qmpalloc.experiment.store.records import DiskCalibration, Service
+from qmpalloc.experiment.store.records import DiskCalibration
 from qmpalloc.qmp import deadline
 
 THROTTLE_TIMEOUT_S = 10.0
@@ -25,12 +25,7 @@ async def calibrate(disk: Disk, links: Sequence[Link]) -> DiskCalibration:
         QmpallocError: A guest does not answer, or its times make no sense.
     """
     await set_throttle(links, 0)
-    services: list[Service] = []
-
-    async def measure(link: Link) -> None:
-        services.append(await link.load.measure_service())
-
-    await in_parallel([measure(link) for link in links])
+    services = await in_parallel([link.load.measure_service() for link in links])
     hit_s = sum(service.hit_s for service in services) / len(services)
     return DiskCalibration(model="iops" if disk.iops else disk.model, hit_s=hit_s, iops=disk.throttle_iops(hit_s))
 

@@ -24,9 +24,6 @@ from qmpalloc.units import format_size
 EACH_S = 20.0
 """The longest that a program runs, each time."""
 
-Paces = dict[tuple[str, str], ProgramPace]
-"""Guest and phase to how a program went."""
-
 
 async def calibrate_by_programs(disk: Disk, links: Sequence[Link]) -> DiskCalibration:
     """Run all programs warm, derive the throttle, and run them cold; guests at the same time, phases in turn.
@@ -43,18 +40,18 @@ async def calibrate_by_programs(disk: Disk, links: Sequence[Link]) -> DiskCalibr
     """
     reads = await calibrate(disk, links)
     await in_parallel([_grow(link) for link in links])
-    warm: Paces = {}
-    await in_parallel([_run_all(link, warm, cold=False) for link in links])
-    services = {key: ProgramService(warm=pace) for key, pace in warm.items()}
-    hits_s = [service.hit_s for service in services.values() if service.hit_s is not None]
+    warm = await in_parallel([_run_all(link, cold=False) for link in links])
+    services = [ProgramService(warm=pace) for paces in warm for pace in paces.values()]
+    hits_s = [service.hit_s for service in services if service.hit_s is not None]
     hit_s = sum(hits_s) / len(hits_s) if hits_s else reads.hit_s
     iops = disk.throttle_iops(hit_s)
     await set_throttle(links, iops)
-    cold: Paces = {}
-    await in_parallel([_run_all(link, cold, cold=True) for link in links])
-    programs: dict[str, dict[str, ProgramService]] = {}
-    for (guest, phase), service in services.items():
-        programs.setdefault(guest, {})[phase] = structs.replace(service, cold=cold[guest, phase])
+    cold = await in_parallel([_run_all(link, cold=True) for link in links])
+    programs = {
+        link.name: {phase: ProgramService(warm=pace, cold=later[phase]) for phase, pace in paces.items()}
+        for link, paces, later in zip(links, warm, cold, strict=True)
+        if paces
+    }
     return structs.replace(reads, hit_s=hit_s, iops=iops, by="programs" if hits_s else "reads", programs=programs)
 
 
@@ -68,14 +65,15 @@ async def _grow(link: Link) -> None:
         )
 
 
-async def _run_all(link: Link, paces: Paces, *, cold: bool) -> None:
-    """Run the programs of a guest one after the other, and note how each went."""
+async def _run_all(link: Link, *, cold: bool) -> dict[str, ProgramPace]:
+    """Run the programs of a guest one after the other; return phase to how it went."""
+    paces = {}
     for number, phase in enumerate(link.load.guest.phases):
-        if not isinstance(phase, ProgramPhase):
-            continue
-        if not cold:
-            await link.load.run_once(number, EACH_S, first="warm-up")  # it caches what it reads
-        paces[link.name, phase.name] = await _paced(link, number, cold=cold)
+        if isinstance(phase, ProgramPhase):
+            if not cold:
+                await link.load.run_once(number, EACH_S, first="warm-up")  # it caches what it reads
+            paces[phase.name] = await _paced(link, number, cold=cold)
+    return paces
 
 
 async def _paced(link: Link, number: int, *, cold: bool) -> ProgramPace:

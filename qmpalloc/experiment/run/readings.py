@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 from msgspec import Struct
@@ -20,6 +21,8 @@ from qmpalloc.experiment.store.records import LoadProgress, Reading
 from qmpalloc.qemu.launcher import RunningGuest
 from qmpalloc.qmp import Actuator, BlockStats, Monitor, deadline, find_actuators, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
+
+T = TypeVar("T")
 
 DATA_DISK, ROOT_DISK = "data", "root"
 """The ``-drive`` ids of a guest's disks, see `qmpalloc.qemu.argv`."""
@@ -93,15 +96,17 @@ async def open_link(guest: RunningGuest, traces: Traces, *, laps: int = 1) -> As
             yield Link(guest.name, monitor, actuator, agent, load, guest.config.counters_file, disks)
 
 
-async def in_parallel(jobs: Sequence[Awaitable[None]]) -> None:
-    """Do something with several guests at the same time, until all is done."""
+async def in_parallel(jobs: Sequence[Awaitable[T]]) -> list[T]:
+    """Do something with several guests at the same time, until all is done; return what came out, in order."""
+    found: dict[int, T] = {}
 
-    async def run(job: Awaitable[None]) -> None:
-        await job
+    async def run(number: int, job: Awaitable[T]) -> None:
+        found[number] = await job
 
     async with trio.open_nursery() as nursery:
-        for job in jobs:
-            nursery.start_soon(run, job)
+        for number, job in enumerate(jobs):
+            nursery.start_soon(run, number, job)
+    return [found[number] for number in range(len(jobs))]
 
 
 async def wait_for_new_counters(link: Link) -> None:
