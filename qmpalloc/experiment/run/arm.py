@@ -131,11 +131,7 @@ class ArmRunner:
         self._spoilt = ""
 
     async def run(self, run_dir: Path) -> Outcome:
-        """Run the arm and return what came out, also when it failed. The outcome is not written yet.
-
-        Args:
-            run_dir: For sockets; its path must be short.
-        """
+        """Run the arm, its sockets in `run_dir`; return what came out, also when it failed. That is not written yet."""
         failed = ""
         try:
             config = await self._configuration(run_dir)

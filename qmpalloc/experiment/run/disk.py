@@ -15,11 +15,7 @@ THROTTLE_TIMEOUT_S = 10.0
 async def calibrate(disk: Disk, links: Sequence[Link]) -> DiskCalibration:
     """Measure cached reads in all guests at the same time, as they will be when the loads run, and derive the throttle.
 
-    The disks are left without a throttle.
-
-    Args:
-        disk: What is wanted.
-        links: To all guests, their loads armed but not started.
+    The loads are armed, but not started. The disks are left without a throttle.
 
     Raises:
         QmpallocError: A guest does not answer, or its times make no sense.

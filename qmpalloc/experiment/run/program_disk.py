@@ -28,11 +28,8 @@ EACH_S = 20.0
 async def calibrate_by_programs(disk: Disk, links: Sequence[Link]) -> DiskCalibration:
     """Run all programs warm, derive the throttle, and run them cold; guests at the same time, phases in turn.
 
-    What programs write stays written: these guests are for nothing else afterwards.
-
-    Args:
-        disk: What is wanted.
-        links: To all guests, their loads armed and their programs set up.
+    Their loads are armed and their programs set up. What programs write stays written: these guests are for nothing
+    else afterwards.
 
     Raises:
         HostError: A program failed, or a guest does not get its cap.

@@ -76,12 +76,7 @@ class Link(Struct, frozen=True):
 
 @asynccontextmanager
 async def open_link(guest: RunningGuest, traces: Traces, *, laps: int = 1) -> AsyncIterator[Link]:
-    """Connect to a guest beside the controller, switch it to its page replacement, and arm its load.
-
-    Args:
-        guest: That was booted, with an agent that may execute programs.
-        traces: With the specification that describes it.
-        laps: As for `qmpalloc.experiment.run.load.open_load`.
+    """Connect to a guest beside the controller, switch it to its page replacement, and arm its load, as `open_load`.
 
     Raises:
         HostError: Its kernel cannot switch, or its load cannot be armed.

@@ -78,12 +78,7 @@ def _make(specification: Specification, guest: Guest, phase: Phase) -> tuple[byt
 
 
 def footprint(pages: ArrayLike, file_pages: int) -> PhaseFootprint:
-    """Return what references touch of a file.
-
-    Args:
-        pages: Page numbers, in order.
-        file_pages: Of the file.
-    """
+    """Return what references, page numbers, touch of a file of so many pages."""
     counts = np.sort(np.bincount(np.asarray(pages), minlength=file_pages))
     reads = int(counts.sum())
     return PhaseFootprint(
