@@ -57,14 +57,14 @@ def controlled(snapshot: Snapshot) -> list[GuestSnapshot]:
 
 def seen(snapshot: Snapshot) -> list[Seen]:
     """Return the guests that a rule may size, as it sees them."""
-    carried = sizes_carried(snapshot.carry)
-    return [_seen(guest, carried.get(guest.name, guest.target_bytes)) for guest in controlled(snapshot)]
+    sizes = carried(snapshot, "sizes")
+    return [_seen(guest, sizes.get(guest.name, guest.target_bytes)) for guest in controlled(snapshot)]
 
 
-def sizes_carried(carry: Any) -> Mapping[str, int]:
-    """Return the sizes of guests that a decision of such a rule carried over; none if it is of another policy."""
-    sizes = carry.get("sizes") if isinstance(carry, Mapping) else None
-    return sizes if isinstance(sizes, Mapping) else {}
+def carried(snapshot: Snapshot, what: str) -> Mapping[str, Any]:
+    """Return what the decision before carried over of each guest; nothing if that was another policy's."""
+    found = snapshot.carry.get(what) if isinstance(snapshot.carry, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _seen(guest: GuestSnapshot, size_bytes: int) -> Seen:
