@@ -33,6 +33,4 @@ def trials_csv(results: Results) -> str:
 
 
 def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    return f"{value:.9g}" if isinstance(value, float) else value
+    return f"{value:.9g}" if isinstance(value, float) else value  # None leaves its cell empty

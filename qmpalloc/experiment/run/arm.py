@@ -360,10 +360,7 @@ class ArmRunner:
                 return None
 
         readings = [reading for reading in await in_parallel([read(link) for link in links]) if reading is not None]
-        try:
-            self._directory.append_readings(readings)
-        except OSError as error:
-            raise HostError(f"{self._directory.readings_file} cannot be written: {error.strerror}") from error
+        self._directory.append_readings(readings)
         return readings
 
     async def _keep_outputs(self, links: list[Link]) -> None:
