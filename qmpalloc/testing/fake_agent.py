@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import trio
@@ -98,7 +97,7 @@ class FakeAgent:
 
     async def serve_path(self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen on a Unix socket and serve one client after the other, until cancelled."""
-        await serve_unix(path, partial(self.serve), task_status=task_status)
+        await serve_unix(path, self.serve, task_status=task_status)
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Serve one client to its end. A second one waits for the first to go."""
