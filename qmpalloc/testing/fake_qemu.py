@@ -157,12 +157,12 @@ class FakeQemu(FakePeer):
         self.actuator.paused = False
         self.emit("RESUME")
 
-    def suspend(self, status: str = "suspended") -> None:
+    def suspend(self) -> None:
         """Let the guest fall asleep (ACPI S3): ``SUSPEND`` is sent, and no ``STOP``.
 
         A driver empties its balloon before; see `FakeBalloon.take_back`.
         """
-        self.status = status
+        self.status = "suspended"
         self.actuator.paused = True
         self.emit("SUSPEND")
 
