@@ -4,16 +4,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
-import trio
-from trio.testing import memory_stream_pair
 
 from qmpalloc.experiment.run.load import PROGRAM_FILE, PROGRESS_FILE, open_load
 from qmpalloc.experiment.run.readings import Link
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec import parsing
 from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Service
-from qmpalloc.qmp import ExecResult, find_actuators, open_agent_on, open_monitor_on
+from qmpalloc.qmp import ExecResult, find_actuators
 from qmpalloc.testing import FakeAgent, FakeQemu
+from tests.protocol.clients import agent_of, monitor_of
 
 TEXT = """
 [experiment]
@@ -107,14 +106,8 @@ class FakeGuest:
     def say(self, progress):
         self.agent.files[PROGRESS_FILE] = progress if isinstance(progress, bytes) else msgspec.json.encode(progress)
 
-    @asynccontextmanager
-    async def connected(self):
-        client, server = memory_stream_pair()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.agent.serve, server)
-            async with open_agent_on(client, address="lab") as agent:
-                yield agent
-            nursery.cancel_scope.cancel()
+    def connected(self):
+        return agent_of(self.agent, "lab")
 
     @asynccontextmanager
     async def loaded(self, specification=SPECIFICATION):
@@ -128,17 +121,13 @@ def result(out=b"", *, code=0, signal=None, err=b""):
 
 @asynccontextmanager
 async def link_to(guest, qemu, specification=SPECIFICATION):
-    client, server = memory_stream_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(qemu.serve, server)
-        async with (
-            guest.connected() as agent,
-            open_load(agent, Traces(specification), specification.guests[0]) as load,
-            open_monitor_on(client, address="people") as monitor,
-        ):
-            [actuator] = await find_actuators(monitor)
-            yield Link("g1", monitor, actuator, agent, load, "/run/qmpalloc/counters.json")
-        nursery.cancel_scope.cancel()
+    async with (
+        monitor_of(qemu) as monitor,
+        guest.connected() as agent,
+        open_load(agent, Traces(specification), specification.guests[0]) as load,
+    ):
+        [actuator] = await find_actuators(monitor)
+        yield Link("g1", monitor, actuator, agent, load, "/run/qmpalloc/counters.json")
 
 
 def throttled_qemu():

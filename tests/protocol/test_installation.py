@@ -3,17 +3,15 @@
 import io
 import json
 import tarfile
-from contextlib import asynccontextmanager
 
 import pytest
-import trio
-from trio.testing import memory_stream_pair
 
 from qmpalloc import installation
 from qmpalloc.errors import DeadlineError, HostError, RefusedError
-from qmpalloc.qmp import ExecResult, open_agent_on
+from qmpalloc.qmp import ExecResult
 from qmpalloc.sample import parse
 from qmpalloc.testing import FakeAgent
+from tests.protocol.clients import agent_of
 
 COUNTERS = "/run/qmpalloc/counters.json"
 DIRECTORY = "/tmp/qmpalloc-install.Ab12Cd"
@@ -56,14 +54,8 @@ class Guest:
             return result(out=b"starting (systemd)\ncounting: it\x1b[2J\n")
         return result()
 
-    @asynccontextmanager
-    async def connected(self):
-        client, server = memory_stream_pair()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.agent.serve, server)
-            async with open_agent_on(client, address="/run/lab.sock") as agent:
-                yield agent
-            nursery.cancel_scope.cancel()
+    def connected(self):
+        return agent_of(self.agent, "/run/lab.sock")
 
     @property
     def scripts(self):
