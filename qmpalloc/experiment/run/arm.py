@@ -92,17 +92,7 @@ class Live(Struct, frozen=True):
 
 
 class ArmRunner:
-    """Runs one arm once.
-
-    Args:
-        specification: Of the experiment.
-        run: Which arm, which repeat.
-        directory: Where its files go.
-        prepared: Images, disks and accelerators.
-        traces: The references of all loads, made once.
-        disk: The throttle; None when this is the first run, which measures it.
-        live: Who follows.
-    """
+    """Runs one arm once. The first run of an experiment has no throttle given: it measures it."""
 
     def __init__(
         self,
