@@ -29,9 +29,6 @@ from qmpalloc.units import format_size
 from sizes.measurement import Case, Point, Shipped, SizesResult, Steadiness, measured
 from sizes.predictions import Learner
 
-LAPS = 10_000
-"""Times the load may read its references: more than it comes to."""
-
 READ_EVERY_S = 0.75
 READ_AGAIN_S = 0.15
 """Waits after a reading that brought something new, and after one that did not; the collector writes once a second."""
@@ -96,7 +93,7 @@ async def run_case(
             nursery.start_soon(fail_when_it_ends)
             guest = guests[0]
             async with (
-                open_link(guest, traces, laps=LAPS) as link,
+                open_link(guest, traces) as link,
                 open_agent(str(guest.sockets.agent)) as agent,
             ):
                 await link.load.drop_caches()

@@ -10,7 +10,6 @@ from qmpalloc.errors import DeadlineError, HostError, NonsenseError
 from qmpalloc.experiment.run.load import DIRECTORY, GO_FILE, LOG_FILE, PLAN_FILE, PROGRAM_FILE, PROGRESS_FILE, open_load
 from qmpalloc.experiment.run.shipping import packed_generator
 from qmpalloc.experiment.run.traces import Traces
-from qmpalloc.experiment.store.records import LoadProgress
 from tests.protocol.loaded_guest import (
     ARMED,
     FINISHED,
@@ -198,15 +197,3 @@ async def test_a_program_that_fails_in_the_guest_is_quoted(autojump_clock, guest
         with pytest.raises(HostError, match="No such file") as caught:
             await load.read_through(["x"])
         assert caught.value.message.isprintable()
-
-
-async def test_a_load_may_read_its_references_more_than_once(autojump_clock, guest):
-    closed = msgspec.structs.replace(GUEST, phases=GUEST.phases[:1])
-    twice = msgspec.structs.replace(FIRST, reads=20_000)
-    async with guest.connected() as agent, open_load(agent, TRACES, closed, laps=2) as load:
-        assert json.loads(guest.agent.files[PLAN_FILE])["phases"][0]["laps"] == 2
-        guest.say(LoadProgress(sequence=9, monotonic_s=104.0, phases=(twice,), finished=True))
-        assert (await load.progress()).finished
-        guest.say(LoadProgress(sequence=9, monotonic_s=104.0, phases=(FIRST,), finished=True))
-        with pytest.raises(NonsenseError, match="impossible numbers in phase phase1"):
-            await load.progress()

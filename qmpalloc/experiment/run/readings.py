@@ -75,7 +75,7 @@ class Link(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def open_link(guest: RunningGuest, traces: Traces, *, laps: int = 1) -> AsyncIterator[Link]:
+async def open_link(guest: RunningGuest, traces: Traces) -> AsyncIterator[Link]:
     """Connect to a guest beside the controller, switch it to its page replacement, and arm its load, as `open_load`.
 
     Raises:
@@ -87,7 +87,7 @@ async def open_link(guest: RunningGuest, traces: Traces, *, laps: int = 1) -> As
     disks = (DATA_DISK, ROOT_DISK) if described.programs else (DATA_DISK,)
     async with open_monitor(str(guest.sockets.people)) as monitor, open_agent(str(guest.lab_socket)) as agent:
         [actuator, *_] = await find_actuators(monitor)
-        async with open_load(agent, traces, described, laps=laps) as load:
+        async with open_load(agent, traces, described) as load:
             yield Link(guest.name, monitor, actuator, agent, load, guest.config.counters_file, disks)
 
 
