@@ -42,9 +42,7 @@ def oracle_share(results: Results, arm: str) -> OracleShare | None:
     if oracle is None:
         return None
     names = (results.specification.reference, arm, oracle)
-    runs = [
-        {run.run.repeat: run for run in results.counted(name) if run.trials_to_finish is not None} for name in names
-    ]
+    runs = [{run.repeat: run for run in results.counted(name) if run.trials_to_finish is not None} for name in names]
     repeats = sorted(runs[0].keys() & runs[1].keys() & runs[2].keys())
     together = [[by_repeat[repeat] for repeat in repeats] for by_repeat in runs]
     return OracleShare(

@@ -140,8 +140,8 @@ def _of_run(run: RunResult, record: Iterable[AnyEvent]) -> list[LearntCurve]:
             last[guest.name, phase] = LearntCurve(
                 guest=guest.name,
                 phase=phase,
-                arm=run.run.arm,
-                repeat=run.run.repeat,
+                arm=run.arm,
+                repeat=run.repeat,
                 trial=event.snapshot.cycle,
                 curve=guest.curve,
                 band=bands.get(guest.name) or (known.band if known else None),

@@ -28,7 +28,7 @@ def trials_csv(results: Results) -> str:
         for run in results.counted(arm.name):
             rows = [row for guest in run.guests.values() for row in guest.trials.trials]
             for row in sorted(rows, key=lambda each: each.trial):  # stable: guests in the order of the file
-                writer.writerow((arm.name, run.run.repeat, *(_cell(getattr(row, name)) for name in FIELDS)))
+                writer.writerow((arm.name, run.repeat, *(_cell(getattr(row, name)) for name in FIELDS)))
     return text.getvalue()
 
 
