@@ -10,8 +10,8 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import msgspec
@@ -126,8 +126,11 @@ class ArmRunner:
         try:
             config = await self._configuration(run_dir)
             if self.disk is None and self._spec.disk.by == "programs":
-                await self._with_guests(config, self._calibrate_by_programs)
-            await self._with_guests(config, self._run_loads)
+                async with self._linked(config) as links:
+                    await self._calibrate_by_programs(links)
+            async with self._linked(config) as links:
+                await self._prepare_guests(config, links)
+                await self._control(config, links)
         except* QmpallocError as group:
             failed = one_line(str(cause(group)), FAILED_CHARS)
         except* Exception as group:  # a defect of ours, or of a user's policy, must not end the other runs
@@ -173,8 +176,9 @@ class ArmRunner:
                     if said:
                         write_whole(self._directory.path / f"{name}-{guest.name}.log", said)
 
-    async def _with_guests(self, config: Config, do: Callable[[Config, list[Link]], Awaitable[None]]) -> None:
-        """Boot our guests, reach the user's, do something with all, and let them go; one that ends ends it."""
+    @asynccontextmanager
+    async def _linked(self, config: Config) -> AsyncIterator[list[Link]]:
+        """Boot our guests, reach the user's, and let them go after the block; one that ends ends it."""
         ours = any(guest.vm is not None for guest in config.guests)
         async with (
             open_guests(config, prepared=self._prepared, report=self._live.report)
@@ -189,12 +193,8 @@ class ArmRunner:
                 theirs = [guest for guest in self._spec.guests if guest.attach is not None]
                 places = [open_attached(guest, config, self._traces, self._live.report) for guest in theirs]
                 links += [await stack.enter_async_context(place) for place in places]
-                await do(config, links)
+                yield links
             nursery.cancel_scope.cancel()
-
-    async def _run_loads(self, config: Config, links: list[Link]) -> None:
-        await self._prepare_guests(config, links)
-        await self._control(config, links)
 
     # --- before the loads -------------------------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class ArmRunner:
             self._live.report("setting the programs up")
             await in_parallel([link.load.prepare() for link in links])
 
-    async def _calibrate_by_programs(self, _config: Config, links: list[Link]) -> None:
+    async def _calibrate_by_programs(self, links: list[Link]) -> None:
         """Measure what hits and misses take the programs, in guests that are for nothing else."""
         await self._set_up(links)
         self._live.report("disk: running every program, warm and cold")
