@@ -1,11 +1,11 @@
-"""Clients of fakes, over streams in memory."""
+"""Clients of fakes, over streams in memory, and what programs in guests leave."""
 
 from contextlib import asynccontextmanager
 
 import trio
 from trio.testing import memory_stream_pair
 
-from qmpalloc.qmp import open_agent_on, open_monitor_on
+from qmpalloc.qmp import ExecResult, open_agent_on, open_monitor_on
 
 
 @asynccontextmanager
@@ -24,3 +24,7 @@ def monitor_of(fake):
 
 def agent_of(fake, address="fake"):
     return connected(fake.serve, open_agent_on, address)
+
+
+def result(code=0, out=b"", err=b"", signal=None):
+    return ExecResult(exit_code=code if signal is None else None, signal=signal, out=out, err=err)

@@ -10,9 +10,9 @@ from qmpalloc.experiment.run.readings import Link
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec import parsing
 from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Service
-from qmpalloc.qmp import ExecResult, find_actuators
+from qmpalloc.qmp import find_actuators
 from qmpalloc.testing import FakeAgent, FakeQemu
-from tests.protocol.clients import agent_of, monitor_of
+from tests.protocol.clients import agent_of, monitor_of, result
 
 TEXT = """
 [experiment]
@@ -101,7 +101,7 @@ class FakeGuest:
         self.agent.program_s = 0.0
         if self.fails is not None:
             return self.fails
-        return result(msgspec.json.encode(self.service)) if f"{PROGRAM_FILE} service" in line else result()
+        return result(out=msgspec.json.encode(self.service)) if f"{PROGRAM_FILE} service" in line else result()
 
     def say(self, progress):
         self.agent.files[PROGRESS_FILE] = progress if isinstance(progress, bytes) else msgspec.json.encode(progress)
@@ -113,10 +113,6 @@ class FakeGuest:
     async def loaded(self, specification=SPECIFICATION):
         async with self.connected() as agent, open_load(agent, Traces(specification), specification.guests[0]) as load:
             yield load
-
-
-def result(out=b"", *, code=0, signal=None, err=b""):
-    return ExecResult(exit_code=code if signal is None else None, signal=signal, out=out, err=err)
 
 
 @asynccontextmanager

@@ -15,14 +15,10 @@ from qmpalloc.channel import command as command_module
 from qmpalloc.errors import BusyError, DeadlineError, HostError, NonsenseError, RefusedError, UnreachableError
 from qmpalloc.qmp import ExecResult, deadline
 from qmpalloc.testing import FakeAgent
-from tests.protocol.clients import agent_of
+from tests.protocol.clients import agent_of, result
 
 SHELL = ("sh", "-c")
 """A command as ssh is one: it takes a line for a shell."""
-
-
-def result(code=0, out=b"", err=b"", signal=None):
-    return ExecResult(exit_code=code if signal is None else None, signal=signal, out=out, err=err)
 
 
 def script(tmp_path, text):

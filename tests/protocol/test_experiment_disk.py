@@ -13,7 +13,8 @@ from qmpalloc.experiment.spec.schema import Disk
 from qmpalloc.experiment.store.records import DiskCalibration, ProgramPace
 from qmpalloc.sim import Load as SimulatedLoad
 from qmpalloc.testing import FakeQemu, SimulatedGuest
-from tests.protocol.loaded_guest import FINISHED, SERVICE, FakeGuest, link_to, result, throttled_qemu, with_programs
+from tests.protocol.clients import result
+from tests.protocol.loaded_guest import FINISHED, SERVICE, FakeGuest, link_to, throttled_qemu, with_programs
 
 
 @pytest.fixture
@@ -115,9 +116,9 @@ class WorkingGuest(FakeGuest):
         self.runs.append((argv[3:], self.qemu.throttles.get("data", 0), self.qemu.balloon.target_bytes))
         if "--cold" in argv:
             self.add(20_000, 10_000, 800, 1_800)
-            return result(msgspec.json.encode({"seconds": 10.0, "metrics": {"rate": 5.0}}))
+            return result(out=msgspec.json.encode({"seconds": 10.0, "metrics": {"rate": 5.0}}))
         self.add(self.accesses, 10, 0, 10)
-        return result(msgspec.json.encode({"seconds": 10.0, "metrics": {"rate": 50.0}}))
+        return result(out=msgspec.json.encode({"seconds": 10.0, "metrics": {"rate": 50.0}}))
 
     def add(self, accesses, misses, faults, requests):
         for name, more in zip(self.count, (accesses, misses, faults), strict=True):

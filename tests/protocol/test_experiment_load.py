@@ -10,6 +10,7 @@ from qmpalloc.errors import DeadlineError, HostError, NonsenseError
 from qmpalloc.experiment.run.load import DIRECTORY, GO_FILE, LOG_FILE, PLAN_FILE, PROGRAM_FILE, PROGRESS_FILE, open_load
 from qmpalloc.experiment.run.shipping import packed_generator
 from qmpalloc.experiment.run.traces import Traces
+from tests.protocol.clients import result
 from tests.protocol.loaded_guest import (
     ARMED,
     FINISHED,
@@ -18,7 +19,6 @@ from tests.protocol.loaded_guest import (
     SERVICE,
     SPECIFICATION,
     FakeGuest,
-    result,
 )
 
 GUEST = SPECIFICATION.guests[0]

@@ -7,7 +7,8 @@ import pytest
 from qmpalloc.errors import HostError, NonsenseError
 from qmpalloc.experiment.run.load import PLAN_FILE, PROGRAM_FILE
 from qmpalloc.experiment.store.records import LoadProgress
-from tests.protocol.loaded_guest import FakeGuest, result, with_programs
+from tests.protocol.clients import result
+from tests.protocol.loaded_guest import FakeGuest, with_programs
 
 
 @pytest.fixture

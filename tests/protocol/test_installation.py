@@ -8,10 +8,9 @@ import pytest
 
 from qmpalloc import installation
 from qmpalloc.errors import DeadlineError, HostError, RefusedError
-from qmpalloc.qmp import ExecResult
 from qmpalloc.sample import parse
 from qmpalloc.testing import FakeAgent
-from tests.protocol.clients import agent_of
+from tests.protocol.clients import agent_of, result
 
 COUNTERS = "/run/qmpalloc/counters.json"
 DIRECTORY = "/tmp/qmpalloc-install.Ab12Cd"
@@ -24,10 +23,6 @@ def counters(start_id):
         "page_size": 4096, "lru": "lru_gen", "counters": {"accesses": 1, "inserts_read": 1},
     }  # fmt: skip
     return json.dumps(text).encode()
-
-
-def result(code=0, out=b"", err=b""):
-    return ExecResult(exit_code=code, signal=None, out=out, err=err)
 
 
 class Guest:
