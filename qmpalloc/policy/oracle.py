@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -113,7 +114,7 @@ class OraclePolicy:
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Return the best split by the curves that hold now; guests without one are left as they are."""
-        seen = _Seen(snapshot.carry)
+        seen = msgspec.convert(snapshot.carry if isinstance(snapshot.carry, dict) else {}, _Seen)
         beliefs = []
         for guest in snapshot.guests:
             seen.note(guest)
@@ -135,7 +136,7 @@ class OraclePolicy:
             )
             for guest in snapshot.guests
         )
-        return decision_of(snapshot, guests, carry=seen.carry)
+        return decision_of(snapshot, guests, carry=msgspec.to_builtins(seen))
 
     def _holding(self, name: str, time_s: float, accesses: int) -> MeasuredCurve | None:
         began_at = 0
@@ -148,25 +149,19 @@ class OraclePolicy:
         return None
 
 
-class _Seen:
+class _Seen(Struct):
     """What the oracle carries from one decision to the next.
 
     Attributes:
         accesses: Guest to its accesses since the run's start.
         overhead: Guest to its memory that is not cache for its load, bytes. It stays where it is until it is found to
             be clearly off, so that the split does not follow its noise.
+        found: Guest to the same as it is found, averaged.
     """
 
-    def __init__(self, carry: Any) -> None:
-        known = carry if isinstance(carry, dict) else {}
-        self.accesses: dict[str, int] = dict(known.get("accesses", {}))
-        self.overhead: dict[str, int] = dict(known.get("overhead", {}))
-        self._found: dict[str, int] = dict(known.get("found", {}))
-
-    @property
-    def carry(self) -> dict[str, dict[str, int]]:
-        """What is handed to the next decision."""
-        return {"accesses": self.accesses, "overhead": self.overhead, "found": self._found}
+    accesses: dict[str, int] = {}
+    overhead: dict[str, int] = {}
+    found: dict[str, int] = {}
 
     def note(self, guest: GuestSnapshot) -> None:
         """Take a guest's counts and memory."""
@@ -176,8 +171,8 @@ class _Seen:
             return
         spare = max(0, memory.free - FREE_BYTES)
         now = max(0, guest.actual_bytes - memory.file_bytes - spare) + system_bytes(memory)
-        found = self._found.get(name, now)
-        self._found[name] = found = round(_KEEP * found + (1 - _KEEP) * now)
+        found = self.found.get(name, now)
+        self.found[name] = found = round(_KEEP * found + (1 - _KEEP) * now)
         if abs(found - self.overhead.get(name, -MIB * MIB)) > _OVERHEAD_ALIKE_BYTES:
             self.overhead[name] = found
 
