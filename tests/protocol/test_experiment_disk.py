@@ -4,10 +4,9 @@ import msgspec
 import pytest
 import trio
 
-from qmpalloc.experiment.run.disk import calibrate, set_throttle
+from qmpalloc.experiment.run.disk import EACH_S, calibrate, calibrate_by_programs, set_throttle
 from qmpalloc.experiment.run.failures import leaves
 from qmpalloc.experiment.run.load import PLAN_FILE
-from qmpalloc.experiment.run.program_disk import EACH_S, calibrate_by_programs
 from qmpalloc.experiment.run.readings import read_guest
 from qmpalloc.experiment.spec.schema import Disk
 from qmpalloc.experiment.store.records import DiskCalibration, ProgramPace

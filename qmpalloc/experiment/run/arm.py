@@ -22,13 +22,12 @@ from qmpalloc.config import Config
 from qmpalloc.control.controller import Controller
 from qmpalloc.errors import HostError, QmpallocError
 from qmpalloc.events import AnyEvent, Faulted, Sink
-from qmpalloc.experiment.run import balloon
 from qmpalloc.experiment.run.attached import open_attached
 from qmpalloc.experiment.run.configuration import arm_configuration
-from qmpalloc.experiment.run.disk import calibrate, set_throttle
+from qmpalloc.experiment.run.disk import calibrate, calibrate_by_programs, set_throttle
 from qmpalloc.experiment.run.failures import cause, leaves
-from qmpalloc.experiment.run.program_disk import calibrate_by_programs
 from qmpalloc.experiment.run.readings import (
+    SIZE_TIMEOUT_S,
     Link,
     in_parallel,
     open_link,
@@ -249,12 +248,12 @@ class ArmRunner:
 
     async def _reach(self, link: Link, target_bytes: int) -> None:
         """Wait until a guest has the size it was asked to have."""
-        if await balloon.reaches(link.actuator, target_bytes):
+        if await link.reaches(target_bytes):
             return
         actual_bytes = await link.actuator.size_bytes()
         raise HostError(
             f"guest {link.name}: its {link.actuator.kind} stands at {format_size(actual_bytes)} after "
-            f"{balloon.TIMEOUT_S:.0f} s, not at its baseline of {format_size(target_bytes)}",
+            f"{SIZE_TIMEOUT_S:.0f} s, not at its baseline of {format_size(target_bytes)}",
             hint="the baseline may be less than the guest's system needs, or somebody else moves its memory",
         )
 

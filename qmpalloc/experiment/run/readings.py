@@ -20,12 +20,17 @@ from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.store.records import LoadProgress, Reading
 from qmpalloc.qemu.launcher import RunningGuest
 from qmpalloc.qmp import Actuator, BlockStats, Monitor, deadline, find_actuators, open_agent, open_monitor
+from qmpalloc.qmp.actuator import nearest_order
 from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
 
 T = TypeVar("T")
 
 DATA_DISK, ROOT_DISK = "data", "root"
 """The ``-drive`` ids of a guest's disks, see `qmpalloc.qemu.argv`."""
+
+SIZE_TIMEOUT_S = 120.0
+SIZE_SLACK_BYTES = 1024**2
+SIZE_POLL_S = 0.25
 
 NEW_COUNTERS_POLL_S = 0.1
 
@@ -68,6 +73,20 @@ class Link(Struct, frozen=True):
             hint = "take --duty out of OPTIONS in the guest's /etc/default/qmpalloc-collector, and restart the service"
             raise NonsenseError(f"{self.name}: its collector estimates hits (--duty {sample.duty.share:g})", hint=hint)
         return sample
+
+    async def reaches(self, target_bytes: int) -> bool:
+        """Wait until it has a size that it was asked to have; False when that takes longer than `SIZE_TIMEOUT_S`.
+
+        Raises:
+            QmpallocError: Its QEMU does not answer.
+        """
+        with trio.move_on_after(SIZE_TIMEOUT_S):
+            target_bytes = nearest_order(await self.actuator.memory(), target_bytes)
+            while True:
+                if abs(await self.actuator.size_bytes() - target_bytes) <= SIZE_SLACK_BYTES:
+                    return True
+                await trio.sleep(SIZE_POLL_S)
+        return False
 
     def read_of(self, disks: Iterable[BlockStats]) -> list[BlockStats]:
         """Return those of the guest's disks that its load reads."""
