@@ -42,9 +42,12 @@ class ChangeDetector:
         self._whole += whole
 
     def changed_since(self, needed: float, clock: int, *, judge: bool) -> int | None:
-        """Close the window once its whole is what is needed; return when it began if it shows a change, else None.
+        """Close the window once it has what is needed; return when it began if it shows a change, else None.
 
-        Of one that is not judged nothing is learnt.
+        Args:
+            needed: Its `whole`.
+            clock: The time now.
+            judge: False to learn nothing from it.
         """
         if self._whole < needed:
             return None

@@ -18,7 +18,12 @@ class Confidence:
     """
 
     def __init__(self, lru: ReuseDistances, pages_most: int) -> None:
-        """Begin with nothing seen. The owner of the LRU curve feeds it; `pages_most` fill the largest size."""
+        """Begin with nothing seen.
+
+        Args:
+            lru: The LRU curve of the same accesses. Its owner feeds it.
+            pages_most: A working set of so many pages fills the largest size.
+        """
         self._lru, self._pages_most = lru, pages_most
         self._events = self._lost = 0.0
         self.begin()

@@ -41,14 +41,25 @@ class SizeMapping:
     """
 
     def __init__(self, *, system_pages: int = SYSTEM_PAGES, free_bytes: int = FREE_BYTES) -> None:
-        """Begin with what a guest is taken to need for its system at least, and to keep free, until that is seen."""
+        """Make a mapping.
+
+        Args:
+            system_pages: File pages, at least, that belong to the guest's system rather than to its load.
+            free_bytes: Memory the guest keeps free, until that is seen.
+        """
         self._least_system_bytes = self._system_bytes = system_pages * PAGE_BYTES
         self.overhead_bytes: int | None = None
         self._free_bytes: float = free_bytes
         self._free_seen = False
 
     def observe(self, actual_bytes: int, memory: Memory, *, evicting: bool) -> None:
-        """Learn from a guest's size and memory; while pages are evicted, its cache is as large as it can be."""
+        """Learn from a sample.
+
+        Args:
+            actual_bytes: The guest's size.
+            memory: Its memory facts of about the same time.
+            evicting: Whether pages are being evicted, so that the cache is as large as it can be.
+        """
         file_bytes, free = memory.file_bytes, memory.free
         if file_bytes is None or free is None:
             return

@@ -53,7 +53,11 @@ class CurveObserver:
     """
 
     def __init__(self, cpu_budget: CpuBudget | None = None) -> None:
-        """Begin with nothing known; without a budget, which is for all guests, this is the only one."""
+        """Begin with nothing known.
+
+        Args:
+            cpu_budget: What simulating may cost all guests; None: this is the only one.
+        """
         self._cpu = cpu_budget or CpuBudget()
         self._cpu.join(self)
         self._absent = NOT_SAMPLED
@@ -90,8 +94,11 @@ class CurveObserver:
         """Take the content of the samples file; return how many events between it and the last one were lost.
 
         Of a burst every other page is left out, as often as it takes; the sample is coarser from then on, as it is when
-        the collector lowers its rate. A batch that is too much even so counts as lost. Without the time, by any clock,
-        all is simulated whatever it takes.
+        the collector lowers its rate. A batch that is too much even so counts as lost.
+
+        Args:
+            data: The content.
+            now_s: The time, by any clock. None: simulate all, whatever it takes.
 
         Raises:
             SampleError: It cannot be used (`qmpalloc.curves.samples`); HUGE also when it would take too long.
@@ -154,7 +161,15 @@ class CurveObserver:
     def take_sample(
         self, sample: Sample, delta: Delta | None, actual_bytes: int, floor_bytes: int, cap_bytes: int
     ) -> None:
-        """Take an accepted sample of the counters, and what happened since the one before, if that is known."""
+        """Take an accepted sample of the counters.
+
+        Args:
+            sample: The sample.
+            delta: What happened since the one before, if that is known.
+            actual_bytes: The guest's size.
+            floor_bytes: The least it may be set to.
+            cap_bytes: The most.
+        """
         memory, evicting = sample.memory_bytes, delta is not None and bool(delta.evictions)
         self.mapping.observe(actual_bytes, memory, evicting=evicting)
         self._sample, self._range = sample, (floor_bytes, cap_bytes)
@@ -212,7 +227,13 @@ class CurveObserver:
     # --- output -----------------------------------------------------------------------------------------------------
 
     def facts(self, floor_bytes: int, cap_bytes: int, accesses_per_s: float | None) -> CurveFacts:
-        """Return what is known now, with the curve from floor to cap."""
+        """Return what is known now.
+
+        Args:
+            floor_bytes: The least size the curve is wanted for.
+            cap_bytes: The most.
+            accesses_per_s: Rate of accesses now; None if not known.
+        """
         facts = CurveFacts(
             no_curve=self._absent or ("the size of its cache is not known" if self.tracker is None else ""),
             returns=self._returns.returns,

@@ -31,7 +31,11 @@ class ReuseDistances(Estimator):
     name = "shards"
 
     def __init__(self, reach: int) -> None:
-        """Make one for sizes of up to `reach` pages; farther reuses count as misses at every size."""
+        """Make an estimator.
+
+        Args:
+            reach: Pages of the largest size that will be asked for; farther reuses count as misses at every size.
+        """
         super().__init__(reach + 1)
         self.last = np.full(1024, -1, dtype=np.int64)
         self.clock = 0

@@ -112,7 +112,15 @@ class CurveTracker:
         *,
         evicting: bool = False,
     ) -> None:
-        """Learn what was measured by the exact counters with so many pages of the load in the cache."""
+        """Learn what was measured by the exact counters.
+
+        Args:
+            accesses: Pages accessed.
+            misses: Pages brought in for them.
+            cached_pages: Pages of the load in the cache at the time.
+            interval_s: Time in which all this happened; None if it is not known.
+            evicting: Whether pages were evicted in it.
+        """
         self._evicting = evicting
         if accesses <= 0:
             return

@@ -158,7 +158,12 @@ TUNING = Tuning()
 
 @contextmanager
 def tuned(stage: str, **changes: float) -> Iterator[None]:
-    """Use other values of a stage, a field of `Tuning`, for a while, in this process. For tests and ablations."""
+    """Use other values for a while, in this process. For tests and ablations.
+
+    Args:
+        stage: A field of `Tuning`.
+        changes: Fields of the stage.
+    """
     before = getattr(TUNING, stage)
     setattr(TUNING, stage, structs.replace(before, **changes))
     try:

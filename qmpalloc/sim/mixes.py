@@ -31,7 +31,13 @@ class Mix(Struct, frozen=True, kw_only=True):
     loads: tuple[MixedLoad, ...]
 
     def guests(self, lru: str, *, seed: int = 1, observed: bool = True) -> list[ReplayGuest]:
-        """Return the guests, as `ReplayGuest`, each with an equal share of the budget."""
+        """Return the guests, each with an equal share of the budget.
+
+        Args:
+            lru: Their page replacement, a name of `qmpalloc.curves.simulation.POLICIES`.
+            seed: Of their references.
+            observed: False spares the work of sampling and of curves.
+        """
         share = self.budget_bytes // len(self.loads) // MIB * MIB
         return [
             ReplayGuest(

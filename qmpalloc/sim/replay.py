@@ -97,9 +97,24 @@ class ReplayGuest:
     ) -> None:
         """Make a guest with an empty cache.
 
-        Its page replacement is a name of `qmpalloc.curves.simulation.POLICIES`, its scale a power of two up to 64. One
-        that is not observed spares the work of sampling and of its curve. An aged one's kernel tells how long memory
-        has not been touched; with ghosts, its collector tells how far evicted pages had gone when they came back.
+        Args:
+            name: Of the guest.
+            access: How its load reads.
+            file_bytes: What it reads.
+            accesses_per_s: How fast, if all hit.
+            size_bytes: Its memory at first, and under a static split.
+            lru: Its page replacement, a name of `qmpalloc.curves.simulation.POLICIES`.
+            own_bytes: Memory that is never cache.
+            floor_bytes: The least it may be set to.
+            cap_bytes: The most.
+            miss_s: Additional time of a miss; 0 for a load that does not wait for its reads.
+            due_per_s: Rate of its own at which reads come, if that is not as fast as they are done.
+            weight: Relative importance.
+            scale: Pages of the guest that one page of the model stands for, a power of two up to 64.
+            seed: Of its references.
+            observed: False spares the work of sampling and of its curve.
+            aged: Whether its kernel tells how long memory has not been touched.
+            ghosts: Whether its collector tells how far evicted pages had gone when they came back.
         """
         self.name = name
         self.size_bytes = self.baseline_bytes = size_bytes
@@ -124,7 +139,13 @@ class ReplayGuest:
         self.pages_read = np.empty(0, dtype=np.int64)
 
     def load(self, access: Access, file_bytes: int, *, file: int | None = None) -> None:
-        """Read a new file from now on, or one read before, by its number from 1; what is cached stays until evicted."""
+        """Read another file from now on; the pages of the one before stay cached until they are evicted.
+
+        Args:
+            access: How.
+            file_bytes: Its size.
+            file: The number of a file that was read before, from 1; None: a new one.
+        """
         self._files += file is None
         self._generation = self._files if file is None else file
         self._pages = max(1, file_bytes // PAGE_BYTES // self._scale)

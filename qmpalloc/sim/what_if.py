@@ -64,7 +64,9 @@ class _Guest:
     def advance(self, was: GuestSnapshot, known: Curve | None) -> GuestSnapshot:
         """Return what a policy would have seen instead of `was`, the recorded state at the end of an interval.
 
-        Where no curve of its load is known, its counts stay as recorded.
+        Args:
+            was: The same moment in the record.
+            known: The best that is known of its load now; None leaves its counts as recorded.
         """
         accesses, misses, seconds = max(0, was.hits or 0) + (was.misses or 0), was.misses or 0, was.interval_s
         if known is not None and was.decidable and seconds and accesses:
@@ -122,7 +124,11 @@ def recorded(snapshots: Sequence[Snapshot]) -> Outcome:
 
 
 def what_if(snapshots: Sequence[Snapshot], policy: Policy) -> Outcome:
-    """Return what would have happened under a policy, from the snapshots of a record, one for each decision.
+    """Return what would have happened under a policy.
+
+    Args:
+        snapshots: Of a record, one for each decision.
+        policy: That would have decided.
 
     Raises:
         PolicyError: Its decision is none.

@@ -83,7 +83,11 @@ def code_digest() -> str:
 def work(key: str, task: Task, code: str, disks: dict[str, DiskCalibration]) -> Done:
     """Run a task on this host; what it raises becomes an answer, so that the others go on.
 
-    `code` is the digest of the code that all run; `disks` tells of the hosts on which the throttle has been measured.
+    Args:
+        key: Of the task.
+        task: What is to be run.
+        code: Digest of the code that all run.
+        disks: Host to throttle of the task's experiment, where it has been measured before.
     """
     host = socket.gethostname()
     if code_digest() != code:

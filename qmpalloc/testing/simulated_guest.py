@@ -237,9 +237,15 @@ async def open_simulated_guest(
 ) -> AsyncIterator[SimulatedGuest]:
     """Run a simulated guest for the time of a block.
 
-    Its sockets are ``NAME.qmp`` and ``NAME.agent`` in the directory; without one there are memory streams only. The
-    balloon's model, to set its rates, is instant by default; with the model of a virtio-mem device there is no balloon,
-    and `memory_bytes` is not used. The counters file is written at each interval.
+    Args:
+        name: Of the guest; also the stem of its sockets, ``NAME.qmp`` and ``NAME.agent``.
+        directory: Where its sockets are made; None for memory streams only.
+        load: What it reads.
+        memory_bytes: Its RAM.
+        balloon: The balloon's model, to set its rates; instant by default.
+        virtio_mem: The model of a virtio-mem device to have in place of a balloon; `memory_bytes` is not used then.
+        interval_s: Time between two writings of the counters file.
+        counters_file: Path of that file inside the guest.
     """
     guest = SimulatedGuest(
         name,

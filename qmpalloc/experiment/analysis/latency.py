@@ -53,7 +53,12 @@ def mean_s(counts: Mapping[int, int]) -> float | None:
 
 
 def percentile_s(counts: Mapping[int, int], share: float) -> float | None:
-    """Return the latency that `share` (0 to 1) of the reads did not exceed: its bucket's middle; None: no reads."""
+    """Return the latency that `share` (0 to 1) of the reads did not exceed: the middle of its bucket; None: no reads.
+
+    Args:
+        counts: Bucket number to reads.
+        share: For example 0.99.
+    """
     total = sum(counts.values())
     if not total:
         return None

@@ -99,7 +99,12 @@ MetricValues = dict[tuple[str, str, str], float]
 def compare_metrics(
     metrics: Iterable[tuple[str, str, Metric]], pairs: Sequence[tuple[MetricValues, MetricValues]]
 ) -> tuple[MetricComparison, ...]:
-    """Return an arm beside the reference by every metric, from their values in each repeat that has both."""
+    """Return an arm beside the reference by every metric.
+
+    Args:
+        metrics: Guest, phase and metric.
+        pairs: Values of the arm and of the reference, for each repeat that has both.
+    """
     found = []
     for guest, phase, metric in metrics:
         key = (guest, phase, metric.name)

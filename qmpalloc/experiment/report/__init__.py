@@ -25,9 +25,14 @@ NO_MATPLOTLIB = "matplotlib is not installed: pip install 'qmpalloc[analysis]'"
 
 
 def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> list[Path]:
-    """Write all results of an experiment, complete or not, over what an earlier call wrote; return the files written.
+    """Write all results of an experiment, complete or not, over what an earlier call wrote.
 
-    The figures need matplotlib; where that is missing, the report says so.
+    Args:
+        directory: Of the experiment.
+        figures: Draw as well, which needs matplotlib; where that is missing, the report says so.
+
+    Returns:
+        The files written.
 
     Raises:
         ConfigError: The experiment's own files cannot be used.

@@ -120,7 +120,11 @@ class ArmRunner:
         self._spoilt = ""
 
     async def run(self, run_dir: Path) -> Outcome:
-        """Run the arm, its sockets in `run_dir`; return what came out, also when it failed. That is not written yet."""
+        """Run the arm and return what came out, also when it failed. The outcome is not written yet.
+
+        Args:
+            run_dir: For sockets; its path must be short.
+        """
         failed = ""
         try:
             config = await self._configuration(run_dir)

@@ -58,6 +58,12 @@ async def open_attached(guest: Guest, config: Config, traces: Traces, report: Re
     It is at its baseline, its collector counts, its files are there, and its load is armed. At the end what was done to
     it is undone: its size is what it was, or it is stopped if it was started here.
 
+    Args:
+        guest: With ``attach``.
+        config: Of the arm.
+        traces: Of the experiment.
+        report: Takes lines for people.
+
     Raises:
         HostError: It cannot take part; says why, with its key in the experiment's file.
         QmpallocError: It does not answer.

@@ -29,7 +29,11 @@ EACH_S = 20.0
 async def calibrate(disk: Disk, links: Sequence[Link]) -> DiskCalibration:
     """Measure cached reads in all guests at the same time, as they will be when the loads run, and derive the throttle.
 
-    The loads are armed, but not started. The disks are left without a throttle.
+    The disks are left without a throttle.
+
+    Args:
+        disk: What is wanted.
+        links: To all guests, their loads armed but not started.
 
     Raises:
         QmpallocError: A guest does not answer, or its times make no sense.

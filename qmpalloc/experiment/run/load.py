@@ -141,7 +141,11 @@ class Load:
         )
 
     async def read_through(self, file_names: Iterable[str] = ()) -> None:
-        """Read files of the data disk, by default the first phase's, once, in order and in large requests."""
+        """Read files of the data disk once, in order and in large requests.
+
+        Args:
+            file_names: By default the first phase's file.
+        """
         paths = [self.guest.path(name) for name in file_names or [next(iter(self.guest.files))]]
         await self._run([*GENERATE, "read-through", *paths], READ_THROUGH_TIMEOUT_S)
 
@@ -163,9 +167,12 @@ class Load:
         await self._run([*GENERATE, "prepare", step, PLAN_FILE], limit_s, of_program=what)
 
     async def run_once(self, number: int, limit_s: float, *, first: Literal["", "warm-up", "cold"] = "") -> ProgramPace:
-        """Run the program of a phase, from 0, outside of the load; return how it went, without what is counted.
+        """Run the program of a phase outside of the load, and return how it went; what is counted is not in it.
 
-        What comes `first`, its warm-up or to have the kernel drop its caches, is not in the time.
+        Args:
+            number: Of the phase, from 0.
+            limit_s: For so long at most.
+            first: Run its warm-up, or have the kernel drop its caches; neither is in the time.
         """
         what = f"a run of {self.guest.phases[number].name}"
         argv = [*GENERATE, "once", PLAN_FILE, str(number), str(limit_s), *([f"--{first}"] if first else [])]
@@ -267,7 +274,14 @@ class Load:
     async def _run(self, argv: list[str], timeout_s: float, *, of_program: str = "") -> bytes:
         """Run something in the guest, and return what it prints.
 
-        `of_program` is what of the user's programs the generator does, whose complaint names a key of the file.
+        Args:
+            argv: Program and arguments.
+            timeout_s: For it to end.
+            of_program: What of the user's programs the generator does, whose complaint names a key of the file.
+
+        Raises:
+            HostError: It failed.
+            QmpallocError: The guest does not answer.
         """
         guest = f"guest {self.guest.name}"
         with deadline(timeout_s, self._channel.address, f"{of_program or argv[0]} in {guest}"):
@@ -324,7 +338,10 @@ class Load:
 async def open_load(channel: Channel, traces: Traces, guest: Guest) -> AsyncIterator[Load]:
     """Switch a guest to its page replacement, bring its load into it, ready to start, and end it after the block.
 
-    The channel leads into the guest as root.
+    Args:
+        channel: Into the guest, as root there.
+        traces: The references.
+        guest: As the specification of `traces` describes it.
 
     Raises:
         HostError: Its kernel cannot switch.

@@ -15,7 +15,11 @@ TIMEOUT_S = 30.0
 
 
 async def choose_lru(channel: Channel, guest: Guest) -> None:
-    """Give a guest the page replacement that it is to have, by a channel as root. What the cache holds is kept.
+    """Give a guest the page replacement that it is to have. What the cache holds is kept.
+
+    Args:
+        channel: Into the guest, as root there.
+        guest: As the experiment describes it.
 
     Raises:
         HostError: Its kernel cannot switch.

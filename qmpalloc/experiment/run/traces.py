@@ -67,7 +67,12 @@ class Traces:
 
 
 def footprint(pages: ArrayLike, file_pages: int) -> PhaseFootprint:
-    """Return what references, page numbers, touch of a file of so many pages."""
+    """Return what references touch of a file.
+
+    Args:
+        pages: Page numbers, in order.
+        file_pages: Of the file.
+    """
     counts = np.sort(np.bincount(np.asarray(pages), minlength=file_pages))
     reads = int(counts.sum())
     return PhaseFootprint(

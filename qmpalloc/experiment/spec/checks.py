@@ -36,6 +36,10 @@ def check(specification: Specification, mistakes: Mistakes) -> None:
 def check_memory(specification: Specification, available_bytes: int) -> None:
     """Refuse guests that this host's memory cannot hold, should they all grow to their full size.
 
+    Args:
+        specification: Scaled.
+        available_bytes: That the host can give.
+
     Raises:
         ConfigError: They need more.
     """

@@ -37,11 +37,15 @@ def require_arms(specification: Specification, names: Collection[str]) -> None:
 
 
 def planned(specification: Specification, *, arms: Collection[str] = ()) -> tuple[ArmRun, ...]:
-    """Return every run of some arms, or of all, in order: repeat by repeat, shuffled anew by the seed in each.
+    """Return every run in order: repeat by repeat, all arms in each, shuffled anew by the seed.
 
     A slow drift of the host then meets no arm more than another, and each repeat is complete before the next. The
     order of a repeat depends on the seed, its number and the names of the specification's arms only: more repeats, or
     fewer arms, leave the rest as it was.
+
+    Args:
+        specification: What to run.
+        arms: Names of those to run; all when empty.
 
     Raises:
         ConfigError: There is no arm of a name in `arms`.

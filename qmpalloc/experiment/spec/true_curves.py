@@ -27,7 +27,6 @@ EDGE = 0.98
 CHUNK = 65_536
 
 References = Callable[[Phase], ArrayLike]
-"""Returns the page numbers of a phase."""
 
 
 def true_curves(guest: Guest, references: References) -> list[dict[str, Any]]:
@@ -35,6 +34,10 @@ def true_curves(guest: Guest, references: References) -> list[dict[str, Any]]:
 
     A phase's curve holds until the guest has made the accesses of all phases up to it, the last one to the end: a guest
     that is done has no accesses that a curve could multiply.
+
+    Args:
+        guest: As specified, scaled.
+        references: Returns the page numbers of a phase.
     """
     first_page: dict[str, int] = {}
     numbers = []

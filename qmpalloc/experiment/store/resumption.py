@@ -28,7 +28,12 @@ class Change(Struct, frozen=True):
 
 
 def changes(then: Manifest, now: Manifest) -> tuple[Change, ...]:
-    """Return what is other now, from the manifest of an experiment and the one that would be written today."""
+    """Return what is other now.
+
+    Args:
+        then: Of the experiment.
+        now: The same, as it would be written today.
+    """
     found = [*_differences("image of {}", then.images, now.images, decisive=now.images)]
     found += _differences("accelerator of {}", then.accelerator, now.accelerator, decisive=now.accelerator)
     found += _differences("{}", then.versions, now.versions, decisive=DECISIVE_VERSIONS)

@@ -42,7 +42,13 @@ class Point(Struct, frozen=True):
 
 
 def noted(points: Sequence[Point], guest: GuestSnapshot, *, squeezed: bool) -> tuple[Point, ...]:
-    """Return the points that still count, with what is measured now, which is nothing of a guest that is squeezed."""
+    """Return the points that still count, with what is measured now.
+
+    Args:
+        points: Known before.
+        guest: It must have a curve.
+        squeezed: Whether it is squeezed: then nothing is measured.
+    """
     assert guest.curve is not None
     kept = _still(points, guest.curve)
     now = None if squeezed else point_now(guest)

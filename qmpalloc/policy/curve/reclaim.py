@@ -24,7 +24,12 @@ def probe(
 ) -> tuple[Memory, Decision | None]:
     """Return the decision that begins or ends a probe, None when there is neither to do; and what is remembered.
 
-    Within the horizon the guest must gain a share of its accesses by it.
+    Args:
+        snapshot: What is decided on.
+        memory: What is remembered.
+        objective: What is to gain by it.
+        horizon_s: Time within which it must, seconds.
+        least_gain: Share of the guest's accesses that it must gain.
     """
     if memory.squeeze is not None:
         return _go_on(snapshot, memory, memory.squeeze)

@@ -23,7 +23,13 @@ from qmpalloc.experiment.report.markdown import picture
 def draw_all(
     results: Results, curves: tuple[LearntCurve, ...], place: Path, folder: str
 ) -> tuple[tuple[str, ...], list[Path]]:
-    """Draw every figure there is something for into a folder of `place`, the experiment's directory.
+    """Draw every figure there is something for.
+
+    Args:
+        results: Of the experiment.
+        curves: That were learnt.
+        place: Its directory.
+        folder: Name of the directory in `place` that the files go into.
 
     Returns:
         The pictures for the report, and the files: SVG and PNG of each.

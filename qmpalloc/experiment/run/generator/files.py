@@ -34,7 +34,11 @@ class PageFile:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def reader(self, flags: int = 0) -> Read:
-        """Return a function that reads the page at an offset, by ``preadv2`` with `flags`; one buffer: one thread."""
+        """Return a function that reads the page at an offset. It has one buffer: it is for one thread.
+
+        Args:
+            flags: Of ``preadv2``.
+        """
         buffers = [bytearray(PAGE_BYTES)]
         if flags:
             return lambda offset: os.preadv(self._fd, buffers, offset, flags)
