@@ -5,35 +5,19 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 
 import click
 import trio
 
 from qmpalloc.cli.signals import StopSignals
 from qmpalloc.events import AnyEvent
-from qmpalloc.tui import Dashboard, run_tui
+from qmpalloc.tui import Dashboard, OnlyQuit, run_tui
 
 SUSPENDED = "qmpalloc is suspended here; the run it shows goes on. Bring it back with fg.\n"
 
 PAINT_HZ = 1.0
 """Guests are heard of no more often, and a frame costs more than a cycle of control; there may be many onlookers."""
-
-
-class _OnlyQuit:
-    """What the keys do: nothing to the run."""
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-
-    def quit(self) -> None:
-        """End this dashboard."""
-        self.done.set()
-
-    def toggle_pause(self) -> None:
-        """Do nothing."""
-
-    def return_to_baseline(self) -> None:
-        """Do nothing."""
 
 
 async def look_on(
@@ -49,14 +33,14 @@ async def look_on(
     Raises:
         QmpallocError: What `events` raises.
     """
-    dashboard, keys = Dashboard(), _OnlyQuit()
+    dashboard, done = Dashboard(), trio.Event()
     interrupted = False
 
     async def heed_signals() -> None:
         nonlocal interrupted
         await anext(signals.received)
         interrupted = True
-        keys.quit()
+        done.set()
 
     async def follow() -> None:
         async with contextlib.aclosing(events()) as coming:
@@ -67,25 +51,16 @@ async def look_on(
                     click.echo(text)
                     sys.stdout.flush()
         if line is not None:
-            keys.quit()
+            done.set()
 
     with StopSignals() as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(heed_signals)
             nursery.start_soon(follow)
             if line is None:
-
-                async def show(*, task_status: trio.TaskStatus[None]) -> None:
-                    await run_tui(
-                        dashboard,
-                        controls=keys,
-                        refresh_hz=PAINT_HZ,
-                        only_quit=True,
-                        suspended=SUSPENDED,
-                        task_status=task_status,
-                    )
-
+                controls = OnlyQuit(done.set)
+                show = partial(run_tui, dashboard, controls=controls, refresh_hz=PAINT_HZ, suspended=SUSPENDED)
                 await nursery.start(show)
-            await keys.done.wait()
+            await done.wait()
             nursery.cancel_scope.cancel()
     return interrupted
