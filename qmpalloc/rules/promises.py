@@ -6,9 +6,9 @@ faults and from swap) is counted exactly. When that is more, the belief was wron
 know, and three things follow:
 
 1. The guest gets back what it gave, at the next decision, from what nobody has and from those that have grown since.
-2. It gives nothing of that again for a while, twice as long each time; for less where it reads more than when the
-   promise was made, for that is another load and no wrong belief. After a tenth of that time it may give what it has
-   had free ever since.
+2. It gives nothing of that again for a while, twice as long each time. After a tenth of that time it may give what it
+   has had free ever since. One that was taken to rest and works gives what a good curve of its says: that it rests was
+   the wrong belief.
 3. What its programs map or hold was never to give: see `GuestSnapshot.in_use_bytes`.
 """
 
@@ -30,7 +30,7 @@ from qmpalloc.model import (
     Limiter,
     Policy,
     Snapshot,
-    changes_text,
+    decision_of,
     moves_between,
 )
 from qmpalloc.rules.budget import free_bytes
@@ -45,8 +45,7 @@ _HELD_S = 600.0
 """How long a guest is held after a broken promise, the first time: what it reads next may not come for minutes."""
 
 _WITH_ALL = 0.1
-"""Of the time for which a guest is held, all of it is kept for so much, and then what was used. A guest whose load has
-changed is held no longer than that: what was believed was true of the load before."""
+"""Of the time for which a guest is held, all is kept for so much, and then what was used."""
 
 _PROGRAMS_ENDED = 0.75
 """What was believed wrongly belonged to programs that have ended when its programs hold less than this share."""
@@ -95,7 +94,7 @@ class Held(Struct, frozen=True, kw_only=True):
         times: How often that has happened.
         load: The load that its curve was of; None where no curve was believed. With another load this ends.
         woke_per_s: What it read when it was seen to read much more than when no curve was believed; else 0. While it
-            does so, and has a good curve, it is not held: that is not what was wrong.
+            does so, and has a good curve, it is not held.
     """
 
     least_bytes: int
@@ -227,17 +226,17 @@ def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) 
     same = before is not None and (lent.broken or time_s < before.with_all_until_s)
     times = (before.times if before else 0) + (not same)
     reads_per_s = guest.accesses_per_s or 0.0
-    other_load = reads_per_s > _TIMES * lent.accesses_per_s + _BESIDE_PER_S
+    woke = lent.until_s is None and reads_per_s > _TIMES * lent.accesses_per_s + _BESIDE_PER_S
     held_s = _HELD_S * 2.0 ** min(times - 1, 10)
     return Held(
         least_bytes=lent.before_bytes,
         with_all_until_s=time_s + _WITH_ALL * held_s,
         used_bytes=0,
-        until_s=time_s + (_WITH_ALL * held_s if other_load else held_s),
+        until_s=time_s + held_s,
         in_use_bytes=max(guest.in_use_bytes or 0, before.in_use_bytes if before is not None and same else 0),
         times=times,
         load=guest.curve.load if lent.until_s is not None and guest.curve is not None else None,
-        woke_per_s=reads_per_s if other_load and lent.until_s is None else 0.0,
+        woke_per_s=reads_per_s if woke else 0.0,
     )
 
 
@@ -272,8 +271,8 @@ def _taken_back(
         guests.append(GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter))
     if all(verdict.target_bytes == guest.target_bytes for guest, verdict in zip(snapshot.guests, guests, strict=True)):
         return None
-    moves = moves_between(snapshot, guests)
-    return Decision(guests=tuple(guests), moves=moves, summary=f"taken back: {changes_text(snapshot, guests)}")
+    decision = decision_of(snapshot, guests)
+    return structs.replace(decision, summary=f"taken back: {decision.summary}")
 
 
 def _payments(
