@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from contextlib import AbstractAsyncContextManager
@@ -94,12 +95,15 @@ def cp(source: str, target: str, ways: Ways | None, wait_s: float) -> None:
 def _read(source: Path) -> tuple[bytes, int]:
     """Return content and mode of a file that is to be copied."""
     try:
-        status = source.stat()
-        if status.st_size > COPY_MAX_BYTES:
-            raise HostError(f"{source} is larger than {COPY_MAX_BYTES // MIB} MiB", hint="give it a disk")
-        return source.read_bytes(), status.st_mode & 0o777
+        with source.open("rb") as file:
+            status = os.fstat(file.fileno())
+            # A device may have no end.
+            data = file.read(COPY_MAX_BYTES + 1) if status.st_size <= COPY_MAX_BYTES else b""
     except OSError as error:
         raise HostError(f"{source} cannot be read: {error.strerror}") from error
+    if max(status.st_size, len(data)) > COPY_MAX_BYTES:
+        raise HostError(f"{source} is larger than {COPY_MAX_BYTES // MIB} MiB", hint="give it a disk")
+    return data, status.st_mode & 0o777
 
 
 async def _bring(data: bytes, mode: int, guest: str, path: str, ways: Ways | None, wait_s: float) -> None:
@@ -121,7 +125,19 @@ async def _fetch(guest: str, path: str, target: Path, ways: Ways | None, wait_s:
             data = await channel.read_file(path, COPY_MAX_BYTES)
     if len(data) > COPY_MAX_BYTES:
         raise HostError(f"{guest}:{path} is larger than {COPY_MAX_BYTES // MIB} MiB; nothing was copied")
-    write_whole(target, data)
+    _write(target, data)
+
+
+def _write(target: Path, data: bytes) -> None:
+    """Write a file, whole or not at all; what is not one, a device or a link, stays and is written to."""
+    if not target.is_symlink() and (target.is_file() or not target.exists()):
+        write_whole(target, data)
+        return
+    try:
+        with target.open("wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise HostError(f"{target} cannot be written: {error.strerror}") from error
 
 
 def _opened(guest: str, ways: Ways | None, wait_s: float) -> AbstractAsyncContextManager[Channel]:
@@ -129,7 +145,9 @@ def _opened(guest: str, ways: Ways | None, wait_s: float) -> AbstractAsyncContex
     from qmpalloc.qemu.channels import way_into_started
 
     way = ways.into(guest) if ways is not None else way_into_started(guest)
-    return open_channel(way.channel, guest=guest, agent=way.agent, wait_s=wait_s, report=_report)
+    return open_channel(
+        way.channel, guest=guest, agent=way.agent, wait_s=wait_s, report=_report, directory=way.directory
+    )
 
 
 def _in_guest(word: str) -> tuple[str, str] | None:
