@@ -215,7 +215,7 @@ def test_a_closed_terminal_interrupts_unless_that_is_to_be_ignored(monkeypatch, 
         signal.signal(sent, before)
 
 
-@pytest.mark.parametrize("scale", ["quarter", "1/0"])
+@pytest.mark.parametrize("scale", ["quarter", "1/0", "1e999999999"])
 def test_a_scale_is_a_fraction(scale):
     result = invoke("run", SMOKE, "--scale", scale, "--dry-run")
     assert result.exit_code == 2
