@@ -30,6 +30,7 @@ from qmpalloc.control.guest import Guest
 from qmpalloc.control.memory import Facts
 from qmpalloc.control.snapshot import snapshot_of
 from qmpalloc.errors import QmpallocError
+from qmpalloc.model import GuestSnapshot
 from qmpalloc.qmp.agent_channel import AgentChannel
 from qmpalloc.qmp.agent_types import ExecReply, ExecStatusReply, Handle, InfoReply, ReadReply, WriteReply, decode_base64
 from qmpalloc.qmp.connection import Connection
@@ -38,7 +39,16 @@ from qmpalloc.qmp.monitor import Monitor
 from qmpalloc.qmp.monitor_types import BalloonActual, BlockEntry, GuestStats, MemoryDevice, QomProperty, VmStatus
 from qmpalloc.qmp.replies import typed, unpack
 from qmpalloc.qmp.subscriptions import parse_event
-from qmpalloc.sample import parse
+from qmpalloc.sample import (
+    AGE_BINS,
+    GHOST_BINS,
+    Ages,
+    AgesByKind,
+    Duty,
+    RefaultDistances,
+    SwapPages,
+    parse,
+)
 from qmpalloc.sim.load import Load
 from qmpalloc.testing.simulated_guest import SimulatedGuest
 from qmpalloc.text import is_visible
@@ -94,7 +104,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 def _with_another_value(data: bytes, rng: random.Random) -> bytes:
-    values = list(re.finditer(rb'(?<=:)("[^"]*"|[-0-9.]+|true|false|null)', data))
+    values = list(re.finditer(rb'(?<=[:\[,])("[^"]*"|[-0-9.]+|true|false|null)(?=[,\]}])', data))
     if not values:
         return data
     place = rng.choice(values)
@@ -121,6 +131,19 @@ def _files() -> Iterator[bytes]:
     honest = msgspec.structs.replace(guest.sample(), monotonic_ns=2_000_000_000)
     yield msgspec.json.encode(honest)
     yield msgspec.json.encode(msgspec.structs.replace(honest, error="it cannot count", missing_hooks=("a", "b")))
+    by_age = AgesByKind(**{kind: tuple(range(AGE_BINS)) for kind in AgesByKind.__struct_fields__})
+    distances = tuple(range(GHOST_BINS))
+    tables = msgspec.structs.replace(
+        honest,
+        ages=Ages(step_ms=1000, pages_each=128, steps=2, idle=by_age, touched=by_age),
+        refault_distances=RefaultDistances(pages_each=64, pages_first=1024, read=distances, fault=distances),
+        swap_pages=SwapPages(in_=5, out=9, in_zram=3, read_ahead=1),
+        memory_bytes=msgspec.structs.replace(
+            honest.memory_bytes, zram=4 * MIB, swap_total=RAM_BYTES, swap_free=RAM_BYTES // 2
+        ),
+        duty=Duty(share=0.5, attached_ms=500, sampled=1, accesses_variance=7),
+    )
+    yield msgspec.json.encode(tables)
     yield b'{"format":"qmpalloc-counters","version":2}'
 
 
@@ -138,7 +161,11 @@ def _read_file(data: bytes) -> object:
     if parse(msgspec.json.encode(sample)) != sample:
         raise FindingError("a sample changes by being written and read")
     accepted = guest.take_sample(sample, 1.0)
-    snapshot_of(guest, 1.0)
+    seen = snapshot_of(guest, 1.0)
+    if msgspec.json.decode(msgspec.json.encode(seen), type=GuestSnapshot) != seen:
+        raise FindingError("a snapshot changes by being recorded")
+    if seen.idle is not None and seen.idle.hot_pages * sample.page_size > (sample.memory_bytes.total or 0):
+        raise FindingError(f"{seen.idle.hot_pages} pages are in use")
     if not 0 < guest.memory.floor_bytes <= RAM_BYTES:
         raise FindingError(f"the floor is {guest.memory.floor_bytes}")
     return accepted
