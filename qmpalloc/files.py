@@ -8,6 +8,7 @@ name, or beside it and renamed: what lies there already, a link included, is rep
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import IO
@@ -89,7 +90,8 @@ def write_whole(path: Path, data: bytes, *, for_all: bool = False) -> None:
         finally:
             scratch.unlink(missing_ok=True)
     except OSError as error:
-        raise HostError(f"{path} cannot be written: {error.strerror}") from error
+        hint = "make room on its file system" if error.errno == errno.ENOSPC else ""
+        raise HostError(f"{path} cannot be written: {error.strerror}", hint=hint) from error
 
 
 def write_json(path: Path, value: object) -> None:
