@@ -30,7 +30,8 @@ from qmpalloc.control.guest import Guest
 from qmpalloc.control.memory import Facts
 from qmpalloc.control.snapshot import snapshot_of
 from qmpalloc.errors import QmpallocError
-from qmpalloc.model import GuestSnapshot
+from qmpalloc.model import GuestSnapshot, Snapshot
+from qmpalloc.policy import load
 from qmpalloc.qmp.agent_channel import AgentChannel
 from qmpalloc.qmp.agent_types import ExecReply, ExecStatusReply, Handle, InfoReply, ReadReply, WriteReply, decode_base64
 from qmpalloc.qmp.connection import Connection
@@ -55,7 +56,7 @@ from qmpalloc.text import is_visible
 from qmpalloc.units import MIB
 
 CHANGES_MOST = 4
-RAM_BYTES = 512 * MIB
+RAM_BYTES, SIZE_BYTES = 512 * MIB, 384 * MIB
 
 TOKENS = (
     b"NaN", b"-1", b"1e999", b"18446744073709551616", b"9223372036854775807", b"1" * 5000, b"0.5", b"true", b"null",
@@ -148,15 +149,8 @@ def _files() -> Iterator[bytes]:
 
 
 def _read_file(data: bytes) -> object:
-    """Read a counters file as the second of a guest, and everything that is derived from it."""
-    size = Size(RAM_BYTES)
-    config = GuestConfig(name="fuzz", monitor="m", agent="a", floor=Size(MIB), cap=size, baseline=size)
-    guest = Guest(config, ControlConfig())
-    facts = Facts(ram_bytes=RAM_BYTES, balloon_path="/b", deflate_on_oom=True, qemu_version="9.2.0")
-    guest.connected(facts, RAM_BYTES, 0.0, paused=False)
-    simulated = _simulated()
-    simulated.sequence = 1
-    guest.take_sample(msgspec.structs.replace(simulated.sample(), monotonic_ns=1_000_000_000), 0.0)
+    """Read a counters file as the second of a guest, everything that is derived from it, and decide beside another."""
+    guest, other = _met("fuzz"), _met("other")
     sample = parse(data)
     if parse(msgspec.json.encode(sample)) != sample:
         raise FindingError("a sample changes by being written and read")
@@ -168,7 +162,30 @@ def _read_file(data: bytes) -> object:
         raise FindingError(f"{seen.idle.hot_pages} pages are in use")
     if not 0 < guest.memory.floor_bytes <= RAM_BYTES:
         raise FindingError(f"the floor is {guest.memory.floor_bytes}")
+    for name in ("curve", "hill"):
+        guests, known = (seen, snapshot_of(other, 1.0)), {"since_s": -600.0, "load_since_s": -600.0}
+        carry = {"version": 1, "guests": dict.fromkeys(("fuzz", "other"), known)} if name == "curve" else None
+        snapshot = Snapshot(
+            cycle=1, time_s=1.0, budget_bytes=2 * SIZE_BYTES, interval_s=1.0, guests=guests, carry=carry
+        )
+        decided = load(name, {}).decide(snapshot)
+        if sum(one.target_bytes for one in decided.guests) > snapshot.budget_bytes:
+            raise FindingError(f"policy {name} gives more than there is")
+        msgspec.json.encode(decided)
     return accepted
+
+
+def _met(name: str) -> Guest:
+    """Return a guest of which there is one honest sample."""
+    size = Size(RAM_BYTES)
+    config = GuestConfig(name=name, monitor="m", agent="a", floor=Size(MIB), cap=size, baseline=Size(SIZE_BYTES))
+    guest = Guest(config, ControlConfig())
+    facts = Facts(ram_bytes=RAM_BYTES, balloon_path="/b", deflate_on_oom=True, qemu_version="9.2.0")
+    guest.connected(facts, SIZE_BYTES, 0.0, paused=False)
+    simulated = _simulated()
+    simulated.sequence = 1
+    guest.take_sample(msgspec.structs.replace(simulated.sample(), monotonic_ns=1_000_000_000), 0.0)
+    return guest
 
 
 def _read_monitor(data: bytes) -> object:

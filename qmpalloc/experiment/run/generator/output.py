@@ -26,6 +26,8 @@ LINE_BYTES = 64 * 1024
 """Of a line that is looked at for metrics; what is beyond is not."""
 LINE_SHOWN = 200
 JSON_BYTES = 16 * 1024 * 1024
+OLD_S = 1_234_567
+"""Unix time, of no program's choice, that a JSON file gets before the program runs."""
 PRINTED_BYTES = 256 * 1024 * 1024
 """A program that prints more fails: its output is looked at by the line, on the processors that it runs on."""
 VALUE_MAX = 1e280
@@ -128,7 +130,7 @@ class Gauge:
         """Make a JSON file that is there already an old one, so that it is not taken for the program's."""
         if self._json is not None:
             with suppress(OSError):
-                os.utime(Path(directory, self._json["file"]), (0, 0))
+                os.utime(Path(directory, self._json["file"]), (OLD_S, OLD_S))
 
     def look_into_file(self, directory: str) -> None:
         """Read a value from the JSON file.
@@ -140,7 +142,7 @@ class Gauge:
             return
         file = Path(directory, self._json["file"])
         try:
-            if file.stat().st_mtime == 0:
+            if file.stat().st_mtime == OLD_S:
                 raise self._no_file("was there before, and the program has not written it")
             if not file.is_file():  # to open a pipe would be to wait for a writer
                 raise self._no_file("is not a file")
