@@ -33,6 +33,12 @@ def check_place(path: Path, *, hint: str) -> None:
     Raises:
         ConfigError: It cannot; with this hint.
     """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # what is above it tells more
+    except OSError as error:
+        raise ConfigError(str(error.strerror), file=str(path), hint=hint) from error
     place = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
     if not place.is_dir():
         raise ConfigError("is not a directory", file=str(place), hint=hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
@@ -82,14 +82,19 @@ def cp(source: str, target: str, ways: Ways | None, wait_s: float) -> None:
         raise ConfigError("one of SOURCE and TARGET must be GUEST:PATH", key="vm cp", hint=hint)
     if there is not None:
         guest, path = there
-        keeps_name = Path(target).is_dir() or target.endswith("/")
-        file = Path(target, PurePosixPath(path).name) if keeps_name else Path(target)
+        file = Path(target, PurePosixPath(path).name) if _is_directory(target) else Path(target)
         run_until_signal(_fetch, guest, path, file, ways, wait_s)
     elif here is not None:
         guest, path = here
         data, mode = _read(Path(source))
         path = f"{path}{Path(source).name}" if path.endswith("/") else path
         run_until_signal(_bring, data, mode, guest, path, ways, wait_s)
+
+
+def _is_directory(target: str) -> bool:
+    with suppress(OSError):  # which writing to it will tell
+        return target.endswith("/") or Path(target).is_dir()
+    return False
 
 
 def _read(source: Path) -> tuple[bytes, int]:
@@ -130,14 +135,14 @@ async def _fetch(guest: str, path: str, target: Path, ways: Ways | None, wait_s:
 
 def _write(target: Path, data: bytes) -> None:
     """Write a file, whole or not at all; what is not one, a device or a link, stays and is written to."""
-    if not target.is_symlink() and (target.is_file() or not target.exists()):
-        write_whole(target, data)
-        return
     try:
-        with target.open("wb") as file:
-            file.write(data)
+        if target.is_symlink() or (target.exists() and not target.is_file()):
+            with target.open("wb") as file:
+                file.write(data)
+            return
     except OSError as error:
         raise HostError(f"{target} cannot be written: {error.strerror}") from error
+    write_whole(target, data)
 
 
 def _opened(guest: str, ways: Ways | None, wait_s: float) -> AbstractAsyncContextManager[Channel]:

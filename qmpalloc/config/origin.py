@@ -22,6 +22,11 @@ class Origin(Struct, frozen=True, order=True):
     file: str = ""
     key: str = ""
 
+    @property
+    def relative(self) -> str:
+        """What relative paths are relative to, as a hint."""
+        return f"relative paths are relative to {'this file' if self.file else 'the current directory'}"
+
     def path(self, name: str) -> Path:
         """Return the absolute path of what a key of the table names; relative ones are relative to the file."""
         at_home = os.path.expanduser(name)  # noqa: PTH111 - leaves it as it is where no home is known

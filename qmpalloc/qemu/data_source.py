@@ -20,8 +20,6 @@ from qmpalloc.qemu.host import KEPT_LINES, NO_SPACE_HINT, as_root, is_full, last
 from qmpalloc.qemu.recipe import DIGEST_CHARS
 from qmpalloc.units import PAGE_BYTES, align_up
 
-RELATIVE = "relative paths are relative to this file"
-
 # ---------------------------------------------------------------------------------------------------------- by a script
 
 
@@ -40,7 +38,7 @@ def _digest(config: DataDiskConfig, key: str, file: Path) -> str:
         with file.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
-        raise config.origin.error(key, f"{file}: {error.strerror}", hint=RELATIVE) from error
+        raise config.origin.error(key, f"{file}: {error.strerror}", hint=config.origin.relative) from error
 
 
 def run_build(config: DataDiskConfig, tree: Path) -> None:
@@ -86,7 +84,7 @@ def image_file(config: DataDiskConfig) -> Path:
         with file.open("rb") as content:
             head = content.read(EXT_MAGIC_AT + 2)
     except OSError as error:
-        raise config.origin.error("image", f"{file}: {error.strerror}", hint=RELATIVE) from error
+        raise config.origin.error("image", f"{file}: {error.strerror}", hint=config.origin.relative) from error
     if len(head) < EXT_MAGIC_AT + 2 or struct.unpack_from("<H", head, EXT_MAGIC_AT) != (EXT_MAGIC,):
         hint = "mke2fs -t ext4 -d DIR FILE SIZE makes one; of another format: qemu-img convert -O raw"
         raise config.origin.error("image", f"{file} is not an ext4 file system without partitions", hint=hint)

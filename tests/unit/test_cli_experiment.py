@@ -57,6 +57,7 @@ def test_only_some_arms():
         (("run", "/nowhere/x.toml"), "no such file"),
         (("run", SMOKE, "--scale", "0"), "not above 0"),
         (("run", SMOKE, "--scale", "1/100"), "at scale 1/100"),
+        (("run", SMOKE, "--out", "x" * 300), "File name too long"),
         (("run", SMOKE, "--arms", "none"), "no arm is called 'none'"),
         (("run", SMOKE, "--arms", "rule"), "the reference arm 'static' is left out"),
         (("resume", "/nowhere"), "holds no experiment"),

@@ -240,6 +240,7 @@ def test_a_device_without_end_is_not_copied(cloud, tmp_path, monkeypatch):
         (["cp", "cloud:a", "b"], "cloud:a: the path in a guest is absolute"),
         (["cp", "no-such-file", "cloud:/b"], "no-such-file cannot be read: No such file"),
         (["cp", "cloud:/no/such/file", "b"], "/no/such/file"),
+        (["cp", "cloud:/etc/hostname", "b" * 300], " cannot be written: File name too long"),
         (["exec", "other", "--", "true"], "no guest is called 'other'"),
     ],
 )
