@@ -20,8 +20,6 @@ KEPT_BYTES = 64 * 1024
 """Of a program's output: so much of its beginning, and so much of its end."""
 SAID_BYTES = 1024
 """Of the end of its output, to say why it failed."""
-LINE_ENDS = re.compile(rb"[\r\n]")
-"""What shows its progress in one line of a terminal ends each state of it with a carriage return."""
 LINE_BYTES = 64 * 1024
 """Of a line that is looked at for metrics; what is beyond is not."""
 LINE_SHOWN = 200
@@ -254,7 +252,8 @@ class Output:
         if len(self._end) > 2 * KEPT_BYTES:
             del self._end[:-KEPT_BYTES]
         if self._gauges:
-            *lines, rest = LINE_ENDS.split(data)
+            # What shows its progress in one line of a terminal ends each state of it with a carriage return.
+            *lines, rest = data.replace(b"\r", b"\n").split(b"\n")
             with self._in_time():
                 for line in lines:
                     self._look(line)
