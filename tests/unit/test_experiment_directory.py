@@ -113,6 +113,16 @@ def test_a_run_of_which_the_outcome_cannot_be_read_is_run_again(directory, data)
     assert directory.left() == planned(directory.specification)
 
 
+@pytest.mark.parametrize("name", ["readings.jsonl", "load-g2.json"])
+def test_a_run_that_was_spoilt_after_its_end_is_run_again(directory, name):
+    run = directory.run(ArmRun(1, "static"))
+    run.begin()
+    run.write_outcome(outcome("static", 1))
+    assert ArmRun(1, "static") not in directory.left()
+    (run.path / name).write_bytes(b"\xff\n")
+    assert directory.left() == planned(directory.specification)
+
+
 @pytest.mark.parametrize("scale", ["1/0", "x", "1e9", "-1", "0"])
 def test_a_scale_that_is_none_is_named(directory, scale):
     file = directory.path / "manifest.json"

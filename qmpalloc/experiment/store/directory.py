@@ -228,9 +228,21 @@ class ExperimentDirectory:
         return found
 
     def left(self) -> tuple[ArmRun, ...]:
-        """Return the runs that are not finished, in the order planned: not begun, interrupted, or failed."""
-        finished = [run for run, outcome in self.outcomes().items() if not outcome.failed]
+        """Return the runs that are not finished, in the order planned: not begun, interrupted, failed, or spoilt."""
+        finished = [run for run, outcome in self.outcomes().items() if not outcome.failed and self._is_readable(run)]
         return tuple(run for run in planned(self.specification, arms=self.manifest.arms) if run not in finished)
+
+    def _is_readable(self, run: ArmRun) -> bool:
+        """Return whether what a run left can be read; reports leave it out otherwise."""
+        place = self.run(run)
+        with suppress(ConfigError):
+            place.readings()
+            for guest in self.specification.guests:
+                place.load(guest.name)
+                for phase in guest.programs:
+                    place.series(guest.name, phase.name)
+            return True
+        return False
 
     def note_changes(self, changes: Collection[str]) -> None:
         """Keep in the manifest what is other now than when the experiment began.
