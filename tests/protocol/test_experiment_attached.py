@@ -23,11 +23,12 @@ from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec import parsing
 from qmpalloc.experiment.store.records import LoadProgress
 from qmpalloc.host.qemus import Qemu
-from qmpalloc.qmp import ExecResult, deadline, open_agent, open_agent_on, open_monitor, relay_agent
+from qmpalloc.qmp import deadline, open_agent, open_agent_on, open_monitor, relay_agent
 from qmpalloc.qmp import monitor as monitor_module
 from qmpalloc.qmp.agent_channel import NOISE_MAX_BYTES
 from qmpalloc.testing import FakeAgent, FakeQemu, FakeVirtioMem
 from qmpalloc.units import MIB
+from tests.protocol.clients import result
 
 COUNTERS = "/run/qmpalloc/counters.json"
 TEXT = """
@@ -59,10 +60,6 @@ SAMPLE = (
     b'"0000000000000000","sequence":1,"monotonic_ns":1,"interval_ms":1000,"kernel":"6.12","page_size":4096,'
     b'"lru":"lru_gen","counters":{"accesses":1,"inserts_read":1}}'
 )
-
-
-def result(code=0, out=b"", err=b""):
-    return ExecResult(exit_code=code, signal=None, out=out, err=err)
 
 
 class Cloud:

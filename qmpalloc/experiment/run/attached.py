@@ -170,24 +170,18 @@ class _Place:
     async def wait_for_sample(self, channel: Channel, limit_s: float) -> None:
         """Wait until its collector counts."""
         while True:
-            failure = await self._no_sample(channel)
-            if failure is None:
+            try:
+                with deadline(COMMAND_TIMEOUT_S, channel.address, self.attach.counters_file):
+                    parse(await channel.read_file(self.attach.counters_file, FILE_MAX_BYTES))
+            except (SampleError, RefusedError) as error:
+                # One that runs has its collector, or has not.
+                if self.guest.start is None or trio.current_time() > limit_s:
+                    what = f"no sample in {self.attach.counters_file}: {error.message}"
+                    hint = error.hint or "qmpalloc guest install puts the collector into a guest that runs"
+                    raise self.error("attach.counters_file", what, hint) from error
+                await trio.sleep(RETRY_S)
+            else:
                 return
-            # One that runs has its collector, or has not.
-            if self.guest.start is None or trio.current_time() > limit_s:
-                what = f"no sample in {self.attach.counters_file}: {failure.message}"
-                hint = failure.hint or "qmpalloc guest install puts the collector into a guest that runs"
-                raise self.error("attach.counters_file", what, hint)
-            await trio.sleep(RETRY_S)
-
-    async def _no_sample(self, channel: Channel) -> QmpallocError | None:
-        """Return why there is no sample; None: there is one."""
-        try:
-            with deadline(COMMAND_TIMEOUT_S, channel.address, self.attach.counters_file):
-                parse(await channel.read_file(self.attach.counters_file, FILE_MAX_BYTES))
-        except (SampleError, RefusedError) as error:
-            return error
-        return None
 
     async def make_files(self, channel: Channel) -> None:
         """Make the files that its load reads, unless they are there; what is in them looks random."""

@@ -96,13 +96,11 @@ class Load:
 
     Attributes:
         guest: Whose load it is.
-        laps: How often each phase reads its references, one time after the other.
         started: What the channel calls the generator; None before it was started.
     """
 
-    def __init__(self, channel: Channel, specification: Specification, guest: Guest, *, laps: int = 1) -> None:
+    def __init__(self, channel: Channel, specification: Specification, guest: Guest) -> None:
         self.guest = guest
-        self.laps = laps
         self._spec = specification
         self._channel = channel
         self.started: int | None = None
@@ -248,7 +246,7 @@ class Load:
                 await self._ship(_own("trace", number), await trio.to_thread.run_sync(traces.trace, self.guest, phase))
             else:
                 await self._bring(phase, _directory(number))
-        await self._ship(PLAN_FILE, json.dumps(plan(self._spec, self.guest, laps=self.laps)).encode())
+        await self._ship(PLAN_FILE, json.dumps(plan(self._spec, self.guest)).encode())
         command = f"echo $$ > {PID_FILE}; exec python3 {PROGRAM_FILE} run {PLAN_FILE} > {LOG_FILE} 2>&1"
         with deadline(COMMAND_TIMEOUT_S, self._channel.address, "starting the load"):
             self.started = await self._channel.start(["/bin/sh", "-c", command])
@@ -323,7 +321,7 @@ class Load:
         for state, phase in zip(progress.phases, self.guest.phases, strict=False):
             if state.name != phase.name:
                 yield f"phase {printable(state.name, 64)} in place of {phase.name}"
-            elif not _possible(state, phase, self.laps):
+            elif not _possible(state, phase):
                 yield f"impossible numbers in phase {phase.name}"
         if progress.finished and sum(state.done for state in progress.phases) != len(self.guest.phases):
             yield f"it is finished after {sum(state.reads for state in progress.phases)} reads"
@@ -340,23 +338,20 @@ class Load:
 
 
 @asynccontextmanager
-async def open_load(channel: Channel, traces: Traces, guest: Guest, *, laps: int = 1) -> AsyncIterator[Load]:
+async def open_load(channel: Channel, traces: Traces, guest: Guest) -> AsyncIterator[Load]:
     """Switch a guest to its page replacement, bring its load into it, ready to start, and end it after the block.
 
     Args:
         channel: Into the guest, as root there.
         traces: The references.
         guest: As the specification of `traces` describes it.
-        laps: How often each phase reads its references. More than once only in a load without a rate: for one that is
-            to last longer than its references have room.
 
     Raises:
         HostError: Its kernel cannot switch.
         QmpallocError: As `Load.arm`.
     """
-    assert laps == 1 or not any(phase.rate for phase in guest.reads), "an open loop has one lap"
     await choose_lru(channel, guest)
-    load = Load(channel, traces.specification, guest, laps=laps)
+    load = Load(channel, traces.specification, guest)
     try:
         await load.arm(traces)
         yield load
@@ -365,8 +360,8 @@ async def open_load(channel: Channel, traces: Traces, guest: Guest, *, laps: int
             await load.stop()
 
 
-def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[str, object]:
-    """Return the plan of a guest's load, as the generator reads it; `laps` as for `open_load`."""
+def plan(specification: Specification, guest: Guest) -> dict[str, object]:
+    """Return the plan of a guest's load, as the generator reads it."""
     fill = partial(specification.fill, guest=guest)
     phases: list[dict[str, object]] = []
     for number, phase in enumerate(guest.phases):
@@ -376,7 +371,6 @@ def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[s
                 "trace": _own("trace", number),
                 "readahead": phase.reads_ahead,
                 "rate": phase.rate,
-                "laps": laps,
             }
         else:
             described = {
@@ -399,11 +393,11 @@ def _gauge(metric: Metric, fill: Callable[[str], str]) -> object:
     return msgspec.to_builtins(metric)
 
 
-def _possible(state: PhaseProgress, phase: AnyPhase, laps: int) -> bool:
+def _possible(state: PhaseProgress, phase: AnyPhase) -> bool:
     """Return whether a generator can have written this of a phase."""
     most = 0
     if isinstance(phase, Phase):
-        most = COUNT_MAX if phase.is_timed else phase.total_reads * laps
+        most = COUNT_MAX if phase.is_timed else phase.total_reads
     return (
         state.errors <= state.reads <= most
         and sum(state.latency.values()) <= most

@@ -87,16 +87,14 @@ class RunDirectory:
 
     def append_readings(self, readings: list[Reading]) -> None:
         """Append the guests' readings of one trial."""
-        append(self.readings_file, b"".join(msgspec.json.encode(reading) + b"\n" for reading in readings))
+        try:
+            append(self.readings_file, b"".join(msgspec.json.encode(reading) + b"\n" for reading in readings))
+        except OSError as error:
+            raise HostError(f"{self.readings_file} cannot be written: {error.strerror}") from error
 
     def readings(self) -> list[Reading]:
         """Return all readings in order; a cut-off last line is left out."""
-        try:
-            lines = self.readings_file.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}", file=str(self.readings_file)) from error
+        lines = (_read(self.readings_file) or b"").split(b"\n")
         return [_decoded(line, Reading, self.readings_file) for line in lines[:-1]]
 
     def write_load(self, guest: str, progress: LoadProgress) -> None:
@@ -115,12 +113,9 @@ class RunDirectory:
     def series(self, guest: str, phase: str) -> tuple[SeriesPoint, ...]:
         """Return the values of a program's metrics with their times; none where none were kept."""
         file = self._series_file(guest, phase)
+        data = _read(file) or b""
         try:
-            return tuple(SeriesPoint.parse(line) for line in file.read_text().splitlines()[1:])
-        except FileNotFoundError:
-            return ()
-        except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}", file=str(file)) from error
+            return tuple(SeriesPoint.parse(line) for line in data.decode().splitlines()[1:])
         except (ValueError, msgspec.ValidationError) as error:
             raise ConfigError(f"cannot be used: {error}", file=str(file), hint="it was changed by hand") from error
 
@@ -368,14 +363,19 @@ def chosen(specification: Specification, *, repeats: int, arms: Collection[str] 
     return msgspec.structs.replace(specification, repeats=repeats)
 
 
-def _read_json(path: Path, kind: type[T]) -> T | None:
+def _read(path: Path) -> bytes | None:
+    """Return what is in a file; None when there is none."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
-    return _decoded(data, kind, path)
+
+
+def _read_json(path: Path, kind: type[T]) -> T | None:
+    data = _read(path)
+    return None if data is None else _decoded(data, kind, path)
 
 
 def _decoded(data: bytes, kind: type[T], path: Path) -> T:

@@ -21,11 +21,7 @@ class GaveUpError(Exception):
 
 
 class PhaseState:
-    """How far a phase has come.
-
-    Args:
-        name: Of the phase.
-        details: Returns what there is to say besides its time; keys of ``PhaseProgress``.
+    """How far a phase has come; `details` returns what there is to say besides its time, keys of ``PhaseProgress``.
 
     Attributes:
         done: Whether it is over.
