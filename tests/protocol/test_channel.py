@@ -79,6 +79,18 @@ async def test_at_the_end_of_the_block_nothing_that_was_started_runs():
         os.kill(pid, 0)
 
 
+async def test_a_command_is_run_in_the_directory_of_the_file_that_names_it(tmp_path, capfd):
+    script(tmp_path, 'exec sh -c "$1"')
+    async with open_channel(("./fake-ssh",), guest="web", agent="", directory=tmp_path) as channel:
+        assert (await channel.run(["pwd"])).out.decode().strip() == str(tmp_path)
+        assert await pass_through(channel, ["pwd"], stdin=None, out=print, err=print) == 0
+        pid = await channel.start(["touch", "started"])
+        while await channel.poll(pid) is None:  # noqa: ASYNC110 - its end is told once, to who asks
+            await trio.sleep(0.01)
+    assert capfd.readouterr().out.strip() == str(tmp_path)
+    assert (tmp_path / "started").exists()
+
+
 async def test_a_cancelled_command_is_ended_with_all_it_started(tmp_path):
     note = tmp_path / "pid"
     async with open_command(SHELL, "web") as channel:

@@ -7,7 +7,16 @@ import pytest
 import trio
 
 from qmpalloc.errors import DeadlineError, HostError, NonsenseError
-from qmpalloc.experiment.run.load import DIRECTORY, GO_FILE, LOG_FILE, PLAN_FILE, PROGRAM_FILE, PROGRESS_FILE, open_load
+from qmpalloc.experiment.run.load import (
+    DIRECTORY,
+    END,
+    GO_FILE,
+    LOG_FILE,
+    PLAN_FILE,
+    PROGRAM_FILE,
+    PROGRESS_FILE,
+    open_load,
+)
 from qmpalloc.experiment.run.shipping import packed_generator
 from qmpalloc.experiment.run.traces import Traces
 from tests.protocol.clients import result
@@ -49,7 +58,7 @@ async def test_everything_is_shipped_before_the_load_waits_for_go(autojump_clock
         assert GO_FILE in files
         await load.raise_if_dead()
     # At the end of the block it is ended.
-    assert guest.programs[-1][-1].startswith("kill ")
+    assert guest.programs[-1] == ["/bin/sh", "-c", END]
 
 
 async def test_progress_is_what_the_generator_wrote(autojump_clock, guest):
@@ -142,7 +151,7 @@ async def test_a_load_that_has_finished_may_end(autojump_clock, guest):
         guest.say(FINISHED)
         for _ in range(3):  # the agent tells the end once
             await load.raise_if_dead()
-    assert not any(argv[-1].startswith("kill ") for argv in guest.programs)
+    assert not any(argv[-1] == END for argv in guest.programs)
 
 
 async def test_a_load_that_is_never_ready_is_an_error(autojump_clock, guest):

@@ -358,7 +358,8 @@ class ArmRunner:
 
     async def _keep_outputs(self, links: list[Link]) -> None:
         """Keep what the programs printed, also of a run that fails; a guest that is gone has nothing to give."""
-        for link in links:
+
+        async def keep(link: Link) -> None:
             try:
                 for phase, data in (await link.load.outputs()).items():
                     self._directory.write_output(link.name, phase, data)
@@ -366,6 +367,8 @@ class ArmRunner:
                     self._directory.write_series(link.name, phase, points)
             except QmpallocError as error:
                 self._live.report(f"{link.name}: not all that its programs printed is kept: {error.message}")
+
+        await in_parallel([keep(link) for link in links])
 
     def _keep_results(self, readings: list[Reading]) -> None:
         """Keep what the loads say in the end, as it was in the readings that showed them finished."""

@@ -48,11 +48,14 @@ LOG_FILE = f"{DIRECTORY}/log"
 PLAN_FILE = f"{DIRECTORY}/plan.json"
 PROGRAM_FILE = f"{DIRECTORY}/generator.pyz"
 PID_FILE = f"{DIRECTORY}/pid"
+STEP_PID_FILE = f"{DIRECTORY}/step-pid"
 GENERATE = ("python3", PROGRAM_FILE)
-CLEAR = (
-    f"p=$(cat {PID_FILE} 2>/dev/null) && grep -q generator /proc/$p/cmdline 2>/dev/null && kill $p; "
-    f"rm -rf {DIRECTORY} && mkdir -m 700 {DIRECTORY}"
+END = (
+    f"for f in {PID_FILE} {STEP_PID_FILE}; do p=$(cat $f 2>/dev/null) && "
+    "grep -q generator /proc/$p/cmdline 2>/dev/null && kill $p; done; true"
 )
+"""Ends the generator, and the step of a program that is run now, with all that these have started."""
+CLEAR = f"{END}; rm -rf {DIRECTORY} && mkdir -m 700 {DIRECTORY}"
 """Also ends what a host that died has left running in a guest that goes on."""
 
 PROGRAMS_DIRECTORY = "/var/tmp/qmpalloc"
@@ -230,9 +233,9 @@ class Load:
         await self._run(["/bin/sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches"], COMMAND_TIMEOUT_S)
 
     async def stop(self) -> None:
-        """End the generator, if it runs."""
+        """End the generator, if it runs, and what it does besides."""
         if self.started is not None and self._end is None:
-            await self._run(["/bin/sh", "-c", f"kill $(cat {PID_FILE}) 2>/dev/null || true"], COMMAND_TIMEOUT_S)
+            await self._run(["/bin/sh", "-c", END], COMMAND_TIMEOUT_S)
 
     async def arm(self, traces: Traces) -> None:
         """Ship everything and start the generator, which then waits for `go`."""
@@ -380,7 +383,7 @@ def plan(specification: Specification, guest: Guest) -> dict[str, object]:
                 "metrics": [_gauge(metric, fill) for metric in phase.metrics],
             }
         phases.append({"name": phase.name, "duration": phase.duration, **described})
-    return {"progress": PROGRESS_FILE, "go": GO_FILE, "phases": phases}
+    return {"progress": PROGRESS_FILE, "go": GO_FILE, "step_pid": STEP_PID_FILE, "phases": phases}
 
 
 def _gauge(metric: Metric, fill: Callable[[str], str]) -> object:

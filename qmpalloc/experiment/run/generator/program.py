@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -43,6 +44,7 @@ class Program:
         self.name: str = plan["name"]
         self._plan = plan
         self._key: str = plan["key"]
+        self._gauges()  # what is wrong with one is told before anything is begun
 
     def prepare(self, step: str) -> None:
         """Run ``setup``, ``ready`` or ``warm_up`` to its end.
@@ -59,7 +61,8 @@ class Program:
             os.chown(directory, entry.pw_uid, entry.pw_gid)
             for place, directories, files in os.walk(directory):
                 for name in (*directories, *files):
-                    os.chown(Path(place, name), entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+                    with suppress(FileNotFoundError):  # a server that was set up may work in there
+                        os.chown(Path(place, name), entry.pw_uid, entry.pw_gid, follow_symlinks=False)
 
     def _wait_until_ready(self) -> None:
         end_s = time.monotonic() + READY_S
@@ -80,7 +83,7 @@ class Program:
         Raises:
             GaveUpError: It failed, or what it said of a metric makes no sense.
         """
-        gauges = self._gauges()
+        gauges = self._begin_gauges()
         output, began_s = Output(None, gauges, key=f"{self._key}.command"), time.monotonic()
         limit_s = min(limit_s, self._plan["duration"] or limit_s)
         self._execute("command", output, limit_s=limit_s, ends_by_itself=False)
@@ -94,6 +97,12 @@ class Program:
         metrics = self._plan["metrics"]
         return [Gauge(metric, f"{self._key}.metric[{number}]") for number, metric in enumerate(metrics)]
 
+    def _begin_gauges(self) -> list[Gauge]:
+        gauges = self._gauges()
+        for gauge in gauges:
+            gauge.mark_file(self._plan["directory"])
+        return gauges
+
     def run(self, progress: Progress) -> None:
         """Run it, and see what it says of its metrics.
 
@@ -102,7 +111,7 @@ class Program:
         """
         if progress.phases:  # else the host has warmed up, with a disk that is not throttled
             self.prepare("warm_up")
-        gauges = self._gauges()
+        gauges = self._begin_gauges()
         output = Output(self._plan["output"], gauges, key=f"{self._key}.command")
 
         def said() -> dict[str, Any]:
@@ -179,11 +188,18 @@ class Program:
                 **other,
             )
         except FileNotFoundError as error:
-            raise GaveUpError(
-                f"{key}: {argv[0]} is not in this guest: install its package (image.packages), or copy it"
-            ) from error
+            raise GaveUpError(f"{key}: {_absence(argv[0], self._plan['directory'], environment['PATH'])}") from error
         except OSError as error:
             raise GaveUpError(f"{key}: {argv[0]} cannot be run: {error.strerror}") from error
+
+
+def _absence(program: str, directory: str, path: str) -> str:
+    """Return what it is that is not there when a program cannot be run."""
+    if not Path(directory).is_dir():
+        return f"its directory, {directory}, is there no more"
+    if ("/" in program and Path(directory, program).exists()) or shutil.which(program, path=path):
+        return f"{program} is there, but not what its first line names (#!…; its lines may end as those of Windows do)"
+    return f"{program} is not in this guest: install its package (image.packages), or copy it"
 
 
 def _follow(process: subprocess.Popen[bytes], output: Output, end_s: float) -> bool:

@@ -12,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 PROGRESS_S = 0.5
+ERROR_CHARS = 4000
+"""Of why it gave up: words of the user's may be of any length, and the host reads so much."""
 
 
 class GaveUpError(Exception):
@@ -69,7 +71,7 @@ class Progress:
                 "monotonic_s": time.monotonic(),
                 "phases": [phase.values() for phase in self.phases],
                 "finished": finished,
-                "error": error,
+                "error": error[:ERROR_CHARS],
             }
             scratch = f"{self._path}.new"
             Path(scratch).write_text(json.dumps(state))
