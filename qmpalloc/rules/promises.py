@@ -7,8 +7,8 @@ know, and three things follow:
 
 1. The guest gets back what it gave, at the next decision, from what nobody has and from those that have grown since.
 2. It gives nothing of that again for a while, twice as long each time. After a tenth of that time it may give what it
-   has had free ever since. One that was taken to rest and works gives what a good curve of its says: that it rests was
-   the wrong belief.
+   has had free ever since. One that was taken to rest and works again is held until that, or until its curve is good:
+   that it rests was the wrong belief.
 3. What its programs map or hold was never to give: see `GuestSnapshot.in_use_bytes`.
 """
 
@@ -94,7 +94,7 @@ class Held(Struct, frozen=True, kw_only=True):
         times: How often that has happened.
         load: The load that its curve was of; None where no curve was believed. With another load this ends.
         woke_per_s: What it read when it was seen to read much more than when no curve was believed; else 0. While it
-            does so, and has a good curve, it is not held.
+            does so it is not held once it has a good curve, or all was kept for long enough.
     """
 
     least_bytes: int
@@ -109,7 +109,9 @@ class Held(Struct, frozen=True, kw_only=True):
     def kept_bytes(self, guest: GuestSnapshot, time_s: float) -> int:
         """Return the least that the guest may be set to; 0 when it is not held."""
         works = 0 < self.woke_per_s <= _TIMES * (guest.accesses_per_s or 0.0)
-        if time_s >= self.until_s or (works and guest.curve is not None and not guest.curve.weak):
+        known = guest.curve is not None and not guest.curve.weak
+        # 1. It is held no more. 2. It works: what was wrong was that it rests. 3. All is kept. 4. What it used is.
+        if time_s >= self.until_s or (works and (known or time_s >= self.with_all_until_s)):
             return 0
         return self.least_bytes if time_s < self.with_all_until_s else min(self.least_bytes, self.used_bytes)
 

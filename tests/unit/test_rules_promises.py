@@ -174,17 +174,21 @@ def test_under_another_load_a_curve_is_believed_again():
     assert run.step(a=with_load(2, 500)) == [400, 600]
 
 
-def test_who_woke_is_not_held_while_it_works_and_has_a_good_curve():
-    def reading(per_s, curve, **more):
-        return guest("a", curve, size=run.sizes[0], rate=per_s, **more)
+def test_who_woke_is_held_at_rest_and_at_work_until_its_curve_is_good_or_for_a_tenth_of_that_time():
+    def reading(per_s, curve):
+        return guest("a", curve, size=run.sizes[0], rate=per_s)
 
     run = Run(Lends())
     run.step()
     assert run.step(a=reading(10_000, GOOD)) == [500, 500]
     assert run.step(a=reading(10_000, WEAK)) == [500, 500]
     assert run.step(a=reading(9_000, GOOD)) == [400, 600]
+
+    run = Run(Lends())
+    run.step()
     assert run.step(a=reading(10_000, GOOD)) == [500, 500]
-    assert run.step(a=reading(10, GOOD)) == [500, 500]
+    assert [run.step(a=reading(10, GOOD)) for _ in range(100)] == 100 * [[500, 500]]
+    assert run.step(a=reading(10_000, WEAK)) == [400, 600]
 
 
 def test_a_debt_that_nobody_can_pay_stops_no_policy():
