@@ -73,6 +73,7 @@ image-check: $(VENV)/.demo ## Build the image's rootfs twice and compare the dig
 docs: $(VENV)/.docs ## The docs and an API reference as a site (build/site), and manual pages (build/man)
 	@$(VENV)/bin/python scripts/man_pages.py build/man
 	$(VENV)/bin/sphinx-build -q -W --keep-going -c docs . build/site
+	@cp build/site/README.html build/site/index.html
 
 clean: ## Remove the virtual environment and all caches of this folder (not the images)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -67,9 +67,9 @@ def serve_guests(directory: Path, count: int, hung: int, ready: Event) -> None:
     trio.run(serve)
 
 
-def configuration_text(count: int) -> str:
-    """Return a configuration for `count` guests with a decision every second."""
-    text = f'[host]\nbudget = "{count * BASELINE_MIB}MiB"\n[control]\ninterval = "1s"\non_exit = "keep"\n'
+def configuration_text(count: int, interval: str = "1s") -> str:
+    """Return a configuration for `count` guests with a decision every so often."""
+    text = f'[host]\nbudget = "{count * BASELINE_MIB}MiB"\n[control]\ninterval = "{interval}"\non_exit = "keep"\n'
     text += '[policy]\nname = "paper"\nstep = "16MiB"\nthreshold = 1e9\n'
     for index in range(count):
         text += f'[[guest]]\nname = "g{index}"\nmonitor = "g{index}.qmp"\nagent = "g{index}.agent"\n'

@@ -1,12 +1,12 @@
 """Do ten dashboards that look on change the controller's times by less than 10 %? Paired, as with a hung guest.
 
     python benchmarks/controller_watched.py [--guests 16] [--clients 10] [--readers | --scrape] [--pairs 10]
-        [--seconds 20]
+        [--seconds 20] [--interval 1s]
 
 One controller runs all the time and serves its status. In a period of kind B so many ``qmpalloc top`` look on, each a
 process that paints on a terminal of 160x50 of its own; in one of kind A nobody does. They take turns, and all is
 reported as ``benchmarks/controller_hung.py`` does. The first seconds of a period, in which the dashboards start, belong
-to neither kind.
+to neither kind. A p99 takes many decisions to tell: five a second, 24 pairs (``--interval 200ms --pairs 24``, 26 min).
 
 Dashboards give way to control by their priority (``nice``), which counts for nothing where all of this is started with
 ``chrt -i 0``, and takes the CPU that the host has not. With ``--readers`` the clients are one process that only reads:
@@ -143,7 +143,9 @@ class Lookers:
             self._process = None
 
 
-def measure(count: int, clients: int, pairs: int, seconds: float, kind: str) -> tuple[list[Period], float, list[float]]:
+def measure(
+    count: int, clients: int, pairs: int, seconds: float, kind: str, interval: str
+) -> tuple[list[Period], float, list[float]]:
     """Return the periods of a run among so many guests, the CPU seconds of all dashboards, and the waits of scrapes."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         directory = Path(name)
@@ -154,7 +156,7 @@ def measure(count: int, clients: int, pairs: int, seconds: float, kind: str) -> 
         stack.callback(guests.kill)
         ready.wait()
         file = directory / "lab.toml"
-        file.write_text(configuration_text(count))
+        file.write_text(configuration_text(count, interval))
         loaded = configuration.load(str(file))
         stack.enter_context(hold_lock(str(file), configuration.default_run_dir()))
         sockets = [
@@ -199,11 +201,14 @@ def measure(count: int, clients: int, pairs: int, seconds: float, kind: str) -> 
 @click.option("--scrape", "kind", flag_value="scrapes", help="Instead, one process asks for metrics once a second.")
 @click.option("--pairs", default=10, show_default=True, help="Pairs of periods.")
 @click.option("--seconds", default=20.0, show_default=True, help="Of each period, after it has settled.")
+@click.option("--interval", default="1s", show_default=True, help="Between decisions.")
 @click.option("--record", type=click.Path(path_type=Path), help="Keep all times, as JSON.")
-def main(guests: int, clients: int, kind: str | None, pairs: int, seconds: float, record: Path | None) -> None:
+def main(
+    guests: int, clients: int, kind: str | None, pairs: int, seconds: float, interval: str, record: Path | None
+) -> None:
     """Measure and print."""
     kind = kind or "dashboards"
-    periods, cpu_s, waits = measure(guests, clients, pairs, seconds, kind)
+    periods, cpu_s, waits = measure(guests, clients, pairs, seconds, kind, interval)
     if record is not None:
         record.write_bytes(msgspec.json.encode(periods))
     alone, watched = ([period for period in periods if period.hung is looked_on] for looked_on in (False, True))

@@ -13,10 +13,11 @@ from array import array
 
 import numpy as np
 from curve_drift import LOADS, PAGES, SCALE, exact
+from reuse_times import ReuseTimes
 
 from qmpalloc.curves.estimator import Estimator
 from qmpalloc.curves.keys import KeyTable
-from qmpalloc.curves.reuse import ReuseDistances, ReuseTimes
+from qmpalloc.curves.reuse import ReuseDistances
 from qmpalloc.curves.simulation import Simulations
 from qmpalloc.experiment.spec.access import Access, Loop, Mixture, Part, Zipf
 from qmpalloc.experiment.spec.references import page_numbers

@@ -1,7 +1,8 @@
 """Draw and list what experiments with programs came to, by workload and guest: docs/results/workloads.md.
 
-Usage: python benchmarks/workloads.py RUNS... --figure workloads.svg --csv workloads.csv
-where RUNS are directories of experiments. The table goes to standard output.
+Usage: python benchmarks/workloads.py workloads.csv [RUNS...] [--more] [--figure workloads.svg]
+where RUNS are directories of experiments: their rows take the place of those of their workloads in the CSV, or with
+--more are further repeats. The table goes to standard output.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import argparse
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from qmpalloc.experiment.analysis.results import Results, load_results
-from qmpalloc.experiment.analysis.statistics import Ratio
+from qmpalloc.experiment.analysis.statistics import Ratio, ratio
 from qmpalloc.experiment.report.figures.style import COLOURS, REFERENCE, style
 from qmpalloc.experiment.store.directory import ExperimentDirectory
 from qmpalloc.files import write_whole
@@ -30,34 +31,60 @@ COLUMNS = (
     "workload", "repeat", "arm", "guest", "metric", "unit", "better", "value", "size_mib", "page_ins", "disk_reads",
 )  # fmt: skip
 
+Table = list[dict[str, str]]
+"""The CSV: a row for each metric of each run, by `COLUMNS`."""
+
 Rows = list[tuple[str, str, dict[str, Ratio]]]
 """Workload, guest with its metric, and the gain of each arm over `static`: above 1 is better."""
 
 
-def gains(experiments: list[Results]) -> Rows:
-    """Return a row for each metric of each experiment."""
-    rows: Rows = []
-    for results in experiments:
-        found = {arm.name: results.metric_comparisons(arm.name) for arm in results.adaptive_arms}
-        for number, (guest, _, metric) in enumerate(results.metrics):
-            ratios = {arm: gain for arm, each in found.items() if (gain := each[number].gain) is not None}
-            rows.append((results.specification.name, f"{guest}: {metric.name}, {metric.unit}", ratios))
-    return rows
-
-
-def runs(experiments: list[Results]) -> Iterator[tuple[object, ...]]:
+def measured(results: Results) -> Iterator[dict[str, str]]:
     """Yield a row of the CSV for each metric of each run; the size is that of the middle of its trials."""
-    for results in experiments:
-        for run in (run for arm in results.arms_counted for run in results.counted(arm.name)):
-            for guest, phase, metric in results.metrics:
-                value = run.metric_values.get((guest, phase, metric.name))
-                own = run.guests[guest]
-                sizes = sorted(row.actual_bytes for row in own.trials.trials)
-                yield (
-                    results.specification.name, run.run.repeat, run.run.arm, guest, metric.name, metric.unit,
-                    metric.better, value, round(sizes[len(sizes) // 2] / MIB), own.counts.page_ins,
-                    own.counts.disk_reads,
-                )  # fmt: skip
+    for run in (run for arm in results.arms_counted for run in results.counted(arm.name)):
+        for guest, phase, metric in results.metrics:
+            own = run.guests[guest]
+            sizes = sorted(row.actual_bytes for row in own.trials.trials)
+            row = (
+                results.specification.name, run.run.repeat, run.run.arm, guest, metric.name, metric.unit, metric.better,
+                run.metric_values.get((guest, phase, metric.name)), round(sizes[len(sizes) // 2] / MIB),
+                own.counts.page_ins, own.counts.disk_reads,
+            )  # fmt: skip
+            yield dict(zip(COLUMNS, map(str, row), strict=True))
+
+
+def merged(table: Table, found: Table, *, more: bool) -> Table:
+    """Return a table with what was found now instead of, or with `more` after, the rows of the same workloads."""
+    for name in {row["workload"] for row in found}:
+        last = max((int(row["repeat"]) for row in table if row["workload"] == name), default=0) if more else 0
+        own = [row | {"repeat": str(int(row["repeat"]) + last)} for row in found if row["workload"] == name]
+        places = [place for place, row in enumerate(table) if row["workload"] == name] or [len(table)]
+        before = [row for row in table[: places[-1] + 1] if more or row["workload"] != name]
+        table = [*before, *own, *table[places[-1] + 1 :]]
+    return table
+
+
+def values_of(table: Table) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """Return the values by workload, guest with its metric; arm; and repeat. Less is better where that is negative."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for row in table:
+        arms = found.setdefault((row["workload"], f"{row['guest']}: {row['metric']}, {row['unit']}"), {})
+        sign = 1.0 if row["better"] == "higher" else -1.0
+        arms.setdefault(row["arm"], {})[row["repeat"]] = sign * float(row["value"])
+    return found
+
+
+def gains(table: Table) -> Rows:
+    """Return a row for each metric of each workload."""
+    rows: Rows = []
+    for (workload, guest), arms in values_of(table).items():
+        ratios = {}
+        for arm in ARMS:
+            both = [(value, arms["static"].get(repeat)) for repeat, value in arms.get(arm, {}).items()]
+            pairs = [(ours, theirs) if ours > 0 else (-theirs, -ours) for ours, theirs in both if theirs]
+            if pairs:
+                ratios[arm] = ratio(pairs)
+        rows.append((workload, guest, ratios))
+    return rows
 
 
 def drawn(rows: Rows) -> str:
@@ -94,23 +121,21 @@ def drawn(rows: Rows) -> str:
     return re.sub(r"[ \t]+\n", "\n", content.getvalue())
 
 
-def listed(rows: Rows, experiments: list[Results]) -> Iterator[str]:
+def listed(table: Table) -> Iterator[str]:
     """Yield the table of the page, in Markdown."""
-    values: dict[tuple[str, str, str], list[float]] = {}
-    for name, _, arm, guest, metric, unit, _, value, *_ in runs(experiments):
-        values.setdefault((str(name), f"{guest}: {metric}, {unit}", str(arm)), []).append(float(str(value)))
+    rows, values = gains(table), values_of(table)
     arms = [arm for arm in reversed(ARMS) if any(arm in ratios for _, _, ratios in rows)]
     yield f"| workload | guest | static | {' | '.join(arms)} | {' | '.join(f'{arm}, ratio' for arm in arms)} |"
     yield "|" + "---|" * (3 + 2 * len(arms))
     for workload, guest, ratios in rows:
-        cells = [shown(values.get((workload, guest, arm), [])) for arm in ("static", *arms)]
+        cells = [shown([*values[workload, guest].get(arm, {}).values()]) for arm in ("static", *arms)]
         cells += [told(ratios.get(arm)) for arm in arms]
         yield f"| {workload} | {guest} | {' | '.join(cells)} |"
 
 
-def shown(values: list[float]) -> str:
+def shown(values: Sequence[float]) -> str:
     """Return the values of an arm's repeats."""
-    return ", ".join(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values)
+    return ", ".join(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in map(abs, values))
 
 
 def told(gain: Ratio | None) -> str:
@@ -123,19 +148,25 @@ def told(gain: Ratio | None) -> str:
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directories", nargs="+", type=Path)
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("directories", nargs="*", type=Path)
+    parser.add_argument("--more", action="store_true")
     parser.add_argument("--figure", type=Path)
-    parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
-    experiments = [load_results(ExperimentDirectory.open_existing(directory)) for directory in arguments.directories]
-    rows = gains(experiments)
-    print("\n".join(listed(rows, experiments)))
+    table: Table = []
+    if arguments.csv.exists():
+        with arguments.csv.open(newline="") as file:
+            table = [*csv.DictReader(file)]
+    for directory in arguments.directories:
+        results = load_results(ExperimentDirectory.open_existing(directory))
+        table = merged(table, [*measured(results)], more=arguments.more)
+    with arguments.csv.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    print("\n".join(listed(table)))
     if arguments.figure:
-        write_whole(arguments.figure, drawn(rows).encode())
-    if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([COLUMNS, *runs(experiments)])
+        write_whole(arguments.figure, drawn(gains(table)).encode())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ name, or beside it and renamed: what lies there already, a link included, is rep
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import IO
@@ -32,6 +33,12 @@ def check_place(path: Path, *, hint: str) -> None:
     Raises:
         ConfigError: It cannot; with this hint.
     """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # what is above it tells more
+    except OSError as error:
+        raise ConfigError(str(error.strerror), file=str(path), hint=hint) from error
     place = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
     if not place.is_dir():
         raise ConfigError("is not a directory", file=str(place), hint=hint)
@@ -89,7 +96,8 @@ def write_whole(path: Path, data: bytes, *, for_all: bool = False) -> None:
         finally:
             scratch.unlink(missing_ok=True)
     except OSError as error:
-        raise HostError(f"{path} cannot be written: {error.strerror}") from error
+        hint = "make room on its file system" if error.errno == errno.ENOSPC else ""
+        raise HostError(f"{path} cannot be written: {error.strerror}", hint=hint) from error
 
 
 def write_json(path: Path, value: object) -> None:

@@ -189,7 +189,7 @@ def idle_memory(sample: Sample | None, touches: Touches | None = None) -> IdleMe
         seconds=tuple(step_s * 2**power for power in range(AGE_BINS - 1)),
         read=tuple(file),
         unread=tuple(unread),
-        hot_pages=hot * ages.pages_each,
+        hot_pages=min(hot * ages.pages_each, (memory.total or 0) // sample.page_size),
         again_per_s=() if touches is None else touches.again_per_s(swap=bool(memory.swap_free)),
         reads_touch=sample.lru != "lru_gen",
     )

@@ -11,7 +11,6 @@ import re
 import tarfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import trio
 
@@ -35,12 +34,11 @@ DIRECTORY = re.compile(r"/tmp/qmpalloc-install\.[A-Za-z0-9]{6,}")
 SAID_LINES = 12
 
 
-def packed_collector(directory: Path | None = None) -> bytes:
+def packed_collector() -> bytes:
     """Return the collector's directory as a tar, as `install.sh` wants it beside itself."""
-    directory = directory or resource_dir("guest_agent")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for file in sorted(directory.iterdir()):
+        for file in sorted(resource_dir("guest_agent").iterdir()):
             if file.is_file() and file.suffix != ".pyc":
                 member = tarfile.TarInfo(f"guest_agent/{file.name}")
                 member.size, member.mode = file.stat().st_size, 0o644

@@ -6,7 +6,7 @@ other policy can be asked what it would have done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
@@ -242,11 +242,16 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         return self.state is GuestState.FRESH and self.hits is not None and self.misses is not None
 
     @property
+    def accesses(self) -> int:
+        """Pages touched by reads since the last decision, as far as known."""
+        return (self.hits or 0) + (self.misses or 0)
+
+    @property
     def accesses_per_s(self) -> float | None:
         """Pages touched by reads per second; None when not known."""
         if self.hits is None or self.misses is None or not self.interval_s:
             return None
-        return max(0, self.hits + self.misses) / self.interval_s
+        return max(0, self.accesses) / self.interval_s
 
     @property
     def page_ins(self) -> PageIns:
@@ -427,6 +432,15 @@ def hold(snapshot: Snapshot, reason: str, limiter: Limiter = Limiter.NONE) -> De
         summary=reason,
         carry=snapshot.carry,
     )
+
+
+def decision_of(
+    snapshot: Snapshot, decisions: Iterable[GuestDecision], *, summary: str = "", carry: Any = None
+) -> Decision:
+    """Return the decision made of what is decided about each guest; its summary is what goes where, unless given."""
+    guests = tuple(decisions)
+    summary = summary or changes_text(snapshot, guests)
+    return Decision(guests=guests, moves=moves_between(snapshot, guests), summary=summary, carry=carry)
 
 
 def moves_between(snapshot: Snapshot, decisions: Sequence[GuestDecision]) -> tuple[Move, ...]:

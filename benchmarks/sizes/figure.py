@@ -17,7 +17,6 @@ LINES = {
     "lru_gen": (style.COLOURS[1], "-"),
     "fifo": (style.COLOURS[2], "--"),
     "shards": (style.COLOURS[3], "-."),
-    "aet": (style.COLOURS[4], ":"),
 }
 """Colour and dash of each estimator that is drawn; the midpoint lies between two of them."""
 

@@ -26,6 +26,9 @@ GUEST = "guest"
 TRACE_FILES = 16
 """References of a load, by pages of its file; then they are read again, too far apart for any cache to notice."""
 
+ENDLESS = Duration(86_400.0)
+"""Longer than a case may take."""
+
 ALIKE = 0.01
 """Miss ratios of windows that differ by no more than this are alike, or by no more than chance explains (`CHANCE`)."""
 
@@ -117,8 +120,8 @@ class Case(Struct, frozen=True, kw_only=True):
             file=Size(self.file),
             file_name=default_file_name(self.file),
             access=self.access,
-            reads=self.pages,
-            rounds=TRACE_FILES,
+            reads=TRACE_FILES * self.pages,
+            duration=ENDLESS,
         )
         guest = Guest(
             name=GUEST,

@@ -24,7 +24,6 @@ ESTIMATORS: dict[str, str | None] = {
     "lru_gen": "lru_gen",
     "fifo": "fifo",
     "shards": None,
-    "aet": "aet",
 }
 """Estimator to what it simulates; see `qmpalloc.curves.tracker.CurveTracker`."""
 

@@ -15,10 +15,9 @@ from msgspec import Struct, structs
 
 from qmpalloc.curves.samples import FILE_MAX_BYTES as SAMPLES_MAX_BYTES
 from qmpalloc.errors import DeadlineError, HostError, NonsenseError, RefusedError
-from qmpalloc.experiment.run import balloon
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.failures import bare_errors
-from qmpalloc.experiment.run.readings import DATA_DISK, Link, open_link
+from qmpalloc.experiment.run.readings import DATA_DISK, SIZE_SLACK_BYTES, Link, open_link
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.qemu.launcher import Prepared, open_guests, wait_for_end
 from qmpalloc.qemu.progress import Report
@@ -28,9 +27,6 @@ from qmpalloc.sample import FILE_MAX_BYTES, parse
 from qmpalloc.units import format_size
 from sizes.measurement import Case, Point, Shipped, SizesResult, Steadiness, measured
 from sizes.predictions import Learner
-
-LAPS = 10_000
-"""Times the load may read its references: more than it comes to."""
 
 READ_EVERY_S = 0.75
 READ_AGAIN_S = 0.15
@@ -96,7 +92,7 @@ async def run_case(
             nursery.start_soon(fail_when_it_ends)
             guest = guests[0]
             async with (
-                open_link(guest, traces, laps=LAPS) as link,
+                open_link(guest, traces) as link,
                 open_agent(str(guest.sockets.agent)) as agent,
             ):
                 await link.load.drop_caches()
@@ -272,12 +268,12 @@ async def _point(recording: _Recording, target_bytes: int) -> Point:
 
 
 async def _resize(recording: _Recording, target_bytes: int) -> None:
-    case, load = recording.case, recording.wires.link.load
-    actuator = recording.wires.link.actuator
+    case, link = recording.case, recording.wires.link
+    load, actuator = link.load, link.actuator
     with deadline(READ_TIMEOUT_S, actuator.monitor.address, actuator.command):
-        grows = target_bytes > await actuator.size_bytes() + balloon.SLACK_BYTES
+        grows = target_bytes > await actuator.size_bytes() + SIZE_SLACK_BYTES
         await actuator.order(nearest_order(await actuator.memory(), target_bytes))
-    if not await balloon.reaches(actuator, target_bytes):
+    if not await link.reaches(target_bytes):
         raise HostError(f"{case.name}: its {actuator.kind} does not reach {format_size(target_bytes)}")
     if case.fresh:
         await load.drop_caches()

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import trio
 
@@ -19,7 +20,8 @@ from qmpalloc.qmp import ExecResult, deadline
 from qmpalloc.text import printable
 
 OUTPUT_MAX_BYTES = 16 * 1024**2
-"""Kept of each of a program's outputs; the rest is read and thrown away. As much as a guest agent keeps."""
+"""Kept of each of a program's outputs, the file that is read not among them; the rest is read and thrown away. As much
+as a guest agent keeps."""
 
 CHUNK_BYTES = 64 * 1024
 PROBE_TIMEOUT_S = 60.0
@@ -49,9 +51,11 @@ class CommandChannel:
 
     Attributes:
         address: The words of the command.
+        directory: In which it is run; None is ours.
     """
 
-    def __init__(self, prefix: Sequence[str]) -> None:
+    def __init__(self, prefix: Sequence[str], directory: Path | None = None) -> None:
+        self.directory = directory
         self.address = printable(shlex.join(prefix), 200)
         self._prefix = tuple(prefix)
         self._started: dict[int, subprocess.Popen[bytes]] = {}
@@ -66,14 +70,17 @@ class CommandChannel:
         Raises:
             HostError: The command itself cannot be run on this host.
         """
+        return await self._run(argv, input_data, OUTPUT_MAX_BYTES)
+
+    async def _run(self, argv: Sequence[str], input_data: bytes | None, most_bytes: int) -> ExecResult:
         process = await self._open(argv, input_data)
         out, err = bytearray(), bytearray()
         try:
             async with trio.open_nursery() as nursery:
                 if input_data is not None:
                     nursery.start_soon(_feed, process, input_data)
-                nursery.start_soon(_collect, process.stdout, out)
-                nursery.start_soon(_collect, process.stderr, err)
+                nursery.start_soon(_collect, process.stdout, out, most_bytes)
+                nursery.start_soon(_collect, process.stderr, err, OUTPUT_MAX_BYTES)
                 await process.wait()
         finally:
             await _end(process)
@@ -89,6 +96,7 @@ class CommandChannel:
         try:
             return await trio.lowlevel.open_process(
                 self.argv(argv),
+                cwd=self.directory,
                 stdin=subprocess.DEVNULL if input_data is None else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -111,7 +119,9 @@ class CommandChannel:
     def _popen(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         null = subprocess.DEVNULL
         try:
-            return subprocess.Popen(self.argv(argv), stdin=null, stdout=null, stderr=null, start_new_session=True)
+            return subprocess.Popen(
+                self.argv(argv), cwd=self.directory, stdin=null, stdout=null, stderr=null, start_new_session=True
+            )
         except OSError as error:
             raise self._cannot_run(error) from error
 
@@ -141,9 +151,9 @@ class CommandChannel:
 
     async def read_file(self, path: str, max_bytes: int) -> bytes:
         """Return a file of the guest; see `qmpalloc.channel.Channel`."""
-        result = await self.run(["head", "-c", str(max_bytes + 1), path])
+        result = await self._run(["head", "-c", str(max_bytes + 1), path], None, max_bytes + 1)
         self._check(result, "read", path)
-        return result.out[: max_bytes + 1]
+        return result.out
 
     def _check(self, result: ExecResult, command: str, path: str) -> None:
         if result.exit_code == 0:
@@ -183,17 +193,20 @@ class CommandChannel:
 
 
 @asynccontextmanager
-async def open_command(prefix: Sequence[str], guest: str) -> AsyncIterator[CommandChannel]:
+async def open_command(
+    prefix: Sequence[str], guest: str, directory: Path | None = None
+) -> AsyncIterator[CommandChannel]:
     """Reach a guest by a command of this host; checks that it answers.
 
     Args:
         prefix: The command, without the line for the guest's shell.
         guest: Its name, for errors.
+        directory: In which the command is run; by default ours.
 
     Raises:
         QmpallocError: As `CommandChannel.probe`.
     """
-    channel = CommandChannel(prefix)
+    channel = CommandChannel(prefix, directory)
     try:
         await channel.probe(guest)
         yield channel
@@ -209,10 +222,10 @@ async def _feed(process: trio.Process, data: bytes) -> None:
     await process.stdin.aclose()
 
 
-async def _collect(stream: trio.abc.ReceiveStream | None, into: bytearray) -> None:
+async def _collect(stream: trio.abc.ReceiveStream | None, into: bytearray, most_bytes: int) -> None:
     assert stream is not None
     while chunk := await stream.receive_some(CHUNK_BYTES):
-        into += chunk[: max(0, OUTPUT_MAX_BYTES - len(into))]
+        into += chunk[: max(0, most_bytes - len(into))]
 
 
 async def _end(process: trio.Process) -> None:

@@ -26,7 +26,13 @@ SILENCE_S = 2.0
 
 @asynccontextmanager
 async def open_channel(
-    written: Written, *, guest: str, agent: Path | str, wait_s: float = math.inf, report: Callable[[str], None] = print
+    written: Written,
+    *,
+    guest: str,
+    agent: Path | str,
+    wait_s: float = math.inf,
+    report: Callable[[str], None] = print,
+    directory: Path | None = None,
 ) -> AsyncIterator[Channel]:
     """Open the channel of a guest, and check that it answers.
 
@@ -36,13 +42,14 @@ async def open_channel(
         agent: The socket of the agent that may run programs, for ``"agent"``.
         wait_s: How long to wait for an agent, which serves one client after the other.
         report: Takes a line that says whom we wait for.
+        directory: In which a command is run; by default ours.
 
     Raises:
         BusyError: Another process held the agent's socket all the time; says which.
         QmpallocError: There is no such socket or command, or the guest does not answer.
     """
     if written != "agent":
-        async with open_command(written, guest) as command:
+        async with open_command(written, guest, directory) as command:
             yield command
         return
     path = str(agent)

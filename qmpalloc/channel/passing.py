@@ -46,7 +46,7 @@ async def pass_through(channel: Channel, argv: Sequence[str], *, stdin: bytes | 
         return await _through_agent(channel, argv, stdin, {"out": out, "err": err})
     assert isinstance(channel, CommandChannel)
     process = await trio.run_process(
-        channel.argv(argv), stdin=subprocess.DEVNULL if stdin is None else stdin, check=False
+        channel.argv(argv), cwd=channel.directory, stdin=subprocess.DEVNULL if stdin is None else stdin, check=False
     )
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 

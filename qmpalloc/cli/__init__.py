@@ -23,6 +23,9 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
+SHOWN_CHARS = 1000
+"""Of each line of an error."""
+
 _errors_as_json = False
 """As what the command prints, with ``--json``."""
 
@@ -159,9 +162,16 @@ def show_error(error: QmpallocError) -> None:
     if _errors_as_json:
         _echo_error_as_json(error.message, error.hint)
         return
-    click.echo(f"{click.style('error:', fg='red')} {error.message}", err=True, color=_color())
+    click.echo(f"{click.style('error:', fg='red')} {_shown(error.message)}", err=True, color=_color())
     if error.hint:
-        click.echo(f"{click.style('hint:', fg='yellow')} {error.hint}", err=True, color=_color())
+        click.echo(f"{click.style('hint:', fg='yellow')} {_shown(error.hint)}", err=True, color=_color())
+
+
+def _shown(text: str) -> str:
+    """Return lines as a terminal may have them: they quote files and guests."""
+    from qmpalloc.text import printable
+
+    return "\n".join(printable(line, SHOWN_CHARS) for line in text.split("\n"))
 
 
 def _echo_error_as_json(message: str, hint: str) -> None:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -271,16 +272,10 @@ async def _run(
         nursery.start_soon(equal.keep, controller)
         nursery.start_soon(run_watchdog)
         if console is not None:
-            await nursery.start(_run_screen, dashboard, keys, console)
+            await nursery.start(partial(run_tui, dashboard, controls=keys, console=console))
         await controller.run(duration_s=duration_s)
         nursery.cancel_scope.cancel()
     return signalled
-
-
-async def _run_screen(
-    dashboard: Dashboard, keys: Keys, console: Console, *, task_status: trio.TaskStatus[None]
-) -> None:
-    await run_tui(dashboard, controls=keys, console=console, task_status=task_status)
 
 
 class Keys:

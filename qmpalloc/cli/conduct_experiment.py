@@ -17,7 +17,7 @@ from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.store.directory import ExperimentDirectory
 from qmpalloc.qemu.launcher import Prepared
-from qmpalloc.tui import Dashboard, is_interactive, run_tui
+from qmpalloc.tui import Dashboard, OnlyQuit, is_interactive, run_tui
 
 STATUS_EVERY_S = 30.0
 """Between lines of progress where there is no terminal to show a bar."""
@@ -123,7 +123,7 @@ class Follower:
             self._draw(self._bar.stop)
             self._hidden = []
             try:
-                await run_tui(dashboard, controls=_OnlyQuit(self._interrupt), console=self._console, only_quit=True)
+                await run_tui(dashboard, controls=OnlyQuit(self._interrupt), console=self._console)
             finally:
                 lines, self._hidden = self._hidden, None
                 for line in lines:
@@ -131,23 +131,6 @@ class Follower:
                 self._draw(self._bar.start)
 
         return Live(self.say, status, sinks=[dashboard.apply], show=show)
-
-
-class _OnlyQuit:
-    """The keys of the dashboard during an experiment: nothing that would change its course."""
-
-    def __init__(self, interrupt: Callable[[], None]) -> None:
-        self._interrupt = interrupt
-
-    def quit(self) -> None:
-        """Interrupt the experiment; it can be resumed."""
-        self._interrupt()
-
-    def toggle_pause(self) -> None:
-        """Do nothing."""
-
-    def return_to_baseline(self) -> None:
-        """Do nothing."""
 
 
 def _about(seconds: float | None) -> str:

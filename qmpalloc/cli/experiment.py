@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from qmpalloc.qemu.launcher import Prepared
 
 
+SCALE = re.compile(r"[0-9]{0,9}(\.[0-9]{1,9})?(/[0-9]{1,9})?")
+"""More digits, or an exponent, would be a number that takes long to make."""
+
+
 class Scale(ParamType[Fraction]):
     """A factor, as a fraction or a decimal number."""
 
@@ -33,8 +38,12 @@ class Scale(ParamType[Fraction]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Fraction:
         """Return it exactly."""
+        if isinstance(value, Fraction):
+            return value
         try:
-            return value if isinstance(value, Fraction) else Fraction(value)
+            if not SCALE.fullmatch(value):
+                raise ValueError
+            return Fraction(value)
         except (ValueError, ZeroDivisionError):
             self.fail(f"{value!r} is no fraction; for example 1/4", param, ctx)
 
@@ -96,6 +105,7 @@ def run(
     footprints = traces.footprints()
     manifest = describe(specification, prepared, footprints, arms=wanted, command=_command())
     made = ExperimentDirectory.create(directory, specification, manifest, text)
+    traces.specification = made.specification
     with _alone_in(directory):
         sys.exit(_conduct(made, prepared, traces, live))
 

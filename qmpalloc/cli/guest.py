@@ -83,7 +83,9 @@ async def _each(ways: Ways, names: tuple[str, ...], wait_s: float, work: Work) -
     code = 0
     for way in chosen:
         try:
-            opened = open_channel(way.channel, guest=way.guest, agent=way.agent, wait_s=wait_s, report=_report)
+            opened = open_channel(
+                way.channel, guest=way.guest, agent=way.agent, wait_s=wait_s, report=_report, directory=way.directory
+            )
             async with opened as channel:
                 await work(channel, way)
         except* QmpallocError as group:

@@ -137,6 +137,8 @@ def _wanted(packages: tuple[str, ...], files: tuple[str, ...], prepare: str, ker
         source, colon, place = text.rpartition(":")
         if not colon:
             raise ConfigError(f"{text!r} names no place in the guest", key="files", hint="write SRC:DST")
+        if place in places:
+            raise ConfigError(f"{place} is named twice", key="files", hint="one file or directory for each place")
         places[place] = source
     parts = kernel.split(",")
     if len(parts) not in {1, 3}:

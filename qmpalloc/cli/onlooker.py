@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 
 import click
 import trio
 
 from qmpalloc.cli.signals import StopSignals
 from qmpalloc.events import AnyEvent
-from qmpalloc.tui import Dashboard, PlainLog, run_tui
+from qmpalloc.tui import Dashboard, OnlyQuit, run_tui
 
 SUSPENDED = "qmpalloc is suspended here; the run it shows goes on. Bring it back with fg.\n"
 
@@ -19,67 +20,47 @@ PAINT_HZ = 1.0
 """Guests are heard of no more often, and a frame costs more than a cycle of control; there may be many onlookers."""
 
 
-class _OnlyQuit:
-    """What the keys do: nothing to the run."""
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-
-    def quit(self) -> None:
-        """End this dashboard."""
-        self.done.set()
-
-    def toggle_pause(self) -> None:
-        """Do nothing."""
-
-    def return_to_baseline(self) -> None:
-        """Do nothing."""
-
-
-async def look_on(events: Callable[[], AsyncGenerator[AnyEvent]], on_screen: bool) -> bool:
+async def look_on(
+    events: Callable[[], AsyncGenerator[AnyEvent]], line: Callable[[AnyEvent], str | None] | None
+) -> bool:
     """Show a run until it ends, or the person quits; return True when a signal ended it.
 
-    On a screen the last picture of a run that has ended stays until the person quits.
+    Args:
+        events: Of the run, as they come.
+        line: Returns what is printed of an event, if anything is; None: the dashboard is shown instead, of which the
+            last picture stays until the person quits.
 
     Raises:
         QmpallocError: What `events` raises.
     """
-    dashboard, keys, log = Dashboard(), _OnlyQuit(), PlainLog()
+    dashboard, done = Dashboard(), trio.Event()
     interrupted = False
 
     async def heed_signals() -> None:
         nonlocal interrupted
         await anext(signals.received)
         interrupted = True
-        keys.quit()
+        done.set()
 
     async def follow() -> None:
         async with contextlib.aclosing(events()) as coming:
             async for event in coming:
-                dashboard.apply(event)
-                if not on_screen and (line := log.line(event)) is not None:
-                    click.echo(line)
+                if line is None:
+                    dashboard.apply(event)
+                elif (text := line(event)) is not None:
+                    click.echo(text)
                     sys.stdout.flush()
-        if not on_screen:
-            keys.quit()
+        if line is not None:
+            done.set()
 
     with StopSignals() as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(heed_signals)
             nursery.start_soon(follow)
-            if on_screen:
-
-                async def show(*, task_status: trio.TaskStatus[None]) -> None:
-                    await run_tui(
-                        dashboard,
-                        controls=keys,
-                        refresh_hz=PAINT_HZ,
-                        only_quit=True,
-                        suspended=SUSPENDED,
-                        task_status=task_status,
-                    )
-
+            if line is None:
+                controls = OnlyQuit(done.set)
+                show = partial(run_tui, dashboard, controls=controls, refresh_hz=PAINT_HZ, suspended=SUSPENDED)
                 await nursery.start(show)
-            await keys.done.wait()
+            await done.wait()
             nursery.cancel_scope.cancel()
     return interrupted

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import AsyncGenerator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,7 @@ def follow_record(record: Path, *, on_screen: bool) -> None:
     from qmpalloc.cli.onlooker import look_on
     from qmpalloc.events import Ended
     from qmpalloc.record import GrowingRecord
+    from qmpalloc.tui import PlainLog
 
     async def events() -> AsyncGenerator[AnyEvent]:
         growing = GrowingRecord(record)
@@ -119,7 +121,7 @@ def follow_record(record: Path, *, on_screen: bool) -> None:
                         return
                 await trio.sleep(FOLLOW_S)
 
-    if trio.run(look_on, events, on_screen):
+    if trio.run(look_on, events, None if on_screen else PlainLog().line):
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -254,13 +256,7 @@ async def play(events: Iterator[AnyEvent], speed: float, start_s: float) -> bool
     with StopSignals() as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(heed_signals)
-
-            async def show(*, task_status: trio.TaskStatus[None]) -> None:
-                await run_tui(
-                    dashboard, controls=player, now=player.now_s, replay=player.title, task_status=task_status
-                )
-
-            await nursery.start(show)
+            await nursery.start(partial(run_tui, dashboard, controls=player, now=player.now_s, replay=player.title))
             nursery.start_soon(player.run, start_s)
             await player.done.wait()
             nursery.cancel_scope.cancel()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from qmpalloc.cli import EXIT_INTERRUPTED
+from qmpalloc.cli.options import output_option
 
 if TYPE_CHECKING:
     from qmpalloc.events import AnyEvent
@@ -21,8 +22,8 @@ NICER = 10
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path), required=False)
-@click.option("--plain", "--headless", "plain", is_flag=True, help="Log lines instead of the dashboard.")
-def top(config: Path | None, plain: bool) -> None:
+@output_option
+def top(config: Path | None, output: str | None) -> None:
     """Show the run of CONFIG, which goes on elsewhere; without CONFIG, the only run of yours.
 
     Any number may look on. To quit leaves the run as it is; 'qmpalloc set', 'hold' and 'pause' change it.
@@ -32,10 +33,10 @@ def top(config: Path | None, plain: bool) -> None:
 
     from qmpalloc.cli.onlooker import look_on
     from qmpalloc.config import default_run_dir
-    from qmpalloc.events import Ended
+    from qmpalloc.events import Ended, encode
     from qmpalloc.status.client import attach
     from qmpalloc.status.place import STATUS, find
-    from qmpalloc.tui import is_interactive
+    from qmpalloc.tui import PlainLog, is_interactive
 
     path = find(config, default_run_dir(), STATUS)
 
@@ -48,5 +49,13 @@ def top(config: Path | None, plain: bool) -> None:
                     return
                 event = await run.next()
 
-    if trio.run(look_on, events, not plain and is_interactive()):
+    def as_json(event: AnyEvent) -> str:
+        return encode(event).decode()
+
+    line: Callable[[AnyEvent], str | None] | None = PlainLog().line
+    if output == "json":
+        line = as_json
+    elif output is None and is_interactive():
+        line = None
+    if trio.run(look_on, events, line):
         sys.exit(EXIT_INTERRUPTED)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
@@ -81,8 +82,7 @@ def cp(source: str, target: str, ways: Ways | None, wait_s: float) -> None:
         raise ConfigError("one of SOURCE and TARGET must be GUEST:PATH", key="vm cp", hint=hint)
     if there is not None:
         guest, path = there
-        keeps_name = Path(target).is_dir() or target.endswith("/")
-        file = Path(target, PurePosixPath(path).name) if keeps_name else Path(target)
+        file = Path(target, PurePosixPath(path).name) if _is_directory(target) else Path(target)
         run_until_signal(_fetch, guest, path, file, ways, wait_s)
     elif here is not None:
         guest, path = here
@@ -91,15 +91,24 @@ def cp(source: str, target: str, ways: Ways | None, wait_s: float) -> None:
         run_until_signal(_bring, data, mode, guest, path, ways, wait_s)
 
 
+def _is_directory(target: str) -> bool:
+    with suppress(OSError):  # which writing to it will tell
+        return target.endswith("/") or Path(target).is_dir()
+    return False
+
+
 def _read(source: Path) -> tuple[bytes, int]:
     """Return content and mode of a file that is to be copied."""
     try:
-        status = source.stat()
-        if status.st_size > COPY_MAX_BYTES:
-            raise HostError(f"{source} is larger than {COPY_MAX_BYTES // MIB} MiB", hint="give it a disk")
-        return source.read_bytes(), status.st_mode & 0o777
+        with source.open("rb") as file:
+            status = os.fstat(file.fileno())
+            # A device may have no end.
+            data = file.read(COPY_MAX_BYTES + 1) if status.st_size <= COPY_MAX_BYTES else b""
     except OSError as error:
         raise HostError(f"{source} cannot be read: {error.strerror}") from error
+    if max(status.st_size, len(data)) > COPY_MAX_BYTES:
+        raise HostError(f"{source} is larger than {COPY_MAX_BYTES // MIB} MiB", hint="give it a disk")
+    return data, status.st_mode & 0o777
 
 
 async def _bring(data: bytes, mode: int, guest: str, path: str, ways: Ways | None, wait_s: float) -> None:
@@ -121,6 +130,18 @@ async def _fetch(guest: str, path: str, target: Path, ways: Ways | None, wait_s:
             data = await channel.read_file(path, COPY_MAX_BYTES)
     if len(data) > COPY_MAX_BYTES:
         raise HostError(f"{guest}:{path} is larger than {COPY_MAX_BYTES // MIB} MiB; nothing was copied")
+    _write(target, data)
+
+
+def _write(target: Path, data: bytes) -> None:
+    """Write a file, whole or not at all; what is not one, a device or a link, stays and is written to."""
+    try:
+        if target.is_symlink() or (target.exists() and not target.is_file()):
+            with target.open("wb") as file:
+                file.write(data)
+            return
+    except OSError as error:
+        raise HostError(f"{target} cannot be written: {error.strerror}") from error
     write_whole(target, data)
 
 
@@ -129,7 +150,9 @@ def _opened(guest: str, ways: Ways | None, wait_s: float) -> AbstractAsyncContex
     from qmpalloc.qemu.channels import way_into_started
 
     way = ways.into(guest) if ways is not None else way_into_started(guest)
-    return open_channel(way.channel, guest=guest, agent=way.agent, wait_s=wait_s, report=_report)
+    return open_channel(
+        way.channel, guest=guest, agent=way.agent, wait_s=wait_s, report=_report, directory=way.directory
+    )
 
 
 def _in_guest(word: str) -> tuple[str, str] | None:

@@ -47,6 +47,7 @@ def load(path: str) -> Ways:
             channel=guest.attach.channel,
             agent=Path(guest.attach.agent),
             counters_file=guest.attach.counters_file,
+            directory=file.parent,
         )
         for guest in parse(text, file=file).guests
         if guest.attach is not None

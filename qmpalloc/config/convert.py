@@ -250,11 +250,19 @@ def _in_words(error: Exception, raw: Any, hint: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return quantities as the plain numbers they are; their types only matter while they are read."""
+    """Return quantities as the plain numbers they are; their types only matter while they are read.
+
+    Raises:
+        msgspec.ValidationError: One is no number, or a text holds a NUL.
+    """
     if isinstance(value, Size):
         return int(value)
+    if isinstance(value, str) and "\0" in value:
+        raise msgspec.ValidationError(f"{value!r} holds a NUL, which no path, name or argument can")
     if isinstance(value, float):
         if not math.isfinite(value):
             raise msgspec.ValidationError(f"{value} is no number to reckon with")
         return float(value)
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

@@ -68,8 +68,6 @@ def command_mistakes(key: str, argv: str | tuple[str, ...], example: str) -> Fou
     """Yield a mistake if a command cannot be run."""
     if not argv or not argv[0]:
         yield key, "is no command", example
-    if any("\0" in word for word in argv):
-        yield key, "holds a NUL", "no program can be given one"
 
 
 def file_name_mistakes(key: str, name: str) -> Found:

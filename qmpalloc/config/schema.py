@@ -49,6 +49,7 @@ CHANNEL = 'write "agent", or program and arguments: ["ssh", "-p", "2222", "root@
 
 DISK_OVERHEAD_FACTOR = 1.03
 DISK_OVERHEAD_BYTES = 16 * 1024 * 1024
+IOPS_MAX = 10**9
 """What ext4 needs on a data disk besides the files: bitmaps, inode tables, extents."""
 
 
@@ -195,13 +196,11 @@ class DataSource(Struct, frozen=True, kw_only=True):
             yield "image", "beside build", "a disk is either made by a script or yours"
         if self.build and not self.build[0]:
             yield "build", "the script has no name", 'for example ["fill.sh"]'
-        if any("\0" in word for word in (*self.build, self.image)):
-            yield "build" if self.build else "image", "holds a NUL", "no file has such a name"
 
     @property
     def sources(self) -> tuple[tuple[str, str], ...]:
         """Key and path, as written, of each file of the host that it is made from."""
-        words = [word for word in self.build[1:] if word and self.origin.path(word).is_file()]
+        words = [word for word in self.build[1:] if word and self.origin.names_file(word)]
         named = [("build", word) for word in (*self.build[:1], *words)]
         return (*named, ("image", self.image)) if self.image else tuple(named)
 
@@ -217,7 +216,7 @@ class DataDiskConfig(DataSource, frozen=True, kw_only=True):
 
     size: Size = Size(0)
     files: dict[str, Size] = {}
-    iops: Annotated[int, bounds("0 is no limit", ge=0)] = 0
+    iops: Annotated[int, bounds("0 is no limit", ge=0, le=IOPS_MAX)] = 0
 
     def mistakes(self) -> Found:
         """Yield what cannot be on it."""

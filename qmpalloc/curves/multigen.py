@@ -36,8 +36,6 @@ class MultiGenerational(Replacement):
     nearer to real guests (``docs/results/curve-model.md``).
     """
 
-    name = "multi-generational"
-
     def __init__(self, capacity: int, ids: int = 0, *, scale: float = 1.0) -> None:
         self._restorable: set[int] = set()  # evicted from the oldest generation when one read short of being spared
         self._generations: deque[deque[int]] = deque(deque() for _ in range(_LEAST_GENERATIONS + 1))

@@ -14,12 +14,9 @@ class Replacement(ABC):
     """A page cache of a fixed number of pages.
 
     Attributes:
-        name: For people.
         capacity: Pages it may hold; set it with `resize`.
         resident: Pages it holds now.
     """
-
-    name: str
 
     def __init__(self, capacity: int, ids: int = 0, *, scale: float = 1.0) -> None:
         """Make an empty cache.
@@ -69,7 +66,6 @@ class Replacement(ABC):
 class Lru(Replacement):
     """Evicts the page read longest ago."""
 
-    name = "lru"
     _moves = True
 
     def __init__(self, capacity: int, ids: int = 0, *, scale: float = 1.0) -> None:
@@ -105,5 +101,4 @@ class Lru(Replacement):
 class Fifo(Lru):
     """Evicts the page that came longest ago."""
 
-    name = "fifo"
     _moves = False

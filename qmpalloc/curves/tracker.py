@@ -14,7 +14,7 @@ from qmpalloc.curves.keys import Ids, KeyTable, in_sample
 from qmpalloc.curves.mapping import SizeMapping
 from qmpalloc.curves.measurement import Measurement, anchored
 from qmpalloc.curves.noise import Noise
-from qmpalloc.curves.reuse import ReuseDistances, ReuseTimes
+from qmpalloc.curves.reuse import ReuseDistances
 from qmpalloc.curves.samples import BLOCK_SHIFT, SHIFT_MAX, Window
 from qmpalloc.curves.simulation import Simulations
 from qmpalloc.curves.stale_pages import StalePageDetector
@@ -41,7 +41,7 @@ class CurveTracker:
 
         Args:
             policy: The guest's replacement policy, a name of `qmpalloc.curves.simulation.POLICIES`; None: LRU by reuse
-                distances; ``aet``: LRU by reuse times.
+                distances.
             smallest_pages: Page cache at the guest's floor.
             largest_pages: Page cache at its cap; sizes beyond are not told apart.
         """
@@ -64,9 +64,7 @@ class CurveTracker:
         self.estimator: Estimator = self.lru
         sizes = np.linspace(math.sqrt(min(smallest, largest / 2)), math.sqrt(largest), TUNING.sampling.sizes) ** 2
         self._noise = Noise(sizes)
-        if self._policy == ReuseTimes.name:
-            self.estimator = ReuseTimes()
-        elif self._policy is not None:
+        if self._policy is not None:
             self.estimator = Simulations(self._policy, sizes, self.lru, scale=scale)
         self._estimators = (self.lru,) if self.estimator is self.lru else (self.lru, self.estimator)
         self._confidence = Confidence(self.lru, self._keys.limit)

@@ -25,8 +25,6 @@ class TwoList(Replacement):
     behind: if it comes back before as many evictions and activations as there are active pages, it is active at once.
     """
 
-    name = "two-list"
-
     def __init__(self, capacity: int, ids: int = 0, *, scale: float = 1.0) -> None:
         self._evicted_at = array("q")
         self._inactive: OrderedDict[int, None] = OrderedDict()

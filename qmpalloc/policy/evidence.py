@@ -59,14 +59,13 @@ def missed_anyway(guest: GuestSnapshot) -> float:
     """
     if guest.curve is None or not guest.curve.turned_over or guest.curve.measured is None or unconfirmed(guest):
         return 0.0
-    accesses = max(1, (guest.hits or 0) + (guest.misses or 0))
-    lost = min(guest.curve.measured, (guest.misses or 0) / accesses)
+    lost = min(guest.curve.measured, (guest.misses or 0) / max(1, guest.accesses))
     return lost if lost >= _HITS_NOTHING else 0.0
 
 
 def hits_nothing(guest: GuestSnapshot) -> bool:
     """Return whether all but one in twenty of the guest's accesses missed in the last interval."""
-    return (guest.misses or 0) >= _HITS_NOTHING * max(1, (guest.hits or 0) + (guest.misses or 0))
+    return (guest.misses or 0) >= _HITS_NOTHING * max(1, guest.accesses)
 
 
 def uncounted_per_s(guest: GuestSnapshot) -> float:
@@ -119,7 +118,7 @@ def losable_per_s(guest: GuestSnapshot) -> float:
 def uncounted(guest: GuestSnapshot) -> str:
     """Return that a guest uses its memory for what nobody counts, mmap above all; empty when it does not, or hardly."""
     brought_in = dict(zip(_HOW, _uncounted(guest), strict=True))
-    pages, accesses = sum(brought_in.values()), max(0, (guest.hits or 0) + (guest.misses or 0))
+    pages, accesses = sum(brought_in.values()), max(0, guest.accesses)
     share = pages / max(1, pages + max(0, guest.misses or 0))
     if share <= _UNCOUNTED_SHARE or pages <= _UNCOUNTED_LEAST * accesses or uncounted_per_s(guest) < _UNCOUNTED_PER_S:
         return ""

@@ -13,16 +13,7 @@ from msgspec import Struct
 
 from qmpalloc.config import Size
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import (
-    Decision,
-    GuestDecision,
-    GuestSnapshot,
-    Limiter,
-    Promise,
-    Snapshot,
-    changes_text,
-    moves_between,
-)
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, Limiter, Promise, Snapshot, decision_of
 from qmpalloc.policy.evidence import (
     accesses_per_s,
     counted_per_s,
@@ -81,11 +72,8 @@ class HillPolicy:
             if pair.donor is not None:
                 targets[pair.donor.name] -= step
             targets[pair.receiver.name] += step
-        guests = tuple(_verdict(guest, targets[guest.name], reason) for guest in snapshot.guests)
-        moves = moves_between(snapshot, guests)
-        return Decision(
-            guests=guests, moves=moves, summary=reason or changes_text(snapshot, guests), carry=snapshot.carry
-        )
+        guests = (_verdict(guest, targets[guest.name], reason) for guest in snapshot.guests)
+        return decision_of(snapshot, guests, summary=reason, carry=snapshot.carry)
 
     def _against(self, pair: _Pair | None, known: Sequence[GuestSnapshot], step: int) -> str:
         """Return why the step is not made; empty when it gains enough."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -13,7 +14,7 @@ from qmpalloc.config import Duration, Size
 from qmpalloc.curves.mapping import FREE_BYTES, system_bytes
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, changes_text, moves_between
+from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, decision_of
 from qmpalloc.policy.curve.belief import Belief, of_curve
 from qmpalloc.policy.curve.split import divide
 from qmpalloc.policy.curves_file import chosen, read_curves
@@ -113,7 +114,7 @@ class OraclePolicy:
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Return the best split by the curves that hold now; guests without one are left as they are."""
-        seen = _Seen(snapshot.carry)
+        seen = msgspec.convert(snapshot.carry if isinstance(snapshot.carry, dict) else {}, _Seen)
         beliefs = []
         for guest in snapshot.guests:
             seen.note(guest)
@@ -126,7 +127,7 @@ class OraclePolicy:
         room = room_bytes(snapshot, [belief.guest.name for belief in beliefs])
         wanted = (divide(beliefs, room, self.settings.objective) if beliefs else None) or {}
         unknown = "no measured curve, or none known yet" if self.settings.known_after else "no measured curve"
-        guests = tuple(
+        guests = (
             GuestDecision(
                 name=guest.name,
                 target_bytes=wanted.get(guest.name, guest.target_bytes),
@@ -135,8 +136,7 @@ class OraclePolicy:
             )
             for guest in snapshot.guests
         )
-        moves = moves_between(snapshot, guests)
-        return Decision(guests=guests, moves=moves, summary=changes_text(snapshot, guests), carry=seen.carry)
+        return decision_of(snapshot, guests, carry=msgspec.to_builtins(seen))
 
     def _holding(self, name: str, time_s: float, accesses: int) -> MeasuredCurve | None:
         began_at = 0
@@ -149,48 +149,40 @@ class OraclePolicy:
         return None
 
 
-class _Seen:
+class _Seen(Struct):
     """What the oracle carries from one decision to the next.
 
     Attributes:
         accesses: Guest to its accesses since the run's start.
         overhead: Guest to its memory that is not cache for its load, bytes. It stays where it is until it is found to
             be clearly off, so that the split does not follow its noise.
+        found: Guest to the same as it is found, averaged.
     """
 
-    def __init__(self, carry: Any) -> None:
-        known = carry if isinstance(carry, dict) else {}
-        self.accesses: dict[str, int] = dict(known.get("accesses", {}))
-        self.overhead: dict[str, int] = dict(known.get("overhead", {}))
-        self._found: dict[str, int] = dict(known.get("found", {}))
-
-    @property
-    def carry(self) -> dict[str, dict[str, int]]:
-        """What is handed to the next decision."""
-        return {"accesses": self.accesses, "overhead": self.overhead, "found": self._found}
+    accesses: dict[str, int] = {}
+    overhead: dict[str, int] = {}
+    found: dict[str, int] = {}
 
     def note(self, guest: GuestSnapshot) -> None:
         """Take a guest's counts and memory."""
         name, memory = guest.name, guest.memory
-        counted = (guest.hits or 0) + (guest.misses or 0)
-        self.accesses[name] = self.accesses.get(name, 0) + max(0, counted)
+        self.accesses[name] = self.accesses.get(name, 0) + max(0, guest.accesses)
         if memory is None or memory.file_bytes is None or memory.free is None:
             return
         spare = max(0, memory.free - FREE_BYTES)
         now = max(0, guest.actual_bytes - memory.file_bytes - spare) + system_bytes(memory)
-        found = self._found.get(name, now)
-        self._found[name] = found = round(_KEEP * found + (1 - _KEEP) * now)
+        found = self.found.get(name, now)
+        self.found[name] = found = round(_KEEP * found + (1 - _KEEP) * now)
         if abs(found - self.overhead.get(name, -MIB * MIB)) > _OVERHEAD_ALIKE_BYTES:
             self.overhead[name] = found
 
 
 def _belief(guest: GuestSnapshot, measured: MeasuredCurve, overhead_bytes: int) -> Belief:
-    seen = (guest.hits or 0) + (guest.misses or 0)
-    present = max(0.0, seen / guest.interval_s) if guest.interval_s else 0.0
+    present = max(0.0, guest.accesses / guest.interval_s) if guest.interval_s else 0.0
     # A load at a rate of its own that cannot keep up goes as fast as its misses let it, but that is not what it is for.
     paced = measured.accesses_per_s if present else None
     # The rate is that of the misses there are, which are more than the curve's while the cache fills.
-    missed = (guest.misses or 0) / seen if seen >= _TELLING_ACCESSES else None
+    missed = (guest.misses or 0) / guest.accesses if guest.accesses >= _TELLING_ACCESSES else None
     of_cache = measured.sizes_of == "cache"
     sizes = tuple(int(size) + (overhead_bytes if of_cache else 0) for size in measured.sizes)
     ratios = tuple(np.minimum.accumulate(measured.miss_ratio).tolist())

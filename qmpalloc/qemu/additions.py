@@ -18,7 +18,6 @@ from qmpalloc.qemu.architecture import Architecture
 from qmpalloc.qemu.inputs import InputFile
 from qmpalloc.qemu.kernel_image import kernel_release
 
-RELATIVE = "relative paths are relative to this file"
 MODULES_HINT = "make modules_install INSTALL_MOD_PATH=DIR, then DIR/lib/modules/RELEASE"
 HEADERS_HINT = "the source tree in which the kernel was built, or what its package of headers holds"
 
@@ -131,13 +130,13 @@ class Additions(Struct, frozen=True, order=True):
             with path.open("rb"):
                 pass
             if not path.is_file():
-                raise self.origin.error(key, f"{path} is not a file", hint=RELATIVE)
+                raise self.origin.error(key, f"{path} is not a file", hint=self.origin.relative)
         except OSError as error:
-            raise self.origin.error(key, f"{path}: {error.strerror}", hint=RELATIVE) from error
+            raise self.origin.error(key, f"{path}: {error.strerror}", hint=self.origin.relative) from error
         return path
 
     def _raise_at(self, key: str) -> Callable[[OSError], None]:
         def handler(error: OSError) -> None:
-            raise self.origin.error(key, f"{error.filename}: {error.strerror}", hint=RELATIVE) from error
+            raise self.origin.error(key, f"{error.filename}: {error.strerror}", hint=self.origin.relative) from error
 
         return handler

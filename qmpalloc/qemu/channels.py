@@ -20,12 +20,14 @@ class Way(Struct, frozen=True, kw_only=True):
         channel: As written.
         agent: The socket of the agent that may run programs, if any may.
         counters_file: Path in the guest.
+        directory: Of the file, in which a command is run.
     """
 
     guest: str
     channel: Written
     agent: Path
     counters_file: str = DEFAULT_COUNTERS_FILE
+    directory: Path | None = None
 
 
 def way_into_started(name: str) -> Way:
@@ -51,7 +53,10 @@ def _way_into(config: Config, guest: GuestConfig) -> Way:
     agent = Path(guest.agent)
     if guest.vm is not None:
         agent = _of_two(argv.sockets_of(guest, Path(config.host.run_dir)).lab, agent)
-    return Way(guest=guest.name, channel=guest.channel, agent=agent, counters_file=guest.counters_file)
+    return Way(
+        guest=guest.name, channel=guest.channel, agent=agent, counters_file=guest.counters_file,
+        directory=Path(config.file).parent,
+    )  # fmt: skip
 
 
 def _of_two(lab: Path, agent: Path) -> Path:

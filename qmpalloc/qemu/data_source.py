@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,11 +16,9 @@ from msgspec import Struct
 from qmpalloc.config import DataDiskConfig
 from qmpalloc.errors import HostError
 from qmpalloc.qemu import cache
-from qmpalloc.qemu.host import NO_SPACE_HINT, as_root, is_full, last_lines, require, run
+from qmpalloc.qemu.host import KEPT_LINES, NO_SPACE_HINT, as_root, is_full, last_lines, require, run
 from qmpalloc.qemu.recipe import DIGEST_CHARS
 from qmpalloc.units import PAGE_BYTES, align_up
-
-RELATIVE = "relative paths are relative to this file"
 
 # ---------------------------------------------------------------------------------------------------------- by a script
 
@@ -28,7 +27,7 @@ def build_parts(config: DataDiskConfig) -> Iterator[str]:
     """Yield what makes another disk: each word, and the content of those that name files beside the configuration."""
     for number, word in enumerate(config.build):
         file = config.origin.path(word)
-        if number == 0 or file.is_file():
+        if number == 0 or config.origin.names_file(word):
             yield f"{word} {_digest(config, 'build', file)}"
         else:
             yield word
@@ -39,16 +38,17 @@ def _digest(config: DataDiskConfig, key: str, file: Path) -> str:
         with file.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
-        raise config.origin.error(key, f"{file}: {error.strerror}", hint=RELATIVE) from error
+        raise config.origin.error(key, f"{file}: {error.strerror}", hint=config.origin.relative) from error
 
 
 def run_build(config: DataDiskConfig, tree: Path) -> None:
     """Run the user's script in the empty directory `tree`; as root, or as root of a namespace."""
-    words = [str(file) if (file := config.origin.path(word)).is_file() else word for word in config.build]
+    at = config.origin
+    words = [str(at.path(word)) if at.names_file(word) else word for word in config.build]
     shell = [] if os.access(words[0], os.X_OK) else ["sh"]
     # As a program is found by env, so that the directory is the script's alone to leave.
     argv = as_root(["env", f"--chdir={tree}", *shell, *words])
-    said: list[str] = []
+    said: deque[str] = deque(maxlen=KEPT_LINES)
     try:
         run(argv, what="the script", on_line=said.append)
     except HostError as error:
@@ -84,7 +84,7 @@ def image_file(config: DataDiskConfig) -> Path:
         with file.open("rb") as content:
             head = content.read(EXT_MAGIC_AT + 2)
     except OSError as error:
-        raise config.origin.error("image", f"{file}: {error.strerror}", hint=RELATIVE) from error
+        raise config.origin.error("image", f"{file}: {error.strerror}", hint=config.origin.relative) from error
     if len(head) < EXT_MAGIC_AT + 2 or struct.unpack_from("<H", head, EXT_MAGIC_AT) != (EXT_MAGIC,):
         hint = "mke2fs -t ext4 -d DIR FILE SIZE makes one; of another format: qemu-img convert -O raw"
         raise config.origin.error("image", f"{file} is not an ext4 file system without partitions", hint=hint)

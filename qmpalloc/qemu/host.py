@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +32,8 @@ SEARCH_PATH = os.pathsep.join(
     [*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/sbin", "/sbin"]
 )
 LAST_LINES = 12
+KEPT_LINES, LINE_CHARS = 1000, 64 * 1024
+"""Kept of the output that is handed on, which may have no end, and handed on as one line at most."""
 NO_SPACE_HINT = "free some space, or point XDG_CACHE_HOME (images) and TMPDIR (the build) to a larger file system"
 
 
@@ -89,18 +93,20 @@ def run(
 ) -> str:
     """Run a program to its end and return what it printed, standard output and errors together.
 
+    What it has started and left running ends with it.
+
     Args:
         argv: The program, found also in ``sbin``, and its arguments.
         what: What it does, for the error: "making the disk with mke2fs".
         env: Added to the environment.
-        on_line: Called with each line as it comes.
+        on_line: Called with each line as it comes; then only the last ones are returned.
         hint: Of the error.
 
     Raises:
         HostError: It is missing, or it failed; with the last lines of its output.
     """
     require([argv[0]])
-    output: list[str] = []
+    output: deque[str] = deque(maxlen=None if on_line is None else KEPT_LINES)
     with subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -109,12 +115,13 @@ def run(
         env={**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", **(env or {})},
         umask=0o022,  # the user's own umask must not show in an image
         start_new_session=True,  # Ctrl-C reaches us alone, and we end what we run
-        text=True,
+        encoding="utf-8",
         errors="replace",
     ) as process:
         try:
             assert process.stdout is not None
-            for line in process.stdout:
+            threading.Thread(target=_end_rest, args=(process.pid,), daemon=True).start()
+            while line := process.stdout.readline(LINE_CHARS):
                 output.append(line)
                 if on_line is not None:
                     on_line(line.rstrip("\n"))
@@ -138,6 +145,13 @@ def _end(process: subprocess.Popen[str]) -> None:
     """End a program and all that it started. By force: what was half done is thrown away, so nothing is to be saved."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end_rest(pid: int) -> None:
+    """Wait for the end of a program that leads a group, and end what else is in it: it would hold the output open."""
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # so that its number is nobody else's yet
+        os.killpg(pid, signal.SIGKILL)
 
 
 def as_root(argv: Sequence[str]) -> list[str]:

@@ -14,22 +14,16 @@ def silent(line: str) -> None:
 
 
 class Stopwatch:
-    """Reports steps, each with the seconds since the whole began.
+    """Reports steps, each with the seconds since the whole began."""
 
-    Args:
-        report: Where the lines go.
-        clock: Monotonic seconds.
-    """
-
-    def __init__(self, report: Report, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, report: Report) -> None:
         self._report = report
-        self._clock = clock
-        self._start_s = clock()
+        self._start_s = time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the stopwatch was made."""
-        return self._clock() - self._start_s
+        return time.monotonic() - self._start_s
 
     def step(self, text: str) -> None:
         """Report that the step `text` begins (or that the fact `text` is reached) now."""

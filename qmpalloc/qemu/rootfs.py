@@ -191,7 +191,7 @@ def run_mmdebstrap(
     """
     if not any(Path("/usr/share/keyrings").glob(KEYRING_GLOB)):
         raise HostError("Debian's archive keys are missing", hint="apt install debian-archive-keyring")
-    with _workspace() as workspace, log_path.open("w") as log:
+    with _workspace() as workspace, log_path.open("w", encoding="utf-8") as log:
 
         def on_line(line: str) -> None:
             log.write(line + "\n")

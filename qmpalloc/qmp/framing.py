@@ -8,9 +8,9 @@ UTF-8 and so marks a clean start whatever came before it. A monitor sends one ob
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
-from typing import Protocol
 
 from qemu.qmp import Message
 from qemu.qmp.error import ProtocolError
@@ -39,49 +39,46 @@ _OUTERMOST = re.compile(rb"\n[{}]")
 """The beginning or the end of a message, at the beginning of a line."""
 
 
-class Splitter(Protocol):
-    """Splits a byte stream into frames."""
+class Splitter(ABC):
+    """Splits a byte stream into frames and sentinels, holding at most one frame of limited length."""
 
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes of a frame that has not ended yet."""
-        ...
-
-    def feed(self, data: bytes | bytearray) -> list[Frame]:
-        """Return the frames that `data` completes, in order."""
-        ...
-
-
-class Framer:
-    """Splits a byte stream into lines and sentinels, holding at most one line of limited length.
-
-    Args:
-        limit_bytes: Longest line, without its end.
-    """
-
-    def __init__(self, limit_bytes: int = LINE_MAX_BYTES) -> None:
+    def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._partial = bytearray()
         self._skipping = False
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes of a line that has not ended yet."""
+        """Bytes of a frame that has not ended yet."""
         return len(self._partial)
 
     def feed(self, data: bytes | bytearray) -> list[Frame]:
-        """Return the lines (without their ends; empty ones left out) and marks that `data` completes, in order."""
+        """Return the frames (without their ends; empty ones left out) and marks that `data` completes, in order."""
         frames: list[Frame] = []
         pieces = bytes(data).split(SENTINEL)
-        self._feed_lines(pieces[0], frames)
+        self._feed(pieces[0], frames)
         for piece in pieces[1:]:
-            self._partial.clear()
-            self._skipping = False
+            self._forget()
             frames.append(Mark.SENTINEL)
-            self._feed_lines(piece, frames)
+            self._feed(piece, frames)
         return frames
 
-    def _feed_lines(self, data: bytes, frames: list[Frame]) -> None:
+    @abstractmethod
+    def _feed(self, data: bytes, frames: list[Frame]) -> None:
+        """Add to `frames` what is completed by bytes between sentinels."""
+
+    def _forget(self) -> None:
+        self._partial.clear()
+        self._skipping = False
+
+
+class Framer(Splitter):
+    """Splits a byte stream into lines."""
+
+    def __init__(self, limit_bytes: int = LINE_MAX_BYTES) -> None:
+        super().__init__(limit_bytes)
+
+    def _feed(self, data: bytes, frames: list[Frame]) -> None:
         *ended, rest = data.split(b"\n")
         for line in ended:
             if not line and not self._partial and not self._skipping:
@@ -89,8 +86,7 @@ class Framer:
             self._extend(line, frames)
             if not self._skipping and (whole := bytes(self._partial).strip()):
                 frames.append(whole)
-            self._partial.clear()
-            self._skipping = False
+            self._forget()
         self._extend(rest, frames)
 
     def _extend(self, data: bytes, frames: list[Frame]) -> None:
@@ -104,38 +100,18 @@ class Framer:
             self._partial += data
 
 
-class MessageFramer:
-    """Splits what a monitor sends into messages, each on one line or on many, holding one of limited length.
+class MessageFramer(Splitter):
+    """Splits what a monitor sends into messages, each on one line or on many; lines outside of any are frames too.
 
     QEMU indents all that is inside of a message, so that one over many lines is between two lines that hold a bracket
-    alone, and what does not end, or is longer than the limit, spoils no message but itself.
-
-    Args:
-        limit_bytes: Longest message.
+    alone, and what does not end, or is longer than the limit, spoils no message but itself. After one that was too long
+    its lines may follow: they are skipped.
     """
 
     def __init__(self, limit_bytes: int = MESSAGE_MAX_BYTES) -> None:
-        self._limit_bytes = limit_bytes
-        self._partial = bytearray()
-        self._searched = 0  # so much of it holds no end
+        super().__init__(limit_bytes)
+        self._searched = 0  # so much of what is held has no end
         self._inside = False  # it is a message over many lines
-        self._skipping = False  # lines of one that was too long may follow
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes of a message that has not ended yet."""
-        return len(self._partial)
-
-    def feed(self, data: bytes | bytearray) -> list[Frame]:
-        """Return the messages, lines outside of any, and marks that `data` completes, in order."""
-        frames: list[Frame] = []
-        pieces = bytes(data).split(SENTINEL)
-        self._feed(pieces[0], frames)
-        for piece in pieces[1:]:
-            self._forget()
-            frames.append(Mark.SENTINEL)
-            self._feed(piece, frames)
-        return frames
 
     def _feed(self, data: bytes, frames: list[Frame]) -> None:
         self._partial += data
@@ -193,8 +169,8 @@ class MessageFramer:
         self._searched, self._inside = 0, False
 
     def _forget(self) -> None:
-        self._partial.clear()
-        self._searched, self._inside, self._skipping = 0, False, False
+        super()._forget()
+        self._searched, self._inside = 0, False
 
 
 def decode(line: bytes) -> Message:

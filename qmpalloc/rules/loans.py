@@ -8,16 +8,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from qmpalloc.model import (
-    Decision,
-    GuestDecision,
-    GuestSnapshot,
-    GuestState,
-    Limiter,
-    Snapshot,
-    changes_text,
-    moves_between,
-)
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, decision_of
 from qmpalloc.units import align_down, format_size
 
 
@@ -55,8 +46,7 @@ class Loans:
         guests = tuple(verdicts[guest.name] for guest in snapshot.guests)
         if guests == decision.guests:
             return decision
-        moves, summary = moves_between(snapshot, guests), changes_text(snapshot, guests)
-        return structs.replace(decision, guests=guests, moves=moves, summary=summary)
+        return decision_of(snapshot, guests, carry=decision.carry)
 
     def note(self, snapshot: Snapshot, decision: Decision) -> None:
         """Note who gave, and who was moved otherwise since: that one is the policy's business again.

@@ -6,8 +6,9 @@ faults and from swap) is counted exactly. When that is more, the belief was wron
 know, and three things follow:
 
 1. The guest gets back what it gave, at the next decision, from what nobody has and from those that have grown since.
-2. It gives nothing of that again for a while, twice as long each time; for less where it reads more than when the
-   promise was made, for that is another load and no wrong belief.
+2. It gives nothing of that again for a while, twice as long each time. After a tenth of that time it may give what it
+   has had free ever since. One that was taken to rest and works again is held until that, or until its curve is good:
+   that it rests was the wrong belief.
 3. What its programs map or hold was never to give: see `GuestSnapshot.in_use_bytes`.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, structs
 
+from qmpalloc.curves.mapping import FREE_BYTES
 from qmpalloc.errors import PolicyError
 from qmpalloc.model import (
     Decision,
@@ -28,7 +30,7 @@ from qmpalloc.model import (
     Limiter,
     Policy,
     Snapshot,
-    changes_text,
+    decision_of,
     moves_between,
 )
 from qmpalloc.rules.budget import free_bytes
@@ -42,8 +44,8 @@ brings in as many now and then."""
 _HELD_S = 600.0
 """How long a guest is held after a broken promise, the first time: what it reads next may not come for minutes."""
 
-_OTHER_LOAD = 10.0
-"""A guest whose load has changed is held for so many times less: what was believed was true of the load before."""
+_WITH_ALL = 0.1
+"""Of the time for which a guest is held, all is kept for so much, and then what was used."""
 
 _PROGRAMS_ENDED = 0.75
 """What was believed wrongly belonged to programs that have ended when its programs hold less than this share."""
@@ -85,17 +87,33 @@ class Held(Struct, frozen=True, kw_only=True):
 
     Attributes:
         least_bytes: What it had before: it is not taken below that.
-        until_s: How long.
+        with_all_until_s: How long; then it is not taken below what it was seen to use.
+        used_bytes: The most of its memory that was not free since.
+        until_s: How long it is held at all.
         in_use_bytes: The most that its programs were seen to hold since.
         times: How often that has happened.
         load: The load that its curve was of; None where no curve was believed. With another load this ends.
+        woke_per_s: What it read when it was seen to read much more than when no curve was believed; else 0. While it
+            does so it is not held once it has a good curve, or all was kept for long enough.
     """
 
     least_bytes: int
+    with_all_until_s: float
+    used_bytes: int
     until_s: float
     in_use_bytes: int
     times: int
     load: int | None = None
+    woke_per_s: float = 0.0
+
+    def kept_bytes(self, guest: GuestSnapshot, time_s: float) -> int:
+        """Return the least that the guest may be set to; 0 when it is not held."""
+        works = 0 < self.woke_per_s <= _TIMES * (guest.accesses_per_s or 0.0)
+        known = guest.curve is not None and not guest.curve.weak
+        # 1. It is held no more. 2. It works: what was wrong was that it rests. 3. All is kept. 4. What it used is.
+        if time_s >= self.until_s or (works and (known or time_s >= self.with_all_until_s)):
+            return 0
+        return self.least_bytes if time_s < self.with_all_until_s else min(self.least_bytes, self.used_bytes)
 
 
 class KeepsPromises:
@@ -178,8 +196,21 @@ def _lasting(held: Mapping[str, Held], snapshot: Snapshot) -> dict[str, Held]:
         ended = told is not None and told < _PROGRAMS_ENDED * in_use
         other_load = each.load is not None and guest.curve is not None and guest.curve.load != each.load
         until_s = snapshot.time_s if ended or other_load else each.until_s
-        now[guest.name] = structs.replace(each, in_use_bytes=in_use, until_s=min(until_s, each.until_s))
+        now[guest.name] = structs.replace(
+            each,
+            in_use_bytes=in_use,
+            used_bytes=max(each.used_bytes, _used_bytes(guest)),
+            until_s=min(until_s, each.until_s),
+        )
     return now
+
+
+def _used_bytes(guest: GuestSnapshot) -> int:
+    """Return what a guest uses: what is not free, and its kernel's reserve; all that it has where it does not tell."""
+    if guest.state is not GuestState.FRESH:  # it gives nothing until it is
+        return 0
+    free = guest.memory.free if guest.memory is not None else None
+    return guest.actual_bytes - max(0, (free or 0) - FREE_BYTES)
 
 
 def _tested(lent: Lent, guest: GuestSnapshot) -> Lent:
@@ -194,18 +225,20 @@ def _tested(lent: Lent, guest: GuestSnapshot) -> Lent:
 
 def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) -> Held:
     """Return that a guest is held from now on; that it breaks the same promise once more is no other time."""
-    same = before is not None and (lent.broken or time_s < before.until_s)
+    same = before is not None and (lent.broken or time_s < before.with_all_until_s)
     times = (before.times if before else 0) + (not same)
-    other_load = (guest.accesses_per_s or 0.0) > _TIMES * lent.accesses_per_s + _BESIDE_PER_S
+    reads_per_s = guest.accesses_per_s or 0.0
+    woke = lent.until_s is None and reads_per_s > _TIMES * lent.accesses_per_s + _BESIDE_PER_S
     held_s = _HELD_S * 2.0 ** min(times - 1, 10)
-    if other_load:
-        held_s /= _OTHER_LOAD
     return Held(
         least_bytes=lent.before_bytes,
+        with_all_until_s=time_s + _WITH_ALL * held_s,
+        used_bytes=0,
         until_s=time_s + held_s,
         in_use_bytes=max(guest.in_use_bytes or 0, before.in_use_bytes if before is not None and same else 0),
         times=times,
         load=guest.curve.load if lent.until_s is not None and guest.curve is not None else None,
+        woke_per_s=reads_per_s if woke else 0.0,
     )
 
 
@@ -240,8 +273,8 @@ def _taken_back(
         guests.append(GuestDecision(name=guest.name, target_bytes=target, reason=reason, limiter=limiter))
     if all(verdict.target_bytes == guest.target_bytes for guest, verdict in zip(snapshot.guests, guests, strict=True)):
         return None
-    moves = moves_between(snapshot, guests)
-    return Decision(guests=tuple(guests), moves=moves, summary=f"taken back: {changes_text(snapshot, guests)}")
+    decision = decision_of(snapshot, guests)
+    return structs.replace(decision, summary=f"taken back: {decision.summary}")
 
 
 def _payments(
@@ -252,9 +285,7 @@ def _payments(
     for guest in snapshot.guests:
         got = sum(lent[name].given_bytes.get(guest.name, 0) for name in owed)
         least = max(lowest_bytes(guest), guest.floor_bytes, guest.in_use_bytes or 0)
-        each = held.get(guest.name)
-        if each is not None and snapshot.time_s < each.until_s:
-            least = max(least, each.least_bytes)
+        least = max(least, held[guest.name].kept_bytes(guest, snapshot.time_s) if guest.name in held else 0)
         able = guest.state is GuestState.FRESH and guest.name not in owed
         taken[guest.name] = align_down(max(0, min(got, missing, guest.target_bytes - least))) if able else 0
         missing -= taken[guest.name]
@@ -265,8 +296,7 @@ def _with_floors(snapshot: Snapshot, held: Mapping[str, Held], carry: Any) -> Sn
     """Return what the policy sees: no guest may be taken below what it holds, or what it once gave too much of."""
     guests = []
     for guest in snapshot.guests:
-        each = held.get(guest.name)
-        least = each.least_bytes if each is not None and snapshot.time_s < each.until_s else 0
+        least = held[guest.name].kept_bytes(guest, snapshot.time_s) if guest.name in held else 0
         in_use = guest.target_bytes if guest.in_use_bytes is None else guest.in_use_bytes
         least = min(guest.target_bytes, max(least, in_use))
         floor = max(guest.floor_bytes, align_down(least))

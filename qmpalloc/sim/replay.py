@@ -299,7 +299,7 @@ class ReplayGuest:
         low = np.zeros(len(blocks), dtype=np.uint64)
         for level in range(_LEVELS):  # as in program.c
             ours, pair = blocks >> np.uint64(level), blocks >> np.uint64(level + 1)
-            half = ours ^ mixed(self._salt + np.uint64(level << 58) + pair)
+            half = ours ^ mixed(pair + np.uint64((int(self._salt) + (level << 58)) % 2**64))
             low |= (half & np.uint64(1)) << np.uint64(level)
         return np.asarray(keys >> np.uint64(4) & ~np.uint64(2**_LEVELS - 1) | low)
 

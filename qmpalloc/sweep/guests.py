@@ -121,4 +121,5 @@ def _prepared(task: GuestsTask, place: Path) -> Ready:
     manifest = describe(specification, prepared, traces.footprints(), arms=(), command="qmpalloc sweep")
     text = task.files["experiment.toml"].decode()
     directory = ExperimentDirectory.create(place / "out", specification, manifest, text)
+    traces.specification = directory.specification
     return Ready(place, directory, prepared, traces)

@@ -52,14 +52,7 @@ class SweepManifest(Struct, frozen=True, kw_only=True):
 
 
 class SweepDirectory:
-    """The directory of a sweep: begun in an empty place, or gone on with.
-
-    Args:
-        path: Of the directory.
-        sweep: What is run.
-        text: Of its file.
-        code: Digest of the code that runs it.
-        anyway: Also go on where another code began.
+    """The directory of a sweep: begun in an empty place, or gone on with, `anyway` also where another code began.
 
     Attributes:
         done: Key to the last that became of each task of this sweep.

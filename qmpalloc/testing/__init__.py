@@ -6,8 +6,9 @@
 
 from qmpalloc.testing.balloon import FakeBalloon, FakeVirtioMem
 from qmpalloc.testing.fake_agent import FakeAgent
-from qmpalloc.testing.fake_qemu import FakeQemu, Refusal
+from qmpalloc.testing.fake_qemu import FakeQemu
 from qmpalloc.testing.faults import Faults
+from qmpalloc.testing.peer import Refusal
 from qmpalloc.testing.simulated_guest import SimulatedGuest, open_simulated_guest
 
 __all__ = [

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import trio
 
-from qmpalloc.errors import NonsenseError
 from qmpalloc.qmp.agent_types import ExecResult
-from qmpalloc.qmp.framing import SENTINEL, Mark, decode
-from qmpalloc.testing.fake_qemu import Refusal
-from qmpalloc.testing.faults import Faults, PeerDied, Wire
+from qmpalloc.qmp.framing import SENTINEL
+from qmpalloc.testing.faults import PeerDied, Wire
+from qmpalloc.testing.peer import FakePeer, Refusal
 from qmpalloc.testing.requests import RequestSplitter
 from qmpalloc.testing.serving import serve_unix
 
@@ -33,7 +31,7 @@ Program = Callable[[list[str], bytes], ExecResult]
 Lie = Literal["count", "more", "base64", "endless", "nothing"]
 
 
-class FakeAgent:
+class FakeAgent(FakePeer):
     """A guest agent with files that exist only here. Its state outlives the clients, open files included.
 
     Args:
@@ -44,13 +42,11 @@ class FakeAgent:
         echo_ids: False is an agent older than QEMU 3.0, which sends no ids back.
 
     Attributes:
-        faults: What goes wrong.
         lie: How ``guest-file-read`` lies: a wrong ``count``, ``more`` bytes than asked for, data that is not
             ``base64``, or an ``endless`` file that delivers nothing; and ``guest-file-write``: a wrong ``count``, or
             ``nothing`` written without an error. None is the truth.
         refusal: Why ``guest-file-open`` refuses, in the words of the guest's C library; empty when it does not.
         frozen: True while a backup has frozen the guest's file systems.
-        requests: Every command received, with its arguments, in order.
         handles: Files open now, by handle.
         program_s: How long a program runs.
         write_max_bytes: The most one ``guest-file-write`` takes; what is beyond has to be written again.
@@ -65,26 +61,36 @@ class FakeAgent:
         echo_ids: bool = True,
         version: str = "7.2.22",
     ) -> None:
+        super().__init__(echo_ids=echo_ids)
         self.files = files if files is not None else {}
-        self.faults = Faults()
         self.lie: Lie | None = None
         self.refusal = ""
         self.frozen = False
-        self.requests: list[tuple[str, dict[str, Any]]] = []
         self.handles: dict[int, bytes] = {}
         self.program_s = 0.0
         self.write_max_bytes: int | None = None
         self._program = program
-        self._echo_ids = echo_ids
         self._version = version
         self._positions: dict[int, int] = {}
         self._written: dict[int, str] = {}
         self._next_handle = FIRST_HANDLE
         self._programs: dict[int, tuple[float, ExecResult, bool]] = {}
-        self._one_client = trio.Lock()
         self._running = trio.Event()
         if running:
             self._running.set()
+        self.commands |= {
+            "guest-ping": lambda _: {},
+            "guest-sync": lambda arguments: arguments["id"],
+            "guest-sync-delimited": lambda arguments: arguments["id"],
+            "guest-info": self._info,
+            "guest-fsfreeze-status": lambda _: "frozen" if self.frozen else "thawed",
+            "guest-file-open": self._open,
+            "guest-file-read": self._read,
+            "guest-file-write": self._write,
+            "guest-file-close": self._close,
+        }
+        if program is not None:
+            self.commands |= {"guest-exec": self._exec, "guest-exec-status": self._exec_status}
 
     def start(self) -> None:
         """Let the agent run; it answers everything that was sent before."""
@@ -98,7 +104,7 @@ class FakeAgent:
 
     async def serve_path(self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen on a Unix socket and serve one client after the other, until cancelled."""
-        await serve_unix(path, partial(self.serve), task_status=task_status)
+        await serve_unix(path, self.serve, task_status=task_status)
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Serve one client to its end. A second one waits for the first to go."""
@@ -112,58 +118,19 @@ class FakeAgent:
                         return
                     await self._running.wait()
                     for frame in splitter.feed(data):
-                        await self._answer(frame, wire)
+                        command, body = self._reply(frame)
+                        prefix = SENTINEL if command == "guest-sync-delimited" else b""
+                        await wire.answer(command, body, prefix=prefix)
             except (PeerDied, trio.BrokenResourceError, trio.ClosedResourceError):
                 return
 
-    async def _answer(self, frame: bytes | Mark, wire: Wire) -> None:
-        try:
-            request = decode(frame) if isinstance(frame, bytes) else None
-        except NonsenseError:
-            request = None
-        if request is None:
-            # A real agent's parser, too, reports 0xFF and the half line it ends as an error, without an id.
-            await wire.answer("", {"error": Refusal("JSON parse error").body})
-            return
-        command, arguments = str(request.get("execute")), request.get("arguments", {})
-        echo = {"id": request["id"]} if "id" in request and self._echo_ids else {}
-        body: dict[str, object]
-        try:
-            body = {"return": self._execute(command, arguments), **echo}
-        except Refusal as refusal:
-            body = {"error": refusal.body, **echo}
-        await wire.answer(command, body, prefix=SENTINEL if command == "guest-sync-delimited" else b"")
-
-    @property
-    def _commands(self) -> dict[str, Callable[[dict[str, Any]], object]]:
-        commands: dict[str, Callable[[dict[str, Any]], object]] = {
-            "guest-ping": lambda _: {},
-            "guest-sync": lambda arguments: arguments["id"],
-            "guest-sync-delimited": lambda arguments: arguments["id"],
-            "guest-info": self._info,
-            "guest-fsfreeze-status": lambda _: "frozen" if self.frozen else "thawed",
-            "guest-file-open": self._open,
-            "guest-file-read": self._read,
-            "guest-file-write": self._write,
-            "guest-file-close": self._close,
-        }
-        if self._program is not None:
-            commands |= {"guest-exec": self._exec, "guest-exec-status": self._exec_status}
-        return commands
-
-    def _execute(self, command: str, arguments: object) -> object:
-        if not isinstance(arguments, dict):
-            raise Refusal("QMP input member 'arguments' must be an object")
-        self.requests.append((command, arguments))
+    def _check(self, command: str) -> None:
         if self.frozen and command not in FROZEN_COMMANDS:
             raise Refusal(f"Command {command} has been disabled: the agent is in frozen state", "CommandNotFound")
-        if command not in self._commands:
-            raise Refusal(f"The command {command} has not been found", "CommandNotFound")
-        return self._commands[command](arguments)
 
     def _info(self, _: dict[str, Any]) -> object:
-        names = [*self._commands, "guest-shutdown"]
-        enabled = FROZEN_COMMANDS if self.frozen else self._commands.keys()
+        names = [*self.commands, "guest-shutdown"]
+        enabled = FROZEN_COMMANDS if self.frozen else self.commands.keys()
         commands = [{"name": name, "enabled": name in enabled, "success-response": True} for name in names]
         return {"version": self._version, "supported_commands": commands}
 

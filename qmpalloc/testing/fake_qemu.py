@@ -11,10 +11,10 @@ from typing import Any
 
 import trio
 
-from qmpalloc.errors import NonsenseError
-from qmpalloc.qmp.framing import Mark, decode, encode
+from qmpalloc.qmp.framing import encode
 from qmpalloc.testing.balloon import FakeBalloon, FakeVirtioMem
-from qmpalloc.testing.faults import Faults, PeerDied, Wire
+from qmpalloc.testing.faults import PeerDied, Wire
+from qmpalloc.testing.peer import Command, FakePeer, Refusal
 from qmpalloc.testing.requests import RequestSplitter
 from qmpalloc.testing.serving import serve_unix
 
@@ -30,18 +30,8 @@ VIRTIO_MEM_ADDRESS = 1 << 32
 THROTTLE_LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
 THROTTLE_MAX = 10**15
 
-Command = Callable[[dict[str, Any]], object]
 
-
-class Refusal(Exception):
-    """Raised by a command of a fake to answer with an error."""
-
-    def __init__(self, desc: str, error_class: str = "GenericError") -> None:
-        super().__init__(desc)
-        self.body = {"class": error_class, "desc": desc}
-
-
-class FakeQemu:
+class FakeQemu(FakePeer):
     """A QMP server for one guest. Its state outlives the clients, like a real QEMU's.
 
     Args:
@@ -58,13 +48,9 @@ class FakeQemu:
         balloon: The model of the balloon; of what moves memory where there is none.
         on_order: Called with each size that a client asks for, before it is taken.
         on_query: Called when a client asks for the size.
-        faults: What goes wrong.
         status: As ``query-status`` reports it.
         version: As in the greeting.
         migration: Status of a migration as ``query-migrate`` reports it; empty when there never was one.
-        requests: Every command received, with its arguments, in order.
-        commands: Commands by name; add to it, or replace one. A command gets the arguments, returns the result, and
-            raises `Refusal` to answer with an error.
         stats: ``guest-stats``; set ``stat-…`` members, and ``last_update`` beside it, to have the guest report.
         blocks: What ``query-blockstats`` returns.
         throttles: Device to its limit in requests per second; without those that have none.
@@ -83,6 +69,7 @@ class FakeQemu:
         virtio_mem: FakeVirtioMem | None = None,
         greet: bool = True,
     ) -> None:
+        super().__init__()
         self.name = name
         self.virtio_mem = virtio_mem
         self.balloon_id = balloon_id if virtio_mem is None or balloon is not None else None
@@ -91,11 +78,9 @@ class FakeQemu:
         self.on_order: Callable[[int], None] = _ignore
         self.on_query: Callable[[], None] = _ignore
         self.greet = greet
-        self.faults = Faults()
         self.status = "running"
         self.migration = ""
         self.version = (7, 2, 22)
-        self.requests: list[tuple[str, dict[str, Any]]] = []
         self.stats: dict[str, int] = dict.fromkeys(STATS, UNKNOWN_STAT)
         self.stats_interval_s = 0
         self.last_update = 0
@@ -104,8 +89,7 @@ class FakeQemu:
         self.properties = {"deflate-on-oom": True, "free-page-reporting": True}
         self.memory_devices: dict[str, dict[str, Any]] = {}
         self.machine: dict[str, object] = {"confidential-guest-support": "", "memory-encryption": ""}
-        self.commands: dict[str, Command] = self._own_commands()
-        self._one_client = trio.Lock()
+        self.commands |= self._own_commands()
         self._negotiated = False
         self._quit = trio.Event()
         self._events: trio.MemorySendChannel[bytes] | None = None
@@ -173,12 +157,12 @@ class FakeQemu:
         self.actuator.paused = False
         self.emit("RESUME")
 
-    def suspend(self, status: str = "suspended") -> None:
+    def suspend(self) -> None:
         """Let the guest fall asleep (ACPI S3): ``SUSPEND`` is sent, and no ``STOP``.
 
         A driver empties its balloon before; see `FakeBalloon.take_back`.
         """
-        self.status = status
+        self.status = "suspended"
         self.actuator.paused = True
         self.emit("SUSPEND")
 
@@ -233,36 +217,16 @@ class FakeQemu:
             for frame in splitter.feed(data):
                 if not self.greet:
                     continue
-                command, body = self._answer(frame)
+                command, body = self._reply(frame)
                 await wire.answer(command, body)
                 if command == "quit":
                     self._end({"guest": False, "reason": "host-qmp-quit"})
 
-    def _answer(self, frame: bytes | Mark) -> tuple[str, dict[str, object]]:
-        try:
-            request = decode(frame) if isinstance(frame, bytes) else None
-        except NonsenseError:
-            request = None
-        if request is None or not isinstance(request.get("execute"), str):
-            return "", {"error": Refusal("JSON parse error").body}
-        command, arguments = str(request["execute"]), request.get("arguments", {})
-        echo = {"id": request["id"]} if "id" in request else {}
-        try:
-            return command, {"return": self._execute(command, arguments), **echo}
-        except Refusal as refusal:
-            return command, {"error": refusal.body, **echo}
-
-    def _execute(self, command: str, arguments: object) -> object:
-        if not isinstance(arguments, dict):
-            raise Refusal("QMP input member 'arguments' must be an object")
-        self.requests.append((command, arguments))
+    def _check(self, command: str) -> None:
         if (command == "qmp_capabilities") == self._negotiated:
             done = "Capabilities negotiation is already complete, command ignored"
             wanted = "Expecting capabilities negotiation with 'qmp_capabilities'"
             raise Refusal(done if self._negotiated else wanted, "CommandNotFound")
-        if command not in self.commands:
-            raise Refusal(f"The command {command} has not been found", "CommandNotFound")
-        return self.commands[command](arguments)
 
     def _own_commands(self) -> dict[str, Command]:
         return {

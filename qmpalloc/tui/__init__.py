@@ -9,12 +9,13 @@ from qmpalloc.tui.dashboard import Dashboard
 from qmpalloc.tui.live import run_tui
 from qmpalloc.tui.plain import PlainLog, plain_line
 from qmpalloc.tui.terminal import is_interactive
-from qmpalloc.tui.ui import Controls, Ui
+from qmpalloc.tui.ui import Controls, OnlyQuit, Ui
 from qmpalloc.tui.view import View
 
 __all__ = [
     "Controls",
     "Dashboard",
+    "OnlyQuit",
     "PlainLog",
     "Ui",
     "View",

@@ -86,20 +86,22 @@ def _numbers(dashboard: Dashboard, now_t: float, width: int) -> Text:
     committed = dashboard.committed_bytes
     part = "" if committed is None or not total else f" = {percent(committed / total)}"
     states = Counter(guest.state for guest in dashboard.guests.values())
-    text = Text(" ")
-    for label, value in (
-        ("committed ", f"{size(committed)}{part}"),
-        ("  most ", size(None if committed is None else max(summary.max_committed_bytes, committed))),
-        ("  moves ", str(summary.moves)),
-        ("  decision ", str(dashboard.cycle)),
-    ):
-        text.append(label, palette.LABEL).append(value)
-    if dashboard.decided_t is not None:
-        text.append(f", {age(now_t - dashboard.decided_t)} ago", palette.LABEL)
     right = Text()
     for state in GuestState:
         if states[state]:
             right.append(f"{states[state]} {state} ", palette.STATES[state])
+    text, room = Text(" "), width - right.cell_len - 1
+    decided = "" if dashboard.decided_t is None else f", {age(now_t - dashboard.decided_t)} ago"
+    for label, value, rest in (
+        ("committed ", f"{size(committed)}{part}", ""),
+        ("  most ", size(None if committed is None else max(summary.max_committed_bytes, committed)), ""),
+        ("  moves ", str(summary.moves), ""),
+        ("  decision ", str(dashboard.cycle), decided),
+    ):
+        figure = Text.assemble((label, palette.LABEL), value, (rest, palette.LABEL))
+        if text.cell_len + figure.cell_len > room:
+            break
+        text.append_text(figure)
     return spread(text, right, width)
 
 

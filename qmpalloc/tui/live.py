@@ -18,7 +18,7 @@ from qmpalloc.tui.dashboard import Dashboard
 from qmpalloc.tui.keys import Decoder, key_mode
 from qmpalloc.tui.order import shown
 from qmpalloc.tui.terminal import Terminal
-from qmpalloc.tui.ui import Controls, Reloads, Ui, press
+from qmpalloc.tui.ui import Controls, OnlyQuit, Reloads, Ui, press
 from qmpalloc.tui.view import View
 
 SUSPENDED = "qmpalloc is suspended: no memory is moved, guests keep their sizes. Bring it back with fg.\n"
@@ -100,7 +100,6 @@ async def run_tui(
     now: Callable[[], float] | None = None,
     refresh_hz: float = 4.0,
     replay: Callable[[], str] | None = None,
-    only_quit: bool = False,
     suspended: str = SUSPENDED,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -111,18 +110,18 @@ async def run_tui(
 
     Args:
         dashboard: Fed by the caller, from the same trio loop.
-        controls: What the keys do.
+        controls: What the keys do; `OnlyQuit` leaves those out that would change the course of the run.
         console: Whose terminal to use; by default that of standard output.
         now: The time on the clock of the events; by default learnt from the events, which then must be live.
         refresh_hz: How often to look whether there is something new to paint.
         replay: Says what is replayed, in a few words; None when live.
-        only_quit: Offer no key that would change the course of the run.
         suspended: What Ctrl-Z says.
         task_status: For ``nursery.start``.
     """
     keyboard = sys.stdin.isatty()
     replayed = replay() if replay else ""
-    ui = Ui(keyboard=keyboard, reloads=isinstance(controls, Reloads), replay=replayed, only_quit=only_quit)
+    reloads, only_quit = isinstance(controls, Reloads), isinstance(controls, OnlyQuit)
+    ui = Ui(keyboard=keyboard, reloads=reloads, replay=replayed, only_quit=only_quit)
     screen = _Screen(dashboard, ui, controls, console or Console(), now or EventClock(dashboard), replay)
     started = contextlib.ExitStack()
     started.callback(task_status.started)

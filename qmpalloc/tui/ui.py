@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +28,19 @@ class Controls(Protocol):
     def return_to_baseline(self) -> None:
         """Return every guest to its baseline."""
         ...
+
+
+@dataclass(frozen=True)
+class OnlyQuit:
+    """Controls that change nothing of what is shown: `quit` is what is done at the end of showing it."""
+
+    quit: Callable[[], None]
+
+    def toggle_pause(self) -> None:
+        """Do nothing."""
+
+    def return_to_baseline(self) -> None:
+        """Do nothing."""
 
 
 @runtime_checkable

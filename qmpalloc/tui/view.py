@@ -72,7 +72,8 @@ def lines(dashboard: Dashboard, ui: Ui, now_t: float, width: int, height: int) -
     of_curve = chosen.with_curve(dashboard)
     large = of_curve is not None and ui.large_curve
     middle, scrolls = _guests(chosen, width, room, for_curve=_LARGE_CURVE_LEAST if large else 0)
-    offered = keys(dashboard, ui, scrolls=scrolls, curve=of_curve is not None)
+    # The page of help takes the guests' place: it explains the keys for them wherever they would fit.
+    offered = keys(dashboard, ui, scrolls=scrolls or ui.help, curve=of_curve is not None)
     if ui.help:
         middle = explained.page(offered, width, room, ui.help_top)
     elif of_curve is not None:

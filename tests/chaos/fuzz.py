@@ -30,6 +30,8 @@ from qmpalloc.control.guest import Guest
 from qmpalloc.control.memory import Facts
 from qmpalloc.control.snapshot import snapshot_of
 from qmpalloc.errors import QmpallocError
+from qmpalloc.model import GuestSnapshot, Snapshot
+from qmpalloc.policy import load
 from qmpalloc.qmp.agent_channel import AgentChannel
 from qmpalloc.qmp.agent_types import ExecReply, ExecStatusReply, Handle, InfoReply, ReadReply, WriteReply, decode_base64
 from qmpalloc.qmp.connection import Connection
@@ -38,14 +40,23 @@ from qmpalloc.qmp.monitor import Monitor
 from qmpalloc.qmp.monitor_types import BalloonActual, BlockEntry, GuestStats, MemoryDevice, QomProperty, VmStatus
 from qmpalloc.qmp.replies import typed, unpack
 from qmpalloc.qmp.subscriptions import parse_event
-from qmpalloc.sample import parse
+from qmpalloc.sample import (
+    AGE_BINS,
+    GHOST_BINS,
+    Ages,
+    AgesByKind,
+    Duty,
+    RefaultDistances,
+    SwapPages,
+    parse,
+)
 from qmpalloc.sim.load import Load
 from qmpalloc.testing.simulated_guest import SimulatedGuest
 from qmpalloc.text import is_visible
 from qmpalloc.units import MIB
 
 CHANGES_MOST = 4
-RAM_BYTES = 512 * MIB
+RAM_BYTES, SIZE_BYTES = 512 * MIB, 384 * MIB
 
 TOKENS = (
     b"NaN", b"-1", b"1e999", b"18446744073709551616", b"9223372036854775807", b"1" * 5000, b"0.5", b"true", b"null",
@@ -94,7 +105,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 def _with_another_value(data: bytes, rng: random.Random) -> bytes:
-    values = list(re.finditer(rb'(?<=:)("[^"]*"|[-0-9.]+|true|false|null)', data))
+    values = list(re.finditer(rb'(?<=[:\[,])("[^"]*"|[-0-9.]+|true|false|null)(?=[,\]}])', data))
     if not values:
         return data
     place = rng.choice(values)
@@ -121,27 +132,60 @@ def _files() -> Iterator[bytes]:
     honest = msgspec.structs.replace(guest.sample(), monotonic_ns=2_000_000_000)
     yield msgspec.json.encode(honest)
     yield msgspec.json.encode(msgspec.structs.replace(honest, error="it cannot count", missing_hooks=("a", "b")))
+    by_age = AgesByKind(**{kind: tuple(range(AGE_BINS)) for kind in AgesByKind.__struct_fields__})
+    distances = tuple(range(GHOST_BINS))
+    tables = msgspec.structs.replace(
+        honest,
+        ages=Ages(step_ms=1000, pages_each=128, steps=2, idle=by_age, touched=by_age),
+        refault_distances=RefaultDistances(pages_each=64, pages_first=1024, read=distances, fault=distances),
+        swap_pages=SwapPages(in_=5, out=9, in_zram=3, read_ahead=1),
+        memory_bytes=msgspec.structs.replace(
+            honest.memory_bytes, zram=4 * MIB, swap_total=RAM_BYTES, swap_free=RAM_BYTES // 2
+        ),
+        duty=Duty(share=0.5, attached_ms=500, sampled=1, accesses_variance=7),
+    )
+    yield msgspec.json.encode(tables)
     yield b'{"format":"qmpalloc-counters","version":2}'
 
 
 def _read_file(data: bytes) -> object:
-    """Read a counters file as the second of a guest, and everything that is derived from it."""
-    size = Size(RAM_BYTES)
-    config = GuestConfig(name="fuzz", monitor="m", agent="a", floor=Size(MIB), cap=size, baseline=size)
-    guest = Guest(config, ControlConfig())
-    facts = Facts(ram_bytes=RAM_BYTES, balloon_path="/b", deflate_on_oom=True, qemu_version="9.2.0")
-    guest.connected(facts, RAM_BYTES, 0.0, paused=False)
-    simulated = _simulated()
-    simulated.sequence = 1
-    guest.take_sample(msgspec.structs.replace(simulated.sample(), monotonic_ns=1_000_000_000), 0.0)
+    """Read a counters file as the second of a guest, everything that is derived from it, and decide beside another."""
+    guest, other = _met("fuzz"), _met("other")
     sample = parse(data)
     if parse(msgspec.json.encode(sample)) != sample:
         raise FindingError("a sample changes by being written and read")
     accepted = guest.take_sample(sample, 1.0)
-    snapshot_of(guest, 1.0)
+    seen = snapshot_of(guest, 1.0)
+    if msgspec.json.decode(msgspec.json.encode(seen), type=GuestSnapshot) != seen:
+        raise FindingError("a snapshot changes by being recorded")
+    if seen.idle is not None and seen.idle.hot_pages * sample.page_size > (sample.memory_bytes.total or 0):
+        raise FindingError(f"{seen.idle.hot_pages} pages are in use")
     if not 0 < guest.memory.floor_bytes <= RAM_BYTES:
         raise FindingError(f"the floor is {guest.memory.floor_bytes}")
+    for name in ("curve", "hill"):
+        guests, known = (seen, snapshot_of(other, 1.0)), {"since_s": -600.0, "load_since_s": -600.0}
+        carry = {"version": 1, "guests": dict.fromkeys(("fuzz", "other"), known)} if name == "curve" else None
+        snapshot = Snapshot(
+            cycle=1, time_s=1.0, budget_bytes=2 * SIZE_BYTES, interval_s=1.0, guests=guests, carry=carry
+        )
+        decided = load(name, {}).decide(snapshot)
+        if sum(one.target_bytes for one in decided.guests) > snapshot.budget_bytes:
+            raise FindingError(f"policy {name} gives more than there is")
+        msgspec.json.encode(decided)
     return accepted
+
+
+def _met(name: str) -> Guest:
+    """Return a guest of which there is one honest sample."""
+    size = Size(RAM_BYTES)
+    config = GuestConfig(name=name, monitor="m", agent="a", floor=Size(MIB), cap=size, baseline=Size(SIZE_BYTES))
+    guest = Guest(config, ControlConfig())
+    facts = Facts(ram_bytes=RAM_BYTES, balloon_path="/b", deflate_on_oom=True, qemu_version="9.2.0")
+    guest.connected(facts, SIZE_BYTES, 0.0, paused=False)
+    simulated = _simulated()
+    simulated.sequence = 1
+    guest.take_sample(msgspec.structs.replace(simulated.sample(), monotonic_ns=1_000_000_000), 0.0)
+    return guest
 
 
 def _read_monitor(data: bytes) -> object:

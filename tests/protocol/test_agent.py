@@ -1,6 +1,6 @@
 """The guest-agent client against the fake agent, on memory streams and a virtual clock."""
 
-from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -11,18 +11,9 @@ from qmpalloc.qmp import ExecResult, deadline, open_agent_on
 from qmpalloc.qmp.framing import Framer, decode, encode
 from qmpalloc.testing import FakeAgent
 from qmpalloc.testing.fake_qemu import Refusal
+from tests.protocol.clients import agent_of, connected
 
 PATH = "/run/qmpalloc/counters.json"
-
-
-@asynccontextmanager
-async def agent_of(fake):
-    client, server = memory_stream_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fake.serve, server)
-        async with open_agent_on(client, address="fake") as agent:
-            yield agent
-        nursery.cancel_scope.cancel()
 
 
 def commands(fake):
@@ -289,13 +280,9 @@ async def test_old_agent_that_echoes_no_ids(autojump_clock):
 
 @pytest.mark.parametrize("reply", [None, True, -1, "1000", 2**63, {}])
 async def test_handle_of_the_wrong_shape_is_nonsense(autojump_clock, reply):
-    client, server = memory_stream_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(answer_with, server, reply)
-        async with open_agent_on(client, address="fake") as agent:
-            with pytest.raises(NonsenseError):
-                await agent.read_file(PATH, 100)
-        nursery.cancel_scope.cancel()
+    async with connected(partial(answer_with, value=reply), open_agent_on) as agent:
+        with pytest.raises(NonsenseError):
+            await agent.read_file(PATH, 100)
 
 
 async def answer_with(stream, value):
@@ -321,13 +308,9 @@ async def answer_with(stream, value):
     ],
 )
 async def test_info_of_the_wrong_shape_is_nonsense(autojump_clock, reply):
-    client, server = memory_stream_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(answer_with, server, reply)
-        async with open_agent_on(client, address="fake") as agent:
-            with pytest.raises(NonsenseError):
-                await agent.info()
-        nursery.cancel_scope.cancel()
+    async with connected(partial(answer_with, value=reply), open_agent_on) as agent:
+        with pytest.raises(NonsenseError):
+            await agent.info()
 
 
 async def test_version_is_made_printable(autojump_clock):

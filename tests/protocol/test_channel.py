@@ -5,35 +5,20 @@ import os
 import shlex
 import stat
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import memory_stream_pair
 
 from qmpalloc.channel import CommandChannel, open_channel, open_command, opening, pass_through
 from qmpalloc.channel import command as command_module
 from qmpalloc.errors import BusyError, DeadlineError, HostError, NonsenseError, RefusedError, UnreachableError
-from qmpalloc.qmp import ExecResult, deadline, open_agent_on
+from qmpalloc.qmp import ExecResult, deadline
 from qmpalloc.testing import FakeAgent
+from tests.protocol.clients import agent_of, result
 
 SHELL = ("sh", "-c")
 """A command as ssh is one: it takes a line for a shell."""
-
-
-def result(code=0, out=b"", err=b"", signal=None):
-    return ExecResult(exit_code=code if signal is None else None, signal=signal, out=out, err=err)
-
-
-@asynccontextmanager
-async def connected(agent):
-    client, server = memory_stream_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(agent.serve, server)
-        async with open_agent_on(client, address="/run/qga.sock") as opened:
-            yield opened
-        nursery.cancel_scope.cancel()
 
 
 def script(tmp_path, text):
@@ -92,6 +77,18 @@ async def test_at_the_end_of_the_block_nothing_that_was_started_runs():
         assert await channel.poll(pid) is None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_a_command_is_run_in_the_directory_of_the_file_that_names_it(tmp_path, capfd):
+    script(tmp_path, 'exec sh -c "$1"')
+    async with open_channel(("./fake-ssh",), guest="web", agent="", directory=tmp_path) as channel:
+        assert (await channel.run(["pwd"])).out.decode().strip() == str(tmp_path)
+        assert await pass_through(channel, ["pwd"], stdin=None, out=print, err=print) == 0
+        pid = await channel.start(["touch", "started"])
+        while await channel.poll(pid) is None:  # noqa: ASYNC110 - its end is told once, to who asks
+            await trio.sleep(0.01)
+    assert capfd.readouterr().out.strip() == str(tmp_path)
+    assert (tmp_path / "started").exists()
 
 
 async def test_a_cancelled_command_is_ended_with_all_it_started(tmp_path):
@@ -166,7 +163,7 @@ async def test_a_connection_that_breaks_later_is_no_missing_file(tmp_path):
 
 
 async def test_an_agent_that_may_not_run_programs_says_what_to_allow():
-    async with connected(FakeAgent()) as agent:
+    async with agent_of(FakeAgent()) as agent:
         with pytest.raises(RefusedError, match="guest-exec") as caught:
             await agent.run(["true"])
         assert "allow guest-exec and guest-exec-status" in caught.value.hint
@@ -235,7 +232,7 @@ class Guest:
 
 async def passed(guest, stdin=None, *, raises=None, within_s=math.inf):
     out, err, code = [], [], None
-    async with connected(guest.agent) as agent:
+    async with agent_of(guest.agent) as agent:
         with raises or trio.move_on_after(within_s):
             code = await pass_through(agent, ["cat", "a  b"], stdin=stdin, out=out.append, err=err.append)
     return code, b"".join(out), b"".join(err)

@@ -13,6 +13,7 @@ import trio
 
 from qmpalloc.channel import opening
 from qmpalloc.errors import ConfigError, DisconnectedError, HostError, QmpallocError
+from qmpalloc.experiment.run import attached
 from qmpalloc.experiment.run.attached import open_attached
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.failures import bare_errors
@@ -21,10 +22,13 @@ from qmpalloc.experiment.run.preflight import check_attached
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec import parsing
 from qmpalloc.experiment.store.records import LoadProgress
-from qmpalloc.qmp import ExecResult, deadline, open_agent, open_agent_on, open_monitor, relay_agent
+from qmpalloc.host.qemus import Qemu
+from qmpalloc.qmp import deadline, open_agent, open_agent_on, open_monitor, relay_agent
+from qmpalloc.qmp import monitor as monitor_module
 from qmpalloc.qmp.agent_channel import NOISE_MAX_BYTES
 from qmpalloc.testing import FakeAgent, FakeQemu, FakeVirtioMem
 from qmpalloc.units import MIB
+from tests.protocol.clients import result
 
 COUNTERS = "/run/qmpalloc/counters.json"
 TEXT = """
@@ -56,10 +60,6 @@ SAMPLE = (
     b'"0000000000000000","sequence":1,"monotonic_ns":1,"interval_ms":1000,"kernel":"6.12","page_size":4096,'
     b'"lru":"lru_gen","counters":{"accesses":1,"inserts_read":1}}'
 )
-
-
-def result(code=0, out=b"", err=b""):
-    return ExecResult(exit_code=code, signal=None, out=out, err=err)
 
 
 class Cloud:
@@ -162,6 +162,16 @@ async def test_a_balloon_that_somebody_else_moves_is_seen_by_who_holds_the_monit
         nursery.cancel_scope.cancel()
     assert "try.toml: guest[0].attach.monitor: guest cloud: mom (pid 77) holds " in error.message
     assert "another controller of this guest would move its balloon" in error.hint
+
+
+async def test_monitors_of_two_guests_are_told_apart(cloud, monkeypatch, autojump_clock):
+    pids = iter([7, 8])
+    monkeypatch.setattr(monitor_module, "listening_process", lambda _: next(pids))
+    monkeypatch.setattr(attached, "find_qemus", lambda: [Qemu(pid=pid, uid=0, argv=()) for pid in (7, 8)])
+    error = await cloud.refused()
+    assert "guest[0].attach.second_monitor: guest cloud: " in error.message
+    assert "qmp2 is of another QEMU (process 8) than monitor (process 7)" in error.message
+    assert cloud.second.balloon.target_bytes == 256 * MIB
 
 
 @pytest.mark.parametrize(("socket", "key"), [("qmp", "monitor"), ("qmp2", "second_monitor"), ("qga", "channel")])

@@ -322,7 +322,7 @@ async def test_a_whole_case_from_boot_to_result(autojump_clock, booted, tmp_path
     assert found == sorted(found)
     assert GO_FILE in booted.lab.files
     plan = json.loads(booted.lab.files[PLAN_FILE])
-    assert plan["phases"][0]["laps"] == 10_000
+    assert plan["phases"][0]["duration"] > running.CASE_MOST_S
     assert len(booted.lab.files[plan["phases"][0]["trace"]]) == 4 * 16 * booted._case.pages
 
 

@@ -3,17 +3,14 @@
 import io
 import json
 import tarfile
-from contextlib import asynccontextmanager
 
 import pytest
-import trio
-from trio.testing import memory_stream_pair
 
 from qmpalloc import installation
 from qmpalloc.errors import DeadlineError, HostError, RefusedError
-from qmpalloc.qmp import ExecResult, open_agent_on
 from qmpalloc.sample import parse
 from qmpalloc.testing import FakeAgent
+from tests.protocol.clients import agent_of, result
 
 COUNTERS = "/run/qmpalloc/counters.json"
 DIRECTORY = "/tmp/qmpalloc-install.Ab12Cd"
@@ -26,10 +23,6 @@ def counters(start_id):
         "page_size": 4096, "lru": "lru_gen", "counters": {"accesses": 1, "inserts_read": 1},
     }  # fmt: skip
     return json.dumps(text).encode()
-
-
-def result(code=0, out=b"", err=b""):
-    return ExecResult(exit_code=code, signal=None, out=out, err=err)
 
 
 class Guest:
@@ -56,14 +49,8 @@ class Guest:
             return result(out=b"starting (systemd)\ncounting: it\x1b[2J\n")
         return result()
 
-    @asynccontextmanager
-    async def connected(self):
-        client, server = memory_stream_pair()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.agent.serve, server)
-            async with open_agent_on(client, address="/run/lab.sock") as agent:
-                yield agent
-            nursery.cancel_scope.cancel()
+    def connected(self):
+        return agent_of(self.agent, "/run/lab.sock")
 
     @property
     def scripts(self):

@@ -1,7 +1,5 @@
 """The QMP client against the fake QEMU, on memory streams and a virtual clock."""
 
-from contextlib import asynccontextmanager
-
 import pytest
 import trio
 from trio.testing import memory_stream_pair
@@ -19,16 +17,7 @@ from qmpalloc.qmp.actuator import Balloon
 from qmpalloc.qmp.framing import MESSAGE_MAX_BYTES
 from qmpalloc.testing import FakeAgent, FakeBalloon, FakeQemu, Refusal
 from qmpalloc.units import MIB
-
-
-@asynccontextmanager
-async def monitor_of(fake):
-    client, server = memory_stream_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fake.serve, server)
-        async with open_monitor_on(client, address="fake") as monitor:
-            yield monitor
-        nursery.cancel_scope.cancel()
+from tests.protocol.clients import monitor_of
 
 
 async def test_handshake_and_typed_queries(autojump_clock):

@@ -1,26 +1,14 @@
 """A monitor's events: bounded, for several subscribers, and ended with the connection."""
 
-from contextlib import asynccontextmanager
-
 import pytest
 import trio
-from trio.testing import memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
-from qmpalloc.qmp import open_monitor_on
 from qmpalloc.qmp.framing import encode
 from qmpalloc.qmp.subscriptions import BUFFER_EVENTS
 from qmpalloc.testing import FakeBalloon, FakeQemu
 from qmpalloc.units import MIB
-
-
-@asynccontextmanager
-async def monitor_of(fake):
-    client, server = memory_stream_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fake.serve, server)
-        async with open_monitor_on(client, address="fake") as monitor:
-            yield monitor
-        nursery.cancel_scope.cancel()
+from tests.protocol.clients import monitor_of
 
 
 async def test_every_subscriber_gets_every_event(autojump_clock):

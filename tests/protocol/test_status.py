@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from qmpalloc.control.controller import Controller
-from qmpalloc.errors import DisconnectedError, NonsenseError, RefusedError, UnreachableError
+from qmpalloc.errors import DeadlineError, DisconnectedError, NonsenseError, RefusedError, UnreachableError
 from qmpalloc.events import Asked, CaughtUp, ControlChanged, Decided, Ended, Faulted, Request, Sampled, encode
 from qmpalloc.model import Limiter
 from qmpalloc.policy import load
@@ -263,6 +263,22 @@ async def test_another_version_or_something_else_is_refused_with_a_hint(tmp_path
 async def test_where_nobody_serves_it_is_said(tmp_path, autojump_clock):
     with pytest.raises(UnreachableError):
         await ask(tmp_path / "none", Request(verb="pause"))
+
+
+async def test_a_controller_that_is_stopped_is_not_waited_for(tmp_path, nursery, autojump_clock):
+    path = tmp_path / f"x.{STATUS}"
+
+    async def say_nothing(stream):
+        await trio.sleep_forever()
+
+    await nursery.start(serve_unix, str(path), say_nothing)
+    with pytest.raises(DeadlineError, match="the controller does not answer") as caught:
+        async with attach(path):
+            pass
+    assert caught.value.hint == "is its process stopped?"
+    with pytest.raises(DeadlineError, match="the controller does not answer") as caught:
+        await ask(path, Request(verb="pause"))
+    assert "qmpalloc status" in caught.value.hint
 
 
 # --- what people ask --------------------------------------------------------------------------------------------

@@ -1,20 +1,18 @@
 """Guests whose memory virtio-mem moves: obedient ones, and all that can go wrong with them."""
 
-from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
-import trio
-import trio.testing
 
 from qmpalloc.control.inspection import ask_facts, choose_actuator, measure
 from qmpalloc.errors import RefusedError
 from qmpalloc.events import Commanded, Decided, Faulted, SizeChanged
 from qmpalloc.model import Limiter
-from qmpalloc.qmp import find_actuators, open_monitor_on
+from qmpalloc.qmp import find_actuators
 from qmpalloc.qmp.actuator import nearest_order
 from qmpalloc.testing import FakeBalloon, FakeQemu, FakeVirtioMem, Refusal
 from qmpalloc.units import GIB, MIB, Grid
+from tests.protocol.clients import monitor_of
 
 BASELINE = 500
 BASE = 200
@@ -173,16 +171,6 @@ async def test_a_device_that_is_unplugged_is_held_and_told(lab, autojump_clock):
 
 
 # --- both devices, and which of them fits ---------------------------------------------------------------
-
-
-@asynccontextmanager
-async def monitor_of(qemu):
-    client, server = trio.testing.memory_stream_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(qemu.serve, server)
-        async with open_monitor_on(client, address="fake") as monitor:
-            yield monitor
-        nursery.cancel_scope.cancel()
 
 
 def with_both():

@@ -166,7 +166,7 @@ def test_every_column_and_key_is_explained(guests, same_as_snapshot):
         lower = "".join(draw(dashboard, *size, ui=Ui(help=True, help_top=top)) for top in (8, 16, 30))
         assert all(f"  {word} " in lower for word in INSIDE)
         explained = frame.split("─ keys ")[1]
-        for key in ("q", "?", "p", "b", "↑↓", "c", "r", *(("s", "/") if (guests, size[0]) == (40, 80) else ())):
+        for key in ("q", "?", "p", "b", "↑↓", "s", "/", "c", "r"):
             assert re.search(rf"(?m)(^| )  {re.escape(key)}     ", explained)
         same_as_snapshot(f"help-{guests}-{size[0]}x{size[1]}", frame)
 
@@ -192,6 +192,14 @@ def test_page_ins_have_a_column_for_each_kind_that_there_is():
 def test_hidden_guests_in_trouble_are_counted_at_the_top():
     frame = draw(reduce(run(12, 60, troubles=True)), 80, 16)
     assert "1 late 1 lost 1 paused 1 held 1 hung 1 gone" in frame
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_figures_of_the_run_are_whole_or_not_there(width):
+    line = draw(reduce(run(40, 60, troubles=True)), width, 24).splitlines()[2]
+    assert "…" not in line
+    figures = r"( committed 38\.3G = 95\.9%(  most 40G(  moves 141(  decision 12, [\d.]+s ago)?)?)?)?"
+    assert re.fullmatch(rf"{figures} +34 fresh 1 late 1 lost 1 paused 1 held 1 hung 1 gone ", line)
 
 
 def test_the_question_before_the_return_to_baseline():

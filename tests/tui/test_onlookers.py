@@ -4,9 +4,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
 
 import pexpect
@@ -34,9 +36,9 @@ def place(tmp_path, monkeypatch):
 
 
 @contextmanager
-def headless_run():
+def headless_run(*options):
     """A run in the background, in control."""
-    command = [sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--headless", "--out", "out"]
+    command = [sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--headless", "--out", "out", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if "control running" in line:
@@ -57,6 +59,15 @@ def screen(*words, size=(24, 80)):
         sys.executable, ["-m", "qmpalloc", *words],
         env=environment, dimensions=size, timeout=60, use_poll=True, encoding="utf-8",
     )  # fmt: skip
+
+
+def until_there(pattern, read):
+    """Return all that the pattern finds as soon as there is some."""
+    for _ in range(100):
+        if found := re.findall(pattern, read()):
+            return found
+        time.sleep(0.2)
+    raise AssertionError(read())
 
 
 def test_a_headless_run_is_seen_and_steered_from_elsewhere(place):
@@ -86,17 +97,23 @@ def test_a_headless_run_is_seen_and_steered_from_elsewhere(place):
             [sys.executable, "-m", "qmpalloc", "top", "--plain"], stdout=subprocess.PIPE, text=True
         )
         assert "run: policy paper" in lines.stdout.readline()
+        with (place / "events").open("wb") as events:
+            as_json = subprocess.Popen([sys.executable, "-m", "qmpalloc", "top", "--json"], stdout=events)
+        until_there("caught-up", (place / "events").read_text)
         process.send_signal(signal.SIGTERM)
         assert lines.communicate(timeout=60)[0].splitlines()[-1].endswith("ended clean: interrupted by SIGTERM")
         assert lines.returncode == 0
+        assert as_json.wait(timeout=60) == 0
+        types = [json.loads(line)["type"] for line in (place / "events").read_text().splitlines()]
+        assert (types[0], types[-1]) == ("header", "end")
         process.communicate(timeout=60)
     asked = [event for event in read_record(place / "out" / "record.jsonl") if isinstance(event, Asked)]
     assert [(event.verb, bool(event.error)) for event in asked] == [
         ("set", False), ("set", True), ("pause", False), ("resume", False), ("release", False),
     ]  # fmt: skip
     assert list((place / "qmpalloc").glob("*.status")) == []
-    none = qmpalloc("top")
-    assert (none.returncode, "no controller of yours runs" in none.stderr) == (1, True)
+    none = qmpalloc("top", "--json")
+    assert (none.returncode, json.loads(none.stderr)["error"]) == (1, "no controller of yours runs")
 
 
 def test_a_second_controller_is_refused_and_the_sockets_of_a_killed_one_are_replaced(place):
@@ -116,6 +133,28 @@ def test_a_second_controller_is_refused_and_the_sockets_of_a_killed_one_are_repl
     assert list((place / "qmpalloc").glob("*.status"))
     third = qmpalloc("run", "lab.toml", "--headless", "--no-record", "--duration", "1s")
     assert (third.returncode, third.stderr) == (0, "")
+
+
+def scraped(address):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
+    with opener.open(f"http://{address}/metrics") as reply:
+        return reply.read().decode()
+
+
+def test_a_run_gives_its_metrics_and_a_port_in_use_is_refused_before_anything_else(place):
+    pytest.importorskip("prometheus_client")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        refused = qmpalloc("run", "lab.toml", "--headless", "--out", "out", "--metrics", address)
+    assert refused.returncode == 1
+    assert f"error: metrics cannot be served on {address}" in refused.stderr
+    assert "hint: another run may serve its own there: choose another port" in refused.stderr
+    assert sorted(path.name for path in place.glob("out*")) == []
+    with headless_run("--metrics", address, "--metrics-file", "q.prom"):
+        # Each text may be of a moment ago, when nothing was known.
+        assert "large" in until_there(r'qmpalloc_guest_size_bytes{guest="(\w+)"}', lambda: scraped(address))
+        assert "paper" in until_there(r'qmpalloc_run_info{.*policy="(\w+)"', (place / "q.prom").read_text)
+    assert not (place / "q.prom").exists()
 
 
 def test_where_no_socket_can_be_made_the_run_goes_on_and_says_so(place, monkeypatch):

@@ -37,47 +37,28 @@ name = "made-up"
 budget = "6GiB"
 interval = "15s"
 repeats = {repeats}
-
-[[guest]]
-name = "g1"
-memory = "5GiB"
-floor = "1GiB"
-cap = "5GiB"
-baseline = "3GiB"
-[[guest.phase]]
-name = "first"
-file = "2GiB"
-access = {{ distribution = "normal", deviation = 0.3 }}
-reads = 8000
-rounds = 250
-[[guest.phase]]
-name = "second"
-file = "4GiB"
-access = {{ distribution = "normal", deviation = 0.3 }}
-reads = 8000
-rounds = 50
-
-[[guest]]
-name = "g2"
-memory = "5GiB"
-floor = "1GiB"
-cap = "5GiB"
-baseline = "3GiB"
-[[guest.phase]]
-name = "first"
-file = "4GiB"
-access = {{ distribution = "normal", deviation = 0.3 }}
-reads = 8000
-rounds = 50
-[[guest.phase]]
-name = "second"
-file = "2GiB"
-access = {{ distribution = "normal", deviation = 0.3 }}
-reads = 8000
-rounds = 250
-
-{arms}
 """
+GUEST = """
+[[guest]]
+name = "{}"
+memory = "5GiB"
+floor = "1GiB"
+cap = "5GiB"
+baseline = "3GiB"
+"""
+PHASE = """
+[[guest.phase]]
+name = "{}"
+file = "{}"
+access = {{ distribution = "normal", deviation = 0.3 }}
+reads = 8000
+rounds = {}
+"""
+LARGE, SMALL = ("4GiB", 50), ("2GiB", 250)
+GUESTS = "".join(
+    GUEST.format(name) + PHASE.format("first", *first) + PHASE.format("second", *second)
+    for name, first, second in (("g1", SMALL, LARGE), ("g2", LARGE, SMALL))
+)
 ARM = '[[arm]]\nname = "{name}"\npolicy = "{policy}"\n'
 POLICIES = {"static", "curve", "oracle"}
 HIT_S, MISS_S = 40e-6, 2e-3
@@ -95,7 +76,7 @@ class MadeUp:
 
     def __init__(self, path, *, arms=("static", "rule"), repeats=3, **manifest):
         tables = "\n".join(ARM.format(name=name, policy=name if name in POLICIES else "paper") for name in arms)
-        text = TEXT.format(repeats=repeats, arms=tables)
+        text = TEXT.format(repeats=repeats) + GUESTS + tables
         spec = chosen(scale(parse(text, file=Path("/home/me/made-up.toml")), Fraction("1/4")), repeats=repeats)
         fields = {
             "name": "made-up", "file": "/home/me/made-up.toml", "scale": "1/4", "arms": tuple(arms),

@@ -32,32 +32,36 @@ FLAT = line((100, 1.0), (2000, 1.0))
 CLIFF = line((100, 1.0), (599, 1.0), (600, 0.0), (2000, 0.0))
 
 
+def sized(name, size, *, floor=200, cap=2000, baseline=None, **more):
+    """A guest that has its size; sizes in MiB."""
+    own = size * MIB
+    usual = {
+        "state": GuestState.FRESH,
+        "target_bytes": own,
+        "actual_bytes": own,
+        "charge_bytes": own,
+        "interval_s": 1.0,
+    }
+    return GuestSnapshot(
+        name=name, floor_bytes=floor * MIB, cap_bytes=cap * MIB, baseline_bytes=(baseline or size) * MIB,
+        **usual | more,
+    )  # fmt: skip
+
+
 def guest(name, curve=None, *, size=500, rate=10_000, misses=None, state=GuestState.FRESH, floor=200, cap=2000, **more):
     ratio = 0.5
     if misses is not None:
         ratio = misses / rate
     elif curve is not None:
         ratio = float(np.interp(size * MIB, curve.sizes_bytes, curve.miss_ratio))
-    return GuestSnapshot(
-        name=name,
-        state=state,
-        target_bytes=size * MIB,
-        actual_bytes=size * MIB,
-        charge_bytes=size * MIB,
-        floor_bytes=floor * MIB,
-        cap_bytes=cap * MIB,
-        baseline_bytes=size * MIB,
-        hits=round(rate * (1 - ratio)),
-        misses=round(rate * ratio),
-        interval_s=1.0,
-        curve=curve,
-        **more,
-    )
+    more |= {"hits": round(rate * (1 - ratio)), "misses": round(rate * ratio)}
+    return sized(name, size, floor=floor, cap=cap, curve=curve, state=state, **more)
 
 
-def snapshot(*guests, budget=None, carry=None):
+def snapshot(*guests, budget=None, **more):
     budget = budget or sum(one.target_bytes for one in guests) // MIB
-    return Snapshot(cycle=1, time_s=1.0, budget_bytes=budget * MIB, interval_s=1.0, guests=guests, carry=carry)
+    usual = {"cycle": 1, "time_s": 1.0, "interval_s": 1.0}
+    return Snapshot(budget_bytes=budget * MIB, guests=guests, **usual | more)
 
 
 def targets(decision):

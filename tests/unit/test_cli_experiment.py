@@ -57,6 +57,7 @@ def test_only_some_arms():
         (("run", "/nowhere/x.toml"), "no such file"),
         (("run", SMOKE, "--scale", "0"), "not above 0"),
         (("run", SMOKE, "--scale", "1/100"), "at scale 1/100"),
+        (("run", SMOKE, "--out", "x" * 300), "File name too long"),
         (("run", SMOKE, "--arms", "none"), "no arm is called 'none'"),
         (("run", SMOKE, "--arms", "rule"), "the reference arm 'static' is left out"),
         (("resume", "/nowhere"), "holds no experiment"),
@@ -215,7 +216,7 @@ def test_a_closed_terminal_interrupts_unless_that_is_to_be_ignored(monkeypatch, 
         signal.signal(sent, before)
 
 
-@pytest.mark.parametrize("scale", ["quarter", "1/0"])
+@pytest.mark.parametrize("scale", ["quarter", "1/0", "1e999999999"])
 def test_a_scale_is_a_fraction(scale):
     result = invoke("run", SMOKE, "--scale", scale, "--dry-run")
     assert result.exit_code == 2

@@ -123,6 +123,8 @@ def test_what_was_built_by_flags_stays_until_its_sources_change(beside):
         (["--package", "--x"], "--package: '--x' is not the name of a Debian package"),
         (["--file", "init.sh"], "--file: 'init.sh' names no place in the guest"),
         (["--file", "none:/etc/x"], "none: No such file"),
+        (["--file", "none:/etc/x"], "relative paths are relative to the current directory"),
+        (["--file", "init.sh:/x", "--file", "lab.toml:/x"], "--file: /x is named twice"),
         (["--prepare", "none.sh"], "--prepare: "),
         (["--kernel", "a,b"], "--kernel: 'a,b' is no kernel"),
         (["--kernel", "init.sh,b,c"], "init.sh is not a kernel that can be booted"),

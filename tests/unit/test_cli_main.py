@@ -102,6 +102,13 @@ def test_every_error_of_a_group_is_shown(failing):
     assert result.stderr == "error: one\nerror: two\n"
 
 
+def test_what_an_error_quotes_does_nothing_to_a_terminal(failing):
+    output = failing(ConfigError("\x1b[2J\u202e: unknown key\nand " + "x" * 5000, hint="\x07")).output
+    lines = output.splitlines()
+    assert lines[0] == "error: ?[2J?: unknown key"
+    assert (len(lines[1]), lines[2]) == (cli.SHOWN_CHARS, "hint: ?")
+
+
 def test_debug_shows_where_an_error_comes_from(failing):
     result = failing(HostError("x"), "--debug")
     assert isinstance(result.exception, HostError)

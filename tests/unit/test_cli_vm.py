@@ -8,7 +8,8 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from qmpalloc.cli import main
+from qmpalloc.channel.command import OUTPUT_MAX_BYTES
+from qmpalloc.cli import main, vm_exec
 from qmpalloc.qemu import image, rundir
 from qmpalloc.qemu.recipe import Variant
 from qmpalloc.qemu.rundir import GuestRecord
@@ -206,6 +207,31 @@ def test_files_are_copied_in_and_out_with_their_names_and_modes(cloud, tmp_path)
     assert (back / "tool").read_bytes() == b"\0\1tool"
 
 
+def test_a_large_file_is_copied_whole(cloud, tmp_path):
+    inside, back = tmp_path / "inside", tmp_path / "back"
+    inside.write_bytes(b"x" * (OUTPUT_MAX_BYTES + 1))
+    assert invoke("vm", "cp", f"cloud:{inside}", back, "--config", cloud).exit_code == 0
+    assert back.stat().st_size == OUTPUT_MAX_BYTES + 1
+
+
+def test_what_is_copied_to_a_link_or_a_pipe_leaves_it_there(cloud, tmp_path):
+    inside, file, link, pipe = (tmp_path / name for name in ("inside", "file", "link", "pipe"))
+    inside.write_bytes(b"inside")
+    link.symlink_to(file)
+    os.mkfifo(pipe)
+    assert invoke("vm", "cp", f"cloud:{inside}", link, "--config", cloud).exit_code == 0
+    assert (link.is_symlink(), file.read_bytes()) == (True, b"inside")
+    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        assert invoke("vm", "cp", f"cloud:{inside}", pipe, "--config", cloud).exit_code == 0
+        assert (pipe.is_fifo(), reader.read()) == (True, b"inside")
+
+
+def test_a_device_without_end_is_not_copied(cloud, tmp_path, monkeypatch):
+    monkeypatch.setattr(vm_exec, "COPY_MAX_BYTES", 4096)
+    done = invoke("vm", "cp", "/dev/zero", f"cloud:{tmp_path}/zero", "--config", cloud)
+    assert (done.exit_code, "/dev/zero is larger than" in done.output) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -214,6 +240,7 @@ def test_files_are_copied_in_and_out_with_their_names_and_modes(cloud, tmp_path)
         (["cp", "cloud:a", "b"], "cloud:a: the path in a guest is absolute"),
         (["cp", "no-such-file", "cloud:/b"], "no-such-file cannot be read: No such file"),
         (["cp", "cloud:/no/such/file", "b"], "/no/such/file"),
+        (["cp", "cloud:/etc/hostname", "b" * 300], " cannot be written: File name too long"),
         (["exec", "other", "--", "true"], "no guest is called 'other'"),
     ],
 )

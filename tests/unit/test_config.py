@@ -168,7 +168,12 @@ def test_a_guest_that_we_start_has_its_sockets_in_the_run_directory():
         (("[host]", "[policy]\nname = 3\n[host]"), "policy.name", "must be text"),
         (("[host]", "host"), "", "not valid TOML"),
         (("[host]", "a = " + "[" * 9999), "", "nested too deeply"),
-        (("web.qmp", r"web\u0000"), "guest[0].monitor", "is no path"),
+        (("web.qmp", r"web\u0000"), "guest[0].monitor", "holds a NUL"),
+        (
+            ('name = "db"', 'name = "db"\nweight = 1.0\nchannel = ["ssh", "a\\u0000"]'),
+            "guest[1].channel[1]",
+            "holds a NUL",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_file_key_and_hint(change, key, says):

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from reuse_times import ReuseTimes
 
 from qmpalloc.curves.keys import KeyTable, in_sample
 from qmpalloc.curves.measurement import anchored
 from qmpalloc.curves.multigen import MultiGenerational
 from qmpalloc.curves.replacement import Fifo, Lru
-from qmpalloc.curves.reuse import ReuseDistances, ReuseTimes
+from qmpalloc.curves.reuse import ReuseDistances
 from qmpalloc.curves.simulation import POLICIES, Simulations
 from qmpalloc.curves.split import best_split
 from qmpalloc.curves.two_list import TwoList

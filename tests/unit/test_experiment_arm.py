@@ -66,7 +66,7 @@ class FakeLoad:
         await trio.lowlevel.checkpoint()
 
     async def outputs(self):
-        await trio.lowlevel.checkpoint()
+        await trio.sleep_forever() if self.name == self.bench.silent else await trio.lowlevel.checkpoint()
         return self.bench.outputs
 
     async def series(self):
@@ -103,7 +103,7 @@ class Bench:
 
     def __init__(self, monkeypatch, directory, run_dir):
         self.clock = None
-        self.busy, self.hung, self.dies_in = {}, set(), None
+        self.busy, self.hung, self.dies_in, self.silent = {}, set(), None, None
         self.controller = None
         self.boots = 0
         self.said, self.states, self.outputs, self.series = [], [], {}, {}
@@ -257,6 +257,13 @@ async def test_one_load_that_hangs_ends_the_run_also_when_the_others_go_on(bench
     assert "guest g2: its load has come no further" in outcome.failed
     assert outcome.load_s is None
     assert bench.clock.trials * SMOKE.interval == pytest.approx(120, abs=10)
+
+
+async def test_what_a_guest_printed_does_not_wait_for_another_guest(bench, autojump_clock):
+    bench.outputs, bench.silent = {"phase1": b"rate 10"}, "g1"
+    await bench.run()
+    kept = [path.name for path in bench.directory.path.glob("output-*")]
+    assert kept == ["output-g2-phase1.txt"]
 
 
 async def test_a_load_that_dies_ends_the_run_and_the_consoles_are_kept(bench, autojump_clock):

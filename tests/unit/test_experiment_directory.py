@@ -7,7 +7,7 @@ import pytest
 
 from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.spec import parsing
-from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.spec.plan import ArmRun, planned
 from qmpalloc.experiment.store.directory import ExperimentDirectory, chosen
 from qmpalloc.experiment.store.records import DiskCalibration, Manifest, Outcome, Reading
 
@@ -92,6 +92,43 @@ def test_a_failed_run_that_was_set_aside_is_no_outcome(directory):
     run.write_outcome(outcome("static", 1, failed="it died"))
     run.begin()
     assert directory.outcomes() == {}
+
+
+def test_an_arm_may_be_called_as_what_is_set_aside(tmp_path):
+    text = SMOKE.read_text().replace('name = "rule"', 'name = "static.set-aside1"')
+    specification = parsing.parse(text, file=tmp_path / "x.toml")
+    directory = ExperimentDirectory.create(tmp_path / "out", specification, manifest(arms=()), text)
+    for name in ("static", "static.set-aside1"):
+        run = directory.run(ArmRun(1, name))
+        run.begin()
+        run.write_outcome(outcome(name, 1))
+    assert len(directory.outcomes()) == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b'{"arm": 1}'])
+def test_a_run_of_which_the_outcome_cannot_be_read_is_run_again(directory, data):
+    run = directory.run(ArmRun(1, "static"))
+    run.begin()
+    (run.path / "outcome.json").write_bytes(data)
+    assert directory.left() == planned(directory.specification)
+
+
+@pytest.mark.parametrize("name", ["readings.jsonl", "load-g2.json"])
+def test_a_run_that_was_spoilt_after_its_end_is_run_again(directory, name):
+    run = directory.run(ArmRun(1, "static"))
+    run.begin()
+    run.write_outcome(outcome("static", 1))
+    assert ArmRun(1, "static") not in directory.left()
+    (run.path / name).write_bytes(b"\xff\n")
+    assert directory.left() == planned(directory.specification)
+
+
+@pytest.mark.parametrize("scale", ["1/0", "x", "1e9", "-1", "0"])
+def test_a_scale_that_is_none_is_named(directory, scale):
+    file = directory.path / "manifest.json"
+    file.write_text(file.read_text().replace('"1/2"', f'"{scale}"'))
+    with pytest.raises(ConfigError, match=r"manifest\.json: cannot be used"):
+        ExperimentDirectory.open_existing(directory.path)
 
 
 def test_readings_come_back_and_a_cut_off_last_line_is_left_out(directory):
@@ -190,7 +227,8 @@ def test_a_policy_beside_the_file_is_kept_and_goes_with_the_directory(tmp_path, 
     [
         (1, ("rule", "none"), "no arm is called 'none'"),
         (1, ("rule",), "the reference arm 'static' is left out"),
-        (0, (), "must be at least 1"),
+        (0, (), "must be from 1 to 1000"),
+        (10**9, (), "must be from 1 to 1000"),
     ],
 )
 def test_a_choice_that_is_no_experiment_is_refused(repeats, arms, message):

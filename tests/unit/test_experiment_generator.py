@@ -215,7 +215,7 @@ def start(tmp_path, file, program):
         for number, phase in enumerate(phases):
             trace = tmp_path / f"trace{number}"
             trace.write_bytes(array("I", phase["pages"]).tobytes())
-            defaults = {"name": f"p{number}", "file": str(file), "readahead": False, "rate": 0.0, "laps": 1,
+            defaults = {"name": f"p{number}", "file": str(file), "readahead": False, "rate": 0.0,
                         "duration": 0.0}  # fmt: skip
             described.append(defaults | {k: v for k, v in phase.items() if k != "pages"} | {"trace": str(trace)})
         plan = {"progress": str(tmp_path / "progress"), "go": str(tmp_path / "go"), "phases": described}
@@ -258,12 +258,6 @@ def test_phases_run_one_after_the_other(tmp_path, start, progress):
     assert first.started_s + first.seconds <= second.started_s <= found.monotonic_s
     assert second.seconds >= 0.09
     assert sorted(path.name for path in tmp_path.iterdir()) == ["go", "load.dat", "plan", "progress"]
-
-
-def test_references_can_be_read_again_and_again(start, progress):
-    process = start({"pages": [1, 2, 3] * 400, "laps": 5}, {"pages": [4] * 10})
-    assert process.wait(30) == 0
-    assert [phase.reads for phase in progress().phases] == [6000, 10]
 
 
 def test_it_waits_for_the_go_file(tmp_path, start, progress):

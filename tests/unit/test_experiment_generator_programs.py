@@ -3,9 +3,11 @@
 import json
 import os
 import pwd
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -19,6 +21,10 @@ from qmpalloc.experiment.store.records import LoadProgress, ProgramPace
 
 ROOT = pwd.getpwuid(os.getuid()).pw_name
 RATE = Metric(name="rate", unit="1/s", better="higher", pattern=r"rate ([-+0-9.,a-z]+)")
+
+
+def in_file(path):
+    return Metric(name="a", unit="1", better="higher", json={"file": "out.json", "path": path})
 
 
 class Guest:
@@ -45,8 +51,8 @@ class Guest:
         return self
 
     def _generate(self, *words):
-        plan = {"progress": str(self.path / "progress"), "go": str(self.path / "go"), "phases": self.phases}
-        (self.path / "plan").write_text(json.dumps(plan))
+        files = {name: str(self.path / name) for name in ("progress", "go", "step_pid")}
+        (self.path / "plan").write_text(json.dumps({**files, "phases": self.phases}))
         return subprocess.run(
             [sys.executable, self._program, *words, self.path / "plan"], check=False, capture_output=True, timeout=50
         )
@@ -103,6 +109,12 @@ def test_each_value_of_a_series_is_kept_with_its_time(guest):
     assert 0 <= seconds[0] <= seconds[1] - 0.3 <= seconds[2] - 0.3 < 20
 
 
+def test_times_of_a_series_are_since_its_own_program_began(guest):
+    every = msgspec.structs.replace(RATE, name="every", series=True)
+    guest.program("sleep 4").program("echo rate 10", every).run()
+    assert guest.series(1)[0][1] < 4
+
+
 def test_a_series_is_kept_of_a_program_that_failed(guest):
     every = msgspec.structs.replace(RATE, name="every", series=True)
     found = guest.program("echo rate 10; exit 3", every).run()
@@ -122,6 +134,13 @@ def test_a_long_series_becomes_coarser_and_loses_nothing(monkeypatch):
     assert [matches for _, _, matches in points] == [16] * 6 + [4]
     assert sum(mean * matches for _, mean, matches in points) == pytest.approx(sum(range(100)))
     assert [seconds for seconds, _, _ in points] == [16, 32, 48, 64, 80, 96, 100]
+
+
+def test_values_that_are_written_over_each_other_are_lines_of_their_own(guest):
+    every = msgspec.structs.replace(RATE, series=True)
+    script = "for i in $(seq 20); do head -c 5000 /dev/zero | tr '\\0' x; printf 'rate %d\\r' $i; done"
+    (phase,) = guest.program(script, every).run().phases
+    assert (phase.metrics["rate"].count, phase.metrics["rate"].last) == (20, 20)
 
 
 def test_groups_have_names_where_there_are_several(guest):
@@ -232,6 +251,7 @@ def test_environment_and_directory(guest):
         ("sleep 60", {"timeout": 0.3}, "phase[0].command: sh has not ended after 0.3 s"),
         ("echo nothing of it", {}, "metric[0].pattern: matches nothing in 14 bytes of output, which end with: nothing"),
         ("echo rate nan", {}, "metric[0].pattern: the value is nan"),
+        ("echo rate 1e290", {}, "metric[0].pattern: the value is 1e+290, which cannot be compared"),
         ("echo rate inf", {}, "metric[0].pattern: the value is inf"),
         ("echo rate fast", {}, "metric[0].pattern: 'fast' is no number"),
         ("sleep 60", {"duration": 0.3}, "metric[0].pattern: matches nothing in 0 bytes of output"),
@@ -242,6 +262,38 @@ def test_what_fails_is_told_with_its_key(guest, script, changed, says):
     found = guest.program(script, RATE, **changed).run()
     assert says in found.error
     assert not found.finished
+
+
+def test_what_is_not_there_is_told_apart(guest):
+    guest.program("true", command=["./x"])
+    script = guest.path / "directory0" / "x"
+    script.write_bytes(b"#!/bin/sh\r\necho\r\n")
+    script.chmod(0o755)
+    assert "[0].command: ./x is there, but not what its first line names" in guest.run().error
+    guest.program("true")
+    (guest.path / "directory1").rmdir()
+    script.write_text("#!/bin/sh\n")
+    assert "[1].command: its directory, " in guest.run().error
+
+
+def test_why_it_failed_is_of_a_length_that_the_host_reads(guest):
+    assert len(guest.program("true", command=["x" * 100_000]).run().error) < 5000
+
+
+def test_a_pattern_that_would_never_end_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "LOOK_S", 0.1)
+    plan = msgspec.to_builtins(msgspec.structs.replace(RATE, pattern="((a+)+)b"))
+    gauges = [output.Gauge(msgspec.to_builtins(RATE), "m[0]"), output.Gauge(plan, "m[1]")]
+    kept = output.Output(None, gauges, key="command")
+    with pytest.raises(GaveUpError, match=r"m\[1\].pattern: has not come to an end .*\(a\+\)\+"):
+        kept.add(b"a" * 60 + b"\n")
+    kept.close()
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+
+
+def test_a_pattern_that_this_python_does_not_know_is_told(guest):
+    found = guest.program("true", msgspec.structs.replace(RATE, pattern="(")).run()
+    assert "guest[0].phase[0].metric[0].pattern: Python 3" in found.error
 
 
 def test_a_unit_that_changes_is_no_value(guest):
@@ -263,18 +315,55 @@ def test_a_unit_that_changes_is_no_value(guest):
     ],
 )
 def test_a_file_without_the_value_is_told(guest, content, says):
-    metric = Metric(name="a", unit="1", better="higher", json={"file": "out.json", "path": "a.1"})
-    guest.program("true", metric)
+    guest.program("test ! -e said || cp said out.json", in_file("a.1"))
     if content is not None:
-        (guest.path / "directory0" / "out.json").write_text(content)
+        (guest.path / "directory0" / "said").write_text(content)
     assert f"guest[0].phase[0].metric[0].{says}" in guest.run().error
+
+
+def test_a_key_may_have_dots(guest):
+    script = """echo '{"jobs": [{"percentile": {"99.0": 1, "99.000000": 7}}]}' > out.json"""
+    (phase,) = guest.program(script, in_file("jobs.0.percentile.99.000000")).run().phases
+    assert phase.metrics["a"].last == 7
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("mkfifo out.json", "is not a file"),
+        ("mkdir out.json", "is not a file"),
+        ("head -c 17000000 /dev/zero > out.json", "is longer than 16 MiB"),
+    ],
+)
+def test_what_is_no_file_to_be_read_is_told(guest, script, says):
+    assert guest.program(script, in_file("a")).run().error.endswith(f"metric[0].json.file: out.json {says}")
+
+
+def test_a_file_that_was_there_before_is_not_the_programs(guest):
+    guest.program("true", in_file("a"))
+    (guest.path / "directory0" / "out.json").write_text('{"a": 1}')
+    assert guest.run().error.endswith("json.file: out.json was there before, and the program has not written it")
+    guest.phases[0]["command"] = ["sh", "-c", """echo '{"a": 2}' > out.json"""]
+    (phase,) = guest.run().phases
+    assert phase.metrics["a"].last == 2
+
+
+def test_a_step_is_ended_with_all_that_it_has_started(guest):
+    guest.program("true", setup=["sh", "-c", "echo $$ > pid; sleep 100"])
+    with ThreadPoolExecutor() as pool:
+        preparing = pool.submit(guest.prepare, "setup")
+        pid = guest.path / "directory0" / "pid"
+        while not (pid.is_file() and pid.read_text()):
+            time.sleep(0.05)
+        os.kill(int((guest.path / "step_pid").read_text()), signal.SIGTERM)
+        assert preparing.result() == (1, f"stopped by signal {signal.SIGTERM:d}\n")
+    assert not Path("/proc", pid.read_text().strip()).exists()
 
 
 def test_a_program_is_run_once_to_see_how_it_goes(guest):
     every = msgspec.structs.replace(RATE, name="every", series=True)
-    json_metric = Metric(name="a", unit="1", better="higher", json={"file": "out.json", "path": "a"})
     script = "cat warm; echo rate 10; echo rate 20; while :; do sleep 0.05; done"
-    guest.program("true").program(script, RATE, every, json_metric, warm_up=["sh", "-c", "echo rate 5 > warm"])
+    guest.program("true").program(script, RATE, every, in_file("a"), warm_up=["sh", "-c", "echo rate 5 > warm"])
     code, said, _ = guest.once(1, 0.5, "--warm-up")
     pace = msgspec.json.decode(said, type=ProgramPace)
     assert (code, pace.metrics) == (0, {"rate": 20.0, "every": 35 / 3})  # the file was not written
@@ -290,7 +379,9 @@ def test_it_is_run_cold_when_all_caches_are_dropped(guest, monkeypatch):
     order = []
     monkeypatch.setattr(main, "drop_caches", lambda: order.append("drop"))
     monkeypatch.setattr(program.Program, "once", lambda _, seconds: order.append(seconds))
-    (guest.path / "plan").write_text(json.dumps({"phases": guest.program("true").phases}))
+    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    plan = {"phases": guest.program("true").phases, "step_pid": str(guest.path / "step_pid")}
+    (guest.path / "plan").write_text(json.dumps(plan))
     monkeypatch.setattr(sys, "argv", ["generator", "once", str(guest.path / "plan"), "0", "2.5", "--cold"])
     assert main.main() == 0
     assert order == ["drop", 2.5]

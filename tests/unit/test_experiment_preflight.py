@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from msgspec import structs
 
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment.run import preflight as module
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.preflight import check_room, preflight
 from qmpalloc.experiment.spec import parsing
+from qmpalloc.experiment.spec.attached import Attach, Start
 from qmpalloc.model import HostMemory
 from qmpalloc.qemu.data_disk import data_disk_dir
 from qmpalloc.units import GIB, MIB
@@ -74,8 +76,10 @@ def test_what_is_made_already_needs_no_room(host, monkeypatch):
     check_room(config)
 
 
-def test_a_long_name_for_temporary_files_is_refused(host, monkeypatch):
+@pytest.mark.parametrize("attach", [None, Attach(monitor="/m", second_monitor="/n", agent="/a")])
+def test_a_long_name_for_temporary_files_is_refused(host, monkeypatch, attach):
+    guest = structs.replace(X2.guests[0], attach=attach, start=Start(command=("true",)) if attach else None)
     monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "long" * 20)
     with pytest.raises(HostError, match="longer than the path of a Unix socket") as caught:
-        preflight(X2)
+        preflight(structs.replace(X2, guests=(guest,)))
     assert "TMPDIR" in caught.value.hint

@@ -163,6 +163,11 @@ pattern = "took (.*)"
         (('command = ["sleep", "20"]', 'command = "sleep 20"'), "guest[1].phase[0].command", "must be a list"),
         (('["sleep", "20"]', '["", "20"]'), "guest[1].phase[0].command", "is no command"),
         (('["sleep", "20"]', '["sl\\u0000eep"]'), "guest[1].phase[0].command", "NUL"),
+        (('WHO = "{guest}"', '"A\\u0000" = "x"'), f"{WORK}.environment", "NUL"),
+        (('duration = "20s"', 'duration = "20s"\ncopy = ["a\\u0000"]'), f"{WORK}.copy[0]", "NUL"),
+        (('duration = "20s"', 'duration = "20s"\nuser = ""'), f"{WORK}.user", "is empty"),
+        (("'latency ([0-9]+)'", "'(x{99999999999999999999})'"), f"{WORK}.metric[1].pattern", "too large"),
+        (("'latency ([0-9]+)'", f"'{'(' * 3000}'"), f"{WORK}.metric[1].pattern", "not a regular expression"),
         (('["sleep", "20"]', '["sleep", "20"]\nreads = 5'), "guest[1].phase[0].reads", "beside a command"),
         (('["sleep", "20"]', '["sleep", "20"]\naccess = 5'), "guest[1].phase[0].access", "beside a command"),
         (('["sleep", "20"]', '["sleep", "20"]\nwarmup = []'), "guest[1].phase[0].warmup", "did you mean warm_up?"),
@@ -208,6 +213,14 @@ def test_a_mistake_is_named_with_file_key_and_hint(change, key, says):
         parsed(text)
     assert f"/somewhere/try.toml: {key}" in str(caught.value)
     assert says in str(caught.value)
+
+
+def test_no_two_outputs_are_kept_under_one_name():
+    text = TEXT.replace('name = "reads"', 'name = "x-idle"').replace('name = "B"', 'name = "A-x"')
+    with pytest.raises(
+        ConfigError, match=r"guest\[1\]\.phase\[0\]\.name: its output .* guest\[0\]\.phase\[0\], A-x-idle"
+    ):
+        parsed(text)
 
 
 def test_what_is_copied_has_to_go_through_an_agent(tmp_path):
@@ -494,10 +507,25 @@ def test_what_programs_bring_is_kept_with_the_experiment(tmp_path):
         name="try", file=spec.file, scale="1", arms=("static", "other"), repeats=2, command="", created_wall=1e9,
         accelerator={}, images={}, versions={}, host={}, footprints={},
     )  # fmt: skip
-    ExperimentDirectory.create(tmp_path / "out", spec, manifest, text)
-    (tmp_path / "own" / "work.py").unlink()
+    made = ExperimentDirectory.create(tmp_path / "out", spec, manifest, text).specification
+    (tmp_path / "own" / "work.py").unlink()  # changed meanwhile, it would go into some of the runs only
     kept = ExperimentDirectory.open_existing(tmp_path / "out").specification
+    assert made.file == kept.file
     assert (Path(kept.file).parent / kept.guests[1].phases[1].copy[0]).read_text() == "print('rate 1')"
+
+
+def test_sockets_and_commands_of_the_host_stay_where_they_were(tmp_path):
+    (tmp_path / "work.py").write_text("")
+    text = TEXT.replace('duration = "20s"', 'duration = "20s"\ncopy = ["work.py"]')
+    text = text.replace('name = "B"', 'name = "B"\nattach = { monitor = "m", second_monitor = "n", agent = "a" }')
+    spec = parsed(text, tmp_path / "try.toml")
+    manifest = Manifest(
+        name="try", file=spec.file, scale="1", arms=("static", "other"), repeats=2, command="", created_wall=1e9,
+        accelerator={}, images={}, versions={}, host={}, footprints={},
+    )  # fmt: skip
+    ExperimentDirectory.create(tmp_path / "out", spec, manifest, text)
+    kept = ExperimentDirectory.open_existing(tmp_path / "out").specification
+    assert (kept.home, kept.guests[1].attach.monitor) == (str(tmp_path), str(tmp_path / "m"))
 
 
 def test_a_metric_without_a_pattern_or_a_file_says_so():

@@ -400,6 +400,16 @@ def test_any_text_stays_in_its_cell(cells):
     }  # fmt: skip
 
 
+def test_a_line_of_a_cell_ends_between_figures_and_not_in_one():
+    cells = ("mean (s)", "342.2 s (339.6 s to 344.0 s); ratio 1.01 (0.96 to 1.06)")
+    page = html(document([markdown_table("t", ("", "static"), [cells])]), title="t", picture=lambda file: b"")
+    told = re.search(r'<td style="text-align:right">(.*)</td>', page)[1]
+    assert [part.replace("\xa0", " ") for part in told.split(" ")] == [
+        "342.2 s", "(339.6 s to 344.0 s);", "ratio 1.01", "(0.96 to 1.06)",
+    ]  # fmt: skip
+    assert "<td>mean (s)</td>" in page
+
+
 def test_markup_is_escaped_in_markdown():
     assert escaped("a_b|c\n# `d` <e> [f](g)") == r"a\_b\|c \# \`d\` \<e\> \[f\](g)"
     assert picture("figures/x.svg", "title", "text") == "![title](figures/x.svg)\n\n*title.* text"

@@ -86,7 +86,8 @@ def test_what_cannot_be_written_whole_leaves_the_old_and_no_scratch_file(tmp_pat
 
     files.write_whole(tmp_path / "x", b"old")
     monkeypatch.setattr(files.os, "replace", refuse)
-    with pytest.raises(HostError, match="x cannot be written: No space left"):
+    with pytest.raises(HostError, match="x cannot be written: No space left") as caught:
         files.write_whole(tmp_path / "x", b"new")
+    assert "make room" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_bytes() == b"old"

@@ -48,6 +48,7 @@ def test_a_sample_is_believed_less_a_standard_deviation_and_never_beyond_what_th
     found = idle_memory(sample(ages(mapped=oldest(100), file=oldest(10_000))))
     assert found.unread == (90 * EACH,) * 9
     assert found.read == (200 * MIB,) * 9
+    assert idle_memory(sample(ages(mapped=(2**63 - 1, *NONE[1:])))).hot_pages == 1024 * MIB // PAGE_BYTES
 
 
 @pytest.mark.parametrize(("lru", "reads_touch"), [("lru_gen", False), ("two_list", True), (None, True)])

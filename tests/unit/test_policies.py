@@ -3,13 +3,15 @@
 import sys
 from contextlib import suppress
 
+import made_up_guests
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_guests import sized, targets
 from msgspec import structs
 
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Decision, GuestSnapshot, GuestState, Limiter, Snapshot, hold
+from qmpalloc.model import Decision, GuestState, Limiter, hold
 from qmpalloc.policy import NAMES, load
 from qmpalloc.policy.paper import PaperPolicy
 from qmpalloc.units import MIB
@@ -18,31 +20,26 @@ STEP = 100 * MIB
 
 
 def guest(name, hits=0, misses=0, size=1000, *, target=None, floor=200, cap=4000, state=GuestState.FRESH):
-    return GuestSnapshot(
-        name=name,
+    target_bytes = (target or size) * MIB
+    return sized(
+        name,
+        size,
+        floor=floor,
+        cap=cap,
+        baseline=1000,
         state=state,
-        target_bytes=(target or size) * MIB,
-        actual_bytes=size * MIB,
-        charge_bytes=size * MIB,
-        floor_bytes=floor * MIB,
-        cap_bytes=cap * MIB,
-        baseline_bytes=1000 * MIB,
         hits=hits,
         misses=misses,
-        interval_s=1.0,
+        target_bytes=target_bytes,
     )
 
 
-def snapshot(*guests, budget=10_000):
-    return Snapshot(cycle=1, time_s=1.0, budget_bytes=budget * MIB, interval_s=1.0, guests=guests)
+def snapshot(*guests):
+    return made_up_guests.snapshot(*guests, budget=10_000)
 
 
 def paper(**settings):
     return load("paper", {"step": "100MiB"} | settings)
-
-
-def targets(decision):
-    return [guest.target_bytes // MIB for guest in decision.guests]
 
 
 def test_e_is_hits_minus_misses_by_memory_size():

@@ -1,9 +1,11 @@
 """The policy ``curve`` squeezes a guest that is full of what nobody reads: once, with a reason, and gives back."""
 
+import made_up_guests
 import pytest
+from made_up_guests import sized
 from msgspec import structs
 
-from qmpalloc.model import Curve, GuestSnapshot, GuestState, Snapshot
+from qmpalloc.model import Curve, GuestState
 from qmpalloc.policy import load
 from qmpalloc.policy.curve.memory import recalled
 from qmpalloc.rules.limits import apply_limits
@@ -18,15 +20,14 @@ def curve(stale=0.0, *, steady=1_000_000, weak=("the load has changed",)):
 
 
 def guest(name, *, size=800, stale=0.0, misses=70_000, floor=200, state=GuestState.FRESH, frozen="", **more):
-    return GuestSnapshot(
-        name=name, state=state, target_bytes=size * MIB, actual_bytes=size * MIB, charge_bytes=size * MIB,
-        floor_bytes=floor * MIB, cap_bytes=2000 * MIB, baseline_bytes=800 * MIB, hits=100_000 - misses, misses=misses,
-        interval_s=10.0, curve=curve(stale, **more), frozen=frozen,
-    )  # fmt: skip
+    counts = {"hits": 100_000 - misses, "misses": misses, "interval_s": 10.0}
+    return sized(
+        name, size, floor=floor, baseline=800, state=state, curve=curve(stale, **more), frozen=frozen, **counts
+    )
 
 
 def snapshot(*guests, carry=None, time_s=10.0):
-    return Snapshot(cycle=1, time_s=time_s, budget_bytes=1600 * MIB, interval_s=10.0, guests=guests, carry=carry)
+    return made_up_guests.snapshot(*guests, budget=1600, time_s=time_s, interval_s=10.0, carry=carry)
 
 
 def decided(*guests, carry=None, time_s=10.0):

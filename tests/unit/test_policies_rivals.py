@@ -1,15 +1,17 @@
 """The published arithmetic of other systems' rules, by hand on small snapshots; and that all keep the limits."""
 
+import made_up_guests
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_guests import sized
 from msgspec import structs
 
 from qmpalloc.errors import ConfigError
 from qmpalloc.events import encoder
 from qmpalloc.idle import IdleMemory
-from qmpalloc.model import Decision, GuestSnapshot, GuestState, HostMemory, Limiter, Snapshot
+from qmpalloc.model import Decision, GuestState, HostMemory, Limiter
 from qmpalloc.policy import load
 from qmpalloc.policy.rivals import idle_tax, mom, proxmox, qemus, qubes
 from qmpalloc.policy.rivals.host import Seen, fitted, seen
@@ -23,44 +25,22 @@ RIVALS = ("proxmox", "mom", "qubes", "qemus", "idle-tax")
 def guest(name, *, size=600, held=None, used=100, floor=200, cap=1200, **more):
     """A guest of which `held` MiB are in use, cache included, and `used` MiB without it."""
     held = size if held is None else held
-    known = {
-        "memory": Memory(
-            total=size * MIB,
-            free=(size - held) * MIB,
-            available=(size - used) * MIB,
-            active_file=0,
-            inactive_file=max(0, held - used) * MIB,
-            shmem=0,
-            swap_total=0,
-            swap_free=0,
-        ),
-        "state": GuestState.FRESH,
-    }
-    return GuestSnapshot(
-        name=name,
-        target_bytes=size * MIB,
-        actual_bytes=size * MIB,
-        charge_bytes=size * MIB,
-        floor_bytes=floor * MIB,
-        cap_bytes=cap * MIB,
-        baseline_bytes=600 * MIB,
-        hits=1000,
-        misses=100,
-        interval_s=1.0,
-        **known | more,
+    memory = Memory(
+        total=size * MIB,
+        free=(size - held) * MIB,
+        available=(size - used) * MIB,
+        active_file=0,
+        inactive_file=max(0, held - used) * MIB,
+        shmem=0,
+        swap_total=0,
+        swap_free=0,
     )
+    known = {"memory": memory, "hits": 1000, "misses": 100}
+    return sized(name, size, floor=floor, cap=cap, baseline=600, **known | more)
 
 
-def snapshot(*guests, budget=1200, carry=None, host=None, interval_s=1.0):
-    return Snapshot(
-        cycle=1,
-        time_s=1.0,
-        budget_bytes=budget * MIB,
-        interval_s=interval_s,
-        guests=guests,
-        host=host,
-        carry=carry,
-    )
+def snapshot(*guests, budget=1200, **more):
+    return made_up_guests.snapshot(*guests, budget=budget, **more)
 
 
 def decide(name, *guests, **more):

@@ -35,6 +35,29 @@ def test_lines_are_handed_on_as_they_come():
     assert (output, lines) == ("a\nb\n", ["a", "b"])
 
 
+def test_what_a_program_leaves_running_does_not_hold_it_up():
+    pid = host.run(["sh", "-c", "sleep 1000 & echo $!"], what="forking").strip()
+    deadline_s = time.monotonic() + 30
+    while _state(pid) not in {"", "Z"}:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def _state(pid):
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def test_output_without_end_is_not_kept(monkeypatch):
+    monkeypatch.setattr(host, "KEPT_LINES", 3)
+    monkeypatch.setattr(host, "LINE_CHARS", 100)
+    seen = []
+    last = host.run(["sh", "-c", "head -c 1000 /dev/zero | tr '\\0' x; echo"], what="printing", on_line=seen.append)
+    assert (len(seen), last) == (11, "x" * 200 + "\n")
+
+
 def test_no_room(tmp_path):
     with pytest.raises(HostError, match=r"has .* free, 1.02e\+03T are needed|has .* free, 1024T are needed"):
         host.require_space(tmp_path, 1 << 50)

@@ -3,10 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_guests import sized
 from msgspec import structs
 
 from qmpalloc.errors import PolicyError
-from qmpalloc.model import Band, Curve, Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Promise, Snapshot
+from qmpalloc.model import Band, Curve, Decision, GuestDecision, GuestState, Limiter, Promise, Snapshot
 from qmpalloc.rules.budget import UNCONTROLLED
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.rules.step import TAKE_MIN_BYTES
@@ -14,19 +15,11 @@ from qmpalloc.units import MIB, Grid
 
 
 def guest(name, size=1000, *, floor=200, cap=4000, baseline=1000, state=GuestState.FRESH, actual=None):
-    return GuestSnapshot(
-        name=name,
-        state=state,
-        target_bytes=size * MIB,
-        actual_bytes=(actual or size) * MIB,
-        charge_bytes=max(size, actual or size) * MIB,
-        floor_bytes=floor * MIB,
-        cap_bytes=cap * MIB,
-        baseline_bytes=baseline * MIB,
-        hits=1,
-        misses=1,
-        interval_s=1.0,
-    )
+    actual_bytes = (actual or size) * MIB
+    return sized(
+        name, size, floor=floor, cap=cap, baseline=baseline, state=state, hits=1, misses=1,
+        actual_bytes=actual_bytes, charge_bytes=max(size * MIB, actual_bytes),
+    )  # fmt: skip
 
 
 def limited(guests, wishes, *, budget=10_000, dangers=None):

@@ -11,9 +11,11 @@ from qmpalloc.model import Decision, GuestDecision, Promise
 from qmpalloc.policy import load
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.rules.promises import KeepsPromises
+from qmpalloc.sample import Memory
 from qmpalloc.units import MIB
 
 WEAK = line((100, 1.0), (2000, 0.0), weak=("too few samples",), measured=0.5)
+GOOD = line((100, 1.0), (2000, 0.0), measured=0.5)
 LACKING = {"refaults": 3_000, "misses": 5_000}
 
 
@@ -136,6 +138,23 @@ def test_who_broke_a_promise_is_held_for_twice_as_long_each_time():
     assert held_s == [600, 1_200, 2_400]
 
 
+def test_what_it_has_had_free_ever_since_it_may_give_after_a_tenth_of_that_time():
+    run, free = Run(Lends()), {"memory": Memory(total=500 * MIB, free=300 * MIB)}
+    run.step()
+    run.step(faults=5_000)
+    for _ in range(11):
+        assert run.step(**free) == [500, 500]
+    assert run.step(**free) == [400, 600]
+    # That was wrong: for twice as long nothing is taken, nor for ten times that, as it has used all of it once.
+    run.step(faults=5_000)
+    used = {"memory": Memory(total=500 * MIB, free=32 * MIB)}
+    assert run.step(**used) == [500, 500]
+    began_s = run.time_s
+    while run.step(**free) == [500, 500]:
+        pass
+    assert run.time_s - began_s == 1_195
+
+
 def test_it_is_idle_again_when_its_programs_have_ended():
     run = Run(Lends())
     run.step(in_use_bytes=300 * MIB)
@@ -153,6 +172,23 @@ def test_under_another_load_a_curve_is_believed_again():
     assert run.step(a=with_load(1, 400, faults=60_000)) == [500, 500]
     assert run.step(a=with_load(1, 500)) == [500, 500]
     assert run.step(a=with_load(2, 500)) == [400, 600]
+
+
+def test_who_woke_is_held_at_rest_and_at_work_until_its_curve_is_good_or_for_a_tenth_of_that_time():
+    def reading(per_s, curve):
+        return guest("a", curve, size=run.sizes[0], rate=per_s)
+
+    run = Run(Lends())
+    run.step()
+    assert run.step(a=reading(10_000, GOOD)) == [500, 500]
+    assert run.step(a=reading(10_000, WEAK)) == [500, 500]
+    assert run.step(a=reading(9_000, GOOD)) == [400, 600]
+
+    run = Run(Lends())
+    run.step()
+    assert run.step(a=reading(10_000, GOOD)) == [500, 500]
+    assert [run.step(a=reading(10, GOOD)) for _ in range(100)] == 100 * [[500, 500]]
+    assert run.step(a=reading(10_000, WEAK)) == [400, 600]
 
 
 def test_a_debt_that_nobody_can_pay_stops_no_policy():

@@ -42,7 +42,7 @@ def oracle_share(results: Results, arm: str) -> OracleShare | None:
     if oracle is None:
         return None
     names = (results.specification.reference, arm, oracle)
-    runs = [{run.run.repeat: run for run in results.counted(name) if _finished(run)} for name in names]
+    runs = [{run.repeat: run for run in results.counted(name) if run.trials_to_finish is not None} for name in names]
     repeats = sorted(runs[0].keys() & runs[1].keys() & runs[2].keys())
     together = [[by_repeat[repeat] for repeat in repeats] for by_repeat in runs]
     return OracleShare(
@@ -67,10 +67,6 @@ def _late_misses(guest: GuestTrials) -> float:
     accesses = np.cumsum([0, *(row.accesses for row in guest.trials)])
     misses = np.cumsum([0, *(row.misses for row in guest.trials)])
     return float(misses[-1] - np.interp(accesses[-1] / 2, accesses, misses))
-
-
-def _finished(run: RunResult) -> bool:
-    return run.trials_to_finish is not None
 
 
 def _share(runs: list[list[RunResult]], value: Callable[[RunResult], float | None]) -> float | None:

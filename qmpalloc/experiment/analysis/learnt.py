@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import AnyEvent, Decided, Header
-from qmpalloc.experiment.analysis.results import GuestRun, Results, RunResult
+from qmpalloc.experiment.analysis.results import Results, RunResult
 from qmpalloc.experiment.analysis.trials import Trial
 from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.store.directory import ExperimentDirectory
@@ -123,6 +123,7 @@ def _stood_still(before: Trial | None, row: Trial) -> bool:
 def _of_run(run: RunResult, record: Iterable[AnyEvent]) -> list[LearntCurve]:
     """Return the last curve of each phase of a run. An earlier one may still be that of the phase before."""
     phases = {name: {row.trial: row.phase for row in guest.trials.trials} for name, guest in run.guests.items()}
+    names = {name: tuple(phase.name for phase in guest.phases) for name, guest in run.guests.items()}
     settings: Mapping[str, Any] = {}
     last: dict[tuple[str, str], LearntCurve] = {}
     for event in record:
@@ -133,36 +134,29 @@ def _of_run(run: RunResult, record: Iterable[AnyEvent]) -> list[LearntCurve]:
         bands = {verdict.name: verdict.band for verdict in event.decision.guests}
         for guest in event.snapshot.guests:
             phase = phases.get(guest.name, {}).get(event.snapshot.cycle, "")
-            known = last.get((guest.name, phase))
-            if not _is_one_phase(run.guests.get(guest.name), phase):
-                continue
-            if guest.curve is None and known is not None:
+            known, own = last.get((guest.name, phase)), names.get(guest.name, ())
+            if phase not in own or (guest.curve is None and known is not None):
                 continue
             last[guest.name, phase] = LearntCurve(
                 guest=guest.name,
                 phase=phase,
-                arm=run.run.arm,
-                repeat=run.run.repeat,
+                arm=run.arm,
+                repeat=run.repeat,
                 trial=event.snapshot.cycle,
                 curve=guest.curve,
                 band=bands.get(guest.name) or (known.band if known else None),
-                true=_true(settings, run.guests[guest.name], guest.name, phase, event.decision.carry),
+                true=_true(settings, guest.name, own.index(phase), len(own), event.decision.carry),
             )
     return list(last.values())
 
 
-def _is_one_phase(guest: GuestRun | None, phase: str) -> bool:
-    return guest is not None and any(each.name == phase for each in guest.phases)
-
-
 def _true(
-    settings: Mapping[str, Any], run: GuestRun, name: str, phase: str, carry: Any
+    settings: Mapping[str, Any], name: str, number: int, phases: int, carry: Any
 ) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
-    """Return the curve of a phase that a computed oracle was given, over sizes of the guest."""
-    number = next(index for index, each in enumerate(run.phases) if each.name == phase)
+    """Return the curve of a phase, of so many, that a computed oracle was given, over sizes of the guest."""
     try:
         curves = settings["curves"][name]
-        if len(curves) != len(run.phases):
+        if len(curves) != phases:
             return None  # given by a person, who need not have thought of phases
         curve = curves[number]
         overhead = carry["overhead"][name] if curve.get("sizes_of") == "cache" else 0

@@ -23,7 +23,7 @@ from qmpalloc.experiment.spec.plan import ArmRun, planned
 from qmpalloc.experiment.spec.program import Metric
 from qmpalloc.experiment.spec.schema import DISK_RATIOS, Arm, Guest, Specification
 from qmpalloc.experiment.store.directory import ExperimentDirectory
-from qmpalloc.experiment.store.records import DiskCalibration, Manifest, Outcome, Reading
+from qmpalloc.experiment.store.records import DiskCalibration, Manifest, Outcome, Reading, Service
 
 
 class GuestRun(Struct, frozen=True, kw_only=True):
@@ -91,10 +91,14 @@ class RunResult(ArmResult, frozen=True, kw_only=True):
         return self.outcome.controller_cpu_s / self.outcome.controller_wall_s
 
     @property
+    def services(self) -> tuple[Service, ...]:
+        """Service times of its guests, measured before the loads."""
+        return () if self.outcome is None else tuple(self.outcome.service.values())
+
+    @property
     def disk_ratio(self) -> float | None:
         """Service time of a miss over that of a hit, measured before the loads: geometric mean of the guests."""
-        services = self.outcome.service.values() if self.outcome is not None else ()
-        ratios = [service.ratio for service in services if service.hit_s > 0]
+        ratios = [service.ratio for service in self.services if service.hit_s > 0]
         return math.exp(math.fsum(map(math.log, ratios)) / len(ratios)) if ratios and min(ratios) > 0 else None
 
 
@@ -163,13 +167,13 @@ class Results(Struct, frozen=True, kw_only=True):
         return gain_of_all(self.metric_comparisons(arm), self._metric_pairs(arm), weights)
 
     def _metric_pairs(self, arm: str) -> list[tuple[MetricValues, MetricValues]]:
-        ours = {run.run.repeat: run.metric_values for run in self.counted(arm)}
-        theirs = {run.run.repeat: run.metric_values for run in self.counted(self.specification.reference)}
+        ours = {run.repeat: run.metric_values for run in self.counted(arm)}
+        theirs = {run.repeat: run.metric_values for run in self.counted(self.specification.reference)}
         return [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
 
     def counted(self, arm: str) -> list[RunResult]:
         """Return the runs of an arm that count, by repeat."""
-        return sorted((run for run in self.runs if run.run.arm == arm and run.counted), key=lambda each: each.run)
+        return sorted((run for run in self.runs if run.arm == arm and run.counted), key=lambda each: each.run)
 
     @property
     def failed(self) -> list[RunResult]:

@@ -152,9 +152,7 @@ def more_hits(ours: ArmResult, theirs: ArmResult) -> tuple[int, int]:
     return sum(mine > other for mine, other in pairs), len(pairs)
 
 
-def compare(
-    results: Iterable[ArmResult], arm: str, *, reference: str = "static", confidence: float = 0.95
-) -> Comparison:
+def compare(results: Iterable[ArmResult], arm: str, *, reference: str = "static") -> Comparison:
     """Return how `arm` did beside `reference`; failed runs are left out with the partner of their repeat."""
     by_run = {(result.arm, result.repeat): result for result in results if not result.failed}
     repeats = sorted(repeat for name, repeat in by_run if name == arm and (reference, repeat) in by_run)
@@ -164,7 +162,7 @@ def compare(
 
     def ratio_of(pairs: Iterable[tuple[ArmResult, ArmResult]], value: Value) -> Ratio | None:
         both = [(value(ours) or 0, value(theirs) or 0) for ours, theirs in pairs]
-        return ratio(both, confidence=confidence) if both and all(min(pair) > 0 for pair in both) else None
+        return ratio(both) if both and all(min(pair) > 0 for pair in both) else None
 
     return Comparison(
         arm=arm,

@@ -47,7 +47,11 @@ def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> lis
     written: list[Path] = []
     if figures:
         try:
-            pictures, written = draw(results, curves, place)
+            from qmpalloc.experiment.report.figures import draw_all
+
+            pictures, written = draw_all(results, curves, place, FIGURES)
+        except OSError as error:
+            raise HostError(f"{place / FIGURES} cannot be written: {error.strerror}") from error
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "matplotlib":
                 raise
@@ -64,21 +68,6 @@ def write_report(directory: ExperimentDirectory, *, figures: bool = True) -> lis
         write_whole(place / name, content.encode())
     write_json(place / "summary.json", summarise(results))
     return [*(place / name for name in (*texts, "summary.json")), *written]
-
-
-def draw(results: Results, curves: tuple[LearntCurve, ...], place: Path) -> tuple[tuple[str, ...], list[Path]]:
-    """Draw all figures there is something for into a directory of `place`; the first is the one to begin with, if any.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-        HostError: A file cannot be written.
-    """
-    from qmpalloc.experiment.report.figures import draw_all
-
-    try:
-        return draw_all(results, curves, place, FIGURES)
-    except OSError as error:
-        raise HostError(f"{place / FIGURES} cannot be written: {error.strerror}") from error
 
 
 def _title(results: Results) -> str:

@@ -31,10 +31,10 @@ TEXT_LIMIT = 1000
 
 def troubles(results: Results) -> Iterator[str]:
     """Yield the runs that failed, with their causes, and what is missing."""
-    failed = [f"{run.run.arm}, repeat {run.run.repeat}: {run.failed}" for run in results.failed]
+    failed = [f"{run.arm}, repeat {run.repeat}: {run.failed}" for run in results.failed]
     missing = [f"{run.arm}, repeat {run.repeat}: not run to its end" for run in results.missing]
     for run in (run for run in results.runs if run.counted):
-        missing += [f"{run.run.arm}, repeat {run.run.repeat}: {note}" for note in run.notes]
+        missing += [f"{run.arm}, repeat {run.repeat}: {note}" for note in run.notes]
     for title, items, none in (
         ("Failed runs", failed, "None."),
         ("What is incomplete", missing, "Nothing: every planned run ended, and no reading is missing."),

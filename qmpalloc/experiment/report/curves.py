@@ -74,12 +74,11 @@ def _gains(results: Results, oracle: str) -> Iterator[tuple[str, ...]]:
 
 def curves_table(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[str]:
     """Yield how far the curves were off that the arms with the policy ``curve`` had learnt."""
-    known = [each for each in curves if each.curve is not None and _policy(results, each) == "curve"]
-    if not known:
-        return
+    learners = [arm.name for arm in results.arms if arm.policy == "curve"]
     rows = []
-    for each in known:
-        assert each.curve is not None
+    for each in curves:
+        if each.curve is None or each.arm not in learners:
+            continue
         points = measured_points(results, each.guest, each.phase)
         rows.append(
             (
@@ -90,6 +89,8 @@ def curves_table(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[
                 str(sum(not point.early for point in points)),
             )
         )
+    if not rows:
+        return
     yield heading("How right the curves were")
     columns = ("Guest: phase, arm", "Trial", "Curve", "Mean error in miss ratio", "Trials compared")
     yield table("The curve last learnt of each phase, beside the trials of all arms", columns, rows, numbers=False)
@@ -98,10 +99,6 @@ def curves_table(results: Results, curves: tuple[LearntCurve, ...]) -> Iterator[
         "stood still, without the first two thirds of each phase, in which caches may fill. First reads of pages are "
         "in what is measured as well: they miss at any size."
     )
-
-
-def _policy(results: Results, curve: LearntCurve) -> str:
-    return next(arm.policy for arm in results.arms if arm.name == curve.arm)
 
 
 def _working_sets(guest: str, settling: Settling) -> float | None:

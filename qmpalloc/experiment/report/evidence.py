@@ -79,7 +79,7 @@ def disk(results: Results) -> Iterator[str]:
     rows = []
     for arm in results.arms_counted:
         runs = results.counted(arm.name)
-        services = [service for run in runs if run.outcome is not None for service in run.outcome.service.values()]
+        services = [service for run in runs for service in run.services]
         rows.append(
             (
                 arm.name,
@@ -135,8 +135,7 @@ def _warm_and_cold(phase: ProgramPhase, service: ProgramService) -> Iterator[str
 
 def _in_hits(run: RunResult) -> float | None:
     """Return how many hits take as long as a disk request took under load; None if not known."""
-    services = run.outcome.service.values() if run.outcome is not None else ()
-    hit_s = [service.hit_s for service in services if service.hit_s > 0]
+    hit_s = [service.hit_s for service in run.services if service.hit_s > 0]
     request_s = run.counts.request_s
     return request_s / statistics.fmean(hit_s) if hit_s and request_s is not None else None
 

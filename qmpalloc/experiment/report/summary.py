@@ -47,7 +47,7 @@ def summarise(results: Results) -> dict[str, Any]:
         "arms": [_arm(results, arm) for arm in results.arms],
         "comparisons": [_comparison(results, comparison) for comparison in results.comparisons],
         "footprints": results.manifest.footprints,
-        "failed": [{"arm": run.run.arm, "repeat": run.run.repeat, "cause": run.failed} for run in results.failed],
+        "failed": [{"arm": run.arm, "repeat": run.repeat, "cause": run.failed} for run in results.failed],
         "missing": [{"arm": run.arm, "repeat": run.repeat} for run in results.missing],
     }
 
@@ -72,7 +72,7 @@ def _arm(results: Results, arm: Arm) -> dict[str, Any]:
 def _repeat(run: RunResult, moved: Movement) -> dict[str, Any]:
     counts = run.counts
     return {
-        "repeat": run.run.repeat,
+        "repeat": run.repeat,
         "seconds": run.seconds,
         "trials_to_finish": run.trials_to_finish,
         "hits_by_trial": run.hits,

@@ -28,11 +28,7 @@ def trials_csv(results: Results) -> str:
         for run in results.counted(arm.name):
             rows = [row for guest in run.guests.values() for row in guest.trials.trials]
             for row in sorted(rows, key=lambda each: each.trial):  # stable: guests in the order of the file
-                writer.writerow((arm.name, run.run.repeat, *(_cell(getattr(row, name)) for name in FIELDS)))
+                values = (getattr(row, name) for name in FIELDS)
+                cells = (f"{value:.9g}" if isinstance(value, float) else value for value in values)
+                writer.writerow((arm.name, run.repeat, *cells))
     return text.getvalue()
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    return f"{value:.9g}" if isinstance(value, float) else value

@@ -10,8 +10,8 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import msgspec
@@ -22,13 +22,12 @@ from qmpalloc.config import Config
 from qmpalloc.control.controller import Controller
 from qmpalloc.errors import HostError, QmpallocError
 from qmpalloc.events import AnyEvent, Faulted, Sink
-from qmpalloc.experiment.run import balloon
 from qmpalloc.experiment.run.attached import open_attached
 from qmpalloc.experiment.run.configuration import arm_configuration
-from qmpalloc.experiment.run.disk import calibrate, set_throttle
+from qmpalloc.experiment.run.disk import calibrate, calibrate_by_programs, set_throttle
 from qmpalloc.experiment.run.failures import cause, leaves
-from qmpalloc.experiment.run.program_disk import calibrate_by_programs
 from qmpalloc.experiment.run.readings import (
+    SIZE_TIMEOUT_S,
     Link,
     in_parallel,
     open_link,
@@ -92,17 +91,7 @@ class Live(Struct, frozen=True):
 
 
 class ArmRunner:
-    """Runs one arm once.
-
-    Args:
-        specification: Of the experiment.
-        run: Which arm, which repeat.
-        directory: Where its files go.
-        prepared: Images, disks and accelerators.
-        traces: The references of all loads, made once.
-        disk: The throttle; None when this is the first run, which measures it.
-        live: Who follows.
-    """
+    """Runs one arm once. The first run of an experiment has no throttle given: it measures it."""
 
     def __init__(
         self,
@@ -140,8 +129,11 @@ class ArmRunner:
         try:
             config = await self._configuration(run_dir)
             if self.disk is None and self._spec.disk.by == "programs":
-                await self._with_guests(config, self._calibrate_by_programs)
-            await self._with_guests(config, self._run_loads)
+                async with self._linked(config) as links:
+                    await self._calibrate_by_programs(links)
+            async with self._linked(config) as links:
+                await self._prepare_guests(config, links)
+                await self._control(config, links)
         except* QmpallocError as group:
             failed = one_line(str(cause(group)), FAILED_CHARS)
         except* Exception as group:  # a defect of ours, or of a user's policy, must not end the other runs
@@ -187,8 +179,9 @@ class ArmRunner:
                     if said:
                         write_whole(self._directory.path / f"{name}-{guest.name}.log", said)
 
-    async def _with_guests(self, config: Config, do: Callable[[Config, list[Link]], Awaitable[None]]) -> None:
-        """Boot our guests, reach the user's, do something with all, and let them go; one that ends ends it."""
+    @asynccontextmanager
+    async def _linked(self, config: Config) -> AsyncIterator[list[Link]]:
+        """Boot our guests, reach the user's, and let them go after the block; one that ends ends it."""
         ours = any(guest.vm is not None for guest in config.guests)
         async with (
             open_guests(config, prepared=self._prepared, report=self._live.report)
@@ -203,12 +196,8 @@ class ArmRunner:
                 theirs = [guest for guest in self._spec.guests if guest.attach is not None]
                 places = [open_attached(guest, config, self._traces, self._live.report) for guest in theirs]
                 links += [await stack.enter_async_context(place) for place in places]
-                await do(config, links)
+                yield links
             nursery.cancel_scope.cancel()
-
-    async def _run_loads(self, config: Config, links: list[Link]) -> None:
-        await self._prepare_guests(config, links)
-        await self._control(config, links)
 
     # --- before the loads -------------------------------------------------------------------------------------------
 
@@ -233,7 +222,7 @@ class ArmRunner:
             self._live.report("setting the programs up")
             await in_parallel([link.load.prepare() for link in links])
 
-    async def _calibrate_by_programs(self, _config: Config, links: list[Link]) -> None:
+    async def _calibrate_by_programs(self, links: list[Link]) -> None:
         """Measure what hits and misses take the programs, in guests that are for nothing else."""
         await self._set_up(links)
         self._live.report("disk: running every program, warm and cold")
@@ -263,12 +252,12 @@ class ArmRunner:
 
     async def _reach(self, link: Link, target_bytes: int) -> None:
         """Wait until a guest has the size it was asked to have."""
-        if await balloon.reaches(link.actuator, target_bytes):
+        if await link.reaches(target_bytes):
             return
         actual_bytes = await link.actuator.size_bytes()
         raise HostError(
             f"guest {link.name}: its {link.actuator.kind} stands at {format_size(actual_bytes)} after "
-            f"{balloon.TIMEOUT_S:.0f} s, not at its baseline of {format_size(target_bytes)}",
+            f"{SIZE_TIMEOUT_S:.0f} s, not at its baseline of {format_size(target_bytes)}",
             hint="the baseline may be less than the guest's system needs, or somebody else moves its memory",
         )
 
@@ -352,29 +341,25 @@ class ArmRunner:
         return len(finished) == guests
 
     async def _read_all(self, links: list[Link], clock: TrialClock, *, trial: int, t: float) -> list[Reading]:
-        readings: dict[str, Reading] = {}
-
-        async def read(link: Link) -> None:
+        async def read(link: Link) -> Reading | None:
             target_bytes = clock.targets[link.name]
             try:
                 await link.load.raise_if_dead()
-                readings[link.name] = await read_guest(link, trial=trial, t=t, target_bytes=target_bytes)
+                return await read_guest(link, trial=trial, t=t, target_bytes=target_bytes)
             except HostError:
                 raise
             except QmpallocError as error:  # a guest may be too busy to answer; the next reading covers both trials
                 self._live.report(f"{link.name}: no reading at the end of trial {trial}: {error.message}")
+                return None
 
-        await in_parallel([read(link) for link in links])
-        ordered = [readings[link.name] for link in links if link.name in readings]
-        try:
-            self._directory.append_readings(ordered)
-        except OSError as error:
-            raise HostError(f"{self._directory.readings_file} cannot be written: {error.strerror}") from error
-        return ordered
+        readings = [reading for reading in await in_parallel([read(link) for link in links]) if reading is not None]
+        self._directory.append_readings(readings)
+        return readings
 
     async def _keep_outputs(self, links: list[Link]) -> None:
         """Keep what the programs printed, also of a run that fails; a guest that is gone has nothing to give."""
-        for link in links:
+
+        async def keep(link: Link) -> None:
             try:
                 for phase, data in (await link.load.outputs()).items():
                     self._directory.write_output(link.name, phase, data)
@@ -382,6 +367,8 @@ class ArmRunner:
                     self._directory.write_series(link.name, phase, points)
             except QmpallocError as error:
                 self._live.report(f"{link.name}: not all that its programs printed is kept: {error.message}")
+
+        await in_parallel([keep(link) for link in links])
 
     def _keep_results(self, readings: list[Reading]) -> None:
         """Keep what the loads say in the end, as it was in the readings that showed them finished."""

@@ -22,6 +22,7 @@ from qmpalloc.experiment.run.readings import Link
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.attached import SECOND_HINT, Attach, Start
 from qmpalloc.experiment.spec.schema import Guest
+from qmpalloc.host.qemus import find_qemus
 from qmpalloc.qemu.progress import Report
 from qmpalloc.qmp import Actuator, Agent, Monitor, deadline, open_agent, open_monitor, relay_agent
 from qmpalloc.qmp.actuator import nearest_order
@@ -75,9 +76,10 @@ async def open_attached(guest: Guest, config: Config, traces: Traces, report: Re
             await stack.enter_async_context(_started(place, guest.start))
         within_s = ATTACH_TIMEOUT_S if guest.start is None else guest.start.timeout
         limit_s = trio.current_time() + within_s
-        async with place.reached("monitor", open_monitor, CONTROLLED_HINT):
+        async with place.reached("monitor", open_monitor, CONTROLLED_HINT) as first:
             pass  # the controller will have it
         monitor = await stack.enter_async_context(place.reached("second_monitor", open_monitor, SECOND_HINT))
+        await place.check_same(first, monitor)
         actuator = await place.choose_actuator(monitor)
         await place.check_disks(monitor)
         await stack.enter_async_context(_at_size(place, actuator))
@@ -105,6 +107,7 @@ class _Place:
         self.attach = attach
         self.report = report
         self.file = specification.file
+        self.home = Path(specification.home)
         self.key = f"guest[{specification.guests.index(guest)}]"
         self.directory = Path(config.host.run_dir) / guest.name
         self.baseline_bytes = int(config.guest(guest.name).baseline)
@@ -129,6 +132,14 @@ class _Place:
                 what = f"{who or 'somebody else'} holds {path}" if held else error.message
                 raise self.error(f"attach.{key}", what, hint if held else error.hint or hint) from error
             yield found
+
+    async def check_same(self, first: Monitor, second: Monitor) -> None:
+        """Check that both monitors are of one QEMU, as far as it is QEMU that listens: else another guest is hurt."""
+        qemus = {qemu.pid for qemu in await trio.to_thread.run_sync(find_qemus)}
+        one, other = first.process_id, second.process_id
+        if one != other and {one, other} <= qemus:
+            what = f"{second.address} is of another QEMU (process {other}) than monitor (process {one})"
+            raise self.error("attach.second_monitor", what, SECOND_HINT)
 
     async def choose_actuator(self, monitor: Monitor) -> Actuator:
         """Return what the controller will move its memory by, and check that this reaches as far as the file says."""
@@ -159,24 +170,18 @@ class _Place:
     async def wait_for_sample(self, channel: Channel, limit_s: float) -> None:
         """Wait until its collector counts."""
         while True:
-            failure = await self._no_sample(channel)
-            if failure is None:
+            try:
+                with deadline(COMMAND_TIMEOUT_S, channel.address, self.attach.counters_file):
+                    parse(await channel.read_file(self.attach.counters_file, FILE_MAX_BYTES))
+            except (SampleError, RefusedError) as error:
+                # One that runs has its collector, or has not.
+                if self.guest.start is None or trio.current_time() > limit_s:
+                    what = f"no sample in {self.attach.counters_file}: {error.message}"
+                    hint = error.hint or "qmpalloc guest install puts the collector into a guest that runs"
+                    raise self.error("attach.counters_file", what, hint) from error
+                await trio.sleep(RETRY_S)
+            else:
                 return
-            # One that runs has its collector, or has not.
-            if self.guest.start is None or trio.current_time() > limit_s:
-                what = f"no sample in {self.attach.counters_file}: {failure.message}"
-                hint = failure.hint or "qmpalloc guest install puts the collector into a guest that runs"
-                raise self.error("attach.counters_file", what, hint)
-            await trio.sleep(RETRY_S)
-
-    async def _no_sample(self, channel: Channel) -> QmpallocError | None:
-        """Return why there is no sample; None: there is one."""
-        try:
-            with deadline(COMMAND_TIMEOUT_S, channel.address, self.attach.counters_file):
-                parse(await channel.read_file(self.attach.counters_file, FILE_MAX_BYTES))
-        except (SampleError, RefusedError) as error:
-            return error
-        return None
 
     async def make_files(self, channel: Channel) -> None:
         """Make the files that its load reads, unless they are there; what is in them looks random."""
@@ -217,8 +222,9 @@ async def _channel(place: _Place, limit_s: float) -> AsyncIterator[Channel]:
         while True:
             left_s = limit_s - trio.current_time()
             opened = open_channel(
-                attach.channel, guest=name, agent=attach.agent, wait_s=max(left_s, 1.0), report=place.report
-            )
+                attach.channel, guest=name, agent=attach.agent, wait_s=max(left_s, 1.0), report=place.report,
+                directory=place.home,
+            )  # fmt: skip
             try:
                 channel = await stack.enter_async_context(opened)
                 break
@@ -275,7 +281,7 @@ async def _run(place: _Place, command: tuple[str, ...], log: Path) -> trio.Proce
     try:
         with log.open("wb") as output:
             return await trio.lowlevel.open_process(
-                command, cwd=Path(place.file).parent, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                command, cwd=place.home, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
     except OSError as error:

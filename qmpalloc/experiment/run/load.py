@@ -48,11 +48,14 @@ LOG_FILE = f"{DIRECTORY}/log"
 PLAN_FILE = f"{DIRECTORY}/plan.json"
 PROGRAM_FILE = f"{DIRECTORY}/generator.pyz"
 PID_FILE = f"{DIRECTORY}/pid"
+STEP_PID_FILE = f"{DIRECTORY}/step-pid"
 GENERATE = ("python3", PROGRAM_FILE)
-CLEAR = (
-    f"p=$(cat {PID_FILE} 2>/dev/null) && grep -q generator /proc/$p/cmdline 2>/dev/null && kill $p; "
-    f"rm -rf {DIRECTORY} && mkdir -m 700 {DIRECTORY}"
+END = (
+    f"for f in {PID_FILE} {STEP_PID_FILE}; do p=$(cat $f 2>/dev/null) && "
+    "grep -q generator /proc/$p/cmdline 2>/dev/null && kill $p; done; true"
 )
+"""Ends the generator, and the step of a program that is run now, with all that these have started."""
+CLEAR = f"{END}; rm -rf {DIRECTORY} && mkdir -m 700 {DIRECTORY}"
 """Also ends what a host that died has left running in a guest that goes on."""
 
 PROGRAMS_DIRECTORY = "/var/tmp/qmpalloc"
@@ -93,13 +96,11 @@ class Load:
 
     Attributes:
         guest: Whose load it is.
-        laps: How often each phase reads its references, one time after the other.
         started: What the channel calls the generator; None before it was started.
     """
 
-    def __init__(self, channel: Channel, specification: Specification, guest: Guest, *, laps: int = 1) -> None:
+    def __init__(self, channel: Channel, specification: Specification, guest: Guest) -> None:
         self.guest = guest
-        self.laps = laps
         self._spec = specification
         self._channel = channel
         self.started: int | None = None
@@ -232,9 +233,9 @@ class Load:
         await self._run(["/bin/sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches"], COMMAND_TIMEOUT_S)
 
     async def stop(self) -> None:
-        """End the generator, if it runs."""
+        """End the generator, if it runs, and what it does besides."""
         if self.started is not None and self._end is None:
-            await self._run(["/bin/sh", "-c", f"kill $(cat {PID_FILE}) 2>/dev/null || true"], COMMAND_TIMEOUT_S)
+            await self._run(["/bin/sh", "-c", END], COMMAND_TIMEOUT_S)
 
     async def arm(self, traces: Traces) -> None:
         """Ship everything and start the generator, which then waits for `go`."""
@@ -245,7 +246,7 @@ class Load:
                 await self._ship(_own("trace", number), await trio.to_thread.run_sync(traces.trace, self.guest, phase))
             else:
                 await self._bring(phase, _directory(number))
-        await self._ship(PLAN_FILE, json.dumps(plan(self._spec, self.guest, laps=self.laps)).encode())
+        await self._ship(PLAN_FILE, json.dumps(plan(self._spec, self.guest)).encode())
         command = f"echo $$ > {PID_FILE}; exec python3 {PROGRAM_FILE} run {PLAN_FILE} > {LOG_FILE} 2>&1"
         with deadline(COMMAND_TIMEOUT_S, self._channel.address, "starting the load"):
             self.started = await self._channel.start(["/bin/sh", "-c", command])
@@ -320,7 +321,7 @@ class Load:
         for state, phase in zip(progress.phases, self.guest.phases, strict=False):
             if state.name != phase.name:
                 yield f"phase {printable(state.name, 64)} in place of {phase.name}"
-            elif not _possible(state, phase, self.laps):
+            elif not _possible(state, phase):
                 yield f"impossible numbers in phase {phase.name}"
         if progress.finished and sum(state.done for state in progress.phases) != len(self.guest.phases):
             yield f"it is finished after {sum(state.reads for state in progress.phases)} reads"
@@ -337,23 +338,20 @@ class Load:
 
 
 @asynccontextmanager
-async def open_load(channel: Channel, traces: Traces, guest: Guest, *, laps: int = 1) -> AsyncIterator[Load]:
+async def open_load(channel: Channel, traces: Traces, guest: Guest) -> AsyncIterator[Load]:
     """Switch a guest to its page replacement, bring its load into it, ready to start, and end it after the block.
 
     Args:
         channel: Into the guest, as root there.
         traces: The references.
         guest: As the specification of `traces` describes it.
-        laps: How often each phase reads its references. More than once only in a load without a rate: for one that is
-            to last longer than its references have room.
 
     Raises:
         HostError: Its kernel cannot switch.
         QmpallocError: As `Load.arm`.
     """
-    assert laps == 1 or not any(phase.rate for phase in guest.reads), "an open loop has one lap"
     await choose_lru(channel, guest)
-    load = Load(channel, traces.specification, guest, laps=laps)
+    load = Load(channel, traces.specification, guest)
     try:
         await load.arm(traces)
         yield load
@@ -362,8 +360,8 @@ async def open_load(channel: Channel, traces: Traces, guest: Guest, *, laps: int
             await load.stop()
 
 
-def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[str, object]:
-    """Return the plan of a guest's load, as the generator reads it; `laps` as for `open_load`."""
+def plan(specification: Specification, guest: Guest) -> dict[str, object]:
+    """Return the plan of a guest's load, as the generator reads it."""
     fill = partial(specification.fill, guest=guest)
     phases: list[dict[str, object]] = []
     for number, phase in enumerate(guest.phases):
@@ -373,7 +371,6 @@ def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[s
                 "trace": _own("trace", number),
                 "readahead": phase.reads_ahead,
                 "rate": phase.rate,
-                "laps": laps,
             }
         else:
             described = {
@@ -386,7 +383,7 @@ def plan(specification: Specification, guest: Guest, *, laps: int = 1) -> dict[s
                 "metrics": [_gauge(metric, fill) for metric in phase.metrics],
             }
         phases.append({"name": phase.name, "duration": phase.duration, **described})
-    return {"progress": PROGRESS_FILE, "go": GO_FILE, "phases": phases}
+    return {"progress": PROGRESS_FILE, "go": GO_FILE, "step_pid": STEP_PID_FILE, "phases": phases}
 
 
 def _gauge(metric: Metric, fill: Callable[[str], str]) -> object:
@@ -396,11 +393,11 @@ def _gauge(metric: Metric, fill: Callable[[str], str]) -> object:
     return msgspec.to_builtins(metric)
 
 
-def _possible(state: PhaseProgress, phase: AnyPhase, laps: int) -> bool:
+def _possible(state: PhaseProgress, phase: AnyPhase) -> bool:
     """Return whether a generator can have written this of a phase."""
     most = 0
     if isinstance(phase, Phase):
-        most = COUNT_MAX if phase.is_timed else phase.total_reads * laps
+        most = COUNT_MAX if phase.is_timed else phase.total_reads
     return (
         state.errors <= state.reads <= most
         and sum(state.latency.values()) <= most

@@ -44,9 +44,9 @@ def preflight(specification: Specification) -> None:
     )
     check_room(config)
     check_attached(specification)
-    for guest in config.guests:
-        if len(os.fsencode(guest.monitor)) > MAX_SOCKET_PATH_BYTES:
-            message = f"{guest.monitor} is longer than the path of a Unix socket may be ({MAX_SOCKET_PATH_BYTES} bytes)"
+    for path in (path for guest in config.guests for path in (guest.monitor, guest.agent)):
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            message = f"{path} is longer than the path of a Unix socket may be ({MAX_SOCKET_PATH_BYTES} bytes)"
             raise HostError(message, hint="set TMPDIR to a directory with a shorter path")
 
 
@@ -57,7 +57,7 @@ def check_attached(specification: Specification) -> None:
         ConfigError: One is not.
     """
     for index, guest in enumerate(specification.guests):
-        for key, message, hint in _absent(guest, Path(specification.file).parent):
+        for key, message, hint in _absent(guest, Path(specification.home)):
             where = f"guest[{index}].{key}"
             raise ConfigError(f"guest {guest.name}: {message}", file=specification.file, key=where, hint=hint)
 
@@ -75,7 +75,7 @@ def _absent(guest: Guest, beside: Path) -> Iterator[tuple[str, str, str]]:
     if guest.start is not None:
         commands |= {"start.command": guest.start.command, "start.stop": guest.start.stop}
     for key, command in commands.items():
-        if command and shutil.which(command[0]) is None and shutil.which(beside / command[0]) is None:
+        if command and shutil.which(beside / command[0] if "/" in command[0] else command[0]) is None:
             yield key, f"{command[0]}: no such program on this host", "a path is relative to the experiment's file"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 from msgspec import Struct
@@ -19,10 +20,17 @@ from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.store.records import LoadProgress, Reading
 from qmpalloc.qemu.launcher import RunningGuest
 from qmpalloc.qmp import Actuator, BlockStats, Monitor, deadline, find_actuators, open_agent, open_monitor
+from qmpalloc.qmp.actuator import nearest_order
 from qmpalloc.sample import FILE_MAX_BYTES, Sample, parse
+
+T = TypeVar("T")
 
 DATA_DISK, ROOT_DISK = "data", "root"
 """The ``-drive`` ids of a guest's disks, see `qmpalloc.qemu.argv`."""
+
+SIZE_TIMEOUT_S = 120.0
+SIZE_SLACK_BYTES = 1024**2
+SIZE_POLL_S = 0.25
 
 NEW_COUNTERS_POLL_S = 0.1
 
@@ -66,19 +74,28 @@ class Link(Struct, frozen=True):
             raise NonsenseError(f"{self.name}: its collector estimates hits (--duty {sample.duty.share:g})", hint=hint)
         return sample
 
+    async def reaches(self, target_bytes: int) -> bool:
+        """Wait until it has a size that it was asked to have; False when that takes longer than `SIZE_TIMEOUT_S`.
+
+        Raises:
+            QmpallocError: Its QEMU does not answer.
+        """
+        with trio.move_on_after(SIZE_TIMEOUT_S):
+            target_bytes = nearest_order(await self.actuator.memory(), target_bytes)
+            while True:
+                if abs(await self.actuator.size_bytes() - target_bytes) <= SIZE_SLACK_BYTES:
+                    return True
+                await trio.sleep(SIZE_POLL_S)
+        return False
+
     def read_of(self, disks: Iterable[BlockStats]) -> list[BlockStats]:
         """Return those of the guest's disks that its load reads."""
         return [disk for disk in disks if not self.disks or disk.name in self.disks]
 
 
 @asynccontextmanager
-async def open_link(guest: RunningGuest, traces: Traces, *, laps: int = 1) -> AsyncIterator[Link]:
-    """Connect to a guest beside the controller, switch it to its page replacement, and arm its load.
-
-    Args:
-        guest: That was booted, with an agent that may execute programs.
-        traces: With the specification that describes it.
-        laps: As for `qmpalloc.experiment.run.load.open_load`.
+async def open_link(guest: RunningGuest, traces: Traces) -> AsyncIterator[Link]:
+    """Connect to a guest beside the controller, switch it to its page replacement, and arm its load, as `open_load`.
 
     Raises:
         HostError: Its kernel cannot switch, or its load cannot be armed.
@@ -89,19 +106,21 @@ async def open_link(guest: RunningGuest, traces: Traces, *, laps: int = 1) -> As
     disks = (DATA_DISK, ROOT_DISK) if described.programs else (DATA_DISK,)
     async with open_monitor(str(guest.sockets.people)) as monitor, open_agent(str(guest.lab_socket)) as agent:
         [actuator, *_] = await find_actuators(monitor)
-        async with open_load(agent, traces, described, laps=laps) as load:
+        async with open_load(agent, traces, described) as load:
             yield Link(guest.name, monitor, actuator, agent, load, guest.config.counters_file, disks)
 
 
-async def in_parallel(jobs: Sequence[Awaitable[None]]) -> None:
-    """Do something with several guests at the same time, until all is done."""
+async def in_parallel(jobs: Sequence[Awaitable[T]]) -> list[T]:
+    """Do something with several guests at the same time, until all is done; return what came out, in order."""
+    found: dict[int, T] = {}
 
-    async def run(job: Awaitable[None]) -> None:
-        await job
+    async def run(number: int, job: Awaitable[T]) -> None:
+        found[number] = await job
 
     async with trio.open_nursery() as nursery:
-        for job in jobs:
-            nursery.start_soon(run, job)
+        for number, job in enumerate(jobs):
+            nursery.start_soon(run, number, job)
+    return [found[number] for number in range(len(jobs))]
 
 
 async def wait_for_new_counters(link: Link) -> None:

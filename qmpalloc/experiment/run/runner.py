@@ -38,13 +38,7 @@ MakeLive = Callable[[ArmRun, "Remaining"], Live]
 
 
 class Remaining:
-    """What is left to do, for people. Time is estimated from the runs that are over, in the first from itself.
-
-    Args:
-        runs: To be run, in order.
-        outcomes: Of those that have been run before.
-        clock: Monotonic seconds.
-    """
+    """What is left to do, for people. Time is estimated from the runs that are over, in the first from itself."""
 
     def __init__(
         self,

@@ -19,14 +19,7 @@ WORD = np.dtype("<u4")
 
 
 class Traces:
-    """Page numbers of every phase, made when first asked for, and what they touch. May be used from several threads.
-
-    Args:
-        specification: Of the experiment, scaled.
-
-    Attributes:
-        specification: The same.
-    """
+    """Page numbers of every phase, made when first asked for, and what they touch. May be used from several threads."""
 
     def __init__(self, specification: Specification) -> None:
         self.specification = specification
@@ -68,13 +61,9 @@ class Traces:
         key = (guest.name, phase.name)
         with self._lock:
             if key not in self._made:
-                self._made[key] = _make(self.specification, guest, phase)
+                pages = np.fromiter(phase_pages(self.specification, guest, phase), dtype=WORD)
+                self._made[key] = pages.tobytes(), footprint(pages, phase.pages)
             return self._made[key]
-
-
-def _make(specification: Specification, guest: Guest, phase: Phase) -> tuple[bytes, PhaseFootprint]:
-    pages = np.fromiter(phase_pages(specification, guest, phase), dtype=WORD)
-    return pages.tobytes(), footprint(pages, phase.pages)
 
 
 def footprint(pages: ArrayLike, file_pages: int) -> PhaseFootprint:

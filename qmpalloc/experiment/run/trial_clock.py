@@ -12,9 +12,6 @@ from qmpalloc.events import AnyEvent, ControlChanged, Decided, SizeChanged
 class TrialClock:
     """A sink that follows a controller: when it begins to decide, when each of its intervals is over, and its targets.
 
-    Args:
-        targets: The targets before the first event.
-
     Attributes:
         begun: Set when the controller has taken control.
         trials: Intervals over so far. A decision out of turn, for a guest in danger, ends none.

@@ -45,7 +45,7 @@ class Attach(Struct, frozen=True, kw_only=True):
         """Yield what cannot be."""
         for key in SOCKETS:
             path = getattr(self, key)
-            if not path or "\0" in path or len(path.encode("utf-8", "surrogateescape")) > MAX_SOCKET_PATH_BYTES:
+            if not path or len(path.encode("utf-8", "surrogateescape")) > MAX_SOCKET_PATH_BYTES:
                 message = f"{path!r} is no path of a Unix socket ({MAX_SOCKET_PATH_BYTES} bytes at most)"
                 yield key, message, "a shorter directory, for example under /run or /tmp"
         if self.monitor == self.second_monitor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -69,6 +70,7 @@ def _all(spec: Specification) -> Found:
         yield "experiment.reference", f"no arm is called {spec.reference!r}", "all arms are compared with this one"
     for index, guest in enumerate(spec.guests):
         yield from _guest(f"guest[{index}]", guest, spec)
+    yield from _outputs(spec)
     yield from _units(spec)
     floors_bytes = sum(guest.floor for guest in spec.guests)
     if floors_bytes > spec.budget:
@@ -123,6 +125,17 @@ def _room(key: str, guest: Guest, disk_bytes: int) -> Found:
         yield where, message + format_size(disk_bytes), "raise disk.size or leave it out"
 
 
+def _outputs(spec: Specification) -> Found:
+    """Look for programs whose outputs would be kept under one name: ``a-b`` and ``c``, ``a`` and ``b-c``."""
+    first: dict[str, str] = {}
+    for index, guest in enumerate(spec.guests):
+        for number, phase in enumerate(guest.phases):
+            where, kept = f"guest[{index}].phase[{number}]", f"{guest.name}-{phase.name}"
+            if first.setdefault(kept, where) != where:
+                message = f"its output would be kept under the name of that of {first[kept]}, {kept}"
+                yield f"{where}.name", message, "give it another one"
+
+
 def _units(spec: Specification) -> Found:
     """Look for a metric that is not the same everywhere it is named: in another unit, or better the other way."""
     first: dict[str, tuple[str, Metric]] = {}
@@ -151,6 +164,8 @@ def _copied(key: str, phase: ProgramPhase, beside: Path) -> Found:
             continue
         if not (beside / name).is_file():
             yield key, f"{beside / name} is not a file", "name each file"
+        elif not os.access(beside / name, os.R_OK):
+            yield key, f"{beside / name} cannot be read by you", "it is brought into the guest"
     if total_bytes > COPY_BYTES:
         message = f"{format_size(total_bytes)} are to be copied, at most {format_size(COPY_BYTES)} can be"
         yield key, message, "for data there is `files`; packages can be installed in the image"

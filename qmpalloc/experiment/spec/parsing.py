@@ -39,8 +39,13 @@ def load(path: str | os.PathLike[str]) -> Specification:
     return parse(text, file=Path(path).absolute())
 
 
-def parse(text: str, *, file: Path) -> Specification:
+def parse(text: str, *, file: Path, home: Path | None = None) -> Specification:
     """Validate the text of a specification; a user's own policies are also looked for beside `file`.
+
+    Args:
+        text: Of the file.
+        file: Its path; what is brought into guests lies beside it.
+        home: Where sockets are and commands of this host are run; by default the directory of `file`.
 
     Raises:
         ConfigError: As `load`.
@@ -55,12 +60,13 @@ def parse(text: str, *, file: Path) -> Specification:
     if found.disk.iops and "model" in data["disk"]:
         mistakes.add("disk.iops", "beside disk.model", hint="give a model or explicit iops, not both")
     guests = [
-        _whole(guest, f"guest[{index}]", data["guest"][index].keys(), mistakes, file.parent)
+        _whole(guest, f"guest[{index}]", data["guest"][index].keys(), mistakes, home or file.parent)
         for index, guest in enumerate(found.guest)
     ]
     specification = Specification(
         **msgspec.structs.asdict(found.experiment),
         file=str(file),
+        home=str(home or file.parent),
         disk=found.disk,
         image=found.image,
         guests=tuple(guests),

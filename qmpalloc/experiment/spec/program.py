@@ -69,7 +69,7 @@ class Metric(Struct, frozen=True, kw_only=True):
             return
         try:
             found = re.compile(self.pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             yield "pattern", f"not a regular expression: {error}", "in TOML, 'single quotes' keep backslashes"
             return
         if not found.groups:
@@ -129,9 +129,11 @@ class ProgramPhase(Struct, frozen=True, kw_only=True, rename={"metrics": "metric
         """Yield what cannot be run."""
         for key in COMMANDS:
             yield from command_mistakes(key, getattr(self, key) or (key != "command") * ("true",), COMMAND)
-        for name, value in self.environment.items():
-            if not name or "=" in name or "\0" in name + value:
-                yield "environment", f"{name!r} is no name of a variable, or its value holds a NUL", ""
+        for name in self.environment:
+            if not name or "=" in name:
+                yield "environment", f"{name!r} is no name of a variable", 'for example { PGDATABASE = "bench" }'
+        if not self.user:
+            yield "user", "is empty", "leave it out for root"
         for key, wrong in (("duration", self.duration < 0), ("timeout", self.timeout <= 0)):
             if wrong:
                 yield key, "must be above 0", 'for example "60s"'

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from qmpalloc.config import DISK_OVERHEAD_BYTES, DataSource, Duration, ImageConfig, Size
 from qmpalloc.config.keys import Found, Name, NameOrNone, Weight, bounds, file_name_mistakes, size_mistakes
-from qmpalloc.config.schema import DISK_OVERHEAD_FACTOR
+from qmpalloc.config.schema import DISK_OVERHEAD_FACTOR, IOPS_MAX
 from qmpalloc.experiment.spec.access import Access, Loop, Sequential
 from qmpalloc.experiment.spec.attached import Attach, Start, not_reset
 from qmpalloc.experiment.spec.program import READ_RATE, Metric, ProgramPhase
@@ -19,6 +19,8 @@ SMALLEST_BYTES = 128 * MIB
 
 LEAST_RATE = 0.1
 """A load that reads more rarely could not be told from one that hangs."""
+
+REPEATS_MAX = 1000
 
 LEAST_INTERVAL_S = 1.0
 """Collectors write once a second."""
@@ -46,7 +48,7 @@ class Disk(Struct, frozen=True, kw_only=True):
     """
 
     model: Literal["raw", "ssd", "hdd"] = "ssd"
-    iops: Annotated[int, bounds('for no limit write model = "raw"', ge=0)] = 0
+    iops: Annotated[int, bounds('for no limit write model = "raw"', ge=0, le=IOPS_MAX)] = 0
     size: Size = Size(0)
     by: Literal["reads", "programs"] = "reads"
 
@@ -291,7 +293,7 @@ class Frame(Struct, frozen=True, kw_only=True):
     budget: Size
     interval: Duration = Duration(15.0)
     warm_up: Literal["read", "none"] = "read"
-    repeats: Annotated[int, bounds("3 give a confidence interval", ge=1)] = 3
+    repeats: Annotated[int, bounds("3 give a confidence interval", ge=1, le=REPEATS_MAX)] = 3
     seed: Annotated[int, bounds("any other number makes other references", ge=0)] = 1
     reference: str = "static"
 
@@ -315,7 +317,8 @@ class Specification(Frame, frozen=True, kw_only=True):
     """A whole experiment, validated.
 
     Attributes:
-        file: Where it came from, absolute.
+        file: Where it came from, absolute; what is brought into guests lies beside it.
+        home: Directory that sockets and commands of this host are relative to.
         disk: ``[disk]``.
         guests: At least one.
         arms: At least one.
@@ -327,6 +330,7 @@ class Specification(Frame, frozen=True, kw_only=True):
     disk: Disk
     guests: tuple[Guest, ...]
     arms: tuple[Arm, ...]
+    home: str = ""
     scale: str = "1"
     image: ImageConfig = ImageConfig()
 

@@ -18,11 +18,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
@@ -34,7 +34,7 @@ from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment.spec.parsing import parse
 from qmpalloc.experiment.spec.plan import ArmRun, planned, require_arms
 from qmpalloc.experiment.spec.scaling import scale
-from qmpalloc.experiment.spec.schema import Arm, Specification
+from qmpalloc.experiment.spec.schema import REPEATS_MAX, Arm, Specification
 from qmpalloc.experiment.store.records import (
     FORMAT,
     DiskCalibration,
@@ -48,7 +48,6 @@ from qmpalloc.files import append, check_place, make_directory, write_json, writ
 from qmpalloc.units import MIB
 
 T = TypeVar("T")
-RUN_NAME = re.compile(r"repeat([1-9][0-9]*)-([A-Za-z0-9._-]+)\Z")
 SET_ASIDE = ".set-aside"
 SERIES_HEADER = ",".join(SeriesPoint.__struct_fields__)
 KEPT_BYTES = 64 * MIB
@@ -88,14 +87,14 @@ class RunDirectory:
 
     def append_readings(self, readings: list[Reading]) -> None:
         """Append the guests' readings of one trial."""
-        append(self.readings_file, b"".join(msgspec.json.encode(reading) + b"\n" for reading in readings))
+        try:
+            append(self.readings_file, b"".join(msgspec.json.encode(reading) + b"\n" for reading in readings))
+        except OSError as error:
+            raise HostError(f"{self.readings_file} cannot be written: {error.strerror}") from error
 
     def readings(self) -> list[Reading]:
         """Return all readings in order; a cut-off last line is left out."""
-        try:
-            lines = self.readings_file.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
+        lines = (_read(self.readings_file) or b"").split(b"\n")
         return [_decoded(line, Reading, self.readings_file) for line in lines[:-1]]
 
     def write_load(self, guest: str, progress: LoadProgress) -> None:
@@ -114,12 +113,9 @@ class RunDirectory:
     def series(self, guest: str, phase: str) -> tuple[SeriesPoint, ...]:
         """Return the values of a program's metrics with their times; none where none were kept."""
         file = self._series_file(guest, phase)
+        data = _read(file) or b""
         try:
-            return tuple(SeriesPoint.parse(line) for line in file.read_text().splitlines()[1:])
-        except FileNotFoundError:
-            return ()
-        except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}", file=str(file)) from error
+            return tuple(SeriesPoint.parse(line) for line in data.decode().splitlines()[1:])
         except (ValueError, msgspec.ValidationError) as error:
             raise ConfigError(f"cannot be used: {error}", file=str(file), hint="it was changed by hand") from error
 
@@ -168,6 +164,8 @@ class ExperimentDirectory:
             write_json(path / "manifest.json", manifest)
         except OSError as error:
             raise ConfigError(f"cannot be made: {error.strerror}", file=str(path)) from error
+        if manifest.policies:  # from now on all runs have what is kept, whatever becomes of the user's files meanwhile
+            specification = msgspec.structs.replace(specification, file=str(path.absolute() / "experiment.toml"))
         return cls(path, specification, manifest)
 
     @staticmethod
@@ -204,7 +202,7 @@ class ExperimentDirectory:
                 sys.path += [str(path.absolute()), str(file.parent)]
             file = path.absolute() / "experiment.toml"
         try:
-            parsed = parse(text, file=file)  # names in it are looked for beside the file that it is a copy of
+            parsed = parse(text, file=file, home=Path(manifest.file).parent)
         except ConfigError as error:
             raise ConfigError(f"cannot be used:\n{error}", file=str(kept)) from error
         specification = scale(parsed, Fraction(manifest.scale))
@@ -216,18 +214,30 @@ class ExperimentDirectory:
         return RunDirectory(self.path / "runs" / run.name)
 
     def outcomes(self) -> dict[ArmRun, Outcome]:
-        """Return how the runs ended that have ended, in order."""
+        """Return how the runs ended that have ended, in order. One of which that cannot be read is to be run again."""
         found = {}
-        for path in self.path.glob("runs/*/outcome.json"):
-            match = RUN_NAME.match(path.parent.name)
-            if match and SET_ASIDE not in path.parent.name and (outcome := RunDirectory(path.parent).outcome()):
-                found[ArmRun(int(match[1]), match[2])] = outcome
-        return dict(sorted(found.items()))
+        for run in sorted(planned(self.specification, arms=self.manifest.arms)):
+            with suppress(ConfigError):
+                if (outcome := self.run(run).outcome()) is not None:
+                    found[run] = outcome
+        return found
 
     def left(self) -> tuple[ArmRun, ...]:
-        """Return the runs that are not finished, in the order planned: not begun, interrupted, or failed."""
-        finished = [run for run, outcome in self.outcomes().items() if not outcome.failed]
+        """Return the runs that are not finished, in the order planned: not begun, interrupted, failed, or spoilt."""
+        finished = [run for run, outcome in self.outcomes().items() if not outcome.failed and self._is_readable(run)]
         return tuple(run for run in planned(self.specification, arms=self.manifest.arms) if run not in finished)
+
+    def _is_readable(self, run: ArmRun) -> bool:
+        """Return whether what a run left can be read; reports leave it out otherwise."""
+        place = self.run(run)
+        with suppress(ConfigError):
+            place.readings()
+            for guest in self.specification.guests:
+                place.load(guest.name)
+                for phase in guest.programs:
+                    place.series(guest.name, phase.name)
+            return True
+        return False
 
     def note_changes(self, changes: Collection[str]) -> None:
         """Keep in the manifest what is other now than when the experiment began.
@@ -339,12 +349,13 @@ def chosen(specification: Specification, *, repeats: int, arms: Collection[str] 
     All arms stay in it: the order of runs must not depend on which of them are run (see `planned`).
 
     Raises:
-        ConfigError: No arm has such a name, the reference arm is missing, or `repeats` is below 1.
+        ConfigError: No arm has such a name, the reference arm is missing, or `repeats` is out of bounds.
     """
     file = specification.file
     require_arms(specification, arms)
-    if repeats < 1:
-        raise ConfigError("must be at least 1", file=file, key="experiment.repeats", hint="3 give an interval")
+    if not 1 <= repeats <= REPEATS_MAX:
+        message = f"must be from 1 to {REPEATS_MAX}"
+        raise ConfigError(message, file=file, key="experiment.repeats", hint="3 give an interval")
     if arms and specification.reference not in arms:
         hint = f"add {specification.reference} to the arms, or change experiment.reference"
         message = f"the reference arm {specification.reference!r} is left out"
@@ -352,19 +363,24 @@ def chosen(specification: Specification, *, repeats: int, arms: Collection[str] 
     return msgspec.structs.replace(specification, repeats=repeats)
 
 
-def _read_json(path: Path, kind: type[T]) -> T | None:
+def _read(path: Path) -> bytes | None:
+    """Return what is in a file; None when there is none."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
-    return _decoded(data, kind, path)
+
+
+def _read_json(path: Path, kind: type[T]) -> T | None:
+    data = _read(path)
+    return None if data is None else _decoded(data, kind, path)
 
 
 def _decoded(data: bytes, kind: type[T], path: Path) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         hint = f"it is not of the format {FORMAT} 1, or was changed by hand"
         raise ConfigError(f"cannot be used: {error}", file=str(path), hint=hint) from error

@@ -318,7 +318,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     version: Literal[1] = 1
     name: str
     file: str
-    scale: str
+    scale: Annotated[str, Meta(pattern=r"^[1-9][0-9]*(/[1-9][0-9]*)?$")]
     arms: tuple[str, ...]
     repeats: int
     command: str

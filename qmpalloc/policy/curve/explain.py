@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qmpalloc.model import Band, Decision, GuestDecision, Limiter, Snapshot, changes_text, moves_between
+from qmpalloc.model import Band, Decision, GuestDecision, Limiter, Snapshot, decision_of
 from qmpalloc.policy.curve.belief import Belief, Tuning
 from qmpalloc.units import format_count, format_size
 
@@ -20,20 +20,7 @@ _BAND_SIZES, _BAND_OFF = 24, 0.005
 
 def stay(beliefs: Sequence[Belief], reason: str, limiter: Limiter, tuning: Tuning) -> Decision:
     """Return the decision that all stays as it is."""
-    guests = []
-    for belief in beliefs:
-        guest = belief.guest
-        guests.append(
-            GuestDecision(
-                name=guest.name,
-                target_bytes=guest.target_bytes,
-                reason=belief.held or reason,
-                limiter=Limiter.STATE if belief.held else limiter,
-                terms={} if belief.curve is None else _terms(belief, guest.target_bytes),
-                band=_band(belief, tuning),
-            )
-        )
-    return Decision(guests=tuple(guests), summary=reason)
+    return Decision(guests=tuple(_kept(belief, reason, limiter, tuning) for belief in beliefs), summary=reason)
 
 
 def move(
@@ -44,9 +31,7 @@ def move(
     tuning: Tuning,
 ) -> Decision:
     """Return the decision to go to `targets`, on the way to the sizes `wanted`."""
-    guests = tuple(_verdict(belief, targets, wanted, tuning) for belief in beliefs)
-    moves = moves_between(snapshot, guests)
-    return Decision(guests=guests, moves=moves, summary=changes_text(snapshot, guests))
+    return decision_of(snapshot, (_verdict(belief, targets, wanted, tuning) for belief in beliefs))
 
 
 def change_text(hits_per_s: float, misses_per_s: float, *, shrinks: bool) -> str:
@@ -58,18 +43,22 @@ def change_text(hits_per_s: float, misses_per_s: float, *, shrinks: bool) -> str
     return f"{'loses' if loses else 'gains'} {hits} hits/s, {misses} misses/s {'more' if more else 'fewer'}"
 
 
+def _kept(belief: Belief, reason: str, limiter: Limiter, tuning: Tuning) -> GuestDecision:
+    return GuestDecision(
+        name=belief.guest.name,
+        target_bytes=belief.guest.target_bytes,
+        reason=belief.held or reason,
+        limiter=Limiter.STATE if belief.held else limiter,
+        terms={} if belief.curve is None else _terms(belief, belief.guest.target_bytes),
+        band=_band(belief, tuning),
+    )
+
+
 def _verdict(belief: Belief, targets: Mapping[str, int], wanted: Mapping[str, int], tuning: Tuning) -> GuestDecision:
     guest = belief.guest
     target = targets.get(guest.name, guest.target_bytes)
     if target == guest.target_bytes:
-        return GuestDecision(
-            name=guest.name,
-            target_bytes=target,
-            reason=belief.held or "its memory is worth most where it is",
-            limiter=Limiter.STATE if belief.held else Limiter.POLICY,
-            terms={} if belief.curve is None else _terms(belief, target),
-            band=_band(belief, tuning),
-        )
+        return _kept(belief, "its memory is worth most where it is", Limiter.POLICY, tuning)
     shrinks, goal = target < guest.target_bytes, wanted[guest.name]
     terms = _terms(belief, target)
     change = change_text(terms["hits_s_gained"], terms["misses_s_then"] - terms["misses_s"], shrinks=shrinks)

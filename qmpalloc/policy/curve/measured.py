@@ -58,7 +58,7 @@ def noted(points: Sequence[Point], guest: GuestSnapshot, *, squeezed: bool) -> t
     if same is not None:
         kept = [point for point in kept if point is not same]
         now = structs.replace(now, size_bytes=same.size_bytes)
-    kept = sorted([*kept, now], key=_size)
+    kept = sorted([*kept, now], key=lambda point: point.size_bytes)
     while len(kept) > _MOST:
         inner = [number for number in range(1, len(kept) - 1) if kept[number] is not now]
         gaps = {number: kept[number + 1].size_bytes - kept[number - 1].size_bytes for number in inner}
@@ -84,7 +84,3 @@ def _still(points: Sequence[Point], curve: Curve) -> list[Point]:
     if any(point.accesses > curve.steady_accesses or point.load != curve.load for point in points):
         return []
     return [point for point in points if curve.steady_accesses < _TWICE * point.accesses]
-
-
-def _size(point: Point) -> int:
-    return point.size_bytes

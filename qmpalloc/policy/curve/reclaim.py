@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import structs
 
 from qmpalloc.curves.value import Load, Objective
-from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, moves_between
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, decision_of
 from qmpalloc.policy.curve.memory import Known, Memory, Squeeze
 from qmpalloc.policy.evidence import accesses_per_s
 from qmpalloc.rules.step import take_step
@@ -96,7 +96,7 @@ def _given_up(guest: GuestSnapshot, squeeze: Squeeze) -> bool:
 
 
 def _decision(snapshot: Snapshot, targets: Mapping[str, int], reason: str) -> Decision:
-    guests = tuple(
+    guests = (
         GuestDecision(
             name=guest.name,
             target_bytes=targets.get(guest.name, guest.target_bytes),
@@ -105,7 +105,7 @@ def _decision(snapshot: Snapshot, targets: Mapping[str, int], reason: str) -> De
         )
         for guest in snapshot.guests
     )
-    return Decision(guests=guests, moves=moves_between(snapshot, guests), summary=reason)
+    return decision_of(snapshot, guests, summary=reason)
 
 
 def _given_back(snapshot: Snapshot, squeeze: Squeeze) -> dict[str, int]:
@@ -157,4 +157,4 @@ def _gain_per_s(guest: GuestSnapshot, low_bytes: int, objective: Objective, hori
 
 
 def _missed(guest: GuestSnapshot) -> float:
-    return (guest.misses or 0) / max(1, (guest.hits or 0) + (guest.misses or 0))
+    return (guest.misses or 0) / max(1, guest.accesses)

@@ -18,16 +18,7 @@ from typing import Any
 from msgspec import Struct
 
 from qmpalloc.curves.mapping import FREE_BYTES
-from qmpalloc.model import (
-    Decision,
-    GuestDecision,
-    GuestSnapshot,
-    GuestState,
-    Limiter,
-    Snapshot,
-    changes_text,
-    moves_between,
-)
+from qmpalloc.model import Decision, GuestDecision, GuestSnapshot, GuestState, Limiter, Snapshot, decision_of
 from qmpalloc.rules.budget import room_bytes
 from qmpalloc.units import MIB, align_down
 
@@ -66,14 +57,14 @@ def controlled(snapshot: Snapshot) -> list[GuestSnapshot]:
 
 def seen(snapshot: Snapshot) -> list[Seen]:
     """Return the guests that a rule may size, as it sees them."""
-    carried = sizes_carried(snapshot.carry)
-    return [_seen(guest, carried.get(guest.name, guest.target_bytes)) for guest in controlled(snapshot)]
+    sizes = carried(snapshot, "sizes")
+    return [_seen(guest, sizes.get(guest.name, guest.target_bytes)) for guest in controlled(snapshot)]
 
 
-def sizes_carried(carry: Any) -> Mapping[str, int]:
-    """Return the sizes of guests that a decision of such a rule carried over; none if it is of another policy."""
-    sizes = carry.get("sizes") if isinstance(carry, Mapping) else None
-    return sizes if isinstance(sizes, Mapping) else {}
+def carried(snapshot: Snapshot, what: str) -> Mapping[str, Any]:
+    """Return what the decision before carried over of each guest; nothing if that was another policy's."""
+    found = snapshot.carry.get(what) if isinstance(snapshot.carry, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _seen(guest: GuestSnapshot, size_bytes: int) -> Seen:
@@ -124,9 +115,8 @@ def decided(
     terms: Mapping[str, dict[str, float]] | None = None,
 ) -> Decision:
     """Return the decision for these sizes; guests that are not among them keep theirs."""
-    guests = tuple(_verdict(guest, targets, reason, (terms or {}).get(guest.name, {})) for guest in snapshot.guests)
-    moves = moves_between(snapshot, guests)
-    return Decision(guests=guests, moves=moves, summary=changes_text(snapshot, guests), carry=carry)
+    guests = (_verdict(guest, targets, reason, (terms or {}).get(guest.name, {})) for guest in snapshot.guests)
+    return decision_of(snapshot, guests, carry=carry)
 
 
 def _verdict(guest: GuestSnapshot, targets: Mapping[str, int], reason: str, terms: dict[str, float]) -> GuestDecision:

@@ -16,14 +16,13 @@ and P = (λ S + (k - 1) f P) / k: a guest keeps 75 % of what it uses, and of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from msgspec import Struct
 
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Decision, GuestSnapshot, Snapshot
-from qmpalloc.policy.rivals.host import budget_of, controlled, decided
+from qmpalloc.policy.rivals.host import budget_of, carried, controlled, decided
 from qmpalloc.units import MIB
 
 _SAMPLED_S, _TOUCHED_S = 30.0, 32.0
@@ -50,7 +49,8 @@ class IdleTaxPolicy:
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Split the budget so that all pay the same."""
-        guests, means = controlled(snapshot), _carried(snapshot.carry)
+        guests = controlled(snapshot)
+        means = {name: (fast, slow) for name, (fast, slow) in carried(snapshot, "means").items()}
         for guest in guests:
             means[guest.name] = averaged(means.get(guest.name), active_bytes(guest), snapshot.interval_s)
         uses = [max(*means[guest.name], active_bytes(guest)) for guest in guests]
@@ -59,11 +59,6 @@ class IdleTaxPolicy:
             targets = {guest.name: guest.target_bytes for guest in guests}
         terms = {guest.name: {"active_mib": round(used / MIB, 1)} for guest, used in zip(guests, uses, strict=True)}
         return decided(snapshot, targets, "idle memory is taxed", carry={"means": means}, terms=terms)
-
-
-def _carried(carry: Any) -> dict[str, tuple[float, float]]:
-    found = carry.get("means") if isinstance(carry, Mapping) else None
-    return {name: (fast, slow) for name, (fast, slow) in found.items()} if isinstance(found, Mapping) else {}
 
 
 def active_bytes(guest: GuestSnapshot) -> float:

@@ -14,11 +14,8 @@ pressure (PSI ``some avg10``) rises from 10 % to 50 %. Changes below 128 MiB wai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from qmpalloc.model import Decision, Snapshot
-from qmpalloc.policy.rivals.host import WANTED_SHARE, Seen, budget_of, decided, fitted, seen
+from qmpalloc.policy.rivals.host import WANTED_SHARE, Seen, budget_of, carried, decided, fitted, seen
 from qmpalloc.units import MIB
 
 _KP, _KI = 0.5, 0.05
@@ -36,7 +33,7 @@ class QemusPolicy:
         room = budget_of(snapshot, [one.guest for one in guests])
         free = 1.0 - sum(one.used_bytes for one in guests) * WANTED_SHARE / max(1, room)
         pressure = snapshot.host.psi_some_avg10 if snapshot.host is not None else None
-        integrals, sizes = _integrals(snapshot.carry), {}
+        integrals, sizes = dict(carried(snapshot, "integrals")), {}
         for one in guests:
             low, high = bounds(one, free, pressure)
             before = integrals.get(one.guest.name, 0.0)
@@ -47,11 +44,6 @@ class QemusPolicy:
         carry = {"sizes": sizes, "integrals": integrals}
         reason = f"{max(0.0, free):.0%} of the host free"
         return decided(snapshot, fitted(room, guests, sizes), reason, carry=carry, terms=terms)
-
-
-def _integrals(carry: Any) -> dict[str, float]:
-    found = carry.get("integrals") if isinstance(carry, Mapping) else None
-    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def bounds(one: Seen, free: float, pressure: float | None) -> tuple[int, int]:

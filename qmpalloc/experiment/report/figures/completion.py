@@ -29,7 +29,7 @@ def completion_figure(results: Results) -> Figure:
             face, edge = (colour, "white") if phase.end_s is not None else ("white", colour)
             left, width = phase.start_s / unit_s, phase.seconds / unit_s
             axes.barh(position, width, left=left, height=0.8, hatch=hatch, facecolor=face, edgecolor=edge)
-    labels = [f"{arm}, {guest}, repeat {run.run.repeat}" for arm, guest, run in rows]
+    labels = [f"{arm}, {guest}, repeat {run.repeat}" for arm, guest, run in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel=f"time since the loads began ({unit})")

@@ -22,13 +22,13 @@ def hits_figure(results: Results) -> Figure:
     figure = style.new_figure(1.0 + 1.9 * (2 + len(guests)))
     panels = figure.subplots(2 + len(guests), 1, sharex=True)
     together, ahead, *own = panels
-    theirs = {run.run.repeat: run for run in results.counted(results.specification.reference)}
+    theirs = {run.repeat: run for run in results.counted(results.specification.reference)}
     for arm in results.arms_counted:
         runs = results.counted(arm.name)
         _draw(together, results, arm.name, [run.hits for run in runs])
-        for run in (run for run in runs if run.run.repeat in theirs):
+        for run in (run for run in runs if run.repeat in theirs):
             colour, dash = style.arm_line(results, arm.name)
-            ahead.plot(gained_hits(run, theirs[run.run.repeat]), color=colour, linestyle=dash, linewidth=1.4)
+            ahead.plot(gained_hits(run, theirs[run.repeat]), color=colour, linestyle=dash, linewidth=1.4)
         for guest, axes in zip(guests, own, strict=True):
             _draw(axes, results, arm.name, [ratios(run.guests[guest]) for run in runs])
             axes.set(title=f"{guest}: hits per access (%)")

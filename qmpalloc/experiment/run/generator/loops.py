@@ -75,12 +75,7 @@ def closed_loop(
 
 
 class Bursts:
-    """When the reads of an open loop are due.
-
-    Args:
-        rate: Reads per second.
-        start_ns: When the first are.
-    """
+    """When the reads of an open loop, so many per second, are due."""
 
     def __init__(self, rate: float, start_ns: int) -> None:
         self.reads = max(1, round(rate * BURST_S))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import signal
 import sys
 import time
@@ -32,6 +33,20 @@ OOM_SCORE_ADJ = 500
 """Above all else in the guest: if the kernel has to kill, then the load, which the agent, still alive, reports."""
 
 
+FAILURES = (GaveUpError, OSError, MemoryError, ValueError)
+
+
+def _on_term(number: int, _frame: FrameType | None) -> NoReturn:
+    raise GaveUpError(f"stopped by signal {number}")
+
+
+def _plan_of_step(file: str) -> dict[str, Any]:
+    """Return a plan, of which a step is done now, after noting who does it: the host may have to end it."""
+    plan: dict[str, Any] = json.loads(Path(file).read_text())
+    Path(plan["step_pid"]).write_text(str(os.getpid()))
+    return plan
+
+
 def prepare(plan: dict[str, Any], step: str) -> None:
     """Run a step of all programs of a plan; the warm-up only of one that is the first phase.
 
@@ -46,11 +61,6 @@ def prepare(plan: dict[str, Any], step: str) -> None:
 def run(plan: dict[str, Any]) -> int:
     """Run the load of a plan and return the exit code."""
     progress = Progress(plan["progress"])
-
-    def on_term(number: int, _frame: FrameType | None) -> NoReturn:
-        raise GaveUpError(f"stopped by signal {number}")
-
-    signal.signal(signal.SIGTERM, on_term)
     try:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
         phases = [Program(each) if "command" in each else Phase(each) for each in plan["phases"]]
@@ -63,7 +73,7 @@ def run(plan: dict[str, Any]) -> int:
         for phase in phases:
             phase.run(progress)
             progress.write()
-    except (GaveUpError, OSError, MemoryError, ValueError) as error:
+    except FAILURES as error:
         progress.stop_timer()
         reason = str(error) or type(error).__name__
         progress.write(error=reason)
@@ -92,15 +102,16 @@ def main() -> int:
     first.add_argument("--cold", action="store_true")
     commands.add_parser("run").add_argument("plan")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, _on_term)
     if arguments.command == "run":
         return run(json.loads(Path(arguments.plan).read_text()))
     try:
         if arguments.command == "service":
             sys.stdout.write(json.dumps(measure_service(arguments.file)))
         elif arguments.command == "prepare":
-            prepare(json.loads(Path(arguments.plan).read_text()), arguments.step)
+            prepare(_plan_of_step(arguments.plan), arguments.step)
         elif arguments.command == "once":
-            program = Program(json.loads(Path(arguments.plan).read_text())["phases"][arguments.number])
+            program = Program(_plan_of_step(arguments.plan)["phases"][arguments.number])
             if arguments.warm_up:
                 program.prepare("warm_up")
             if arguments.cold:
@@ -108,7 +119,7 @@ def main() -> int:
             sys.stdout.write(json.dumps(program.once(arguments.seconds)))
         else:
             read_through(arguments.files)
-    except (OSError, GaveUpError) as error:
+    except FAILURES as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

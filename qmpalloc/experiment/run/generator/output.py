@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import re
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .progress import GaveUpError
 
@@ -20,8 +24,14 @@ LINE_BYTES = 64 * 1024
 """Of a line that is looked at for metrics; what is beyond is not."""
 LINE_SHOWN = 200
 JSON_BYTES = 16 * 1024 * 1024
+OLD_S = 1_234_567
+"""Unix time, of no program's choice, that a JSON file gets before the program runs."""
 PRINTED_BYTES = 256 * 1024 * 1024
 """A program that prints more fails: its output is looked at by the line, on the processors that it runs on."""
+VALUE_MAX = 1e280
+"""Values are smaller, so that the sum of any number of them is a number."""
+LOOK_S = 10.0
+"""Processor time for metrics in what is read at once: a pattern can take for ever on a line of a hundred letters."""
 SERIES_POINTS = 4096
 """Kept of a metric's values at most; where there are more, neighbours become one point, their mean."""
 
@@ -72,10 +82,17 @@ class Gauge:
         self.count = 0
         self._key = key
         self._unit: str = plan["unit"]
-        self._pattern = re.compile(plan["pattern"]) if plan["pattern"] else None
+        self._pattern = self._compiled(plan["pattern"]) if plan["pattern"] else None
         self._json: dict[str, str] | None = plan["json"]
         self.series = Series() if plan["series"] else None
         self._total = self._last = 0.0
+
+    def _compiled(self, pattern: str) -> re.Pattern[str]:
+        try:
+            return re.compile(pattern)
+        except re.error as error:  # the host's Python may know more
+            why = f"Python {platform.python_version()} of this guest does not know it: {error}"
+            raise GaveUpError(f"{self._key}.pattern: {why}") from error
 
     def values(self) -> dict[str, float]:
         """Return what the host reads as ``MetricProgress``."""
@@ -102,6 +119,17 @@ class Gauge:
                 raise GaveUpError(f"{self._key}.unit: {why} (have the program print one unit, or a metric for each)")
             self._take(named["value"] if "value" in named else match.group(1), "pattern")
 
+    def too_slow(self) -> NoReturn:
+        """End a look that takes too long, from within it."""
+        why = f"has not come to an end after {LOOK_S:.0f} s of work on the output"
+        raise GaveUpError(f"{self._key}.pattern: {why} (a repetition within a repetition, as in (a+)+, may never end)")
+
+    def mark_file(self, directory: str) -> None:
+        """Make a JSON file that is there already an old one, so that it is not taken for the program's."""
+        if self._json is not None:
+            with suppress(OSError):
+                os.utime(Path(directory, self._json["file"]), (OLD_S, OLD_S))
+
     def look_into_file(self, directory: str) -> None:
         """Read a value from the JSON file.
 
@@ -110,17 +138,27 @@ class Gauge:
         """
         if self._json is None:
             return
+        file = Path(directory, self._json["file"])
         try:
-            with Path(directory, self._json["file"]).open("rb") as stream:
-                value = json.loads(stream.read(JSON_BYTES))
-            for word in self._json["path"].split("."):
-                value = value[int(word)] if isinstance(value, list) else value[word]
+            if file.stat().st_mtime == OLD_S:
+                raise self._no_file("was there before, and the program has not written it")
+            if not file.is_file():  # to open a pipe would be to wait for a writer
+                raise self._no_file("is not a file")
+            with file.open("rb") as stream:
+                data = stream.read(JSON_BYTES + 1)
+            if len(data) > JSON_BYTES:
+                raise self._no_file(f"is longer than {JSON_BYTES >> 20} MiB")
+            value = _at(self._json["path"].split("."), json.loads(data))
         except OSError as error:
             raise GaveUpError(f"{self._key}.json.file: {error.strerror}: {self._json['file']}") from error
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             place, why = f"{self._json['path']} in {self._json['file']}", str(error) or type(error).__name__
             raise GaveUpError(f"{self._key}.json.path: there is no {place}: {why}") from error
         self._take(str(value) if not isinstance(value, bool) else "", "json.path")
+
+    def _no_file(self, why: str) -> GaveUpError:
+        assert self._json is not None
+        return GaveUpError(f"{self._key}.json.file: {self._json['file']} {why}")
 
     def require(self, output: Output) -> None:
         """Check that there was a value.
@@ -141,7 +179,7 @@ class Gauge:
             value, why = math.nan, f"{(text or '')[:LINE_SHOWN]!r} is no number"
         else:
             why = f"the value is {value}, which cannot be compared"
-        if not math.isfinite(value):
+        if not abs(value) < VALUE_MAX:
             hint = " (a narrower pattern leaves such a line out)" if self._pattern is not None else ""
             raise GaveUpError(f"{self._key}.{key}: {why}{hint}")
         self.count += 1
@@ -149,6 +187,19 @@ class Gauge:
         self._total += value
         if self.series is not None:
             self.series.add(value)
+
+
+def _at(words: list[str], value: Any) -> Any:
+    """Return what is at a path, joined by dots, which keys may have, too (``percentile.99.000000``)."""
+    if not words:
+        return value
+    if isinstance(value, list):
+        return _at(words[1:], value[int(words[0])])
+    for length in range(1, len(words) + 1):
+        key = ".".join(words[:length])
+        if isinstance(value, dict) and key in value:
+            return _at(words[length:], value[key])
+    raise KeyError(words[0])
 
 
 class Output:
@@ -170,6 +221,22 @@ class Output:
         self._gauges = gauges
         self._end = bytearray()
         self._line = bytearray()
+        self._looking: Gauge | None = None
+        if gauges:
+            signal.signal(signal.SIGPROF, self._on_overtime)
+
+    def _on_overtime(self, *_: object) -> None:
+        if self._looking is not None:
+            self._looking.too_slow()
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        signal.setitimer(signal.ITIMER_PROF, LOOK_S)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            self._looking = None
 
     def add(self, data: bytes) -> None:
         """Take what was printed.
@@ -185,9 +252,11 @@ class Output:
         if len(self._end) > 2 * KEPT_BYTES:
             del self._end[:-KEPT_BYTES]
         if self._gauges:
-            *lines, rest = data.split(b"\n")
-            for line in lines:
-                self._look(line)
+            # What shows its progress in one line of a terminal ends each state of it with a carriage return.
+            *lines, rest = data.replace(b"\r", b"\n").split(b"\n")
+            with self._in_time():
+                for line in lines:
+                    self._look(line)
             self._line += rest[: LINE_BYTES - len(self._line)]
         if self.total_bytes > PRINTED_BYTES:
             why = f"has printed more than {PRINTED_BYTES >> 20} MiB, which end with: {self.said()}"
@@ -199,6 +268,7 @@ class Output:
         line = self._line.decode(errors="replace")
         self._line.clear()
         for gauge in self._gauges:
+            self._looking = gauge
             gauge.look(line)
 
     def close(self) -> None:
@@ -216,7 +286,8 @@ class Output:
             self._file.close()
             self._file = None
         if self._line:
-            self._look(b"")
+            with self._in_time():
+                self._look(b"")
 
     def said(self) -> str:
         """Return the last lines."""

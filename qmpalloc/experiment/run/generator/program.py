@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -43,6 +44,7 @@ class Program:
         self.name: str = plan["name"]
         self._plan = plan
         self._key: str = plan["key"]
+        self._gauges()  # what is wrong with one is told before anything is begun
 
     def prepare(self, step: str) -> None:
         """Run ``setup``, ``ready`` or ``warm_up`` to its end.
@@ -50,24 +52,24 @@ class Program:
         Raises:
             GaveUpError: It failed, or took too long.
         """
-        argv, user = self._plan[step], "root" if step == "setup" else self._plan["user"]
-        if argv and step == "ready":
-            self._wait_until_ready(argv, user)
-        elif argv:
-            self._execute(argv, user, f"{self._key}.{step}", limit_s=STEP_S)
+        if self._plan[step] and step == "ready":
+            self._wait_until_ready()
+        elif self._plan[step]:
+            self._execute(step, limit_s=STEP_S)
         if step == "setup":  # which may have made the user
             directory, entry = Path(self._plan["directory"]), self._entry(self._plan["user"])
             os.chown(directory, entry.pw_uid, entry.pw_gid)
             for place, directories, files in os.walk(directory):
                 for name in (*directories, *files):
-                    os.chown(Path(place, name), entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+                    with suppress(FileNotFoundError):  # a server that was set up may work in there
+                        os.chown(Path(place, name), entry.pw_uid, entry.pw_gid, follow_symlinks=False)
 
-    def _wait_until_ready(self, argv: list[str], user: str) -> None:
-        key, end_s = f"{self._key}.ready", time.monotonic() + READY_S
+    def _wait_until_ready(self) -> None:
+        end_s = time.monotonic() + READY_S
         failure: FailedError | None = None
         while time.monotonic() < end_s:
             try:
-                self._execute(argv, user, key, limit_s=READY_TRY_S)
+                self._execute("ready", limit_s=READY_TRY_S)
             except FailedError as error:
                 failure = error
                 time.sleep(READY_POLL_S)
@@ -81,16 +83,10 @@ class Program:
         Raises:
             GaveUpError: It failed, or what it said of a metric makes no sense.
         """
-        gauges = self._gauges()
+        gauges = self._begin_gauges()
         output, began_s = Output(None, gauges, key=f"{self._key}.command"), time.monotonic()
-        self._execute(
-            self._plan["command"],
-            self._plan["user"],
-            f"{self._key}.command",
-            output,
-            limit_s=min(limit_s, self._plan["duration"] or limit_s),
-            ends_by_itself=False,
-        )
+        limit_s = min(limit_s, self._plan["duration"] or limit_s)
+        self._execute("command", output, limit_s=limit_s, ends_by_itself=False)
         seconds = time.monotonic() - began_s
         for gauge in gauges:
             with suppress(GaveUpError):  # it may not have come so far
@@ -101,6 +97,12 @@ class Program:
         metrics = self._plan["metrics"]
         return [Gauge(metric, f"{self._key}.metric[{number}]") for number, metric in enumerate(metrics)]
 
+    def _begin_gauges(self) -> list[Gauge]:
+        gauges = self._gauges()
+        for gauge in gauges:
+            gauge.mark_file(self._plan["directory"])
+        return gauges
+
     def run(self, progress: Progress) -> None:
         """Run it, and see what it says of its metrics.
 
@@ -109,9 +111,8 @@ class Program:
         """
         if progress.phases:  # else the host has warmed up, with a disk that is not throttled
             self.prepare("warm_up")
-        gauges = self._gauges()
-        key = f"{self._key}.command"
-        output = Output(self._plan["output"], gauges, key=key)
+        gauges = self._begin_gauges()
+        output = Output(self._plan["output"], gauges, key=f"{self._key}.command")
 
         def said() -> dict[str, Any]:
             return {"metrics": {gauge.name: gauge.values() for gauge in gauges if gauge.count}}
@@ -119,14 +120,8 @@ class Program:
         progress.phases.append(state := PhaseState(self.name, said))
         timed_s = self._plan["duration"]
         try:
-            self._execute(
-                self._plan["command"],
-                self._plan["user"],
-                key,
-                output,
-                limit_s=timed_s or self._plan["timeout"],
-                ends_by_itself=not timed_s,
-            )
+            limit_s = timed_s or self._plan["timeout"]
+            self._execute("command", output, limit_s=limit_s, ends_by_itself=not timed_s)
         finally:
             lines = "".join(gauge.series.lines(gauge.name) for gauge in gauges if gauge.series is not None)
             Path(self._plan["series"]).write_text(lines)
@@ -135,24 +130,16 @@ class Program:
             gauge.require(output)
         state.finish()
 
-    def _execute(
-        self,
-        argv: list[str],
-        user: str,
-        key: str,
-        output: Output | None = None,
-        *,
-        limit_s: float,
-        ends_by_itself: bool = True,
-    ) -> None:
-        """Run a program until it ends, or until its time is over.
+    def _execute(self, step: str, output: Output | None = None, *, limit_s: float, ends_by_itself: bool = True) -> None:
+        """Run the command, or that of a step, until it ends, or until its time is over.
 
         Raises:
             FailedError: It ended with something other than 0, or not in time although it should.
             GaveUpError: It cannot be run, or a metric makes no sense.
         """
+        argv, key = self._plan[step], f"{self._key}.{step}"
         output = output or Output(None, key=key)
-        process = self._start(argv, user, key)
+        process = self._start(argv, "root" if step == "setup" else self._plan["user"], key)
         try:
             in_time = _follow(process, output, time.monotonic() + limit_s)
             if not in_time:
@@ -167,7 +154,7 @@ class Program:
             output.close()
         if not in_time and ends_by_itself:
             why = f"{argv[0]} has not ended after {limit_s:g} s; it said: {output.said()}"
-            hint = "a command that goes on wants a duration, or a longer timeout" if key.endswith("command") else ""
+            hint = "a command that goes on wants a duration, or a longer timeout" if step == "command" else ""
             raise FailedError(f"{key}: {why}" + (f" ({hint})" if hint else ""))
         if in_time and process.returncode < 0:
             hint = " (the guest may have had no memory left)" if process.returncode == -signal.SIGKILL else ""
@@ -201,11 +188,18 @@ class Program:
                 **other,
             )
         except FileNotFoundError as error:
-            raise GaveUpError(
-                f"{key}: {argv[0]} is not in this guest: install its package (image.packages), or copy it"
-            ) from error
+            raise GaveUpError(f"{key}: {_absence(argv[0], self._plan['directory'], environment['PATH'])}") from error
         except OSError as error:
             raise GaveUpError(f"{key}: {argv[0]} cannot be run: {error.strerror}") from error
+
+
+def _absence(program: str, directory: str, path: str) -> str:
+    """Return what it is that is not there when a program cannot be run."""
+    if not Path(directory).is_dir():
+        return f"its directory, {directory}, is there no more"
+    if ("/" in program and Path(directory, program).exists()) or shutil.which(program, path=path):
+        return f"{program} is there, but not what its first line names (#!…; its lines may end as those of Windows do)"
+    return f"{program} is not in this guest: install its package (image.packages), or copy it"
 
 
 def _follow(process: subprocess.Popen[bytes], output: Output, end_s: float) -> bool:

@@ -12,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 PROGRESS_S = 0.5
+ERROR_CHARS = 4000
+"""Of why it gave up: words of the user's may be of any length, and the host reads so much."""
 
 
 class GaveUpError(Exception):
@@ -19,11 +21,7 @@ class GaveUpError(Exception):
 
 
 class PhaseState:
-    """How far a phase has come.
-
-    Args:
-        name: Of the phase.
-        details: Returns what there is to say besides its time; keys of ``PhaseProgress``.
+    """How far a phase has come; `details` returns what there is to say besides its time, keys of ``PhaseProgress``.
 
     Attributes:
         done: Whether it is over.
@@ -73,7 +71,7 @@ class Progress:
                 "monotonic_s": time.monotonic(),
                 "phases": [phase.values() for phase in self.phases],
                 "finished": finished,
-                "error": error,
+                "error": error[:ERROR_CHARS],
             }
             scratch = f"{self._path}.new"
             Path(scratch).write_text(json.dumps(state))

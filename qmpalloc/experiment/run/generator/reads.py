@@ -22,7 +22,6 @@ class Phase:
     def __init__(self, plan: dict[str, Any]) -> None:
         self.name: str = plan["name"]
         self.rate: float = plan["rate"]
-        self.laps: int = plan["laps"]
         self.duration_s: float = plan["duration"]
         self.file = PageFile(plan["file"], readahead=plan["readahead"])
         self.pages = array("I", Path(plan["trace"]).read_bytes())
@@ -39,8 +38,8 @@ class Phase:
         if loop is not None:
             loop.run(self.pages, self.rate, until_ns=until_ns)
         else:
-            laps = 0
-            while laps < self.laps or (self.duration_s and time.perf_counter_ns() < until_ns):
-                closed_loop(self.file.reader(), self.pages, tallies[0], until_ns=until_ns)
-                laps += 1
+            read = partial(closed_loop, self.file.reader(), self.pages, tallies[0], until_ns=until_ns)
+            read()
+            while time.perf_counter_ns() < until_ns < math.inf:
+                read()
         state.finish()
