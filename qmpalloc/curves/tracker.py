@@ -178,8 +178,8 @@ class CurveTracker:
         cache = mapping.caches_pages(sizes_bytes)
         suspicious, unsure = tuple(self._confidence.suspicious()), list(self._confidence.unsure(self.shift))
         measured, contradicted = self.measured, 0.0
+        ratios = estimated = self.miss_ratios(cache)
         if measured is None:
-            ratios = self.miss_ratios(cache)
             unsure.append(UNMEASURED)
         else:
             grid = np.concatenate([cache, [cached]])
@@ -195,9 +195,11 @@ class CurveTracker:
         points = _telling(sizes_bytes, ratios)
         scale = 2.0**self.shift
         here = None if measured is None else cached / scale
-        deviations = self._noise.deviations(
+        by_chance = self._noise.deviations(
             cache[points] / scale, here, self.lru.miss_ratios, self._confidence.working_set
         )
+        # Where sample and counters disagree, nobody knows which of them holds at other sizes.
+        deviations = np.hypot(by_chance, ratios[points] - estimated[points])
         stale, unread_bytes, unused_bytes = self._staleness()
         return Curve(
             sizes_bytes=tuple(sizes_bytes[points].tolist()),
