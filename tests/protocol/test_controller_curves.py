@@ -106,13 +106,13 @@ async def test_samples_that_cannot_be_used_are_told_and_the_counters_go_on(lab, 
 async def test_samples_that_take_too_long_do_not_delay_the_counters(lab, autojump_clock):
     await pair(lab)
     slow = lab.guests["large"].agent
-    opened = slow._open
+    opened = slow.commands["guest-file-open"]
 
     def open_slowly(arguments):
         slow.faults.delay_s = 0.7 if arguments["path"] == SAMPLES else 0.0
         return opened(arguments)
 
-    slow._open = open_slowly
+    slow.commands["guest-file-open"] = open_slowly
     await lab.run(40.0, "curve")
     dropped = lab.of(SamplesDropped, "large")
     assert "within 0.5 s" in dropped[0].message
