@@ -41,7 +41,7 @@ def curve(measured: float, *, turned_over: bool = False, weak: tuple[str, ...] =
         steady_accesses=1_000_000,
         turned_over=turned_over,
         weak=weak,
-        noise=0.01,
+        deviation=tuple(np.sqrt(np.maximum(0.0, ratios)) * 0.01),
     )
 
 

@@ -4,7 +4,7 @@
 
 A trace is what a guest reads whose page replacement is LRU. Each seed watches other pages. From the middle of the trace
 on, twelve times, the curve is compared with the exact one at twelve sizes, over the same accesses with the same falling
-weights. "in band": how often the exact miss ratio was within 1.645 standard deviations (90 %) by `Curve.noise`.
+weights. "in band": how often the exact miss ratio was within 1.645 standard deviations (90 %) by `Curve.deviation`.
 
 Formats, with .gz or without: libCacheSim's csv (`--column`: which one is the object) and oracleGeneral, ARC and SPC
 (block ranges), LIRS (a number a line). Traces are not shipped: download them, or use one that a package brings.
@@ -51,17 +51,17 @@ class Found(Struct, frozen=True, kw_only=True):
     good: int
     error: float
     worst: float
-    noise: float
+    deviation: float
     in_band: float
 
     def row(self) -> list[str]:
         """Return it as cells."""
-        figures = [f"{value:.4f}" for value in (self.error, self.worst, self.noise)]
+        figures = [f"{value:.4f}" for value in (self.error, self.worst, self.deviation)]
         whole = [f"{value:,}" for value in (self.accesses, self.pages)]
         return [self.trace, *whole, f"{self.good}/{self.curves}", *figures, f"{self.in_band:.0%}"]
 
 
-HEAD = ["trace", "accesses", "pages", "good curves", "mean error", "worst error", "noise", "in band"]
+HEAD = ["trace", "accesses", "pages", "good curves", "mean error", "worst error", "deviation", "in band"]
 
 
 def wrong(file: Path, where: str, what: str, hint: str) -> click.ClickException:
@@ -223,7 +223,7 @@ def study(name: str, pages: NDArray[np.int64], seeds: int) -> Found:
     distances = ReuseDistances(len(unique)).distances(dense.astype(np.int64))
     sizes = np.unique(np.linspace(len(unique) ** 0.5 / 4, len(unique) ** 0.5, SIZES + 1)[:-1].round() ** 2)
     step = max(1, len(pages) // (4 * TIMES))
-    errors, bands, noises, told, good = [], [], [], 0, 0
+    errors, bands, deviations, told, good = [], [], [], 0, 0
     for seed in range(1, seeds + 1):
         largest, cached = (OWN + int(part * len(unique)) * PAGE_BYTES for part in (1.0, 0.5))
         guest = ReplayGuest(
@@ -247,12 +247,13 @@ def study(name: str, pages: NDArray[np.int64], seeds: int) -> Found:
             exact = 1.0 - np.concatenate([[0.0], np.cumsum(share)])[sizes.astype(int)]
             found = np.interp(OWN + sizes * PAGE_BYTES, curve.sizes_bytes, curve.miss_ratio)
             errors.append(np.abs(found - exact))
-            bands.append(errors[-1] <= BAND * curve.noise * np.maximum(found, 1e-4) ** 0.5)
-            noises.append(curve.noise)
+            deviations.append(np.interp(OWN + sizes * PAGE_BYTES, curve.sizes_bytes, curve.deviation))
+            bands.append(errors[-1] <= BAND * deviations[-1])
     off = np.array(errors) if errors else np.full((1, 1), np.nan)
     return Found(
         trace=name, accesses=len(pages), pages=len(unique), curves=told, good=good, error=float(off.mean()),
-        worst=float(off.max()), noise=float(np.mean(noises or [np.nan])), in_band=float(np.mean(bands or [np.nan])),
+        worst=float(off.max()), deviation=float(np.mean(deviations or [np.nan])),
+        in_band=float(np.mean(bands or [np.nan])),
     )  # fmt: skip
 
 

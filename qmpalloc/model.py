@@ -84,7 +84,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         miss_ratio: Misses by accesses at each size, 0 to 1, never rising; one entry per size.
         weak: Why the curve must not be acted on; empty when it may.
         suspect: Whether samples are missing or were refused, so that it is not just too early for a good curve.
-        noise: What sampling makes uncertain: a share p of the accesses has the standard deviation noise * sqrt(p).
+        deviation: Standard deviation of each miss ratio by what is uncertain about the sample; empty if not known.
         cached_bytes: Page cache the guest has now, where `measured` holds.
         measured: Miss ratio measured at the present size; None when not known.
         contradicted: By how much `measured` is above what the curve said, before it was corrected, anywhere near the
@@ -106,7 +106,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     miss_ratio: tuple[float, ...]
     weak: tuple[str, ...] = ()
     suspect: bool = False
-    noise: float = 0.0
+    deviation: tuple[float, ...] = ()
     cached_bytes: int | None = None
     measured: float | None = None
     contradicted: float = 0.0

@@ -26,6 +26,11 @@ class Measurement:
         """Forget all but the size: the load has changed."""
         self._accesses = self._misses = self.steady_accesses = 0.0
 
+    def fade(self, factor: float) -> None:
+        """Multiply the weight of what was measured by `factor`: it is to be of the same accesses as the curve."""
+        self._accesses *= factor
+        self._misses *= factor
+
     def take(self, accesses: int, misses: int, cached: float, half_life: float) -> bool:
         """Learn from an interval, unless the cache has changed its size in it; return whether it was used.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from qmpalloc.curves.estimator import Ratios, Sizes
 from qmpalloc.curves.keys import Ids
 from qmpalloc.curves.samples import BLOCK_SHIFT, Keys
 from qmpalloc.curves.tuning import TUNING
+
+_AROUND = 7
+"""Sizes that are compared to tell whether a curve is straight."""
 
 
 class Windows:
@@ -46,9 +50,9 @@ class Noise:
     """The variance of the LRU curve of a sample, from how much its parts differ.
 
     Accesses are not independent: those of a page, and those of a moment, are alike. So parts are compared that are:
-    groups of pages, by the low bits of their keys, each a sample like the whole at a lower rate (random groups;
-    K. Wolter, Introduction to Variance Estimation, chapter 2); and windows of what is measured at the present size,
-    where the curve is made to pass through.
+    groups of pages, by the low bits of their keys, two and two neighbours in the file (K. Wolter, Introduction to
+    Variance Estimation, chapter 8: the sample has a page of every block, so only what neighbours differ by is chance);
+    and windows of what is measured at the present size, where the curve is made to pass through.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -95,19 +99,39 @@ class Noise:
         self._sizes = self._sizes * 2.0**-halvings
         self.forget(2.0**-halvings)
 
-    def variances(self, here: float | None) -> NDArray[np.float64]:
-        """Return the variance of the curve at each size.
+    def deviations(
+        self, sizes: Sizes, here: float | None, lru: Callable[[Sizes], Ratios], pages: float
+    ) -> NDArray[np.float64]:
+        """Return the standard deviation of the curve at each size. All sizes are in pages of the sample.
 
         Args:
-            here: The size, in pages of the sample, at which it is made to pass through what is measured; None: at none.
+            sizes: The sizes, rising.
+            here: The one at which the curve is made to pass through what is measured; None: none.
+            lru: The LRU curve.
+            pages: Pages that the load reads.
         """
-        groups, ratios = len(self._misses), np.clip(self.ratios, 1e-6, 1.0 - 1e-6)
-        pages = (self._misses - self._misses.mean(axis=0)) / max(1.0, self._expected) * (groups / (groups - 1)) ** 0.5
+        # Of all pages the sample has its share; of a part of them it has some more or less. So what is seen at a size
+        # lies at sizes around it, which matters where the curve is not straight: beside a cliff.
+        at = sizes if here is None else np.append(sizes, here)
+        reach = TUNING.noise.reach * np.sqrt(at * np.clip(1.0 - at / pages, 0.0, 1.0))
+        around = at + np.linspace(-1.0, 1.0, _AROUND)[:, None] * reach
+        order, ratios = np.argsort(around, axis=None), np.empty(around.shape)
+        ratios.flat[order] = lru(around.flat[order])
+        seen = ratios[_AROUND // 2]
+        off = ratios.mean(axis=0) - seen
+        if here is not None:
+            off = off[:-1] - corrected(seen[:-1], float(seen[-1])) * off[-1]
+        return np.asarray(np.sqrt(np.interp(sizes, self._sizes, self.variances(here)) + off**2))
+
+    def variances(self, here: float | None) -> NDArray[np.float64]:
+        """Return the variance of the curve at each of the sizes of `Noise`, were it known where sizes lie."""
+        ratios = self.ratios
+        pages = (self._misses[::2] - self._misses[1::2]) / max(1.0, self._expected)
         at, tied = 0, np.zeros(len(self._sizes))
         if here is not None:
             at = int(np.abs(self._sizes - here).argmin())
-            # By so much of its own error there is the curve corrected elsewhere: see `anchored`.
-            tied = np.where(ratios < ratios[at], ratios / ratios[at], (1.0 - ratios) / (1.0 - ratios[at]))
+            tied = corrected(ratios, float(ratios[at]))
+        # Half the memory: what is to come swings as much as what was, and twice as much lies between the two.
         swing = self._measured.variance(TUNING.change.windows / 2)
         return np.asarray(((pages - np.outer(pages[:, at], tied)) ** 2).sum(axis=0) + tied**2 * swing)
 
@@ -116,14 +140,8 @@ class Noise:
         """The miss ratio at each size."""
         return np.asarray(self._misses.sum(axis=0) / max(1.0, self._expected))
 
-    def by_share(self, here: float | None) -> float:
-        """Return the standard deviation of a miss ratio by its square root, as `variances`, or less at most sizes.
 
-        Each size counts by its misses: where hardly anything is missed, little is at stake.
-        """
-        ratios = np.maximum(1e-6, self.ratios)
-        by_share = self.variances(here) / ratios
-        order = np.argsort(by_share)
-        below = np.cumsum(ratios[order])
-        index = np.searchsorted(below, below[-1] * TUNING.noise.most)
-        return float(np.sqrt(by_share[order[min(index, len(order) - 1)]]))
+def corrected(ratios: Ratios, here: float) -> NDArray[np.float64]:
+    """Return by how much of its own error at the present size, `here`, a curve is corrected at each (`anchored`)."""
+    ratios, here = np.clip(ratios, 1e-6, 1.0 - 1e-6), min(max(here, 1e-6), 1.0 - 1e-6)
+    return np.asarray(np.where(ratios < here, ratios / here, (1.0 - ratios) / (1.0 - here)))

@@ -130,7 +130,7 @@ class CurveTracker:
         self._measurement.steady_accesses += accesses
         self._compare(accesses, counted, cached_pages)
         self._watch(self._newcomers, 1.0)
-        if not self._measurement.take(accesses, counted, cached_pages, self.half_life / 2):
+        if not self._measurement.take(accesses, counted, cached_pages, self.half_life):
             self._gap.forget()
             self._gap.begin_window(self.lru.clock)
             return
@@ -178,8 +178,8 @@ class CurveTracker:
         cache = mapping.caches_pages(sizes_bytes)
         suspicious, unsure = tuple(self._confidence.suspicious()), list(self._confidence.unsure(self.shift))
         measured, contradicted = self.measured, 0.0
+        ratios = estimated = self.miss_ratios(cache)
         if measured is None:
-            ratios = self.miss_ratios(cache)
             unsure.append(UNMEASURED)
         else:
             grid = np.concatenate([cache, [cached]])
@@ -193,13 +193,20 @@ class CurveTracker:
                 unsure.append(f"the curve says {measured - left:.2f} misses here, measured are {measured:.2f}")
         ratios = np.minimum.accumulate(ratios)
         points = _telling(sizes_bytes, ratios)
+        scale = 2.0**self.shift
+        here = None if measured is None else cached / scale
+        by_chance = self._noise.deviations(
+            cache[points] / scale, here, self.lru.miss_ratios, self._confidence.working_set
+        )
+        # Where sample and counters disagree, nobody knows which of them holds at other sizes.
+        deviations = np.hypot(by_chance, ratios[points] - estimated[points])
         stale, unread_bytes, unused_bytes = self._staleness()
         return Curve(
             sizes_bytes=tuple(sizes_bytes[points].tolist()),
             miss_ratio=tuple(np.round(ratios[points], 5).tolist()),
             weak=(*suspicious, *unsure),
             suspect=bool(suspicious),
-            noise=round(self._noise.by_share(None if measured is None else cached / 2.0**self.shift), 5),
+            deviation=tuple(np.round(deviations, 4).tolist()),
             cached_bytes=round(cached * PAGE_BYTES),
             measured=None if measured is None else round(measured, 5),
             contradicted=round(contradicted, 5),
@@ -293,6 +300,7 @@ class CurveTracker:
             estimator.forget(TUNING.tracking.left_after_change)
         self._noise.forget(TUNING.tracking.left_after_change)
         self._noise.begin()
+        self._measurement.fade(TUNING.tracking.left_after_change)
 
     def _compare(self, accesses: int, misses: int, cached_pages: float) -> None:
         """Compare what is measured with a cache that was empty when the load changed."""

@@ -73,10 +73,10 @@ class Trust(Struct, frozen=True):
 class Noise(Struct, frozen=True):
     """How it is told how far a curve may be off by chance."""
 
-    groups: int = 16  # of pages; with more each has too few
+    groups: int = 64  # of pages: half as many pairs, whose mean square is known to a quarter
     windows: int = 48  # of what is measured: twelve half-lives
     known_least: float = 0.5  # of a mean's variance, by how many windows there are; with fewer it is guesswork
-    most: float = 0.9  # of the misses, whose sizes one figure must do for
+    reach: float = 4.0  # deviations of where a size lies, within which a curve should be straight
 
 
 class Change(Struct, frozen=True):

@@ -161,7 +161,7 @@ def _trust(guest: GuestFacts) -> Text:
         text.append("  stale ", palette.LABEL).append(
             f"{percent(curve.stale)} (pages of the load before)", palette.WARN
         )
-    text.append("  noise ", palette.LABEL).append(percent(curve.noise))
+    text.append("  noise ", palette.LABEL).append(percent(max(curve.deviation, default=0.0)))
     text.append("  steady for ", palette.LABEL).append(f"{number(curve.steady_accesses)} accesses")
     text.append("  by ", palette.LABEL).append(clean(curve.estimator) or "?")
     if curve.pages_per_sampled:

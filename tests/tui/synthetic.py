@@ -196,7 +196,8 @@ class Run:
         weak = (self.curves[index],) if self.curves[index] else ()
         measured = round(misses / (hits + misses), 4) if hits + misses else None
         return Curve(
-            sizes_bytes=tuple(sizes), miss_ratio=tuple(ratios), weak=weak, noise=0.004, cached_bytes=600 * MIB,
+            sizes_bytes=tuple(sizes), miss_ratio=tuple(ratios), weak=weak, cached_bytes=600 * MIB,
+            deviation=tuple(0.004 * ratio**0.5 for ratio in ratios),
             measured=measured, steady_accesses=2_345_678, pages_per_sampled=64, estimator="multi-generational",
         )  # fmt: skip
 

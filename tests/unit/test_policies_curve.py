@@ -115,10 +115,11 @@ def band_of(one, **more):
 
 def test_what_is_believed_is_told_around_a_good_curve_as_far_as_it_may_be_off():
     points = ((mib, 1 - (mib - 100) / 1900) for mib in range(100, 2001, 25))
-    curve = structs.replace(line(*points, measured=0.8), noise=0.1)
+    curve = line(*points, measured=0.8)
+    curve = structs.replace(curve, deviation=(0.07,) * len(curve.sizes_bytes))
     band = band_of(guest("a", curve))
     assert (band.accesses_per_s, band.measured, band.source) == (10_000.0, 0.8, "by its curve")
-    off = 0.05 + 3 * 0.1 * 0.5**0.5
+    off = 0.05 + 3 * 0.07
     middle = [np.interp(1050 * MIB, band.sizes_bytes, bound) for bound in (band.least, band.most)]
     assert middle == pytest.approx([0.5 - off, 0.5 + off], abs=0.006)
     assert (band.least[-1], band.most[0]) == (0.0, 1.0)

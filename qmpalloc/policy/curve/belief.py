@@ -58,7 +58,7 @@ class Tuning(Struct, frozen=True, kw_only=True):
         credit: Share of what lies between the bounds that a guest in doubt is credited with when it grows.
         cliff: A miss ratio that rises by so much within the margin does not slope: it breaks off.
         probe_bytes: Ghost hits tell the slope so far from the present size.
-        deviations: Of a curve's noise, by which it may be off.
+        deviations: Of a curve, by which it may be off.
         curve_off: Miss ratio beside that by which real curves were off.
     """
 
@@ -108,10 +108,11 @@ class Belief(Struct, frozen=True, kw_only=True):
     above: str = ""
     held: str = ""
 
-    @property
-    def noise(self) -> float:
-        """The noise of its curve, as `Curve.noise`; 0 when it rests on none."""
-        return 0.0 if self.curve is None else self.curve.noise
+    def deviation(self, sizes_bytes: Sequence[float] | NDArray[Any]) -> Values:
+        """Return the standard deviation of its curve at each size; 0 when it rests on none."""
+        if self.curve is None or not self.curve.deviation:
+            return np.zeros(len(sizes_bytes))
+        return np.asarray(np.interp(sizes_bytes, self.curve.sizes_bytes, self.curve.deviation))
 
     def planned(self, sizes_bytes: Sequence[float] | NDArray[Any]) -> Values:
         """Return the miss ratio to plan with at each size."""
@@ -198,7 +199,7 @@ class Belief(Struct, frozen=True, kw_only=True):
         if self.curve is None:
             return np.interp(sizes, self.sizes, self.least), np.interp(sizes, self.sizes, self.most)
         ratios = np.interp(sizes, self.curve.sizes_bytes, self.curve.miss_ratio)
-        off = tuning.deviations * self.noise * ratios**0.5 + tuning.curve_off
+        off = tuning.deviations * self.deviation(sizes) + tuning.curve_off
         return np.maximum(0.0, ratios - off), np.minimum(1.0, ratios + off)
 
     def promise(self, size_bytes: int, tuning: Tuning) -> Promise:

@@ -22,7 +22,7 @@ class Tuning(Struct, frozen=True, kw_only=True):
     """What a move must be worth.
 
     Attributes:
-        deviations: A gain must be this many standard deviations of the curves' noise.
+        deviations: A gain must be this many standard deviations of the curves.
         matters_bytes: A change of less is no move that could be taken back, and takes none back.
         half_life_s: After which half of the moves taken back are forgotten.
         reversals_most: More count no more: what gains much is never held for them.
@@ -91,16 +91,19 @@ def _counted(beliefs: Sequence[Belief], gains: Mapping[str, float], objective: O
 def _gains(
     changed: Sequence[Belief], wanted: Mapping[str, int], objective: Objective
 ) -> tuple[dict[str, float], float]:
-    """Return what each guest gains at the sizes `wanted`, and the standard deviation of all by the curves' noise."""
+    """Return what each guest gains at the sizes `wanted`, and the standard deviation of all by that of the curves."""
     gains, variance = {}, 0.0
     for belief in changed:
         pair = [belief.guest.target_bytes, wanted[belief.guest.name]]
         now, then = belief.values(pair, objective)
         gains[belief.guest.name] = float(then - now)
         ratios = belief.planned(pair)
-        # A difference of two points of one curve is a share of its accesses, and as uncertain as such a share is.
         if ratios[0] != ratios[1]:
-            variance += ((then - now) * belief.noise) ** 2 / abs(float(ratios[0] - ratios[1]))
+            # What the curve is off by at the present size it is off by at the other one as well, in proportion.
+            here, there = belief.deviation(pair)
+            alike = min(ratios[1] / max(1e-6, ratios[0]), (1.0 - ratios[1]) / max(1e-6, 1.0 - ratios[0]))
+            apart = max(0.0, there**2 + (1.0 - 2.0 * alike) * here**2)
+            variance += float(apart * ((then - now) / (ratios[1] - ratios[0])) ** 2)
     return gains, float(variance**0.5)
 
 
