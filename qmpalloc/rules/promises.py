@@ -7,8 +7,8 @@ know, and three things follow:
 
 1. The guest gets back what it gave, at the next decision, from what nobody has and from those that have grown since.
 2. It gives nothing of that again for a while, twice as long each time. After a tenth of that time it may give what it
-   has had free ever since. One that was taken to rest and works again is held until that, or until its curve is good:
-   that it rests was the wrong belief.
+   has had free ever since. One that reads more than when the promise was made is held until that, or until its curve
+   is good: how much it reads was the wrong belief.
 3. What its programs map or hold was never to give: see `GuestSnapshot.in_use_bytes`.
 """
 
@@ -93,8 +93,8 @@ class Held(Struct, frozen=True, kw_only=True):
         in_use_bytes: The most that its programs were seen to hold since.
         times: How often that has happened.
         load: The load that its curve was of; None where no curve was believed. With another load this ends.
-        woke_per_s: What it read when it was seen to read much more than when no curve was believed; else 0. While it
-            does so it is not held once it has a good curve, or all was kept for long enough.
+        works_per_s: What it read then, if that was much more than when the promise was made; else 0. While it does so
+            it is not held once it has a good curve, or all was kept for long enough.
     """
 
     least_bytes: int
@@ -104,13 +104,13 @@ class Held(Struct, frozen=True, kw_only=True):
     in_use_bytes: int
     times: int
     load: int | None = None
-    woke_per_s: float = 0.0
+    works_per_s: float = 0.0
 
     def kept_bytes(self, guest: GuestSnapshot, time_s: float) -> int:
         """Return the least that the guest may be set to; 0 when it is not held."""
-        works = 0 < self.woke_per_s <= _TIMES * (guest.accesses_per_s or 0.0)
+        works = 0 < self.works_per_s <= _TIMES * (guest.accesses_per_s or 0.0)
         known = guest.curve is not None and not guest.curve.weak
-        # 1. It is held no more. 2. It works: what was wrong was that it rests. 3. All is kept. 4. What it used is.
+        # 1. It is held no more. 2. It works: wrong was how much it reads. 3. All is kept. 4. What it used is.
         if time_s >= self.until_s or (works and (known or time_s >= self.with_all_until_s)):
             return 0
         return self.least_bytes if time_s < self.with_all_until_s else min(self.least_bytes, self.used_bytes)
@@ -228,7 +228,7 @@ def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) 
     same = before is not None and (lent.broken or time_s < before.with_all_until_s)
     times = (before.times if before else 0) + (not same)
     reads_per_s = guest.accesses_per_s or 0.0
-    woke = lent.until_s is None and reads_per_s > _TIMES * lent.accesses_per_s + _BESIDE_PER_S
+    works_more = reads_per_s > _TIMES * lent.accesses_per_s + _BESIDE_PER_S
     held_s = _HELD_S * 2.0 ** min(times - 1, 10)
     return Held(
         least_bytes=lent.before_bytes,
@@ -238,7 +238,7 @@ def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) 
         in_use_bytes=max(guest.in_use_bytes or 0, before.in_use_bytes if before is not None and same else 0),
         times=times,
         load=guest.curve.load if lent.until_s is not None and guest.curve is not None else None,
-        woke_per_s=reads_per_s if woke else 0.0,
+        works_per_s=reads_per_s if works_more else 0.0,
     )
 
 
