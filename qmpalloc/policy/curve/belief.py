@@ -27,7 +27,7 @@ from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from qmpalloc.curves.value import Load, Objective, Values
-from qmpalloc.model import UNMEASURED, Curve, GuestSnapshot, Promise
+from qmpalloc.model import Curve, GuestSnapshot, Promise
 from qmpalloc.policy.curve.measured import Point
 from qmpalloc.policy.curve.memory import Pace
 from qmpalloc.policy.evidence import (
@@ -258,7 +258,8 @@ def believe(
     else:
         belief = _bounds(guest, load, here, pace.lasts_s, cap)
         belief = structs.replace(belief, credit=tuning.credit, watched_s=pace.watched_s)
-        sources = (_settling,) if _settles(guest) else (_measured, _lacking, _faulting, _ghosts)
+        settling = guest.curve is not None and guest.curve.settling
+        sources = (_settling,) if settling else (_measured, _lacking, _faulting, _ghosts)
         sources = (*sources, _aged)
         for source in () if held else sources:
             belief = source(belief, points, tuning)
@@ -295,8 +296,7 @@ def _here(guest: GuestSnapshot) -> float:
     """Return the miss ratio at the present size: measured, or of the last interval."""
     if guest.curve is not None and guest.curve.measured is not None:
         return guest.curve.measured
-    accesses = (guest.hits or 0) + (guest.misses or 0)
-    return max(0, guest.misses or 0) / accesses if accesses > 0 else 0.0
+    return max(0, guest.misses or 0) / guest.accesses if guest.accesses > 0 else 0.0
 
 
 # --- sources: each returns the belief narrowed by what it knows ---
@@ -481,17 +481,12 @@ def _lacks(guest: GuestSnapshot) -> float:
 
     One that hits nothing does not count: what it reads may never fit.
     """
-    accesses = (guest.hits or 0) + (guest.misses or 0)
-    if not guest.refaults or accesses <= 0 or hits_nothing(guest) or unconfirmed(guest):
+    if not guest.refaults or guest.accesses <= 0 or hits_nothing(guest) or unconfirmed(guest):
         return 0.0
     if guest.curve is not None and guest.curve.suspect:
         return 0.0
-    return max(0, min(guest.refaults, guest.misses or 0)) / accesses
+    return max(0, min(guest.refaults, guest.misses or 0)) / guest.accesses
 
 
 def _miss_ratio(point: Point) -> float:
     return point.miss_ratio
-
-
-def _settles(guest: GuestSnapshot) -> bool:
-    return guest.curve is not None and guest.curve.weak == (UNMEASURED,)
