@@ -84,7 +84,7 @@ def read_record(path: str | os.PathLike[str]) -> Iterator[AnyEvent]:
     try:
         file = Path(path).open("rb")  # noqa: SIM115 - closed below; opening has an error of its own
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path), hint=NO_RECORD_HINT) from error
     with file:
         for number, line in enumerate(iter(lambda: file.readline(LINE_MAX_BYTES + 1), b""), start=1):
             if len(line) > LINE_MAX_BYTES:
@@ -141,7 +141,7 @@ class GrowingRecord:
         try:
             self._file = self._path.open("rb")
         except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+            raise ConfigError(f"cannot be read: {error.strerror}", file=str(path), hint=NO_RECORD_HINT) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -158,6 +158,8 @@ class Dashboard:
     def _change_state(self, event: StateChanged) -> None:
         guest = self._guest(event.guest)
         guest.state, guest.detail = event.state, clean(event.detail)
+        if event.state is GuestState.GONE:
+            guest.target_bytes, guest.actual_bytes, guest.outside_bytes = None, None, 0
         if event.state is GuestState.FRESH:
             guest.fault = None
         else:
@@ -200,8 +202,10 @@ class Dashboard:
             guest = self._guest(seen.name)
             limits = seen if seen.pin is None else seen.pin
             guest.floor_bytes, guest.cap_bytes, guest.pin = limits.floor_bytes, limits.cap_bytes, seen.pin
-            guest.outside_bytes = seen.outside_bytes
             self._show_curve(guest, seen.curve, seen.no_curve)
+            if seen.state is GuestState.GONE:  # its last size is that of a QEMU that has ended
+                continue
+            guest.outside_bytes = seen.outside_bytes
             # A guest whose monitor never answered has the sizes 0 in a snapshot, which means unknown.
             if guest.actual_bytes is None and seen.actual_bytes:
                 guest.target_bytes, guest.actual_bytes = seen.target_bytes, seen.actual_bytes

@@ -94,8 +94,7 @@ class GuestFacts:
     @property
     def charged_bytes(self) -> int:
         """Its part of the committed memory: max(target, actual) and virtio-mem; nothing once QEMU has ended."""
-        inside_bytes = max(self.target_bytes or 0, self.actual_bytes or 0)
-        return 0 if self.state is GuestState.GONE else inside_bytes + self.outside_bytes
+        return max(self.target_bytes or 0, self.actual_bytes or 0) + self.outside_bytes
 
     @property
     def band(self) -> Band | None:

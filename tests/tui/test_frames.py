@@ -135,7 +135,7 @@ def test_guests_are_sorted_and_found_by_name_or_state():
 
     in_trouble = ["files", "queue", "logs", "proxy", "batch", "spare"]
     assert sorted(names(order="trouble")[:6]) == sorted(in_trouble)
-    sizes = [dashboard.guests[name].actual_bytes for name in names(order="size")]
+    sizes = [dashboard.guests[name].actual_bytes or 0 for name in names(order="size")]
     assert sizes == sorted(sizes, reverse=True)
     heard_of = [guest for guest in dashboard.guests.values() if guest.rate_known]
     ratios = [dashboard.guests[name].ratio[-1] or 2 for name in names(order="ratio")[: len(heard_of)]]

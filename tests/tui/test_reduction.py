@@ -100,6 +100,19 @@ def test_a_guest_that_is_not_heard_of_has_no_rates():
     assert after.count("hits     -/s") == 1
 
 
+def test_a_guest_whose_qemu_has_ended_has_no_size():
+    gone = StateChanged(t=20.5, wall=WALL, guest="db", state=GuestState.GONE, previous=GuestState.FRESH, detail="")
+    generator = Run(2)
+    before = reduce(generator.events(20))
+    before.apply(gone)
+    generator.state["db"] = GuestState.GONE
+    for event in generator.decided():
+        before.apply(event)
+    guest = before.guests["db"]
+    assert (guest.target_bytes, guest.actual_bytes, guest.charged_bytes) == (None, None, 0)
+    assert before.guests["web"].charged_bytes > 0
+
+
 @pytest.mark.parametrize(
     ("hits", "misses", "ratio"),
     [(90, 10, 0.9), (0, 10, 0.0), (-2, 10, 0.0), (0, 0, None), (-10, 2, None), (None, 1, None), (1, None, None)],

@@ -135,8 +135,9 @@ def test_what_is_no_record_is_refused(tmp_path):
         with pytest.raises(NonsenseError) as caught:
             list(read_record(path))
         assert "is this a qmpalloc record?" in caught.value.hint
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read") as absent:
         list(read_record(tmp_path / "absent"))
+    assert "record.jsonl" in absent.value.hint
 
 
 def test_a_line_without_end_is_not_read_for_ever(tmp_path, monkeypatch):

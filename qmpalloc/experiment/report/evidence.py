@@ -55,24 +55,7 @@ def disk(results: Results) -> Iterator[str]:
     """Yield the disk model: asked, reached, and what a miss cost."""
     yield heading("What a miss costs")
     calibration, asked = results.disk, results.disk_ratio_asked
-    if calibration is None:
-        yield paragraph("The disk was not measured yet.")
-    elif not calibration.iops:
-        yield paragraph(
-            f"Disk model {calibration.model}: the data disks are not throttled. A cached read took "
-            f"{words.latency(calibration.hit_s)} here, on all guests at once."
-        )
-    else:
-        hit = (
-            "A page from the cache, with all that the programs do," if calibration.by == "programs" else "A cached read"
-        )
-        yield paragraph(
-            f"Disk model {calibration.model}: a miss should take {asked:,.0f} times as long as a hit. {hit} "
-            f"took {words.latency(calibration.hit_s)} here, on all guests at once, so every data disk is throttled to "
-            f"{calibration.iops:,} operations per second. The ratio reached is measured in every run before its loads; "
-            "the time of a request is what QEMU measured while the loads ran, waiting for the throttle included. "
-            "The last column is how many cached reads would have taken as long."
-        )
+    yield paragraph(_disk_model(calibration, asked))
     by_programs = calibration is not None and calibration.by == "programs"
     if calibration is not None and calibration.programs:
         yield from _programs(results, calibration)
@@ -93,6 +76,24 @@ def disk(results: Results) -> Iterator[str]:
         )
     columns = ("Arm", "Ratio asked", "Ratio reached", "A hit", "A miss", "A disk request under load", "In hits")
     yield table(f"Service times of hits and misses{' of reads' if by_programs else ''}", columns, rows)
+
+
+def _disk_model(calibration: DiskCalibration | None, asked: float | None) -> str:
+    """Return in words how the data disks are slowed down."""
+    # 1. Not measured. 2. Left as they are. 3. Throttled.
+    if calibration is None:
+        return "The disk was not measured yet."
+    took = f"took {words.latency(calibration.hit_s)} here, on all guests at once"
+    if not calibration.iops:
+        return f"Disk model {calibration.model}: the data disks are not throttled. A cached read {took}."
+    programs = calibration.by == "programs"
+    hit = "A page from the cache, with all that the programs do," if programs else "A cached read"
+    return (
+        f"Disk model {calibration.model}: a miss should take {asked:,.0f} times as long as a hit. {hit} {took}, so "
+        f"every data disk is throttled to {calibration.iops:,} operations per second. The ratio reached is measured in "
+        "every run before its loads; the time of a request is what QEMU measured while the loads ran, waiting for the "
+        "throttle included. The last column is how many cached reads would have taken as long."
+    )
 
 
 def _programs(results: Results, calibration: DiskCalibration) -> Iterator[str]:
