@@ -20,7 +20,7 @@ from qmpalloc.experiment.report import write_report
 from qmpalloc.experiment.report.figures.course import course, course_panels
 from qmpalloc.experiment.report.figures.forest import forest_rows
 from qmpalloc.experiment.report.metrics import metric_lines
-from qmpalloc.experiment.run.arm import share_done
+from qmpalloc.experiment.run.arm import done_text, share_done
 from qmpalloc.experiment.run.configuration import arm_configuration
 from qmpalloc.experiment.run.standstill import Standstill
 from qmpalloc.experiment.spec import parsing, scaling
@@ -335,17 +335,19 @@ def reading(guest, progress, trial=1):
 
 
 @pytest.mark.parametrize(
-    ("progress", "share"),
+    ("progress", "share", "text"),
     [
-        (None, 0.0),
-        (load(), 0.0),
-        (load(state("idle", 30.0)), 0.0),
-        (load(state("idle", 20.0, done=True), state("work", 5.0)), 0.625),
-        (load(state("idle", 20.0, done=True), state("work", 90.0)), 1.0),
+        (None, 0.0, "B 0%"),
+        (load(), 0.0, "B 0%"),
+        (load(state("idle", 30.0)), 0.0, "B idle for 30 s"),
+        (load(state("idle", 20.0, done=True)), 0.5, "B 50%"),
+        (load(state("idle", 20.0, done=True), state("work", 5.0)), 0.625, "B 62%"),
+        (load(state("idle", 20.0, done=True), state("work", 90.0)), 1.0, "B 100%"),
     ],
 )
-def test_how_far_a_load_with_programs_is(progress, share):
+def test_how_far_a_load_with_programs_is(progress, share, text):
     assert share_done(B, progress) == pytest.approx(share)
+    assert done_text(B, progress) == text
 
 
 def watch(progress, *, trials, watched=None):

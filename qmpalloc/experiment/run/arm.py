@@ -38,6 +38,7 @@ from qmpalloc.experiment.run.standstill import Standstill
 from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.run.trial_clock import TrialClock
 from qmpalloc.experiment.spec.plan import ArmRun
+from qmpalloc.experiment.spec.program import ProgramPhase
 from qmpalloc.experiment.spec.schema import Arm, Guest, Phase, Specification
 from qmpalloc.experiment.store.directory import RunDirectory
 from qmpalloc.experiment.store.records import DiskCalibration, LoadProgress, Outcome, Reading, Service
@@ -327,9 +328,8 @@ class ArmRunner:
         shares, words = [], []
         for reading in readings:
             guest = next(found for found in self._spec.guests if found.name == reading.guest)
-            share = share_done(guest, reading.load)
-            shares.append(share)
-            words.append(f"{reading.guest} {share:.0%} at {format_size(reading.actual_bytes)}")
+            shares.append(share_done(guest, reading.load))
+            words.append(f"{done_text(guest, reading.load)} at {format_size(reading.actual_bytes)}")
         return min(shares, default=0.0), f"trial {trial}: {', '.join(words)}"
 
     def _all_done(self, readings: list[Reading], guests: int) -> bool:
@@ -395,6 +395,15 @@ def share_done(guest: Guest, load: LoadProgress | None) -> float:
         elif isinstance(phase, Phase):
             shares += state.reads / phase.total_reads
     return shares / len(guest.phases)
+
+
+def done_text(guest: Guest, load: LoadProgress | None) -> str:
+    """Return how far a guest's load is, for people: of a program that ends by itself nobody knows the share."""
+    if load is not None and load.phases and not load.phases[-1].done:
+        state, phase = load.phases[-1], guest.phases[len(load.phases) - 1]
+        if isinstance(phase, ProgramPhase) and not phase.is_timed:
+            return f"{guest.name} {phase.name} for {state.seconds:.0f} s"
+    return f"{guest.name} {share_done(guest, load):.0%}"
 
 
 async def _fail_when_one_ends(guests: tuple[RunningGuest, ...]) -> None:
