@@ -369,10 +369,10 @@ async def _check_samples(guest: GuestConfig, agent: Agent, timeout_s: float) -> 
         if file_trouble(error) not in {FileTrouble.ABSENT, FileTrouble.OTHER}:
             return warned(name, "curve", f"no curve: {error.message}", error.hint)
         return passed(
-            name, "curve", f"no curve: {NOT_SAMPLED} ({path} cannot be read); policies curve and hill hold it"
+            name, "curve", f"no curve: {NOT_SAMPLED} ({path} cannot be read); policy curve goes by bounds, hill gives it nothing"
         )
     except QmpallocError as error:
-        todo = error.hint or "policies curve and hill hold this guest, others work: journalctl -u qmpalloc-collector"
+        todo = error.hint or "policy curve goes by bounds, hill gives this guest nothing, others work: journalctl -u qmpalloc-collector"
         return warned(name, "curve", f"no curve: {path}: {error.message}", todo)
     return passed(name, "curve", f"one page in {2**batch.shift} is sampled, {len(batch.events)} events last")
 
