@@ -38,6 +38,7 @@ from qmpalloc.units import format_size
 
 NEEDED_COMMANDS = ("guest-sync-delimited", "guest-info", "guest-file-open", "guest-file-read", "guest-file-close")
 BALLOON_OPTIONS = "-device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on"
+WITHOUT_CURVE = "policy curve goes by bounds, hill gives it nothing"
 AGENT_TODO = "install qemu-guest-agent in the guest and start QEMU with its port (README.md shows it)"
 
 
@@ -368,11 +369,9 @@ async def _check_samples(guest: GuestConfig, agent: Agent, timeout_s: float) -> 
     except RefusedError as error:
         if file_trouble(error) not in {FileTrouble.ABSENT, FileTrouble.OTHER}:
             return warned(name, "curve", f"no curve: {error.message}", error.hint)
-        return passed(
-            name, "curve", f"no curve: {NOT_SAMPLED} ({path} cannot be read); policy curve goes by bounds, hill gives it nothing"
-        )
+        return passed(name, "curve", f"no curve: {NOT_SAMPLED} ({path} cannot be read); {WITHOUT_CURVE}")
     except QmpallocError as error:
-        todo = error.hint or "policy curve goes by bounds, hill gives this guest nothing, others work: journalctl -u qmpalloc-collector"
+        todo = error.hint or f"{WITHOUT_CURVE}: journalctl -u qmpalloc-collector"
         return warned(name, "curve", f"no curve: {path}: {error.message}", todo)
     return passed(name, "curve", f"one page in {2**batch.shift} is sampled, {len(batch.events)} events last")
 
