@@ -239,7 +239,7 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def decidable(self) -> bool:
         """True when the guest is fresh and its counts are known."""
-        return self.state is GuestState.FRESH and self.hits is not None and self.misses is not None
+        return self.state is GuestState.FRESH and self.accesses_per_s is not None
 
     @property
     def accesses(self) -> int:
@@ -252,6 +252,14 @@ class GuestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         if self.hits is None or self.misses is None or not self.interval_s:
             return None
         return max(0, self.accesses) / self.interval_s
+
+    @property
+    def miss_ratio(self) -> float:
+        """Misses by accesses since the last decision, 0 to 1; 0 when there were none or they are not known.
+
+        In one interval, hits may be slightly negative (see `qmpalloc.sample.Delta`).
+        """
+        return min(1.0, max(0, self.misses or 0) / max(1, self.accesses))
 
     @property
     def page_ins(self) -> PageIns:

@@ -59,13 +59,13 @@ def missed_anyway(guest: GuestSnapshot) -> float:
     """
     if guest.curve is None or not guest.curve.turned_over or guest.curve.measured is None or unconfirmed(guest):
         return 0.0
-    lost = min(guest.curve.measured, (guest.misses or 0) / max(1, guest.accesses))
+    lost = min(guest.curve.measured, guest.miss_ratio)
     return lost if lost >= _HITS_NOTHING else 0.0
 
 
 def hits_nothing(guest: GuestSnapshot) -> bool:
     """Return whether all but one in twenty of the guest's accesses missed in the last interval."""
-    return (guest.misses or 0) >= _HITS_NOTHING * max(1, guest.accesses)
+    return guest.miss_ratio >= _HITS_NOTHING
 
 
 def uncounted_per_s(guest: GuestSnapshot) -> float:

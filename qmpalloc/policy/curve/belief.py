@@ -19,7 +19,7 @@ memory to spare and weak curves are no cases of their own but shapes of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,13 +78,10 @@ class Belief(Struct, frozen=True, kw_only=True):
         most: The miss ratio at each, at most; never rising.
         least: The same, at least.
         load: What it will read, and the miss ratio that it has at this rate.
-        horizon_s: How long this lasts. Memory given is worth something from when it has been filled. None: for ever.
-        promised_s: How long a promise by its curve must hold; None: for as long as the memory is away.
+        pace: How fast it reads, and for how long. Memory given is worth something from when it has been filled.
         floor_bytes: It is not taken below that.
         cap_bytes: It is not given more.
         credit: Share of what lies between the bounds that counts when it grows.
-        watched_s: How long its present load has been watched.
-        most_per_s: Accesses per second that it makes when it works, where `load` is an average.
         curve: The curve it rests on, as it was found; None: on bounds only.
         below: What its loss rests on, in words.
         above: What its gain rests on, in words.
@@ -96,13 +93,10 @@ class Belief(Struct, frozen=True, kw_only=True):
     most: Values
     least: Values
     load: Load
-    horizon_s: float | None = None
-    promised_s: float | None = None
+    pace: Pace = Pace()
     floor_bytes: int
     cap_bytes: int
     credit: float = 0.0
-    watched_s: float = 0.0
-    most_per_s: float = 0.0
     curve: Curve | None = None
     below: str = ""
     above: str = ""
@@ -113,6 +107,11 @@ class Belief(Struct, frozen=True, kw_only=True):
         if self.curve is None or not self.curve.deviation:
             return np.zeros(len(sizes_bytes))
         return np.asarray(np.interp(sizes_bytes, self.curve.sizes_bytes, self.curve.deviation))
+
+    def at(self, more_bytes: Iterable[float]) -> tuple[Values, Values, Values]:
+        """Return its sizes and more of them, and both bounds there: the most it misses, and the least."""
+        sizes = np.unique([*self.sizes, *more_bytes])
+        return sizes, np.interp(sizes, self.sizes, self.most), np.interp(sizes, self.sizes, self.least)
 
     def planned(self, sizes_bytes: Sequence[float] | NDArray[Any]) -> Values:
         """Return the miss ratio to plan with at each size."""
@@ -138,7 +137,7 @@ class Belief(Struct, frozen=True, kw_only=True):
         more = np.zeros(len(sizes))
         if guest.idle is not None:
             taken = np.maximum(0.0, target - spare_bytes(guest) - sizes)
-            more = pages_per_fault(guest) * guest.idle.unread_per_s(taken, self.watched_s)
+            more = pages_per_fault(guest) * guest.idle.unread_per_s(taken, self.pace.watched_s)
         faulted, swapped = returned_per_s(guest)
         growth = np.maximum(0.0, sizes - target)
         in_doubt = self.credit * np.minimum(1.0, growth / take_step(int(target)))
@@ -178,12 +177,10 @@ class Belief(Struct, frozen=True, kw_only=True):
         most = float(sizes.max()) - target
         if most <= 0:
             return np.zeros(len(sizes))
-        if self.horizon_s is None:
-            return np.asarray(np.where(sizes > target, worth(np.maximum(sizes, target)), 0.0))
         bends = self.sizes[(self.sizes > target) & (self.sizes < target + most)] - target
         growth = np.unique(np.concatenate([np.linspace(0.0, most, _PARTS + 1), bends]))
         added = np.diff(worth(target + growth))
-        lasting = np.maximum(0.0, 1.0 - growth[1:] / max(1e-9, filled_per_s) / PAGE_BYTES / self.horizon_s)
+        lasting = np.maximum(0.0, 1.0 - growth[1:] / max(1e-9, filled_per_s) / PAGE_BYTES / self.pace.lasts_s)
         gained = np.concatenate([[0.0], np.cumsum(added * lasting)])
         return np.asarray(np.interp(sizes - target, growth, gained))
 
@@ -194,13 +191,13 @@ class Belief(Struct, frozen=True, kw_only=True):
         return np.asarray(np.interp(sizes_bytes, self.curve.sizes_bytes, self.curve.miss_ratio))
 
     def bounds(self, sizes_bytes: Sequence[float] | NDArray[Any], tuning: Tuning) -> tuple[Values, Values]:
-        """Return between what the miss ratio is at each size: around a curve, as far as it may be off."""
+        """Return between what the miss ratio is at each size: around a curve, as far as it may be off or is planned."""
         sizes = np.asarray(sizes_bytes, dtype=float)
         if self.curve is None:
             return np.interp(sizes, self.sizes, self.least), np.interp(sizes, self.sizes, self.most)
         ratios = np.interp(sizes, self.curve.sizes_bytes, self.curve.miss_ratio)
         off = tuning.deviations * self.deviation(sizes) + tuning.curve_off
-        return np.maximum(0.0, ratios - off), np.minimum(1.0, ratios + off)
+        return np.maximum(0.0, ratios - off), np.minimum(1.0, np.maximum(ratios + off, self.planned(sizes)))
 
     def promise(self, size_bytes: int, tuning: Tuning) -> Promise:
         """Return what is promised of the guest when it is taken down to a size: the upper bound there.
@@ -210,8 +207,8 @@ class Belief(Struct, frozen=True, kw_only=True):
         """
         ratio = float(self.expected([size_bytes])[0])
         most = float(self.bounds([size_bytes], tuning)[1][0])
-        rate = max(self.most_per_s, self.load.accesses_per_s, float(self.load.rates(np.array([ratio]))[0]))
-        for_s = None if self.curve is None else self.promised_s
+        rate = max(self.pace.most_per_s, self.load.accesses_per_s, float(self.load.rates(np.array([ratio]))[0]))
+        for_s = None if self.curve is None else self.pace.promised_s
         unread = max(0.0, float(self.unread_per_s(np.array([float(size_bytes)]))[0]))
         return Promise(page_ins_per_s=page_ins_most(self.guest, rate * most) + unread, for_s=for_s)
 
@@ -246,32 +243,28 @@ def believe(
         tuning: How far sources are trusted.
     """
     doubted = held or doubt(guest)
-    here = _here(guest)
+    measured = None if guest.curve is None else guest.curve.measured
     load = Load(
-        accesses_per_s=pace.planned_per_s, miss_ratio=here, miss_s=guest.miss_s, waits=guest.waits or 0.0,
-        weight=guest.weight,
+        accesses_per_s=pace.planned_per_s, miss_ratio=guest.miss_ratio if measured is None else measured,
+        miss_s=guest.miss_s, waits=guest.waits or 0.0, weight=guest.weight,
     )  # fmt: skip
     cap = max(guest.target_bytes, guest.cap_bytes)
     if not doubted and guest.curve is not None:
-        found = of_curve(guest, guest.curve, load, horizon_s=pace.lasts_s, below="by its curve", above="by its curve")
-        belief = _with_margin(_corrected(found, points), margin_bytes, tuning)
+        belief = of_curve(guest, guest.curve, load, pace=pace, below="by its curve", above="by its curve")
+        belief = _with_margin(_corrected(belief, points), margin_bytes, tuning)
     else:
-        belief = _bounds(guest, load, here, pace.lasts_s, cap)
-        belief = structs.replace(belief, credit=tuning.credit, watched_s=pace.watched_s)
-        settling = guest.curve is not None and guest.curve.settling
-        sources = (_settling,) if settling else (_measured, _lacking, _faulting, _ghosts)
-        sources = (*sources, _aged)
-        for source in () if held else sources:
-            belief = source(belief, points, tuning)
+        belief = _bounds(guest, load, pace, cap)
+        if not held:
+            settling = guest.curve is not None and guest.curve.settling
+            belief = _settling(belief) if settling else _seen(belief, points, tuning)
+            belief = _aged(belief)
     target = guest.target_bytes
     kept = held or _keeps(guest, doubted, pace)
     return structs.replace(
         belief,
         floor_bytes=target if kept else min(guest.floor_bytes, target),
         cap_bytes=target if held or unconfirmed(guest) else cap,
-        watched_s=pace.watched_s,
-        most_per_s=pace.most_per_s,
-        promised_s=pace.promised_s,
+        credit=tuning.credit,
         held=doubted,
     )
 
@@ -292,38 +285,34 @@ def doubt(guest: GuestSnapshot) -> str:
     return unconfirmed(guest) or uncounted(guest)
 
 
-def _here(guest: GuestSnapshot) -> float:
-    """Return the miss ratio at the present size: measured, or of the last interval."""
-    if guest.curve is not None and guest.curve.measured is not None:
-        return guest.curve.measured
-    return max(0, guest.misses or 0) / guest.accesses if guest.accesses > 0 else 0.0
-
-
 # --- sources: each returns the belief narrowed by what it knows ---
 
 
-def _bounds(guest: GuestSnapshot, load: Load, here: float, lasts_s: float, cap: int) -> Belief:
+def _bounds(guest: GuestSnapshot, load: Load, pace: Pace, cap: int) -> Belief:
     """Return what is known of any guest: with less it may miss all that it reads, with more it misses no more."""
     target = guest.target_bytes
     sizes = np.unique(
         [min(guest.floor_bytes, target), max(0, target - 1), target, target + 1, max(target + 1, cap)]
     ).astype(float)
-    sure = missed_anyway(guest)
-    rate = accesses_per_s(guest)
+    sure, here = missed_anyway(guest), load.miss_ratio
     return Belief(
-        guest=guest, sizes=sizes, load=load, horizon_s=lasts_s,
+        guest=guest, sizes=sizes, load=load, pace=pace,
         most=np.where(sizes < target, 1.0, here), least=np.where(sizes > target, 0.0, min(sure, here)),
         floor_bytes=guest.floor_bytes, cap_bytes=cap,
-        below=f"loses {format_count(rate * (1.0 - sure))} hits/s at most",
+        below=f"loses {format_count(accesses_per_s(guest) * (1.0 - sure))} hits/s at most",
     )  # fmt: skip
 
 
-def _settling(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+def _seen(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+    """Narrow by what was seen of it here and at other sizes, one source after the other."""
+    return _ghosts(_faulting(_lacking(_measured(belief, points))), tuning)
+
+
+def _settling(belief: Belief) -> Belief:
     """Narrow by a curve of which nothing is in doubt but what is missed at a size that is new: more helps as it says.
 
     What is missed until then, while the cache settles, tells nothing.
     """
-    del points, tuning
     guest, curve = belief.guest, belief.guest.curve
     assert curve is not None
     sizes = np.unique([*belief.sizes, *curve.sizes_bytes])
@@ -339,17 +328,13 @@ def _settling(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief
     )
 
 
-def _measured(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+def _measured(belief: Belief, points: Sequence[Point]) -> Belief:
     """Narrow by what it missed at other sizes: with more than there, no more; with less, no less."""
-    del tuning
     target = belief.guest.target_bytes
     others = [point for point in points if point.size_bytes != target]
     if not others:
         return belief
-    edges = [size for point in others for size in (point.size_bytes - 1.0, float(point.size_bytes))]
-    sizes = np.unique([*belief.sizes, *edges])
-    most = np.interp(sizes, belief.sizes, belief.most)
-    least = np.interp(sizes, belief.sizes, belief.least)
+    sizes, most, least = belief.at(size for point in others for size in (point.size_bytes - 1.0, point.size_bytes))
     here = float(np.interp(target, sizes, most))
     larger = [point for point in others if point.size_bytes > target]
     if larger:
@@ -365,22 +350,20 @@ def _measured(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief
     belief = structs.replace(belief, sizes=sizes, most=most, least=least)
     if not larger:
         return belief
-    best = min(larger, key=_miss_ratio)
+    best = min(larger, key=lambda point: point.miss_ratio)
     above = f"by what it missed with {format_size(best.size_bytes)}, {best.miss_ratio:.2f} of all"
     return structs.replace(belief, above=above)
 
 
-def _lacking(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+def _lacking(belief: Belief) -> Belief:
     """Narrow by refaults: reads of pages that it had to drop may all be hits with a step more."""
-    del points, tuning
     guest, target = belief.guest, belief.guest.target_bytes
     lacks = _lacks(guest)
     cap = float(belief.sizes[-1])
     if not lacks or cap <= target:
         return structs.replace(belief, least=np.where(belief.sizes > target, belief.most, belief.least))
     reach = min(cap, float(target + take_step(target)))
-    sizes = np.unique([*belief.sizes, reach])
-    most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
+    sizes, most, least = belief.at([reach])
     here = float(np.interp(target, sizes, most))
     slope = here - lacks * np.minimum(1.0, (sizes - target) / max(1.0, float(take_step(target))))
     least = np.where(sizes > target, np.minimum(most, np.maximum(0.0, slope)), least)
@@ -389,26 +372,23 @@ def _lacking(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
     return structs.replace(belief, sizes=sizes, most=most, least=least, above=above)
 
 
-def _faulting(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+def _faulting(belief: Belief) -> Belief:
     """Say what it brings in again by faults or from swap: no miss of a read, but `Belief.unread_per_s`."""
-    del points, tuning
     unread = sum(returned_per_s(belief.guest))
     if unread < 1 or belief.above:
         return belief
     return structs.replace(belief, above=f"faults {format_count(unread)} pages/s in again that it had to drop")
 
 
-def _ghosts(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+def _ghosts(belief: Belief, tuning: Tuning) -> Belief:
     """Narrow by ghost hits: the slope next to the present size, as far as a small step."""
-    del points
     guest, target, rate = belief.guest, belief.guest.target_bytes, accesses_per_s(belief.guest)
     settled = guest.curve is not None and not guest.curve.suspect
     if guest.ghost_gain is None or guest.ghost_loss is None or rate <= 0 or not settled:
         return belief
     step = float(tuning.probe_bytes)
     inner = [size for size in (target - step, target + step) if belief.sizes[0] < size < belief.sizes[-1]]
-    sizes = np.unique([*belief.sizes, *inner, *(size - 1 for size in inner if size < target)])
-    most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
+    sizes, most, least = belief.at([*inner, *(size - 1 for size in inner if size < target)])
     here = float(np.interp(target, sizes, most))
     per_byte = 1.0 / MIB / rate
     loss = here + guest.ghost_loss * per_byte * (target - sizes)
@@ -421,22 +401,20 @@ def _ghosts(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
     return structs.replace(belief, sizes=sizes, most=most, least=least, below=told, above=told)
 
 
-def _aged(belief: Belief, points: Sequence[Point], tuning: Tuning) -> Belief:
+def _aged(belief: Belief) -> Belief:
     """Narrow by how long nothing has touched its memory: so much more is missed at most with less of it.
 
     What is free costs nothing, and that is all that is known where reads leave no trace.
     """
-    del points, tuning
     guest, idle, rate = belief.guest, belief.guest.idle, belief.load.accesses_per_s
     if idle is None or rate <= 0:
         return belief
     target = float(guest.target_bytes)
-    sizes = np.unique([*belief.sizes, *(target - spare_bytes(guest) - idle.read_bends)])
-    sizes = sizes[sizes >= belief.sizes[0]]
-    most, least = np.interp(sizes, belief.sizes, belief.most), np.interp(sizes, belief.sizes, belief.least)
+    bends = target - spare_bytes(guest) - idle.read_bends
+    sizes, most, least = belief.at(bends[bends > belief.sizes[0]])
     here = float(np.interp(target, sizes, most))
     taken = np.maximum(0.0, target - spare_bytes(guest) - sizes)
-    bound = here + idle.read_per_s(taken, belief.watched_s) / rate
+    bound = here + idle.read_per_s(taken, belief.pace.watched_s) / rate
     narrows = (sizes < target) & (bound < most)
     told = "by how long nothing has touched its memory" if idle.reads_touch else "by what it has free"
     below = told if narrows.any() else belief.below
@@ -451,8 +429,7 @@ def _corrected(belief: Belief, points: Sequence[Point]) -> Belief:
     wrong = [point for point in points if point.contradicts and point.size_bytes < guest.target_bytes]
     if not wrong or curve.measured is None:
         return belief
-    sizes = np.unique([*belief.sizes, *(float(point.size_bytes) for point in wrong), float(guest.target_bytes)])
-    ratios = np.interp(sizes, belief.sizes, belief.most)
+    sizes, ratios, _ = belief.at([*(point.size_bytes for point in wrong), guest.target_bytes])
     for point in wrong:
         line = np.interp(sizes, [point.size_bytes, guest.target_bytes], [point.miss_ratio, curve.measured])
         ratios = np.where(sizes < guest.target_bytes, np.maximum(ratios, line), ratios)
@@ -486,7 +463,3 @@ def _lacks(guest: GuestSnapshot) -> float:
     if guest.curve is not None and guest.curve.suspect:
         return 0.0
     return max(0, min(guest.refaults, guest.misses or 0)) / guest.accesses
-
-
-def _miss_ratio(point: Point) -> float:
-    return point.miss_ratio

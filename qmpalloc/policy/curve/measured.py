@@ -71,7 +71,7 @@ def point_now(guest: GuestSnapshot) -> Point | None:
     curve = guest.curve
     if curve is None or curve.measured is None or curve.steady_accesses <= 0:
         return None
-    if not guest.decidable or not guest.interval_s or guest.frozen or unconfirmed(guest) or uncounted(guest):
+    if not guest.decidable or guest.frozen or unconfirmed(guest) or uncounted(guest):
         return None
     if abs(guest.actual_bytes - guest.target_bytes) > _ARRIVED * guest.target_bytes:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -121,16 +122,16 @@ class Pace(Struct, frozen=True, kw_only=True):
 
     Attributes:
         planned_per_s: Accesses per second to plan with.
-        most_per_s: What it makes when it works, where that is an average; else 0.
+        most_per_s: What it makes now, or when it works, where it plans with less.
         lasts_s: How long its load is thought to go on, seconds.
         promised_s: How long a promise by its curve must hold; None: for as long as the memory is away.
         watched_s: How long its present load has been watched.
         unseen: It has hardly been seen yet: it may only pause.
     """
 
-    planned_per_s: float
+    planned_per_s: float = 0.0
     most_per_s: float = 0.0
-    lasts_s: float = 120.0
+    lasts_s: float = math.inf
     promised_s: float | None = None
     watched_s: float = 0.0
     unseen: bool = False
@@ -173,7 +174,7 @@ def updated(memory: Memory, snapshot: Snapshot, horizon_s: float, tuning: Tuning
     guests = {}
     for guest in snapshot.guests:
         known = memory.guests.get(guest.name) or _first(guest, snapshot.time_s)
-        if guest.decidable and guest.interval_s:
+        if guest.decidable:
             known = _paced(known, guest, snapshot.time_s, horizon_s, tuning)
         if guest.curve is not None:
             known = _with_load(known, guest, snapshot.time_s, tuning)
@@ -202,7 +203,7 @@ def pace(guest: GuestSnapshot, known: Known, time_s: float, horizon_s: float, tu
     lasts = lasts_s(known, time_s, horizon_s, tuning)
     return Pace(
         planned_per_s=planned_per_s(guest, known, time_s, tuning),
-        most_per_s=known.at_work.per_s if known.alternates else 0.0,
+        most_per_s=max(accesses_per_s(guest), known.at_work.per_s if known.alternates else 0.0),
         lasts_s=lasts,
         # An idle guest proves nothing by being idle.
         promised_s=None if known.rests_since_s is not None else max(horizon_s, lasts),

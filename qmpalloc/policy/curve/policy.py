@@ -7,7 +7,7 @@ from msgspec import Struct, structs
 from qmpalloc.config import Duration, Size
 from qmpalloc.curves.value import Objective
 from qmpalloc.errors import ConfigError
-from qmpalloc.model import Decision, GuestSnapshot, GuestState, Limiter, Snapshot
+from qmpalloc.model import Decision, GuestSnapshot, Limiter, Snapshot
 from qmpalloc.policy.curve import belief, explain, gate, memory, reclaim
 from qmpalloc.policy.curve.belief import Belief, believe
 from qmpalloc.policy.curve.memory import Memory
@@ -94,14 +94,8 @@ class CurvePolicy:
     def _belief(self, guest: GuestSnapshot, snapshot: Snapshot, remembered: Memory) -> Belief:
         settings, tuning, time_s = self.settings, self.tuning.memory, snapshot.time_s
         known, horizon_s = remembered.guests[guest.name], float(settings.horizon)
-        held = ""
-        if not guest.decidable:
-            held = guest.undecidable
-        elif not guest.interval_s:
-            held = "counts not known yet"
-        elif guest.frozen or guest.state is not GuestState.FRESH:
-            held = guest.frozen or f"not fresh but {guest.state}"
-        elif remembered.squeeze is not None and remembered.squeeze.name == guest.name:
+        held = guest.undecidable or guest.frozen
+        if not held and remembered.squeeze is not None and remembered.squeeze.name == guest.name:
             held = "squeezed, until what it reads has taken the place of what it read before"
         return believe(
             guest,

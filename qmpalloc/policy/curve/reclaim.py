@@ -50,7 +50,7 @@ def _helped_by_memory(guest: GuestSnapshot, known: Known) -> bool:
     """Return whether the guest missed less by as much when it was larger: it lacks memory, no old page is to blame."""
     stale = 0.0 if guest.curve is None else guest.curve.stale
     return any(
-        point.size_bytes > guest.target_bytes and _missed(guest) - point.miss_ratio >= stale for point in known.points
+        point.size_bytes > guest.target_bytes and guest.miss_ratio - point.miss_ratio >= stale for point in known.points
     )
 
 
@@ -127,14 +127,12 @@ def _given_back(snapshot: Snapshot, squeeze: Squeeze) -> dict[str, int]:
 
 def _low_bytes(guest: GuestSnapshot) -> int | None:
     """Return what the guest would be squeezed to; None where there is no reason to, or nothing to give."""
-    fit = guest.state is GuestState.FRESH and guest.decidable and guest.interval_s and not guest.frozen
-    if not fit or guest.curve is None or not guest.curve.stale:
+    if not guest.decidable or guest.frozen or guest.curve is None or not guest.curve.stale:
         return None
     now = guest.target_bytes
     low = -align_down(-max(guest.floor_bytes, now - take_step(now)))
     # What is read now goes first: the rest is only reached if there is not much more of that than is squeezed out.
-    unused = max(guest.curve.unread_bytes, guest.curve.unused_bytes)
-    reached = unused + now - low >= (guest.curve.cached_bytes or 0) / 2
+    reached = guest.curve.unused_bytes + now - low >= (guest.curve.cached_bytes or 0) / 2
     return low if reached and low < now else None
 
 
@@ -147,14 +145,10 @@ def _gain_per_s(guest: GuestSnapshot, low_bytes: int, objective: Objective, hori
     rate = accesses_per_s(guest)
     if rate <= 0:
         return 0.0
-    now = _missed(guest)
+    now = guest.miss_ratio
     waits = guest.waits or 0.0
     load = Load(accesses_per_s=rate, miss_ratio=now, miss_s=guest.miss_s, waits=waits, weight=guest.weight)
     values = load.values(np.array([now, max(0.0, now - guest.curve.stale), 1.0]), objective)
     refill_s = (guest.target_bytes - low_bytes) / PAGE_BYTES / max(1e-9, rate * now)
     refilling = min(1.0, refill_s / max(horizon_s, guest.curve.steady_accesses / rate))
     return float((values[1] - values[0]) * (1.0 - refilling) - (values[0] - values[2]) * refilling)
-
-
-def _missed(guest: GuestSnapshot) -> float:
-    return (guest.misses or 0) / max(1, guest.accesses)
