@@ -6,9 +6,9 @@ faults and from swap) is counted exactly. When that is more, the belief was wron
 know, and three things follow:
 
 1. The guest gets back what it gave, at the next decision, from what nobody has and from those that have grown since.
-2. It gives nothing of that again for a while, twice as long each time. After a tenth of that time it may give what it
-   has had free ever since. One that reads more than when the promise was made is held until that, or until its curve
-   is good: how much it reads was the wrong belief.
+2. It gives nothing of that again for a while; if it breaks another promise within as long again, for twice as long.
+   After a tenth of that time it may give what it has had free ever since. One that reads more than when the promise
+   was made is held until that, or until its curve is good: how much it reads was the wrong belief.
 3. What its programs map or hold was never to give: see `GuestSnapshot.in_use_bytes`.
 """
 
@@ -150,8 +150,11 @@ class KeepsPromises:
             made: Any = self.policy.decide(shown)
             if not isinstance(made, Decision):  # it is the user's code
                 raise PolicyError(f"the policy returned what is no decision: {type(made).__name__}")
-            decision = _explained(snapshot, shown, made)
-            lent = _noted(snapshot, decision, lent)
+            decision = made
+            # Not about these guests: the limits refuse it by name.
+            if [guest.name for guest in snapshot.guests] == [verdict.name for verdict in made.guests]:
+                decision = _explained(snapshot, shown, made)
+                lent = _noted(snapshot, decision, lent)
         return structs.replace(decision, carry=_carry(decision.carry, _Known(lent=lent, held=held)))
 
 
@@ -185,11 +188,13 @@ def _open(lent: Mapping[str, Lent], snapshot: Snapshot) -> dict[str, Lent]:
 
 
 def _lasting(held: Mapping[str, Held], snapshot: Snapshot) -> dict[str, Held]:
-    """Return who is held, and for how much longer; how often it was is remembered beyond that."""
+    """Return who is held, and for how much longer; how often it was is remembered for as long again."""
     now = {}
     for guest in snapshot.guests:
         each = held.get(guest.name)
         if each is None or guest.state is GuestState.GONE:
+            continue
+        if snapshot.time_s - each.until_s >= _held_s(each.times):
             continue
         told = guest.in_use_bytes if guest.state is GuestState.FRESH else None
         in_use = max(each.in_use_bytes, told or 0)
@@ -203,6 +208,11 @@ def _lasting(held: Mapping[str, Held], snapshot: Snapshot) -> dict[str, Held]:
             until_s=min(until_s, each.until_s),
         )
     return now
+
+
+def _held_s(times: int) -> float:
+    """Return how long a guest is held that has broken promises so often."""
+    return _HELD_S * 2.0 ** min(times - 1, 10)
 
 
 def _used_bytes(guest: GuestSnapshot) -> int:
@@ -229,7 +239,7 @@ def _held(guest: GuestSnapshot, lent: Lent, before: Held | None, time_s: float) 
     times = (before.times if before else 0) + (not same)
     reads_per_s = guest.accesses_per_s or 0.0
     works_more = reads_per_s > _TIMES * lent.accesses_per_s + _BESIDE_PER_S
-    held_s = _HELD_S * 2.0 ** min(times - 1, 10)
+    held_s = _held_s(times)
     return Held(
         least_bytes=lent.before_bytes,
         with_all_until_s=time_s + _WITH_ALL * held_s,
@@ -307,7 +317,7 @@ def _with_floors(snapshot: Snapshot, held: Mapping[str, Held], carry: Any) -> Sn
 def _explained(snapshot: Snapshot, shown: Snapshot, decision: Decision) -> Decision:
     """Return the decision with the reason added where a guest can give no more for what it holds."""
     verdicts = []
-    for guest, seen, verdict in zip(snapshot.guests, shown.guests, decision.guests, strict=False):
+    for guest, seen, verdict in zip(snapshot.guests, shown.guests, decision.guests, strict=True):
         at_most = guest.floor_bytes < seen.floor_bytes and verdict.target_bytes - seen.floor_bytes < _NEAR_BYTES
         in_use = guest.in_use_bytes
         if at_most and in_use is None:
@@ -319,8 +329,6 @@ def _explained(snapshot: Snapshot, shown: Snapshot, decision: Decision) -> Decis
         else:
             keeps = ""
         verdicts.append(structs.replace(verdict, reason=f"{verdict.reason}; {keeps}") if keeps else verdict)
-    if len(verdicts) != len(decision.guests):
-        return decision  # not about these guests: the limits refuse it by name
     return structs.replace(decision, guests=tuple(verdicts))
 
 
@@ -331,8 +339,6 @@ def _noted(snapshot: Snapshot, decision: Decision, lent: Mapping[str, Lent]) -> 
     small steps would never be broken.
     """
     now = dict(lent)
-    if [guest.name for guest in snapshot.guests] != [verdict.name for verdict in decision.guests]:
-        return now  # not about these guests: the limits refuse it by name
     moves = moves_between(snapshot, decision.guests)
     for guest, verdict in zip(snapshot.guests, decision.guests, strict=True):
         promise = verdict.promise

@@ -157,8 +157,26 @@ def test_below_a_size_that_was_measured_nothing_is_known():
     assert (belief.values([480 * MIB, 490 * MIB], "hits") <= 0).all()
 
 
-def believed(one, *points):
+def test_what_a_move_was_planned_with_is_allowed_to_who_gives():
+    """With its margin, and with what was measured there: a promise that is stricter breaks although all came true."""
+    cliff = line((100, 1.0), (449, 1.0), (450, 0.0), (2000, 0.0))
+    contradicting = Point(460 * MIB, 0.6, 100_000, 1, contradicts=True)
+    for points, margin, planned in (((), 16, 10_000), ((contradicting,), 0, 6_000)):
+        one = guest("a", structs.replace(cliff, measured=0.0), size=500, misses=0)
+        belief = believed(one, *points, margin_bytes=margin * MIB)
+        assert belief.planned([460 * MIB])[0] * 10_000 == pytest.approx(planned, rel=0.01)
+        assert belief.promise(460 * MIB, Tuning()).page_ins_per_s >= 0.99 * planned
+
+
+def test_what_comes_back_from_swap_is_worth_as_much_beside_a_good_curve():
+    for curve in (FLATTENS, structs.replace(FLATTENS, weak=("too few samples",))):
+        one = guest("a", structs.replace(curve, measured=0.1), size=1_000, misses=1_000, swap_ins=300)
+        gained = -believed(one).unread_per_s(np.array([2_000.0 * MIB]))[0]
+        assert gained == pytest.approx(0.1 * 300)
+
+
+def believed(one, *points, margin_bytes=0):
     return believe(
         one, points, Pace(planned_per_s=10_000.0, promised_s=120.0), held="",
-        margin_bytes=0, tuning=Tuning(),
+        margin_bytes=margin_bytes, tuning=Tuning(),
     )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from made_up_guests import STRAIGHT, guest, line, snapshot
 from msgspec import structs
 
-from qmpalloc.policy.curve.memory import Tuning, carried, lasts_s, pauses, planned_per_s, recalled, updated
+from qmpalloc.policy.curve.memory import Tuning, carried, lasts_s, pace, pauses, planned_per_s, recalled, updated
 
 TUNING, HORIZON_S = Tuning(), 120.0
 
@@ -99,6 +99,27 @@ def test_who_wakes_after_a_long_rest_is_planned_with_as_it_is():
     for rate in [1_000] * 20 + [0] * 120:  # it rests for ten minutes
         seen.note(rate, interval_s=5.0)
     assert [seen.note(1_000, interval_s=5.0) for _ in range(5)] == [pytest.approx(1_000)] * 5
+
+
+def test_what_was_done_once_is_no_rate_at_work_for_ever():
+    seen = Seen()
+    for _ in range(6):
+        seen.note(50_000, interval_s=5.0)  # it boots
+    for _ in range(30):
+        seen.note(4_000, interval_s=5.0)
+    assert seen.known.rests_since_s is not None
+    for _ in range(800):
+        planned = seen.note(4_000, interval_s=5.0)
+    assert (planned, seen.known.rests_since_s) == (4_000, None)
+
+
+def test_what_a_guest_makes_now_or_at_work_is_told_beside_what_is_planned_with():
+    seen = Seen()
+    for _ in range(20):
+        seen.note(1_000)
+    planned = seen.note(9_000, waits=1 / 250)
+    now = pace(seen.guest, seen.known, seen.time_s, HORIZON_S, TUNING)
+    assert (now.planned_per_s, now.most_per_s) == (planned, 9_000)
 
 
 def test_time_in_which_it_was_not_seen_is_no_rest():

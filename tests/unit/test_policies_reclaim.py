@@ -15,7 +15,7 @@ from qmpalloc.units import MIB
 def curve(stale=0.0, *, steady=1_000_000, weak=("the load has changed",)):
     return Curve(
         sizes_bytes=(200 * MIB, 2000 * MIB), miss_ratio=(0.7, 0.7), weak=weak, measured=0.7, stale=stale,
-        cached_bytes=600 * MIB, unread_bytes=100 * MIB, steady_accesses=steady,
+        cached_bytes=600 * MIB, unread_bytes=100 * MIB, unused_bytes=100 * MIB, steady_accesses=steady,
     )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_once_for_each_change_of_the_load():
     "one",
     [
         guest("a", stale=0.3, floor=750),
-        structs.replace(guest("a"), curve=structs.replace(curve(0.3), unread_bytes=90 * MIB)),
+        structs.replace(guest("a"), curve=structs.replace(curve(0.3), unread_bytes=90 * MIB, unused_bytes=90 * MIB)),
         guest("a", stale=0.3, frozen="was in danger"),
         guest("a", stale=0.3, state=GuestState.LATE),
         guest("a", stale=0.3, misses=1_000, steady=10_000),

@@ -138,6 +138,17 @@ def test_who_broke_a_promise_is_held_for_twice_as_long_each_time():
     assert held_s == [600, 1_200, 2_400]
 
 
+@pytest.mark.parametrize(("kept_s", "held_s"), [(590.0, 1_200.0), (600.0, 600.0)])
+def test_that_it_broke_one_is_forgotten_once_it_has_kept_them_for_as_long_again(kept_s, held_s):
+    run = Run(Lends())
+    run.step()
+    run.step(faults=5_000)
+    run.step(600.0)
+    run.step(kept_s)
+    run.step(faults=5_000)
+    assert run.carry["qmpalloc.promises"]["held"]["a"]["until_s"] - run.time_s == held_s
+
+
 def test_what_it_has_had_free_ever_since_it_may_give_after_a_tenth_of_that_time():
     run, free = Run(Lends()), {"memory": Memory(total=500 * MIB, free=300 * MIB)}
     run.step()

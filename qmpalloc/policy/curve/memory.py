@@ -25,6 +25,8 @@ class Tuning(Struct, frozen=True, kw_only=True):
         patience_times: A guest that has woken is idle from this many times the rest on that it had.
         loads_least: Loads that must have ended before their length says how long the next will last.
         load_least_s: A shorter one does not count: a system that boots, or a change that was none.
+        rest_half_life_s: Of a rest, after which only half of the rate at work is expected again: who boots, or makes a
+            copy of all it has, does so for once.
     """
 
     rest_share: float = 0.1
@@ -32,6 +34,7 @@ class Tuning(Struct, frozen=True, kw_only=True):
     patience_times: float = 2.0
     loads_least: int = 2
     load_least_s: float = 15.0
+    rest_half_life_s: float = 3600.0
 
 
 class Average(Struct, frozen=True):
@@ -49,6 +52,10 @@ class Average(Struct, frozen=True):
         """Return the average with another interval."""
         kept = 0.5 ** (seconds / half_life_s)
         return Average(kept * self.accesses + per_s * seconds, kept * self.seconds + seconds)
+
+    def faded(self, seconds: float, half_life_s: float) -> Average:
+        """Return the average with a part of it forgotten: half, after a half-life."""
+        return Average(0.5 ** (seconds / half_life_s) * self.accesses, self.seconds)
 
 
 class Known(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -251,7 +258,10 @@ def _paced(known: Known, guest: GuestSnapshot, time_s: float, horizon_s: float, 
         # Who faults pages in, or swaps, is at work in its own way: its rest does not grow.
         works = (guest.page_ins_per_s or 0.0) > tuning.rest_share * known.at_work.per_s
         since = began_s if works or known.rests_since_s is None else known.rests_since_s
-        return structs.replace(known, rests_since_s=since)
+        known = structs.replace(known, rests_since_s=since)
+        if pauses(known, time_s, tuning):
+            return known
+        return structs.replace(known, at_work=known.at_work.faded(seconds, tuning.rest_half_life_s))
     rested = known.rested_s(began_s)
     patience = known.patience_s
     if known.at_work.seconds > 0 and rested >= max(patience, tuning.patience_s):  # it had been taken for idle
