@@ -37,13 +37,10 @@ def divide(beliefs: Sequence[Belief], room: int, objective: Objective) -> dict[s
     sizes = _best_within(beliefs, ranges, room, step, objective)
     if step > _FINE_BYTES:
         fine = max(_FINE_BYTES, -align_down(-(step // _FINER), MIB))
-        for belief in beliefs:
-            name, target = belief.guest.name, belief.guest.target_bytes
-            least, most = ranges[name]
-            least, most = max(least, sizes[name] - step), min(most, sizes[name] + step)
-            # With the present size on the grid, what improves nothing stays where it is to the byte.
-            aligned = least + (target - least) % fine if least <= target <= most else least
-            ranges[name] = (aligned if aligned <= sizes[name] else least, most)
+        ranges = {
+            name: (max(least, sizes[name] - step), min(most, sizes[name] + step))
+            for name, (least, most) in ranges.items()
+        }
         sizes, step = _best_within(beliefs, ranges, room, fine, objective), fine
         left = room - sum(sizes.values())
         for belief in beliefs:
