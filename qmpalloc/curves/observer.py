@@ -11,7 +11,7 @@ from qmpalloc.allowance import Allowance
 from qmpalloc.curves.cpu_budget import CpuBudget
 from qmpalloc.curves.disk_check import DiskCrossCheck, Reads
 from qmpalloc.curves.keys import in_sample
-from qmpalloc.curves.mapping import SizeMapping
+from qmpalloc.curves.mapping import SizeMapping, is_full
 from qmpalloc.curves.samples import SHIFT_MAX, Batch, SampleIntake, Window, unpack
 from qmpalloc.curves.service import ServiceTimes
 from qmpalloc.curves.tracker import CurveTracker
@@ -170,7 +170,8 @@ class CurveObserver:
             floor_bytes: The least it may be set to.
             cap_bytes: The most.
         """
-        memory, evicting = sample.memory_bytes, delta is not None and bool(delta.evictions)
+        memory = sample.memory_bytes
+        evicting = delta is not None and bool(delta.evictions) and is_full(memory, actual_bytes)
         self.mapping.observe(actual_bytes, memory, evicting=evicting)
         self._sample, self._range = sample, (floor_bytes, cap_bytes)
         if delta is not None:

@@ -325,6 +325,16 @@ def test_a_guest_that_does_not_tell_its_file_pages_has_no_curve():
     assert feed.facts.no_curve == "the size of its cache is not known"
 
 
+def test_files_that_are_deleted_do_not_make_free_memory_what_the_kernel_keeps():
+    observer = CurveObserver()
+    memory = Memory(free=6 * GIB, active_file=512 * MIB, inactive_file=512 * MIB)
+    for _ in range(60):
+        deleted = Delta(interval_s=1.0, accesses=1_000, misses=0, evictions=1_000)
+        observer.take_sample(structs.replace(_sample(), memory_bytes=memory), deleted, 8 * GIB, FLOOR, 8 * GIB)
+    cache_mib = observer.mapping.cache_pages(8 * GIB) * 4096 / MIB
+    assert cache_mib == pytest.approx(7 * 1024 - 32 - SYSTEM_PAGES * 4096 / MIB, abs=1)
+
+
 def _sample():
     return Sample(
         format="qmpalloc-counters", version=1, boot_id="0" * 36, start_id="0" * 16, sequence=1, monotonic_ns=1,
