@@ -176,7 +176,7 @@ def idle_memory(sample: Sample | None, touches: Touches | None = None) -> IdleMe
     ages = None if sample is None else sample.ages
     if sample is None or ages is None:
         return None
-    memory, each = sample.memory_bytes, ages.pages_each * sample.page_size
+    memory, each = sample.memory_bytes, ages.pages_each * PAGE_BYTES
     mapped = memory.mapped_file_bytes or 0
     file = _at_least(ages.idle.file, each, (memory.file_bytes or 0) - mapped)
     unread = _at_least(ages.idle.mapped, each, mapped)
@@ -189,7 +189,7 @@ def idle_memory(sample: Sample | None, touches: Touches | None = None) -> IdleMe
         seconds=tuple(step_s * 2**power for power in range(AGE_BINS - 1)),
         read=tuple(file),
         unread=tuple(unread),
-        hot_pages=min(hot * ages.pages_each, (memory.total or 0) // sample.page_size),
+        hot_pages=min(hot * ages.pages_each, (memory.total or 0) // PAGE_BYTES),
         again_per_s=() if touches is None else touches.again_per_s(swap=bool(memory.swap_free)),
         reads_touch=sample.lru != "lru_gen",
     )
@@ -212,7 +212,7 @@ def idle_anonymous_bytes(sample: Sample) -> int:
     ages, memory = sample.ages, sample.memory_bytes
     if ages is None:
         return 0
-    each = ages.pages_each * sample.page_size
+    each = ages.pages_each * PAGE_BYTES
     from_bin = 1 + max(0, math.ceil(math.log2(IDLE_S * 1000 / ages.step_ms)))
     anon = _size(sum(ages.idle.anon[from_bin:]), each, memory.anon or 0)
     shmem = _size(sum(ages.idle.shmem[from_bin:]), each, memory.shmem or 0)
@@ -225,7 +225,7 @@ def unused_mapped_bytes(sample: Sample, touches: Touches) -> int:
     if ages is None:
         return 0
     seconds = [ages.step_ms / 1000 * 2**power for power in range(AGE_BINS - 1)]
-    each = ages.pages_each * sample.page_size
+    each = ages.pages_each * PAGE_BYTES
     return unused_bytes(seconds, _at_least(ages.idle.mapped, each, sample.memory_bytes.mapped_file_bytes or 0), touches)
 
 

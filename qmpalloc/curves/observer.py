@@ -175,7 +175,7 @@ class CurveObserver:
         self.mapping.observe(actual_bytes, memory, evicting=evicting)
         self._sample, self._range = sample, (floor_bytes, cap_bytes)
         if delta is not None:
-            self._returns.observe(delta, actual_bytes, sample.page_size)
+            self._returns.observe(delta, actual_bytes)
         disk_miss_s = None
         if self._disks is not None:
             self.disk_read_pages, disk_miss_s = self._disks.since_sample()
