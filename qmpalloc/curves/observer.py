@@ -62,6 +62,9 @@ class CurveObserver:
         self._cpu.join(self)
         self._absent = NOT_SAMPLED
         self._allowance = Allowance(TUNING.sampling.per_s, TUNING.sampling.at_once)
+        self.tracker: CurveTracker | None = None
+        self._next: CurveTracker | None = None
+        self._load = 0
         self.was_reset()
         self.forget_series()
 
@@ -74,8 +77,8 @@ class CurveObserver:
     def was_reset(self) -> None:
         """Note that the guest was reset, or another system or collector runs in it: nothing that was learnt holds."""
         self._intake = SampleIntake()
-        self.tracker: CurveTracker | None = None
-        self._next: CurveTracker | None = None
+        self._load = 1 + (self.tracker.load if self.tracker is not None else self._load)
+        self.tracker = self._next = None
         self.mapping, self.service, self._returns = SizeMapping(), ServiceTimes(), ReturnsTracker()
         self._source: tuple[bytes, bytes] | None = None
         self._made_for: tuple[str | None, int] | None = None
@@ -118,7 +121,7 @@ class CurveObserver:
         if window.paused:
             # Pages may have been read meanwhile: a curve of its own is learnt of what comes now, and the one that is
             # known holds until that can be trusted.
-            self._next = self._new_tracker(load=self.tracker.load)
+            self._next = self._new_tracker()
         learning = self._next or self.tracker
         if now_s is not None and not self._pay(window, learning, now_s):
             # As if they had been lost, and thereby a reason to distrust the curve.
@@ -131,6 +134,7 @@ class CurveObserver:
         learning.observe(window)
         self._cpu.spent(learning.lru.clock - known, time.thread_time() - began_s)
         if self._next is not None and self._next.warm:
+            self._next.load = max(self._next.load, self.tracker.load)
             self.tracker, self._next = self._next, None
         return window.lost
 
@@ -209,11 +213,10 @@ class CurveObserver:
             self._largest_pages = self.mapping.cache_pages(cap_bytes)
             self.tracker, self._next = self._new_tracker(), None
 
-    def _new_tracker(self, load: int = 1) -> CurveTracker:
+    def _new_tracker(self) -> CurveTracker:
         assert self._sample is not None
-        tracker = CurveTracker(self._sample.lru, self.mapping.cache_pages(self._range[0]), self._largest_pages)
-        tracker.load = load
-        return tracker
+        smallest, load = self.mapping.cache_pages(self._range[0]), self.tracker.load if self.tracker else self._load
+        return CurveTracker(self._sample.lru, smallest, self._largest_pages, load=load)
 
     def take_reads(self, reads: Reads) -> None:
         """Take what QEMU says it has read from the guest's disks. Counts that went back begin a new series."""

@@ -33,10 +33,10 @@ class CurveTracker:
         shift: The rate in use is 2 ** -shift; the guest may sample more, which is thrown away.
         lru: The LRU curve.
         estimator: Simulations of the guest's own policy, or LRU when that is not known.
-        load: Loads told apart so far, with the present one.
+        load: Number of the present load; it rises with each that follows.
     """
 
-    def __init__(self, policy: str | None, smallest_pages: float, largest_pages: float) -> None:
+    def __init__(self, policy: str | None, smallest_pages: float, largest_pages: float, *, load: int = 1) -> None:
         """Make a tracker.
 
         Args:
@@ -44,6 +44,7 @@ class CurveTracker:
                 distances.
             smallest_pages: Page cache at the guest's floor.
             largest_pages: Page cache at its cap; sizes beyond are not told apart.
+            load: Number of the present load.
         """
         self._policy = policy
         self._range = max(1.0, smallest_pages), max(2.0, largest_pages)
@@ -51,11 +52,11 @@ class CurveTracker:
         while largest_pages / 2**self.shift > TUNING.sampling.pages_max and self.shift < SHIFT_MAX:
             self.shift += 1
         self._finest_shift = self.shift
-        self.load = 0
-        self._reset()
+        self.load = load
+        self._measurement = Measurement()
+        self._begin_sample()
 
-    def _reset(self) -> None:
-        self.load += 1
+    def _begin_sample(self) -> None:
         scale = 2.0**self.shift
         smallest, largest = (pages / scale for pages in self._range)
         reach = math.ceil(largest)
@@ -68,7 +69,6 @@ class CurveTracker:
             self.estimator = Simulations(self._policy, sizes, self.lru, scale=scale)
         self._estimators = (self.lru,) if self.estimator is self.lru else (self.lru, self.estimator)
         self._confidence = Confidence(self.lru, self._keys.limit)
-        self._measurement = Measurement()
         self._gap = ChangeDetector(TUNING.change.gap, TUNING.change.gap_strikes)
         self._newcomers = ChangeDetector(TUNING.change.new, TUNING.change.new_strikes, rising_only=True)
         self._stale_pages: StalePageDetector | None = None
@@ -80,7 +80,9 @@ class CurveTracker:
     def observe(self, window: Window) -> None:
         """Learn from the sampled accesses of a window."""
         if window.restarted:
-            self._reset()
+            self.load += 1
+            self._measurement = Measurement()
+            self._begin_sample()
         if window.shift > self.shift:
             # The guest samples less: what it leaves out from now on must be left out of what was learnt, too.
             self.lower_rate(window.shift)
@@ -265,7 +267,7 @@ class CurveTracker:
         self._finer_windows = self._finer_windows + 1 if offered else 0
         if self._finer_windows >= TUNING.sampling.finer_after:
             self.shift = possible
-            self._reset()
+            self._begin_sample()
 
     def _renumber(self, new: Ids) -> None:
         if self._stale_pages is not None:

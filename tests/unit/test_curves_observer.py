@@ -123,6 +123,18 @@ def test_a_guest_in_which_a_large_program_ends_is_learnt_anew():
     assert feed.facts.curve.weak == ()
 
 
+def test_another_system_or_collector_has_another_load_and_another_curve_of_the_same_load_has_not():
+    feed = Feed().run(1)
+    assert feed.facts.curve.load == 1
+    feed.observer.was_reset()
+    assert feed.run(1).facts.curve.load == 2
+    feed.cap = 2 * GIB
+    assert feed.run(1).facts.curve.load == 2
+    feed.start, feed.events, feed.accesses = b"x" * 8, 0, 0
+    feed.observer.take_batch(feed.batch())
+    assert feed.run(1).facts.curve.load == 3
+
+
 @pytest.mark.parametrize("change", [{"lru": "two_list"}, {"cap": 2 * GIB}])
 def test_another_replacement_or_cap_makes_another_curve(change):
     feed = Feed().run()

@@ -94,6 +94,7 @@ def test_a_restart_forgets_all():
     tracker.observe(window(uniform(100), restarted=True))
     assert "only 100" in curve(tracker).weak[0]
     assert tracker.measured is None
+    assert tracker.load == 2
 
 
 def test_a_curve_that_contradicts_the_measurement_is_weak():
@@ -200,6 +201,7 @@ def test_a_burst_that_made_a_curve_coarse_does_not_do_so_for_ever():
     for index in range(20, 100):
         tracker.observe(window(uniform(2_000, index)))
     assert tracker.shift == 6
+    assert (tracker.load, curve(tracker).steady_accesses) == (1, 128_000)
     assert curve(fed(tracker)).weak == ()
 
 
