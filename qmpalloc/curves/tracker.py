@@ -118,25 +118,24 @@ class CurveTracker:
 
         Args:
             accesses: Pages accessed.
-            misses: Pages brought in for them.
+            misses: Pages brought in for them. Only sums are exact: what is read ahead is accessed later.
             cached_pages: Pages of the load in the cache at the time.
             interval_s: Time in which all this happened; None if it is not known.
             evicting: Whether pages were evicted in it.
         """
         self._evicting = evicting
-        if accesses <= 0:
+        if accesses <= 0 and misses <= 0:
             return
         if interval_s is not None:
             self._limit_rate(accesses / interval_s)
-        counted = min(max(misses, 0), accesses)
         self._measurement.steady_accesses += accesses
-        self._compare(accesses, counted, cached_pages)
+        self._compare(accesses, misses, cached_pages)
         self._watch(self._newcomers, 1.0)
-        if not self._measurement.take(accesses, counted, cached_pages, self.half_life):
+        if not self._measurement.take(accesses, misses, cached_pages, self.half_life):
             self._gap.forget()
             self._gap.begin_window(self.lru.clock)
             return
-        self._noise.measure(accesses, counted, cached_pages, self.half_life)
+        self._noise.measure(accesses, misses, cached_pages, self.half_life)
         here = float(self.miss_ratios(np.array([self._measurement.cached]))[0])
         self._gap.observe(misses - here * accesses, accesses)
         self._watch(self._gap, 2.0**self.shift)

@@ -116,6 +116,18 @@ def test_misses_while_the_cache_fills_say_nothing_of_its_size():
     assert tracker.measured == pytest.approx(0.2, abs=0.01)
 
 
+def test_what_is_read_ahead_of_slow_accesses_is_missed_all_the_same():
+    """10 pages a second, 32 at a time: nine intervals in ten have no misses, the others three times their accesses."""
+    slow, apart = (CurveTracker(None, 10_000, 200_000) for _ in range(2))
+    for second in range(400):
+        slow.measure(10, 32 * ((10 * second + 10) // 32 - 10 * second // 32), FIT // 2)
+    for _ in range(100):
+        apart.measure(0, 32, FIT // 2)
+        apart.measure(32, 0, FIT // 2)
+    assert slow.measured == pytest.approx(1.0, abs=0.02)
+    assert apart.measured == pytest.approx(1.0, abs=0.02)
+
+
 def test_a_cache_has_turned_over_when_more_was_read_than_it_holds_and_pages_leave_it():
     tracker = CurveTracker("lru_gen", 10_000, 200_000)
     for seen, evicting, turned_over in ((400, True, False), (600, False, False), (600, True, True)):
