@@ -71,6 +71,8 @@ class CurveObserver:
     def forget_series(self) -> None:
         """Note that the connection ended: what comes next does not continue what came before, but the guest may."""
         self._intake = SampleIntake()
+        if self.tracker is not None:
+            self._next = self._new_tracker()
         self._disks: DiskCrossCheck | None = None
         self.disk_read_pages: int | None = None
 

@@ -106,6 +106,19 @@ def test_a_reset_forgets_and_a_reconnection_does_not():
     assert feed.facts.curve is None
 
 
+def test_what_was_read_while_nobody_was_connected_is_in_no_curve():
+    feed = Feed().run()
+    known, clock = feed.observer.tracker, feed.observer.tracker.lru.clock
+    feed.observer.forget_series()
+    feed.batch(5 * PAGES)  # never read
+    feed.run(2)
+    assert (feed.observer.tracker, known.lru.clock) == (known, clock)
+    assert feed.facts.curve.weak == ()
+    feed.run(6)
+    assert feed.observer.tracker is not known
+    assert feed.facts.curve.weak == ()
+
+
 def test_a_guest_in_which_a_large_program_ends_is_learnt_anew():
     """The curve reached no further than the cache that the cap left then: its end would be taken for all there is."""
     feed = Feed()
