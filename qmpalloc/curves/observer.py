@@ -49,7 +49,8 @@ class CurveObserver:
         tracker: The curve; None until there are samples and the size of the cache is known.
         mapping: From memory size to cache.
         service: What a miss costs.
-        disk_read_pages: What QEMU read from the guest's disks between its last two samples; None if not known.
+        disk_read_pages: What QEMU read from the guest's disks in the interval before the last, as it is asked after a
+            sample; None if not known.
     """
 
     def __init__(self, cpu_budget: CpuBudget | None = None) -> None:

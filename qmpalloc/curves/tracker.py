@@ -68,7 +68,7 @@ class CurveTracker:
         if self._policy is not None:
             self.estimator = Simulations(self._policy, sizes, self.lru, scale=scale)
         self._estimators = (self.lru,) if self.estimator is self.lru else (self.lru, self.estimator)
-        self._confidence = Confidence(self.lru, self._keys.limit)
+        self._confidence = Confidence(self.lru, largest)
         self._gap = ChangeDetector(TUNING.change.gap, TUNING.change.gap_strikes)
         self._newcomers = ChangeDetector(TUNING.change.new, TUNING.change.new_strikes, rising_only=True)
         self._stale_pages: StalePageDetector | None = None

@@ -239,6 +239,14 @@ def test_after_a_load_larger_than_the_largest_size_another_is_seen_twice_before_
     assert any("working sets" in reason for reason in curve(tracker).weak)
 
 
+def test_a_load_larger_than_the_largest_size_is_known_as_early_at_a_lower_rate():
+    tracker = CurveTracker("lru_gen", 10_000, 100_000)
+    tracker.lower_rate(9)
+    for index in range(6):
+        tracker.observe(window(np.arange(2_000 * index, 2_000 * index + 2_000)))
+    assert not any("working sets" in reason or "only" in reason for reason in curve(tracker).weak)
+
+
 def test_a_large_guest_is_sampled_at_a_lower_rate_and_memory_stays_bounded():
     tracker = CurveTracker("two_list", 10_000, 8 * GIB // PAGE_BYTES)
     assert tracker.shift == 8
