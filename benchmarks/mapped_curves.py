@@ -28,7 +28,7 @@ from qmpalloc.idle import IdleMemory, idle_memory
 from qmpalloc.qemu.launcher import RunningGuest, open_guests, prepare
 from qmpalloc.qmp import deadline, open_agent
 from qmpalloc.returns import Returns, ReturnsTracker
-from qmpalloc.units import MIB, PAGE_BYTES
+from qmpalloc.units import MIB
 
 LOADS = {name: (name, "random") for name in ("normal", "zipf", "mixed")} | {"around": ("normal", "")}
 SIZES_MIB = (240, 256, 288, 320, 384)
@@ -81,7 +81,7 @@ async def watch(guest: GuestHandle, size_mib: int) -> Seen:
         except SampleError:
             continue
         if (delta := accepted.delta) is not None:
-            tracker.observe(delta, await guest.size_bytes(), PAGE_BYTES)
+            tracker.observe(delta, await guest.size_bytes())
             pages += (delta.inserts_fault or 0) + (delta.misses or 0)
             faults, faulted = faults + (delta.faults_major or 0), faulted + (delta.inserts_fault or 0)
             seconds += delta.interval_s

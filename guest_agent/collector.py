@@ -28,6 +28,7 @@ EXIT_UNSUITABLE = 78
 
 _PROGRAM = Path(__file__).with_name("program.c")
 _LARGE_BYTES = 1 << 20
+_PAGE_BYTES = 4096
 _WITHOUT = {
     "samples": "accesses are not sampled",
     "ages": "ages of memory are not told",
@@ -98,8 +99,10 @@ def check_kernel(status: str | None, btf: Path = Path(KERNEL_BTF)) -> None:
 
     Raises:
         CannotCountError: A privilege is missing.
-        UnsuitableKernelError: The type information is missing.
+        UnsuitableKernelError: The type information is missing, or its pages are larger than the host counts.
     """
+    if (page_bytes := os.sysconf("SC_PAGE_SIZE")) != _PAGE_BYTES:
+        raise UnsuitableKernelError(f"this kernel has pages of {page_bytes >> 10} KiB: only those of 4 KiB are counted")
     if not (procfs.has_capabilities(status, _CAP_SYS_ADMIN) or procfs.has_capabilities(status, _CAP_PERFMON, _CAP_BPF)):
         raise CannotCountError("no privilege to load eBPF programs: run as root, or with CAP_BPF and CAP_PERFMON")
     if not btf.exists():

@@ -68,8 +68,8 @@ class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
 class Sampled(Event, frozen=True, kw_only=True, tag="sample"):
     """A guest's counters file was read and accepted. `delta` is the difference to the previous accepted sample.
 
-    `disk_read_pages` is what QEMU read from the guest's disks between the two, as far as it was asked; None if not
-    known.
+    `disk_read_pages` is what QEMU read from the guest's disks in the interval before, as it is asked after a sample;
+    None if not known.
     """
 
     guest: str

@@ -10,7 +10,7 @@ up: that is what promises are for (`qmpalloc.rules.promises`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -32,8 +32,8 @@ programs meanwhile; what it has swapped out counts no more, and the next part fo
 _ZRAM_KEEPS, _ZRAM_KNOWN_BYTES = 0.5, 16 * MIB
 
 _UNREAD = ("mapped", "anon", "shmem")
-_TOUCHES_HALF_LIFE_S = 512.0
-"""Twice the oldest age that is told: what is touched as seldom must not be forgotten before it is touched again."""
+_TOUCHES_HALF_LIFE_S = 2 * SELDOM_S
+"""What is touched as seldom must not be forgotten before it is touched again."""
 
 
 class IdleMemory(Struct, frozen=True, kw_only=True):
@@ -176,20 +176,14 @@ def idle_memory(sample: Sample | None, touches: Touches | None = None) -> IdleMe
     ages = None if sample is None else sample.ages
     if sample is None or ages is None:
         return None
-    memory, each = sample.memory_bytes, ages.pages_each * sample.page_size
-    mapped = memory.mapped_file_bytes or 0
-    file = _at_least(ages.idle.file, each, (memory.file_bytes or 0) - mapped)
-    unread = _at_least(ages.idle.mapped, each, mapped)
-    anon = _at_least(ages.idle.anon, each, memory.anon or 0)
-    shmem = _at_least(ages.idle.shmem, each, memory.shmem or 0)
-    unread = [one + _freed(memory, more + other) for one, more, other in zip(unread, anon, shmem, strict=True)]
+    memory = sample.memory_bytes
+    seconds, file, mapped, swappable = _by_age(sample)
     hot = ages.idle.mapped[0] + (ages.idle.anon[0] + ages.idle.shmem[0] if memory.swap_free else 0)
-    step_s = ages.step_ms / 1000
     return IdleMemory(
-        seconds=tuple(step_s * 2**power for power in range(AGE_BINS - 1)),
+        seconds=tuple(seconds),
         read=tuple(file),
-        unread=tuple(unread),
-        hot_pages=min(hot * ages.pages_each, (memory.total or 0) // sample.page_size),
+        unread=tuple(one + _freed(memory, other) for one, other in zip(mapped, swappable, strict=True)),
+        hot_pages=min(hot * ages.pages_each, (memory.total or 0) // PAGE_BYTES),
         again_per_s=() if touches is None else touches.again_per_s(swap=bool(memory.swap_free)),
         reads_touch=sample.lru != "lru_gen",
     )
@@ -209,24 +203,15 @@ def _freed(memory: Memory, idle_bytes: int) -> int:
 
 def idle_anonymous_bytes(sample: Sample) -> int:
     """Return the bytes of memory of programs that nothing has touched for `IDLE_S`, and that can be swapped out."""
-    ages, memory = sample.ages, sample.memory_bytes
-    if ages is None:
-        return 0
-    each = ages.pages_each * sample.page_size
-    from_bin = 1 + max(0, math.ceil(math.log2(IDLE_S * 1000 / ages.step_ms)))
-    anon = _size(sum(ages.idle.anon[from_bin:]), each, memory.anon or 0)
-    shmem = _size(sum(ages.idle.shmem[from_bin:]), each, memory.shmem or 0)
-    return _freed(memory, anon + shmem)
+    seconds, _, _, swappable = _by_age(sample)
+    idle = (size for age, size in zip(seconds, swappable, strict=True) if age >= IDLE_S)
+    return _freed(sample.memory_bytes, max(idle, default=0))
 
 
 def unused_mapped_bytes(sample: Sample, touches: Touches) -> int:
     """Return the bytes of mapped files that are not in use, as `unused_bytes`."""
-    ages = sample.ages
-    if ages is None:
-        return 0
-    seconds = [ages.step_ms / 1000 * 2**power for power in range(AGE_BINS - 1)]
-    each = ages.pages_each * sample.page_size
-    return unused_bytes(seconds, _at_least(ages.idle.mapped, each, sample.memory_bytes.mapped_file_bytes or 0), touches)
+    seconds, _, mapped, _ = _by_age(sample)
+    return unused_bytes(seconds, mapped, touches)
 
 
 def unused_bytes(seconds: Sequence[float], mapped: Sequence[int], touches: Touches) -> int:
@@ -244,11 +229,21 @@ def unused_bytes(seconds: Sequence[float], mapped: Sequence[int], touches: Touch
     return max((size for age, size, rare in ages if rare or age >= IDLE_S), default=0)
 
 
-def _at_least(frames: Iterable[int], bytes_each: int, most_bytes: int) -> list[int]:
-    """Return the bytes of at least each age but the youngest."""
-    counts = list(frames)
-    return [_size(sum(counts[index:]), bytes_each, most_bytes) for index in range(1, len(counts))]
+def _by_age(sample: Sample) -> tuple[list[float], list[int], list[int], list[int]]:
+    """Return ages in seconds, rising; the bytes of at least each of files only read, of mapped ones, and for swap."""
+    ages, memory = sample.ages, sample.memory_bytes
+    if ages is None:
+        return [], [], [], []
+    each, mapped = ages.pages_each * PAGE_BYTES, memory.mapped_file_bytes or 0
 
+    def at_least(frames: Sequence[int], most_bytes: int) -> list[int]:
+        counts = (sum(frames[index:]) for index in range(1, AGE_BINS))
+        return [min(int((count - math.sqrt(count)) * each), max(0, most_bytes)) for count in counts]
 
-def _size(frames: int, bytes_each: int, most_bytes: int) -> int:
-    return min(int((frames - math.sqrt(frames)) * bytes_each), max(0, most_bytes))
+    anon, shmem = at_least(ages.idle.anon, memory.anon or 0), at_least(ages.idle.shmem, memory.shmem or 0)
+    return (
+        [ages.step_ms / 1000 * 2**power for power in range(AGE_BINS - 1)],
+        at_least(ages.idle.file, (memory.file_bytes or 0) - mapped),
+        at_least(ages.idle.mapped, mapped),
+        [sum(both) for both in zip(anon, shmem, strict=True)],
+    )

@@ -17,7 +17,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from qmpalloc.sample import GHOST_BINS, Delta
-from qmpalloc.units import MIB
+from qmpalloc.units import MIB, PAGE_BYTES
 
 _HALF_LIFE_S = 30.0
 _KNOWN_S = 4.0
@@ -72,16 +72,15 @@ class ReturnsTracker:
         self._counts = np.zeros((2, GHOST_BINS))
         self._scale: tuple[int, int] | None = None
 
-    def observe(self, delta: Delta, size_bytes: int, page_size: int) -> None:
+    def observe(self, delta: Delta, size_bytes: int) -> None:
         """Take what was told of an interval.
 
         Args:
             delta: What happened in it.
             size_bytes: The guest's size.
-            page_size: Of the guest.
         """
         told = delta.refault_distances
-        scale = None if told is None else (told.pages_each, told.pages_first * page_size)
+        scale = None if told is None else (told.pages_each, told.pages_first * PAGE_BYTES)
         if abs(size_bytes - self._size_bytes) > _SAME_BYTES or scale != self._scale:
             self._forget(size_bytes)
         self._scale = scale

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, structs
 
 from qmpalloc.errors import SampleError, SampleFault
 from qmpalloc.text import printable
+from qmpalloc.units import PAGE_BYTES, format_size
 
 FORMAT = "qmpalloc-counters"
 VERSION = 1
@@ -37,7 +38,7 @@ Printable = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\x20-\x
 
 
 class Counters(Struct, frozen=True, kw_only=True):
-    """Cumulative counts since the collector started, in pages of ``page_size`` (events for the last)."""
+    """Cumulative counts since the collector started, in pages (events for the last)."""
 
     accesses: Count | None = None
     """Pages touched by buffered reads, every read call counting its pages once (``filemap_read``)."""
@@ -231,7 +232,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     monotonic_ns: Count
     interval_ms: Annotated[int, Meta(ge=10, le=3_600_000)]
     kernel: Printable
-    page_size: Literal[4096, 16384, 65536]
+    page_size: Literal[4096]
     lru: Literal["lru_gen", "two_list"] | None = None
     counters: Counters = Counters()
     memory_bytes: Memory = Memory()
@@ -362,6 +363,7 @@ _decoder = msgspec.json.Decoder(Sample)
 class _Envelope(Struct):
     format: str | None = None
     version: Annotated[int, Meta(ge=0, lt=10**6)] | None = None  # what it says is shown: no number without end
+    page_size: Annotated[int, Meta(ge=1, lt=2**30)] | None = None
 
 
 _envelope_decoder = msgspec.json.Decoder(_Envelope)
@@ -403,6 +405,12 @@ def _explain(data: bytes, error: Exception) -> SampleError:
             SampleFault.VERSION,
             f"the counters file has format version {envelope.version}, this qmpalloc reads {VERSION}",
             hint="install the guest_agent directory that belongs to this qmpalloc in the guest",
+        )
+    if envelope is not None and envelope.page_size not in (None, PAGE_BYTES):
+        return SampleError(
+            SampleFault.MALFORMED,
+            f"the guest has pages of {format_size(envelope.page_size)}: only guests with pages of 4K can be counted",
+            hint="boot the guest with a kernel that has pages of 4 KiB",
         )
     if isinstance(error, msgspec.ValidationError):
         return SampleError(SampleFault.MALFORMED, f"the counters file is not of the format: {printable(str(error))}")
@@ -456,7 +464,7 @@ class SampleTracker:
 
 
 def _same_series(one: Sample, other: Sample) -> bool:
-    return (one.boot_id, one.start_id, one.page_size) == (other.boot_id, other.start_id, other.page_size)
+    return (one.boot_id, one.start_id) == (other.boot_id, other.start_id)
 
 
 def difference(earlier: Sample, later: Sample) -> Delta:

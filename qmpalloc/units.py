@@ -7,7 +7,7 @@ import re
 from msgspec import Struct
 
 PAGE_BYTES = 4096
-"""Unit of the balloon: ``VIRTIO_BALLOON_PFN_SHIFT`` is 12 whatever the guest's page size."""
+"""Unit of the balloon, by ``VIRTIO_BALLOON_PFN_SHIFT``, and of all page counts: guests with other pages are refused."""
 
 KIB = 1024
 MIB = 1024 * KIB

@@ -17,14 +17,14 @@ class Confidence:
         began_at: When the load began, by the clock of the LRU curve.
     """
 
-    def __init__(self, lru: ReuseDistances, pages_most: int) -> None:
+    def __init__(self, lru: ReuseDistances, largest: float) -> None:
         """Begin with nothing seen.
 
         Args:
             lru: The LRU curve of the same accesses. Its owner feeds it.
-            pages_most: A working set of so many pages fills the largest size.
+            largest: Pages of the sample that the largest size holds.
         """
-        self._lru, self._pages_most = lru, pages_most
+        self._lru, self._largest = lru, largest
         self._events = self._lost = 0.0
         self.begin()
         self._since_change = math.inf
@@ -51,6 +51,7 @@ class Confidence:
 
     def coarsen(self, halvings: int) -> None:
         """Go on at a lower rate, as `Estimator.coarsen`."""
+        self._largest /= 2.0**halvings
         self._seen >>= halvings
         self._since_change /= 2.0**halvings
 
@@ -70,9 +71,9 @@ class Confidence:
 
     @property
     def warm(self) -> bool:
-        """True when the largest size has been filled, or all there is has been seen often enough."""
-        working_set = self.working_set
-        return self._seen >= TUNING.trust.working_sets * working_set or working_set >= self._pages_most
+        """True when all there is, or as much as the largest size holds, has been seen often enough."""
+        working_set, often = self.working_set, TUNING.trust.working_sets
+        return self._seen >= often * working_set or working_set >= often * self._largest
 
     def coarse(self, shift: int) -> bool:
         """Return whether so few pages are in the sample that the curve says little of where it is steep."""

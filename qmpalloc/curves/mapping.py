@@ -19,6 +19,19 @@ cached without such need; a guest with more of them is corrected by anchoring (`
 FREE_BYTES = 32 * MIB
 """Memory that a guest keeps free when nothing of it was seen yet: near the kernel's high watermark."""
 
+_KEPT_FREE_MOST_BYTES, _KEPT_FREE_MOST_SHARE = 128 * MIB, 1 / 64
+"""Together more than a kernel keeps free. Its high watermark is at 100 MiB with transparent huge pages (khugepaged's
+22 MiB for each of three zones, and half as much again), and near .2 % of large memory."""
+
+
+def is_full(memory: Memory, size_bytes: int) -> bool:
+    """Return whether so little is free in a guest of that size that its kernel evicts pages to keep it free.
+
+    Pages also leave the cache when files are deleted, or within the limit of a control group, whatever is free.
+    """
+    most_bytes = _KEPT_FREE_MOST_BYTES + _KEPT_FREE_MOST_SHARE * size_bytes
+    return memory.free is not None and memory.free <= most_bytes
+
 
 def system_bytes(memory: Memory, least_bytes: int = SYSTEM_PAGES * PAGE_BYTES) -> int:
     """Return the bytes of a guest's file pages that are no room for what its load reads.
@@ -33,8 +46,8 @@ def system_bytes(memory: Memory, least_bytes: int = SYSTEM_PAGES * PAGE_BYTES) -
 class SizeMapping:
     """How much page cache a guest of a given size has: its size, less what is not cache.
 
-    What is not cache is learnt while the guest evicts pages: then its free memory is what the kernel keeps free.
-    Before, free memory above `FREE_BYTES` is counted as cache to come.
+    What is not cache is learnt while the guest evicts pages for want of memory: then its free memory is what the kernel
+    keeps free. Before, free memory above `FREE_BYTES` is counted as cache to come.
 
     Attributes:
         overhead_bytes: Memory that is not cache; None before anything was seen.
@@ -58,7 +71,7 @@ class SizeMapping:
         Args:
             actual_bytes: The guest's size.
             memory: Its memory facts of about the same time.
-            evicting: Whether pages are being evicted, so that the cache is as large as it can be.
+            evicting: Whether pages are being evicted for want of memory, so that the cache is as large as it can be.
         """
         file_bytes, free = memory.file_bytes, memory.free
         if file_bytes is None or free is None:

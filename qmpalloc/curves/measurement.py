@@ -49,7 +49,7 @@ class Measurement:
     @property
     def ratio(self) -> float | None:
         """Misses by accesses; None with too few accesses."""
-        return self._misses / self._accesses if self._accesses >= TUNING.trust.few else None
+        return min(1.0, self._misses / self._accesses) if self._accesses >= TUNING.trust.few else None
 
     def contradiction(self, measured: float, miss_ratios: Callable[[Sizes], Ratios]) -> float:
         """Return how far a measured miss ratio is from the curve anywhere near the present size."""

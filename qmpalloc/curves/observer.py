@@ -11,7 +11,7 @@ from qmpalloc.allowance import Allowance
 from qmpalloc.curves.cpu_budget import CpuBudget
 from qmpalloc.curves.disk_check import DiskCrossCheck, Reads
 from qmpalloc.curves.keys import in_sample
-from qmpalloc.curves.mapping import SizeMapping
+from qmpalloc.curves.mapping import SizeMapping, is_full
 from qmpalloc.curves.samples import SHIFT_MAX, Batch, SampleIntake, Window, unpack
 from qmpalloc.curves.service import ServiceTimes
 from qmpalloc.curves.tracker import CurveTracker
@@ -49,7 +49,8 @@ class CurveObserver:
         tracker: The curve; None until there are samples and the size of the cache is known.
         mapping: From memory size to cache.
         service: What a miss costs.
-        disk_read_pages: What QEMU read from the guest's disks between its last two samples; None if not known.
+        disk_read_pages: What QEMU read from the guest's disks in the interval before the last, as it is asked after a
+            sample; None if not known.
     """
 
     def __init__(self, cpu_budget: CpuBudget | None = None) -> None:
@@ -62,20 +63,25 @@ class CurveObserver:
         self._cpu.join(self)
         self._absent = NOT_SAMPLED
         self._allowance = Allowance(TUNING.sampling.per_s, TUNING.sampling.at_once)
+        self.tracker: CurveTracker | None = None
+        self._next: CurveTracker | None = None
+        self._load = 0
         self.was_reset()
         self.forget_series()
 
     def forget_series(self) -> None:
         """Note that the connection ended: what comes next does not continue what came before, but the guest may."""
         self._intake = SampleIntake()
+        if self.tracker is not None:
+            self._next = self._new_tracker()
         self._disks: DiskCrossCheck | None = None
         self.disk_read_pages: int | None = None
 
     def was_reset(self) -> None:
         """Note that the guest was reset, or another system or collector runs in it: nothing that was learnt holds."""
         self._intake = SampleIntake()
-        self.tracker: CurveTracker | None = None
-        self._next: CurveTracker | None = None
+        self._load = 1 + (self.tracker.load if self.tracker is not None else self._load)
+        self.tracker = self._next = None
         self.mapping, self.service, self._returns = SizeMapping(), ServiceTimes(), ReturnsTracker()
         self._source: tuple[bytes, bytes] | None = None
         self._made_for: tuple[str | None, int] | None = None
@@ -118,7 +124,7 @@ class CurveObserver:
         if window.paused:
             # Pages may have been read meanwhile: a curve of its own is learnt of what comes now, and the one that is
             # known holds until that can be trusted.
-            self._next = self._new_tracker(load=self.tracker.load)
+            self._next = self._new_tracker()
         learning = self._next or self.tracker
         if now_s is not None and not self._pay(window, learning, now_s):
             # As if they had been lost, and thereby a reason to distrust the curve.
@@ -131,6 +137,7 @@ class CurveObserver:
         learning.observe(window)
         self._cpu.spent(learning.lru.clock - known, time.thread_time() - began_s)
         if self._next is not None and self._next.warm:
+            self._next.load = max(self._next.load, self.tracker.load)
             self.tracker, self._next = self._next, None
         return window.lost
 
@@ -170,11 +177,12 @@ class CurveObserver:
             floor_bytes: The least it may be set to.
             cap_bytes: The most.
         """
-        memory, evicting = sample.memory_bytes, delta is not None and bool(delta.evictions)
+        memory = sample.memory_bytes
+        evicting = delta is not None and bool(delta.evictions) and is_full(memory, actual_bytes)
         self.mapping.observe(actual_bytes, memory, evicting=evicting)
         self._sample, self._range = sample, (floor_bytes, cap_bytes)
         if delta is not None:
-            self._returns.observe(delta, actual_bytes, sample.page_size)
+            self._returns.observe(delta, actual_bytes)
         disk_miss_s = None
         if self._disks is not None:
             self.disk_read_pages, disk_miss_s = self._disks.since_sample()
@@ -208,11 +216,10 @@ class CurveObserver:
             self._largest_pages = self.mapping.cache_pages(cap_bytes)
             self.tracker, self._next = self._new_tracker(), None
 
-    def _new_tracker(self, load: int = 1) -> CurveTracker:
+    def _new_tracker(self) -> CurveTracker:
         assert self._sample is not None
-        tracker = CurveTracker(self._sample.lru, self.mapping.cache_pages(self._range[0]), self._largest_pages)
-        tracker.load = load
-        return tracker
+        smallest, load = self.mapping.cache_pages(self._range[0]), self.tracker.load if self.tracker else self._load
+        return CurveTracker(self._sample.lru, smallest, self._largest_pages, load=load)
 
     def take_reads(self, reads: Reads) -> None:
         """Take what QEMU says it has read from the guest's disks. Counts that went back begin a new series."""

@@ -15,6 +15,7 @@ class Replacement(ABC):
 
     Attributes:
         capacity: Pages it may hold; set it with `resize`.
+        scale: Real pages for each page here, when only a sample is simulated; to be set before `resize`.
         resident: Pages it holds now.
     """
 
@@ -24,9 +25,9 @@ class Replacement(ABC):
         Args:
             capacity: Pages it may hold.
             ids: Pages are numbered from 0 to `ids` - 1; more with `grow`.
-            scale: Real pages for each page here, when only a sample is simulated.
+            scale: Real pages for each page here.
         """
-        self._scale = scale
+        self.scale = scale
         self._states = bytearray()  # of the pages, by number; 0: absent
         self.resident = 0
         self.resize(capacity)

@@ -69,7 +69,9 @@ class Simulations(Estimator):
     def _coarsen(self, halvings: int) -> None:
         # The caches keep what belongs to the smaller sample.
         self.sizes = self.sizes * 2.0**-halvings
+        self._scale *= 2.0**halvings
         for cache, size in zip(self._caches, self.sizes, strict=True):
+            cache.scale = self._scale
             cache.resize(max(1, round(size)))
 
     def _miss_ratios(self, sizes: Sizes) -> Ratios:

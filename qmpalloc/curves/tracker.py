@@ -33,10 +33,10 @@ class CurveTracker:
         shift: The rate in use is 2 ** -shift; the guest may sample more, which is thrown away.
         lru: The LRU curve.
         estimator: Simulations of the guest's own policy, or LRU when that is not known.
-        load: Loads told apart so far, with the present one.
+        load: Number of the present load; it rises with each that follows.
     """
 
-    def __init__(self, policy: str | None, smallest_pages: float, largest_pages: float) -> None:
+    def __init__(self, policy: str | None, smallest_pages: float, largest_pages: float, *, load: int = 1) -> None:
         """Make a tracker.
 
         Args:
@@ -44,6 +44,7 @@ class CurveTracker:
                 distances.
             smallest_pages: Page cache at the guest's floor.
             largest_pages: Page cache at its cap; sizes beyond are not told apart.
+            load: Number of the present load.
         """
         self._policy = policy
         self._range = max(1.0, smallest_pages), max(2.0, largest_pages)
@@ -51,11 +52,11 @@ class CurveTracker:
         while largest_pages / 2**self.shift > TUNING.sampling.pages_max and self.shift < SHIFT_MAX:
             self.shift += 1
         self._finest_shift = self.shift
-        self.load = 0
-        self._reset()
+        self.load = load
+        self._measurement = Measurement()
+        self._begin_sample()
 
-    def _reset(self) -> None:
-        self.load += 1
+    def _begin_sample(self) -> None:
         scale = 2.0**self.shift
         smallest, largest = (pages / scale for pages in self._range)
         reach = math.ceil(largest)
@@ -67,8 +68,7 @@ class CurveTracker:
         if self._policy is not None:
             self.estimator = Simulations(self._policy, sizes, self.lru, scale=scale)
         self._estimators = (self.lru,) if self.estimator is self.lru else (self.lru, self.estimator)
-        self._confidence = Confidence(self.lru, self._keys.limit)
-        self._measurement = Measurement()
+        self._confidence = Confidence(self.lru, largest)
         self._gap = ChangeDetector(TUNING.change.gap, TUNING.change.gap_strikes)
         self._newcomers = ChangeDetector(TUNING.change.new, TUNING.change.new_strikes, rising_only=True)
         self._stale_pages: StalePageDetector | None = None
@@ -80,7 +80,9 @@ class CurveTracker:
     def observe(self, window: Window) -> None:
         """Learn from the sampled accesses of a window."""
         if window.restarted:
-            self._reset()
+            self.load += 1
+            self._measurement = Measurement()
+            self._begin_sample()
         if window.shift > self.shift:
             # The guest samples less: what it leaves out from now on must be left out of what was learnt, too.
             self.lower_rate(window.shift)
@@ -116,25 +118,24 @@ class CurveTracker:
 
         Args:
             accesses: Pages accessed.
-            misses: Pages brought in for them.
+            misses: Pages brought in for them. Only sums are exact: what is read ahead is accessed later.
             cached_pages: Pages of the load in the cache at the time.
             interval_s: Time in which all this happened; None if it is not known.
             evicting: Whether pages were evicted in it.
         """
         self._evicting = evicting
-        if accesses <= 0:
+        if accesses <= 0 and misses <= 0:
             return
         if interval_s is not None:
             self._limit_rate(accesses / interval_s)
-        counted = min(max(misses, 0), accesses)
         self._measurement.steady_accesses += accesses
-        self._compare(accesses, counted, cached_pages)
+        self._compare(accesses, misses, cached_pages)
         self._watch(self._newcomers, 1.0)
-        if not self._measurement.take(accesses, counted, cached_pages, self.half_life):
+        if not self._measurement.take(accesses, misses, cached_pages, self.half_life):
             self._gap.forget()
             self._gap.begin_window(self.lru.clock)
             return
-        self._noise.measure(accesses, counted, cached_pages, self.half_life)
+        self._noise.measure(accesses, misses, cached_pages, self.half_life)
         here = float(self.miss_ratios(np.array([self._measurement.cached]))[0])
         self._gap.observe(misses - here * accesses, accesses)
         self._watch(self._gap, 2.0**self.shift)
@@ -265,7 +266,7 @@ class CurveTracker:
         self._finer_windows = self._finer_windows + 1 if offered else 0
         if self._finer_windows >= TUNING.sampling.finer_after:
             self.shift = possible
-            self._reset()
+            self._begin_sample()
 
     def _renumber(self, new: Ids) -> None:
         if self._stale_pages is not None:

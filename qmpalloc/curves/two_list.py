@@ -34,7 +34,7 @@ class TwoList(Replacement):
 
     def resize(self, capacity: int) -> None:
         """Set the capacity, and with it the ratio of the two lists, which the kernel has depend on the real size."""
-        gib = int(max(1, capacity) * self._scale * PAGE_BYTES) // GIB
+        gib = int(max(1, capacity) * self.scale * PAGE_BYTES) // GIB
         self._ratio = math.isqrt(10 * gib) if gib else 1
         super().resize(capacity)
 

@@ -241,7 +241,7 @@ class ReplayGuest:
         self._observe(self.pages_read, accesses * scale, misses * scale)
         if self._returns is not None:
             interval = Delta(interval_s=seconds, misses=round(self.misses), refault_distances=self._distances())
-            self._returns.observe(interval, self.size_bytes, PAGE_BYTES)
+            self._returns.observe(interval, self.size_bytes)
 
     def snapshot(self) -> GuestSnapshot:
         """Return what a policy sees."""

@@ -110,6 +110,19 @@ def test_two_list_keeps_pages_read_twice_through_a_scan():
     assert cache.read(hot) == 0
 
 
+def test_at_a_lower_rate_the_two_lists_have_the_ratio_of_the_real_size():
+    """In a cache of 4 GiB, pages read often may fill six sevenths; of 512 MiB, a half."""
+    sizes, lru, hot = np.array([2_048.0]), ReuseDistances(64), 1_638
+    lowered = Simulations("two_list", 8 * sizes, lru, scale=64.0)
+    lowered.coarsen(3)
+    made = Simulations("two_list", sizes, lru, scale=512.0)
+    beside_a_scan = np.arange(40_000) % 10_000 + hot
+    beside_a_scan[::2] = np.random.default_rng(3).integers(0, hot, 20_000)
+    for each in (lowered, made):
+        each.observe(beside_a_scan, len(beside_a_scan))
+    assert lowered.miss_ratios(sizes) == made.miss_ratios(sizes) == pytest.approx(0.58, abs=0.01)
+
+
 def test_multi_generational_keeps_pages_read_five_times_through_a_scan_and_no_others():
     cache = MultiGenerational(100, 1000)
     often, seldom = list(range(20)), list(range(20, 40))

@@ -1,8 +1,8 @@
 """From a guest's size to the cache that its load has."""
 
-from qmpalloc.curves.mapping import SYSTEM_PAGES, SizeMapping
+from qmpalloc.curves.mapping import SYSTEM_PAGES, SizeMapping, is_full
 from qmpalloc.sample import Memory
-from qmpalloc.units import MIB, PAGE_BYTES
+from qmpalloc.units import GIB, MIB, PAGE_BYTES
 
 
 def memory(*, mapped, shmem=0, tmpfs=0, file=400):
@@ -27,6 +27,13 @@ def test_the_files_that_programs_map_are_no_room_for_what_the_load_reads():
     assert room_mib(memory(mapped=None)) == 400 - SMALL_MIB  # an older collector does not tell
     # A database: 60 MiB of programs and libraries beside 128 MiB of shared buffers, which are no files.
     assert room_mib(memory(mapped=190, shmem=130, tmpfs=2)) == 400 - 60
+
+
+def test_what_a_kernel_keeps_free_is_told_from_memory_that_nobody_needs():
+    assert is_full(Memory(free=75 * MIB), 256 * MIB)  # with transparent huge pages, measured
+    assert is_full(Memory(free=160 * MIB), 64 * GIB)
+    assert not is_full(Memory(free=300 * MIB), GIB)
+    assert not is_full(Memory(), GIB)
 
 
 def test_a_program_that_maps_for_a_moment_changes_little():

@@ -106,6 +106,19 @@ def test_a_reset_forgets_and_a_reconnection_does_not():
     assert feed.facts.curve is None
 
 
+def test_what_was_read_while_nobody_was_connected_is_in_no_curve():
+    feed = Feed().run()
+    known, clock = feed.observer.tracker, feed.observer.tracker.lru.clock
+    feed.observer.forget_series()
+    feed.batch(5 * PAGES)  # never read
+    feed.run(2)
+    assert (feed.observer.tracker, known.lru.clock) == (known, clock)
+    assert feed.facts.curve.weak == ()
+    feed.run(6)
+    assert feed.observer.tracker is not known
+    assert feed.facts.curve.weak == ()
+
+
 def test_a_guest_in_which_a_large_program_ends_is_learnt_anew():
     """The curve reached no further than the cache that the cap left then: its end would be taken for all there is."""
     feed = Feed()
@@ -121,6 +134,18 @@ def test_a_guest_in_which_a_large_program_ends_is_learnt_anew():
         feed.run(20)
     assert feed.observer.tracker is after
     assert feed.facts.curve.weak == ()
+
+
+def test_another_system_or_collector_has_another_load_and_another_curve_of_the_same_load_has_not():
+    feed = Feed().run(1)
+    assert feed.facts.curve.load == 1
+    feed.observer.was_reset()
+    assert feed.run(1).facts.curve.load == 2
+    feed.cap = 2 * GIB
+    assert feed.run(1).facts.curve.load == 2
+    feed.start, feed.events, feed.accesses = b"x" * 8, 0, 0
+    feed.observer.take_batch(feed.batch())
+    assert feed.run(1).facts.curve.load == 3
 
 
 @pytest.mark.parametrize("change", [{"lru": "two_list"}, {"cap": 2 * GIB}])
@@ -323,6 +348,16 @@ def test_a_guest_that_does_not_tell_its_file_pages_has_no_curve():
     feed.observer.take_batch(feed.batch())
     assert feed.facts.curve is None
     assert feed.facts.no_curve == "the size of its cache is not known"
+
+
+def test_files_that_are_deleted_do_not_make_free_memory_what_the_kernel_keeps():
+    observer = CurveObserver()
+    memory = Memory(free=6 * GIB, active_file=512 * MIB, inactive_file=512 * MIB)
+    for _ in range(60):
+        deleted = Delta(interval_s=1.0, accesses=1_000, misses=0, evictions=1_000)
+        observer.take_sample(structs.replace(_sample(), memory_bytes=memory), deleted, 8 * GIB, FLOOR, 8 * GIB)
+    cache_mib = observer.mapping.cache_pages(8 * GIB) * 4096 / MIB
+    assert cache_mib == pytest.approx(7 * 1024 - 32 - SYSTEM_PAGES * 4096 / MIB, abs=1)
 
 
 def _sample():

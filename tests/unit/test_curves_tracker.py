@@ -94,6 +94,7 @@ def test_a_restart_forgets_all():
     tracker.observe(window(uniform(100), restarted=True))
     assert "only 100" in curve(tracker).weak[0]
     assert tracker.measured is None
+    assert tracker.load == 2
 
 
 def test_a_curve_that_contradicts_the_measurement_is_weak():
@@ -113,6 +114,18 @@ def test_misses_while_the_cache_fills_say_nothing_of_its_size():
         assert curve(tracker).weak == ("no miss ratio measured at this size yet",)
     tracker.measure(128_000, 26_000, 0.8 * FIT)
     assert tracker.measured == pytest.approx(0.2, abs=0.01)
+
+
+def test_what_is_read_ahead_of_slow_accesses_is_missed_all_the_same():
+    """10 pages a second, 32 at a time: nine intervals in ten have no misses, the others three times their accesses."""
+    slow, apart = (CurveTracker(None, 10_000, 200_000) for _ in range(2))
+    for second in range(400):
+        slow.measure(10, 32 * ((10 * second + 10) // 32 - 10 * second // 32), FIT // 2)
+    for _ in range(100):
+        apart.measure(0, 32, FIT // 2)
+        apart.measure(32, 0, FIT // 2)
+    assert slow.measured == pytest.approx(1.0, abs=0.02)
+    assert apart.measured == pytest.approx(1.0, abs=0.02)
 
 
 def test_a_cache_has_turned_over_when_more_was_read_than_it_holds_and_pages_leave_it():
@@ -200,6 +213,7 @@ def test_a_burst_that_made_a_curve_coarse_does_not_do_so_for_ever():
     for index in range(20, 100):
         tracker.observe(window(uniform(2_000, index)))
     assert tracker.shift == 6
+    assert (tracker.load, curve(tracker).steady_accesses) == (1, 128_000)
     assert curve(fed(tracker)).weak == ()
 
 
@@ -223,6 +237,14 @@ def test_after_a_load_larger_than_the_largest_size_another_is_seen_twice_before_
     tracker._changed(tracker.lru.clock)
     tracker.observe(window(uniform(1_200, first=100_000)))
     assert any("working sets" in reason for reason in curve(tracker).weak)
+
+
+def test_a_load_larger_than_the_largest_size_is_known_as_early_at_a_lower_rate():
+    tracker = CurveTracker("lru_gen", 10_000, 100_000)
+    tracker.lower_rate(9)
+    for index in range(6):
+        tracker.observe(window(np.arange(2_000 * index, 2_000 * index + 2_000)))
+    assert not any("working sets" in reason or "only" in reason for reason in curve(tracker).weak)
 
 
 def test_a_large_guest_is_sampled_at_a_lower_rate_and_memory_stays_bounded():

@@ -17,6 +17,7 @@ from guest_agent import bpf, collector, procfs, reader
 from guest_agent.collector import (
     AlreadyRunningError,
     CannotCountError,
+    UnsuitableKernelError,
     check_headers,
     check_kernel,
     first_error,
@@ -59,6 +60,12 @@ def test_either_privilege_will_do(tmp_path, effective):
 def test_without_type_information(tmp_path):
     with pytest.raises(CannotCountError, match="CONFIG_DEBUG_INFO_BTF=y"):
         check_kernel(ROOT, tmp_path / "absent")
+
+
+def test_with_larger_pages(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda _: 65536)
+    with pytest.raises(UnsuitableKernelError, match="pages of 64 KiB: only those of 4 KiB"):
+        check_kernel(ROOT, tmp_path)
 
 
 def test_without_headers(tmp_path):

@@ -25,7 +25,7 @@ def told(read=NONE, fault=NONE):
 def tracked(*counts, size=500 * MIB, seconds=1.0, inserted=10**9):
     tracker = ReturnsTracker()
     for each in counts:
-        tracker.observe(Delta(interval_s=seconds, inserts_fault=inserted, refault_distances=each), size, PAGE_BYTES)
+        tracker.observe(Delta(interval_s=seconds, inserts_fault=inserted, refault_distances=each), size)
     return tracker
 
 
@@ -74,7 +74,7 @@ def test_a_page_that_a_fault_asks_for_stands_for_its_neighbours():
         delta = Delta(
             interval_s=1.0, inserts_fault=12_800, faults_major=400, refault_distances=told(fault=(5, *NONE[1:]))
         )
-        tracker.observe(delta, 500 * MIB, PAGE_BYTES)
+        tracker.observe(delta, 500 * MIB)
     assert tracker.returns.faults_per_s[1] == pytest.approx(0.9 * 5 * 64 * 32, rel=0.03)
     assert tracker.returns.bytes[1] == pytest.approx(
         FIRST_BYTES * (1 - 0.8 / 2), rel=0.01
@@ -90,7 +90,7 @@ def test_nothing_is_known_without_distances_or_of_too_short_a_time():
 def test_what_was_seen_at_another_size_is_forgotten():
     tracker = tracked(*[told(fault=(40, *NONE[1:]))] * 20)
     assert tracker.returns.faults_per_s[1] > 0
-    tracker.observe(Delta(interval_s=1.0, refault_distances=told()), 510 * MIB, PAGE_BYTES)
+    tracker.observe(Delta(interval_s=1.0, refault_distances=told()), 510 * MIB)
     assert tracker.returns is None
 
 
@@ -98,7 +98,7 @@ def test_what_a_load_brought_in_again_fades_when_it_ends():
     tracker = tracked(*[told(fault=(40, *NONE[1:]))] * 20)
     busy = tracker.returns.faults_per_s[-1]
     for _ in range(120):
-        tracker.observe(Delta(interval_s=1.0, refault_distances=told()), 500 * MIB, PAGE_BYTES)
+        tracker.observe(Delta(interval_s=1.0, refault_distances=told()), 500 * MIB)
     assert tracker.returns.faults_per_s[-1] < busy / 15
 
 
