@@ -114,7 +114,7 @@ async def test_a_guest_that_is_paused_is_held(lab, autojump_clock):
 
 async def test_a_guest_that_is_reset_goes_to_its_baseline_until_it_reports(lab, autojump_clock):
     await lab.two()
-    lab.may_exceed = True
+    lab.may_grow = lab.may_exceed = True
     await lab.run(30.0, actions=[(9.1, lambda _: lab.guests["small"].reboot())])
     assert "lost" in lab.states("small")
     assert lab.states("small")[-1] == "fresh"

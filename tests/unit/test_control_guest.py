@@ -112,6 +112,42 @@ class TestSize:
         assert connected().memory.cap_bytes == 2 * GIB
 
 
+class TestReset:
+    def test_what_a_new_driver_tells_first_is_no_danger_and_what_it_takes_back_later_is(self):
+        guest = connected()
+        guest.was_reset(1.0)
+        for now_s, actual_bytes in ((1.5, GIB), (20.0, 2 * GIB - MIB), (21.0, 1536 * MIB)):
+            assert guest.size.explains(actual_bytes)
+            guest.measured(actual_bytes, now_s)
+            guest.size.end_boot(actual_bytes, now_s)
+            assert guest.danger.why(now_s) is None
+            assert not guest.size.moved_unasked
+        guest.measured(1700 * MIB, 22.0)
+        assert "deflate-on-oom" in guest.danger.why(22.0)
+
+    def test_it_is_charged_with_all_until_it_reports_or_its_driver_tells_a_size(self):
+        guest = connected()
+        guest.was_reset(1.0)
+        assert not guest.size.end_boot(GIB, 1.5)
+        assert not guest.size.end_boot(GIB, 9999.0)
+        assert guest.charge_bytes == 2 * GIB
+        guest.measured(1900 * MIB, 10000.0)
+        assert guest.size.end_boot(1900 * MIB, 10000.0)
+        assert guest.charge_bytes == 1900 * MIB
+        guest.was_reset(10001.0)
+        take(guest, 10003.0)
+        assert guest.size.end_boot(1900 * MIB, 10004.0)
+
+    def test_neither_a_size_from_before_nor_memory_that_is_plugged_shows_a_driver(self):
+        guest = connected()
+        guest.was_reset(2.0)
+        assert not guest.size.end_boot(1000 * MIB, 1.9)  # asked before, while it still shrank
+        assert not guest.size.end_boot(900 * MIB, 2.1)
+        guest.size.adopted(1156 * MIB)
+        assert not guest.size.end_boot(1156 * MIB, 3.0)
+        assert guest.size.end_boot(1400 * MIB, 4.0)
+
+
 class TestStanding:
     def test_nothing_grows_old_while_it_does_not_run(self):
         guest = connected()
