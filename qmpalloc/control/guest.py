@@ -94,6 +94,7 @@ class Guest:
         self.size.actual_bytes = actual_bytes
         self.size.expected_bytes = 0
         self.paused, self._paused_since_s = paused, now_s
+        self.danger.stopped_s = now_s if paused else math.inf
         self.samples.connected(now_s)
 
     def note_link(self, link: Link, detail: str = "") -> None:
@@ -141,6 +142,7 @@ class Guest:
         """
         if not self.paused:
             self.paused, self._paused_since_s = True, now_s
+            self.danger.stopped_s = now_s
             self.size.desired_bytes = self.size.target_bytes  # others may have what it was to get
         self.detail = detail
         if asleep:
@@ -150,6 +152,7 @@ class Guest:
         """Note that its virtual CPUs run again: nothing grew old while they did not."""
         if self.paused:
             self.paused, self.detail = False, ""
+            self.danger.stopped_s = math.inf
             self.stood_still(now_s - self._paused_since_s)
 
     def stood_still(self, seconds: float) -> None:

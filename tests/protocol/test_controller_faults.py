@@ -276,6 +276,26 @@ async def test_a_guest_in_danger_gets_its_baseline_in_one_command(lab, autojump_
     assert all(event.decision.target_of("small") >= BASELINE * MIB for event in after)
 
 
+async def test_a_guest_that_tells_nothing_since_it_was_in_danger_is_lost_in_the_end(lab, autojump_clock):
+    """The collector may be what was killed for lack of memory."""
+    await lab.two()
+    lab.control["on_exit"] = "keep"
+    guest, sizes = lab.guests["small"], []
+
+    def squeeze(_):
+        guest.cache.own_bytes = guest.qemu.balloon.actual_bytes - 5 * MIB
+
+    def kill(_):
+        guest.collecting = False
+
+    look = lambda _: sizes.append(lab.size("small"))  # noqa: E731
+    await lab.run(150.0, "static", budget=1400, actions=[(9.1, squeeze), (12.1, kill), (60.0, look), (140.0, look)])
+    assert sizes[0] > BASELINE
+    assert sizes[1] == BASELINE
+    assert lab.states("small")[-1] == "lost"
+    assert lab.of(Decided)[-1].decision.guests[0].limiter is Limiter.STATE
+
+
 async def test_a_guest_that_lies_that_it_is_in_danger_keeps_no_other_from_its_baseline(lab, autojump_clock):
     await lab.two()
     lab.control["on_exit"] = "keep"

@@ -361,11 +361,24 @@ class TestTheEndOfDanger:
     def test_it_lasts_for_as_long_as_it_needs_more_than_it_would_have_had(self):
         guest = self.in_danger()
         guest.size.target_bytes = guest.size.desired_bytes = 1536 * MIB
+        guest.take_sample(sample(3, memory_bytes=Memory(available=200 * MIB)), 999.0)
         assert guest.danger.why(1000.0).startswith("needs ")
         guest.size.target_bytes = guest.memory.baseline_bytes
         assert guest.danger.why(1000.0) is None
         guest.size.target_bytes = 1536 * MIB  # by a policy
         assert guest.danger.why(1001.0) is None
+
+    def test_what_it_told_more_than_a_minute_ago_does_not_keep_it_in_it(self):
+        guest = self.in_danger()
+        guest.size.target_bytes = guest.size.desired_bytes = 1536 * MIB
+        guest.take_sample(sample(3, memory_bytes=Memory(available=200 * MIB)), 30.0)
+        assert guest.danger.why(29.0 + FREEZE_S).startswith("needs ")
+        guest.stopped("paused", 85.0)
+        assert guest.danger.why(500.0).startswith("needs ")  # nothing grows old
+        guest.resumed(500.0)
+        assert guest.danger.why(504.0).startswith("needs ")
+        assert guest.danger.why(505.0) is None
+        assert guest.danger.rescue_bytes(505.0) == 0
 
     def test_another_system_is_not_in_it(self):
         for end in (lambda guest: guest.was_reset(2.0), lambda guest: guest.gone("QEMU has ended")):
