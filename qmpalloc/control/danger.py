@@ -12,18 +12,23 @@ from qmpalloc.units import format_size
 
 
 class Danger:
-    """What a guest's samples, its balloon's statistics and its size tell of danger."""
+    """What a guest's samples, its balloon's statistics and its size tell of danger.
+
+    Attributes:
+        stopped_s: Since when its virtual CPUs do not run; infinity while they do. Nothing grows old meanwhile.
+    """
 
     def __init__(self, memory: GuestMemory, size: GuestSize) -> None:
         self._memory = memory
         self._size = size
         self._stats: tuple[int, int, int] | None = None
         self._grew_itself = False
+        self.stopped_s = math.inf
         self.forget()
 
     def forget(self) -> None:
         """Forget all but the last statistics: another system may run now."""
-        self._why, self._until_s = "", -math.inf
+        self._why, self._until_s, self._sampled_s = "", -math.inf, -math.inf
         self._decided_bytes = self._rescue_bytes = self._sampled_bytes = 0
         self._thrash = Level()
         self._waits = Level()  # allocations that wait: by the guest's own account, and by its balloon's
@@ -45,7 +50,7 @@ class Danger:
         # What it tells is of the size it had then: it may have been granted more a moment ago.
         actual_bytes = self._size.actual_bytes
         size_bytes = min(actual_bytes, self._sampled_bytes or actual_bytes)
-        self._sampled_bytes = actual_bytes
+        self._sampled_bytes, self._sampled_s = actual_bytes, now_s
         sign = find_danger(earlier, sample, size_bytes, self._thrash, self._waits)
         if sign:
             self.begin(sign, now_s)
@@ -92,6 +97,7 @@ class Danger:
     def stood_still(self, seconds: float) -> None:
         """Note that for so long nothing grew old."""
         self._until_s += seconds
+        self._sampled_s += seconds
 
     def begin(self, why: str, now_s: float) -> None:
         """Note that the guest is in danger, and why; one that was already stays so for longer."""
@@ -102,11 +108,13 @@ class Danger:
     def why(self, now_s: float) -> str | None:
         """Return why the guest may not give memory now, or None.
 
-        That lasts for a minute, and for as long as it needs more than it would have had without.
+        That lasts for a minute, and for as long as it needs more than it would have had without, by what it told in
+        the last minute.
         """
+        now_s = min(now_s, self.stopped_s)
         if now_s < self._until_s:
             return self._why
-        if self._why and self._needs_more:
+        if self._why and self._needs_more and now_s < self._sampled_s + FREEZE_S:
             return f"needs {format_size(self._rescue_bytes)}: {self._why.removeprefix('danger: ')} earlier"
         self._why = ""  # what it is given from now on is a policy's doing
         return None

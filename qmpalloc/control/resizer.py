@@ -236,7 +236,7 @@ class Resizer:
         if not self._may_command:
             changed = actual_bytes != size.actual_bytes
             size.found(actual_bytes)
-            if changed or size.end_boot(now_s):
+            if size.end_boot(actual_bytes, asked_s) or changed:
                 self._on_change()
             return
         changed = guest.measured(actual_bytes, now_s)
@@ -248,7 +248,7 @@ class Resizer:
             self._confirm_from_s = None
             size.confirmed()
             changed = True
-        if size.end_boot(now_s):
+        if size.end_boot(actual_bytes, asked_s):
             changed = True
         self._answer_what_it_does(actuator, now_s)
         if changed:
@@ -323,4 +323,4 @@ class Resizer:
 def _is_excused(guest: Guest, now_s: float) -> bool:
     """Tell whether nothing can be expected of a guest's size now."""
     held = guest.link is not Link.UP or guest.paused or guest.migrating
-    return held or guest.size.booting_bytes > 0 or guest.danger.why(now_s) is not None
+    return held or now_s < guest.size.booting_until_s or guest.danger.why(now_s) is not None

@@ -198,6 +198,7 @@ class Session:
             case "RESET":
                 guest.was_reset(now_s)
                 self._on_reset(guest)
+                self.resizer.poll_soon()  # before its driver tells another size
             case "STOP" | "SUSPEND":
                 guest.stopped(f"QEMU told of {event.name}", now_s, asleep=event.name == "SUSPEND")
             case "MIGRATION":

@@ -11,7 +11,7 @@ GREW_BYTES = 4 * MIB
 """A guest that is this much above its target without having been granted more has taken memory back by itself."""
 
 BOOT_GRACE_S = 120.0
-"""How long a reset guest that does not report stays charged with all it may have."""
+"""How long nothing is expected of the size of a guest that was reset and does not report."""
 
 
 class GuestSize:
@@ -25,14 +25,13 @@ class GuestSize:
         moved_unasked: The last measurement showed a settled guest to have become smaller, or one that takes nothing by
             itself to have become larger, which only a command that is not ours, or the guest's own doing, explains.
         expected_bytes: What it will occupy at first, if it was added and is about to start: charged already. Else 0.
-        booting_bytes: What it may use after a reset until its driver works again; 0 when that is over.
-        booting_until_s: When that is over, whatever it reports.
+        booting_bytes: What it may use after a reset until something shows that its driver works again; else 0.
+        booting_until_s: Until when nothing is expected of its size after a reset; minus infinity once it has reported.
     """
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
         self.expected_bytes = 0
-        self.booting_until_s = -math.inf
         self.moved_unasked = False
         self.forget()
 
@@ -40,6 +39,8 @@ class GuestSize:
         """Forget all: its QEMU has ended, or another one is there."""
         self.target_bytes = self.actual_bytes = self.desired_bytes = 0
         self.doubt_bytes = self.booting_bytes = 0
+        self.booting_until_s = self._reset_s = -math.inf
+        self._stale_bytes: int | None = None
         self.commanded = False
 
     # --- what QEMU reports ------------------------------------------------------------------------------------------
@@ -62,6 +63,7 @@ class GuestSize:
             self.doubt_bytes = max(self.doubt_bytes, min(self.target_bytes + grown_bytes, facts.ram_bytes))
         wanted_bytes = actual_bytes + max(self.desired_bytes - self.target_bytes, 0)
         self.target_bytes = self.actual_bytes = actual_bytes
+        self._stale_bytes = None
         self.desired_bytes = max(actual_bytes, min(wanted_bytes, self._memory.cap_bytes))
 
     def measured(self, actual_bytes: int) -> bool:
@@ -78,8 +80,8 @@ class GuestSize:
         return possible and not self.grew(actual_bytes) and not self._fell(actual_bytes)
 
     def grew(self, actual_bytes: int) -> bool:
-        """Tell whether that size, which is not noted yet, is more than any command allows."""
-        entitled_bytes = max(self.target_bytes, self.doubt_bytes)
+        """Tell whether that size, which is not noted yet, is more than any command or a reset allows."""
+        entitled_bytes = max(self.target_bytes, self.doubt_bytes, self.booting_bytes)
         return actual_bytes > max(self.actual_bytes, entitled_bytes) + GREW_BYTES
 
     def _fell(self, actual_bytes: int) -> bool:
@@ -146,10 +148,20 @@ class GuestSize:
         facts = self._memory.facts
         self.booting_bytes = facts.boot_bytes if facts else self._memory.cap_bytes
         self.booting_until_s = now_s + BOOT_GRACE_S
+        self._reset_s, self._stale_bytes = now_s, None
 
-    def end_boot(self, now_s: float) -> bool:
-        """End the time after a reset in which it may use what nobody has granted, if it is over; return whether."""
-        if not self.booting_bytes or now_s < self.booting_until_s:
+    def end_boot(self, actual_bytes: int, asked_s: float) -> bool:
+        """End the time after a reset in which it may use what nobody has granted, if it is over; return whether.
+
+        It has reported, or its driver has told another size than QEMU does since the reset. Time shows nothing: a
+        rescue shell may wait for days. What was asked before the reset may tell a size on its way to the stale one.
+        """
+        if not self.booting_bytes:
+            return False
+        if self._stale_bytes is None and asked_s > self._reset_s:
+            self._stale_bytes = actual_bytes
+        reported = self.booting_until_s == -math.inf
+        if self._stale_bytes in {None, actual_bytes} and not reported:
             return False
         self.booting_bytes = 0
         return True

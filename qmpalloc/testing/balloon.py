@@ -9,6 +9,9 @@ import trio
 
 from qmpalloc.units import MIB, PAGE_BYTES, Grid, align_down
 
+FIRST_BYTES = MIB
+"""What a balloon's driver hands over before it tells its size for the first time (``fill_balloon`` in Linux)."""
+
 
 class FakeBalloon:
     """The guest's size moves from where it is to the target, at a rate for each direction.
@@ -18,9 +21,11 @@ class FakeBalloon:
         target_bytes: Size last asked for.
         inflate_bytes_per_s: How fast the guest gives memory up.
         deflate_bytes_per_s: How fast it takes memory back.
+        boot_s: How long a new system takes until its driver works.
         grid: The sizes it can have.
     """
 
+    boot_s = 0.5
     grid = Grid()
 
     def __init__(
@@ -39,7 +44,8 @@ class FakeBalloon:
         self._halts: set[str] = set()
         self._took_back = False
         self._start_bytes = memory_bytes
-        self._start_s = -math.inf
+        self._start_s = self._driver_from_s = -math.inf
+        self._stale_bytes: int | None = None
         self._nudge = trio.Event()
 
     @property
@@ -47,7 +53,7 @@ class FakeBalloon:
         """The guest's size now, one of the grid."""
         goal = self._goal_bytes
         change = goal - self._start_bytes
-        if self._halts or change == 0:
+        if self._halts or change == 0 or self.booting:
             return self._start_bytes
         rate = self.deflate_bytes_per_s if change > 0 else self.inflate_bytes_per_s
         elapsed_s = trio.current_time() - self._start_s
@@ -55,6 +61,17 @@ class FakeBalloon:
             return goal
         moved = round(rate * elapsed_s / self.grid.unit_bytes) * self.grid.unit_bytes
         return self._start_bytes + int(math.copysign(moved, change))
+
+    @property
+    def told_bytes(self) -> int:
+        """The size that QEMU tells: after a reset the one before, until the new driver has handed something over."""
+        actual = self.actual_bytes
+        return actual if self._stale_bytes is None or actual < self.memory_bytes else self._stale_bytes
+
+    @property
+    def booting(self) -> bool:
+        """True from a reset until the driver of the new system works."""
+        return trio.current_time() < self._driver_from_s
 
     @property
     def moving(self) -> bool:
@@ -102,6 +119,8 @@ class FakeBalloon:
         self.memory_bytes += size_bytes
         self.target_bytes += size_bytes
         self._start_bytes += size_bytes
+        if self._stale_bytes is not None:
+            self._stale_bytes += size_bytes
 
     def take_back(self, size_bytes: int) -> None:
         """Let the guest free that much of its balloon by itself (``deflate-on-oom``), above the target.
@@ -109,18 +128,22 @@ class FakeBalloon:
         The size then stays until the next request, as nothing asks a real driver to inflate again before.
         """
         self._settle()
+        if self.booting:  # no driver has taken anything from it yet
+            return
         self._start_bytes = min(self.memory_bytes, self._start_bytes + align_down(size_bytes))
         self._took_back = True
 
     async def run_changes(self, report: Callable[[int], None]) -> None:
         """Call `report` with the size when it has changed, at most once a second, for ever."""
-        reported = self.actual_bytes
+        reported = self.told_bytes
         while True:
-            actual = self.actual_bytes
-            if actual != reported:
-                reported = actual
-                report(actual)
+            told = self.told_bytes
+            if told != reported:
+                reported = told
+                report(told)
                 await trio.sleep(1.0)
+            elif self.booting:
+                await trio.sleep(self._start_s - trio.current_time() + FIRST_BYTES / self.inflate_bytes_per_s)
             elif self.moving:
                 await trio.sleep(min(1.0, self._remaining_s()))
             else:
@@ -143,7 +166,9 @@ class FakeBalloon:
 
     def _settle(self) -> None:
         self._start_bytes = self.actual_bytes
-        self._start_s = trio.current_time()
+        self._start_s = max(trio.current_time(), self._driver_from_s)
+        if self._start_bytes < self.memory_bytes:
+            self._stale_bytes = None
         self._nudge.set()
 
     def _remaining_s(self) -> float:
@@ -153,7 +178,15 @@ class FakeBalloon:
         return max(self._start_s + abs(change) / rate - trio.current_time(), PAGE_BYTES / rate)
 
     def reset(self) -> None:
-        """Begin another system. That it has all of the RAM until its driver works is told by no size."""
+        """Begin another system: it has all of the RAM, and QEMU tells the size before, until its driver works."""
+        self._settle()
+        self._stale_bytes = self.told_bytes
+        self._begin(self.memory_bytes)
+
+    def _begin(self, size_bytes: int) -> None:
+        self._took_back = False
+        self._start_bytes = size_bytes
+        self._start_s = self._driver_from_s = trio.current_time() + self.boot_s
 
 
 class FakeVirtioMem(FakeBalloon):
@@ -205,4 +238,4 @@ class FakeVirtioMem(FakeBalloon):
     def reset(self) -> None:
         """Begin another system: QEMU unplugs all, and its driver plugs up to what is asked for."""
         self._settle()
-        self._start_bytes = self.grid.start_bytes
+        self._begin(self.grid.start_bytes)

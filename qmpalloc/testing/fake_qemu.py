@@ -194,7 +194,7 @@ class FakeQemu(FakePeer):
             self.actuator.plug(-device["data"]["size"])
 
     def reset(self) -> None:
-        """Reboot the guest. Its target survives, as with QEMU."""
+        """Reboot the guest. Target and told size survive, as with QEMU; see `FakeBalloon.reset`."""
         self.actuator.reset()
         self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
 
@@ -294,7 +294,7 @@ class FakeQemu(FakePeer):
     def _query_balloon(self, _: dict[str, Any]) -> object:
         self._require_balloon()
         self.on_query()
-        return {"actual": self.balloon.actual_bytes}
+        return {"actual": self.balloon.told_bytes}
 
     def _balloon(self, arguments: dict[str, Any]) -> object:
         if "value" not in arguments:

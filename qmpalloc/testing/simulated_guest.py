@@ -125,7 +125,7 @@ class SimulatedGuest:
         self._booted_s = trio.current_time()
         while True:
             await trio.sleep(self._interval_s)
-            if self.qemu.status != "running":
+            if self.qemu.status != "running" or self.qemu.actuator.booting:
                 continue
             self.cache.advance(self._interval_s, self.qemu.actuator.actual_bytes)
             if self.mapped is not None:

@@ -156,7 +156,7 @@ class Witness:
             self._targets[name] = min(self._targets[name], qemu.actuator.memory_bytes)  # more than all means all
 
         def queried() -> None:
-            self._answered[name] = qemu.actuator.actual_bytes
+            self._answered[name] = qemu.actuator.told_bytes
 
         qemu.on_order, qemu.on_query = asked, queried
         plug = qemu.actuator.plug

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from qmpalloc.control import inspection
-from qmpalloc.events import Commanded, Decided, Faulted
+from qmpalloc.events import Commanded, Decided, Faulted, SizeChanged
 from qmpalloc.model import Limiter
 from qmpalloc.testing import Refusal
 from qmpalloc.units import MIB
@@ -165,12 +165,15 @@ async def test_memory_that_is_pinned_later_is_noticed_and_so_is_its_end(lab, aut
     def unplug():
         commands["qom-list"] = own_list
 
+    lab.may_exceed = True
     await lab.run(130.0, "static", actions=[at(9.1, plug), at(100.1, unplug)])
     assert lab.states("small")[-2:] == ["warming", "fresh"]
     fault = next(event for event in lab.of(Faulted, "small") if event.kind == "monitor")
     assert 60 <= fault.t < 66
     assert "vfio" in fault.message
-    assert {event.snapshot.guests[0].state for event in lab.of(Decided) if 70 < event.t < 100} == {"held"}
+    pinned = [event.snapshot.guests[0] for event in lab.of(Decided) if 70 < event.t < 100]
+    assert {(guest.state, guest.charge_bytes) for guest in pinned} == {("held", 800 * MIB)}
+    assert lab.size("large") == BASELINE
 
 
 async def test_a_disk_that_qemu_drives_itself_is_refused(lab, autojump_clock):
@@ -308,7 +311,7 @@ async def test_a_qemu_without_migration_is_no_problem(lab, autojump_clock):
 
 async def test_a_guest_that_reboots_is_charged_with_all_of_its_memory(lab, autojump_clock):
     await lab.two()
-    lab.may_exceed = True
+    lab.may_grow = lab.may_exceed = True
     await lab.run(30.0, "static", actions=[at(9.1, lab.guests["small"].reboot)])
     charges = [event.snapshot.guests[0].charge_bytes for event in lab.of(Decided)]
     assert max(charges) == 800 * MIB
@@ -317,8 +320,9 @@ async def test_a_guest_that_reboots_is_charged_with_all_of_its_memory(lab, autoj
 
 async def test_a_guest_that_reboots_stays_charged_when_its_connection_breaks_meanwhile(lab, autojump_clock):
     await lab.two()
-    lab.may_exceed = True
+    lab.may_grow = lab.may_exceed = True
     guest, charges = lab.guests["small"], []
+    guest.qemu.balloon.boot_s = 20.0
 
     def reboot():
         guest.collecting = False
@@ -339,6 +343,58 @@ async def test_a_guest_that_reboots_stays_charged_when_its_connection_breaks_mea
     )
     assert lab.states("small").count("held") == 1
     assert charges == [800]
+
+
+@pytest.mark.parametrize("collecting", [True, False], ids=["it reports again", "it never does"])
+async def test_a_reboot_is_no_danger_squeezes_nobody_and_ends_at_the_baseline(lab, autojump_clock, collecting):
+    await lab.two()
+    lab.may_grow = lab.may_exceed = True
+    lab.control["on_exit"] = "keep"
+    guest = lab.guests["small"]
+
+    def reboot():
+        guest.collecting = collecting
+        guest.reboot()
+
+    await lab.run(100.0, the_policy=lab.toward(large=600), actions=[at(9.1, reboot)])
+    told = [event.actual_bytes // MIB for event in lab.of(SizeChanged, "small") if event.t > 9.1]
+    assert max(told) > 700  # all that its driver had not taken yet
+    assert not [event for event in lab.of(Faulted) if event.kind in {"danger", "interference", "stuck"}]
+    assert min(event.decision.target_of("large") for event in lab.of(Decided)) >= BASELINE * MIB
+    assert (lab.size("small"), lab.size("large")) == (BASELINE, BASELINE)
+    assert lab.states("small")[-1] == ("fresh" if collecting else "lost")
+    assert lab.of(Decided)[-1].committed_bytes == 2 * BASELINE * MIB
+
+
+async def test_without_a_driver_a_reset_guest_stays_charged_and_with_one_it_does_not(lab, autojump_clock):
+    """A rescue shell, another system: nothing shows that it has given anything back."""
+    await lab.two()
+    lab.may_grow = lab.may_exceed = True
+    lab.control["on_exit"] = "keep"
+    guest, charges = lab.guests["small"], []
+    balloon = guest.qemu.balloon
+
+    def reboot():
+        guest.collecting, balloon.stalled = False, True
+        guest.reboot()
+
+    def load_driver():
+        balloon.stalled = False
+
+    def decide(snapshot):
+        return lab.toward(large=600 if snapshot.time_s > 20.0 else BASELINE).decide(snapshot)
+
+    note = lambda controller: charges.append(controller.guests[0].charge_bytes // MIB)  # noqa: E731
+    await lab.run(
+        140.0,
+        the_policy=lab.policy(decide),
+        budget=1100,
+        actions=[at(2.1, reboot), (129.0, note), at(130.1, load_driver), (138.0, note)],
+    )
+    assert charges == [800, BASELINE]
+    grants = [event.t for event in lab.of(Commanded, "large") if event.purpose == "grant"]
+    assert min(grants) > 130
+    assert lab.size("large") == 600
 
 
 async def test_a_guest_found_below_its_floor_is_brought_to_it_at_once_when_there_is_room(lab, autojump_clock):

@@ -114,7 +114,7 @@ async def test_a_guest_that_is_paused_is_held(lab, autojump_clock):
 
 async def test_a_guest_that_is_reset_goes_to_its_baseline_until_it_reports(lab, autojump_clock):
     await lab.two()
-    lab.may_exceed = True
+    lab.may_grow = lab.may_exceed = True
     await lab.run(30.0, actions=[(9.1, lambda _: lab.guests["small"].reboot())])
     assert "lost" in lab.states("small")
     assert lab.states("small")[-1] == "fresh"
@@ -276,6 +276,26 @@ async def test_a_guest_in_danger_gets_its_baseline_in_one_command(lab, autojump_
     assert all(event.decision.target_of("small") >= BASELINE * MIB for event in after)
 
 
+async def test_a_guest_that_tells_nothing_since_it_was_in_danger_is_lost_in_the_end(lab, autojump_clock):
+    """The collector may be what was killed for lack of memory."""
+    await lab.two()
+    lab.control["on_exit"] = "keep"
+    guest, sizes = lab.guests["small"], []
+
+    def squeeze(_):
+        guest.cache.own_bytes = guest.qemu.balloon.actual_bytes - 5 * MIB
+
+    def kill(_):
+        guest.collecting = False
+
+    look = lambda _: sizes.append(lab.size("small"))  # noqa: E731
+    await lab.run(150.0, "static", budget=1400, actions=[(9.1, squeeze), (12.1, kill), (60.0, look), (140.0, look)])
+    assert sizes[0] > BASELINE
+    assert sizes[1] == BASELINE
+    assert lab.states("small")[-1] == "lost"
+    assert lab.of(Decided)[-1].decision.guests[0].limiter is Limiter.STATE
+
+
 async def test_a_guest_that_lies_that_it_is_in_danger_keeps_no_other_from_its_baseline(lab, autojump_clock):
     await lab.two()
     lab.control["on_exit"] = "keep"
@@ -368,6 +388,7 @@ async def test_a_running_guest_that_cannot_be_measured_is_charged_with_its_most(
 @pytest.mark.parametrize("bad", [b"\x1b[31m\xff\n", b"[1, 2]\r\n"])
 async def test_a_qemu_that_talks_nonsense_in_mid_run_is_a_state_of_its_own(lab, autojump_clock, bad):
     await lab.two()
+    lab.may_exceed = True  # it is charged with its cap
 
     def garble(_):
         lab.guests["small"].qemu.faults.garbage = bad
@@ -382,6 +403,7 @@ async def test_a_qemu_that_talks_nonsense_in_mid_run_is_a_state_of_its_own(lab, 
 @pytest.mark.parametrize("reply", [{"actual": "many"}, {"actual": -1}, {"actual": 1 << 40}, {"actual": True}, [], None])
 async def test_a_size_that_is_none_is_a_state_too(lab, autojump_clock, reply):
     await lab.two()
+    lab.may_exceed = True  # it is charged with its cap
     commands = lab.guests["small"].qemu.commands
     await lab.run(20.0, actions=[(5.1, lambda _: commands.update({"query-balloon": lambda _: reply}))])
     assert lab.states("small")[-1] == "held"

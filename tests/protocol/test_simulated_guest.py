@@ -192,6 +192,28 @@ class TestBalloon:
         await trio.sleep(1)
         assert balloon.actual_bytes == 448 * MIB
 
+    async def test_after_a_reset_it_has_all_and_tells_the_size_before_until_its_driver_works(
+        self, nursery, autojump_clock
+    ):
+        reports = []
+        balloon = FakeBalloon(512 * MIB, inflate_bytes_per_s=64 * MIB)
+        balloon.request(256 * MIB)
+        await trio.sleep(10)
+        nursery.start_soon(balloon.run_changes, reports.append)
+        await trio.sleep(1)
+        balloon.reset()
+        await trio.sleep(balloon.boot_s)
+        assert (balloon.actual_bytes, balloon.told_bytes, reports) == (512 * MIB, 256 * MIB, [])
+        await trio.sleep(0.5)
+        assert balloon.told_bytes == balloon.actual_bytes == 480 * MIB
+        assert reports == [511 * MIB]
+        await trio.sleep(10)
+        assert reports[-1] == balloon.told_bytes == 256 * MIB
+        balloon.stalled = True
+        balloon.reset()
+        await trio.sleep(100)
+        assert (balloon.actual_bytes, balloon.told_bytes) == (512 * MIB, 256 * MIB)  # no driver
+
     async def test_a_guest_keeps_what_it_cannot_give(self, autojump_clock):
         balloon = FakeBalloon(512 * MIB, least_bytes=200 * MIB)
         balloon.request(1)

@@ -71,6 +71,19 @@ class TestSize:
         guest.note_link(link, "busy")
         assert guest.charge_bytes == guest.memory.cap_bytes
 
+    @pytest.mark.parametrize("link", [Link.HUNG, Link.HELD])
+    def test_one_that_cannot_be_measured_any_more_is_charged_with_its_most(self, link):
+        guest = connected(cap=Size(2 * GIB))
+        guest.note_link(link, "the connection ended")
+        guest.disconnected()
+        assert guest.charge_bytes == GIB  # what it had a moment ago
+        guest.note_link(link, "it cannot be connected to again")
+        guest.disconnected()
+        assert guest.charge_bytes == 2 * GIB
+        assert account_of(guest, 0.0).reserve_bytes == GIB
+        guest.connected(FACTS, GIB, 9.0, paused=False)
+        assert guest.charge_bytes == GIB
+
     def test_another_qemu_on_the_same_socket_is_adopted_anew(self):
         guest = make_guest()
         guest.connected(msgspec.structs.replace(FACTS, process_id=7), GIB, 0.0, paused=False)
@@ -110,6 +123,42 @@ class TestSize:
     def test_the_cap_is_not_above_the_ram_that_qemu_has(self):
         assert make_guest().memory.cap_bytes == 4 * GIB
         assert connected().memory.cap_bytes == 2 * GIB
+
+
+class TestReset:
+    def test_what_a_new_driver_tells_first_is_no_danger_and_what_it_takes_back_later_is(self):
+        guest = connected()
+        guest.was_reset(1.0)
+        for now_s, actual_bytes in ((1.5, GIB), (20.0, 2 * GIB - MIB), (21.0, 1536 * MIB)):
+            assert guest.size.explains(actual_bytes)
+            guest.measured(actual_bytes, now_s)
+            guest.size.end_boot(actual_bytes, now_s)
+            assert guest.danger.why(now_s) is None
+            assert not guest.size.moved_unasked
+        guest.measured(1700 * MIB, 22.0)
+        assert "deflate-on-oom" in guest.danger.why(22.0)
+
+    def test_it_is_charged_with_all_until_it_reports_or_its_driver_tells_a_size(self):
+        guest = connected()
+        guest.was_reset(1.0)
+        assert not guest.size.end_boot(GIB, 1.5)
+        assert not guest.size.end_boot(GIB, 9999.0)
+        assert guest.charge_bytes == 2 * GIB
+        guest.measured(1900 * MIB, 10000.0)
+        assert guest.size.end_boot(1900 * MIB, 10000.0)
+        assert guest.charge_bytes == 1900 * MIB
+        guest.was_reset(10001.0)
+        take(guest, 10003.0)
+        assert guest.size.end_boot(1900 * MIB, 10004.0)
+
+    def test_neither_a_size_from_before_nor_memory_that_is_plugged_shows_a_driver(self):
+        guest = connected()
+        guest.was_reset(2.0)
+        assert not guest.size.end_boot(1000 * MIB, 1.9)  # asked before, while it still shrank
+        assert not guest.size.end_boot(900 * MIB, 2.1)
+        guest.size.adopted(1156 * MIB)
+        assert not guest.size.end_boot(1156 * MIB, 3.0)
+        assert guest.size.end_boot(1400 * MIB, 4.0)
 
 
 class TestStanding:
@@ -325,11 +374,24 @@ class TestTheEndOfDanger:
     def test_it_lasts_for_as_long_as_it_needs_more_than_it_would_have_had(self):
         guest = self.in_danger()
         guest.size.target_bytes = guest.size.desired_bytes = 1536 * MIB
+        guest.take_sample(sample(3, memory_bytes=Memory(available=200 * MIB)), 999.0)
         assert guest.danger.why(1000.0).startswith("needs ")
         guest.size.target_bytes = guest.memory.baseline_bytes
         assert guest.danger.why(1000.0) is None
         guest.size.target_bytes = 1536 * MIB  # by a policy
         assert guest.danger.why(1001.0) is None
+
+    def test_what_it_told_more_than_a_minute_ago_does_not_keep_it_in_it(self):
+        guest = self.in_danger()
+        guest.size.target_bytes = guest.size.desired_bytes = 1536 * MIB
+        guest.take_sample(sample(3, memory_bytes=Memory(available=200 * MIB)), 30.0)
+        assert guest.danger.why(29.0 + FREEZE_S).startswith("needs ")
+        guest.stopped("paused", 85.0)
+        assert guest.danger.why(500.0).startswith("needs ")  # nothing grows old
+        guest.resumed(500.0)
+        assert guest.danger.why(504.0).startswith("needs ")
+        assert guest.danger.why(505.0) is None
+        assert guest.danger.rescue_bytes(505.0) == 0
 
     def test_another_system_is_not_in_it(self):
         for end in (lambda guest: guest.was_reset(2.0), lambda guest: guest.gone("QEMU has ended")):
