@@ -107,21 +107,22 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
 
     1. It cannot be moved, or there is none: left alone.
     2. It is in danger: its baseline at once, or what it needs; what it needs no more it gives back in steps.
-    3. Nobody has heard of it for long: its baseline, in steps. The size a person chose is all that can be defended; in
+    3. Its size does not do what it is asked: left alone, heard of or not.
+    4. Nobody has heard of it for long: its baseline, in steps. The size a person chose is all that can be defended; in
        steps, for what it needs may have grown unseen.
-    4. Its size does not do what it is asked, or its counts are not fresh: left alone.
-    5. A person has chosen its size, or else the wish; within the cap, the step and the floor.
+    5. Its counts are not fresh: left alone.
+    6. A person has chosen its size, or else the wish; within the cap, the step and the floor.
     """
     if guest.state in UNCONTROLLED or guest.state is GuestState.GONE:
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
     if danger is not None:
         needed = guest.rescue_bytes or max(guest.baseline_bytes, guest.target_bytes)
         return _with(wish, max(needed, lowest_bytes(guest)), Limiter.DANGER, danger)
+    if guest.frozen:
+        return _with(wish, guest.target_bytes, Limiter.STUCK, guest.frozen)
     if guest.state is GuestState.LOST:
         home = max(guest.baseline_bytes, lowest_bytes(guest))
         return _with(wish, home, Limiter.STATE, "lost: back to baseline")
-    if guest.frozen and guest.state is GuestState.FRESH:
-        return _with(wish, guest.target_bytes, Limiter.STUCK, guest.frozen)
     if guest.state is not GuestState.FRESH:
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
     target, reason = align_down(wish.target_bytes), wish.reason
