@@ -20,7 +20,8 @@ from rich.console import Console
 from qmpalloc import config as configuration
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from qmpalloc.cli.notify import notify_control, run_watchdog
-from qmpalloc.cli.signals import StopSignals, stop_signals
+from qmpalloc.cli.signals import LAST_WORDS_S, StopSignals, stop_signals
+from qmpalloc.cli.streams import write_at_once
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.control.controller import Controller
 from qmpalloc.control.lock import hold_lock
@@ -148,6 +149,7 @@ async def _conduct(
         write_json(directory / "summary.json", summarizer.summary)
     signals.rest()
     with contextlib.suppress(OSError, SystemExit):  # rich exits where nobody reads
+        lines.finish()
         if output is Output.JSON:
             console = Console(stderr=True)
         console.print(closing_table(dashboard))
@@ -309,13 +311,14 @@ class Lines:
     """A sink that prints a line for what a person should know, or all as JSON; for output that is not a terminal.
 
     Nothing is printed while what reads it takes no more (Ctrl-S, a pager that waits): writing would then stop the whole
-    run, and nobody would be told. What was left out is counted.
+    run, and nobody would be told. What was left out is counted, and a line that was begun is written on later.
     """
 
     def __init__(self, console: Console, *, as_json: bool = False) -> None:
-        self._console = console
+        self._file = console.file
         self._line: Callable[[AnyEvent], str | None] = _as_json if as_json else PlainLog().line
         self._note = '{{"type":"left-out","lines":{}}}' if as_json else "({} lines left out: nobody read them)"
+        self._begun = b""
         self._left_out = 0
         self.on_closed: Callable[[], None] = lambda: None
 
@@ -324,31 +327,39 @@ class Lines:
         line = self._line(event)
         if line is None:
             return
-        if not _takes_more(self._console):
-            self._left_out += 1
-            return
-        if self._left_out:
-            line, self._left_out = f"{self._note.format(self._left_out)}\n{line}", 0
         try:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-        except (OSError, SystemExit):  # rich exits where standard output is closed
+            if self._write_on():
+                self._begin(line)
+                self._write_on()
+            else:
+                self._left_out += 1
+        except OSError:
             self.on_closed()
             raise
+
+    def finish(self) -> None:
+        """Print what is left of a line, and how many were left out, as long as that is read."""
+        with contextlib.suppress(OSError):
+            while not self._write_on() or self._left_out:
+                if not self._begun:
+                    self._begin()
+                elif not select.select([], [self._file], [], LAST_WORDS_S)[1]:
+                    return
+
+    def _begin(self, *lines: str) -> None:
+        if self._left_out:
+            lines, self._left_out = (self._note.format(self._left_out), *lines), 0
+        self._begun = "".join(f"{line}\n" for line in lines).encode(self._file.encoding or "utf-8", "replace")
+
+    def _write_on(self) -> bool:
+        """Write what is taken of what was begun; tell whether that is all."""
+        if self._begun:
+            self._begun = self._begun[write_at_once(self._file, self._begun) :]
+        return not self._begun
 
 
 def _as_json(event: AnyEvent) -> str:
     return encode(event).decode()
-
-
-def _takes_more(console: Console) -> bool:
-    """Tell whether a line can be written without waiting. A pipe that can takes at least 4 KiB."""
-    try:
-        output = console.file.fileno()
-    except (OSError, ValueError):  # not a file of the operating system
-        return True
-    poll = select.poll()
-    poll.register(output, select.POLLOUT)
-    return bool(poll.poll(0))
 
 
 def _watched(writer: RecordWriter, others: list[Sink]) -> Sink:
