@@ -114,7 +114,7 @@ class Decider:
 
     def at_once(self, why: str) -> Decision:
         """Decide between two cycles: nothing but what the limits ask for."""
-        return self._take(lambda snapshot, dangers: apply_limits(snapshot, hold(snapshot, why), dangers))
+        return self._take(lambda snapshot, dangers: self._limited(snapshot, hold(snapshot, why), dangers))
 
     def look_at_host(self) -> Decision | None:
         """Read the host's memory; return the decision that answers an emergency when it begins."""
@@ -170,10 +170,13 @@ class Decider:
         now_s = self._journal.now_s()
         return {guest.name: why for guest in self._guests if (why := guest.danger.why(now_s))}
 
+    def _limited(self, snapshot: Snapshot, decision: Decision, dangers: dict[str, str]) -> Decision:
+        return apply_limits(snapshot, decision, dangers, emergency=self._emergency is not None)
+
     def _ask_policy(self, snapshot: Snapshot, dangers: dict[str, str]) -> Decision:
         """Return the policy's decision within limits; a policy that fails changes nothing, visibly."""
         if self._emergency is not None:
-            return apply_limits(snapshot, relieve(snapshot, self._emergency), dangers)
+            return self._limited(snapshot, relieve(snapshot, self._emergency), dangers)
         if self.paused:
             return apply_limits(snapshot, hold(snapshot, "paused", Limiter.PAUSE), dangers)
         try:

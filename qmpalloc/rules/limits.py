@@ -36,7 +36,9 @@ _TAKE_NOTHING = frozenset({Limiter.STATE, Limiter.DANGER, Limiter.STUCK, Limiter
 _decoder = msgspec.json.Decoder(Decision)
 
 
-def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, str]) -> Decision:
+def apply_limits(
+    snapshot: Snapshot, decision: Decision, dangers: Mapping[str, str], *, emergency: bool = False
+) -> Decision:
     """Return `decision` within all limits.
 
     Args:
@@ -44,6 +46,8 @@ def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, s
         decision: What it wants.
         dangers: Guests that are short of memory they cannot do without, with the reason: they get their baseline at
             once and give nothing.
+        emergency: The host is short of memory: nobody else grows but to its floor, in whatever state it is, not even
+            by what was decided before.
 
     Raises:
         PolicyError: The decision is not about exactly the guests of the snapshot, or a target is no size.
@@ -51,6 +55,8 @@ def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, s
     decision = _checked(snapshot, decision)
     wishes = dict(zip((guest.name for guest in snapshot.guests), decision.guests, strict=True))
     limited = [_limit_guest(guest, wishes[guest.name], dangers.get(guest.name)) for guest in snapshot.guests]
+    if emergency:
+        limited = [_ungrown(guest, verdict) for guest, verdict in zip(snapshot.guests, limited, strict=True)]
     final = fit_budget(snapshot, _give_back(snapshot.guests, decision.guests, limited))
     if [verdict.target_bytes for verdict in final] == [align_down(wish.target_bytes) for wish in decision.guests]:
         return structs.replace(decision, guests=tuple(final))
@@ -139,6 +145,13 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     if target < guest.floor_bytes:
         target, limiter, reason = guest.floor_bytes, Limiter.FLOOR, f"{reason} (floor {format_size(guest.floor_bytes)})"
     return _with(wish, target, limiter, reason)
+
+
+def _ungrown(guest: GuestSnapshot, verdict: GuestDecision) -> GuestDecision:
+    most_bytes = max(guest.actual_bytes, guest.floor_bytes)
+    if verdict.limiter is Limiter.DANGER or verdict.target_bytes <= most_bytes:
+        return verdict
+    return _with(verdict, most_bytes, Limiter.HOST, "the host has nothing to give")
 
 
 def _give_back(
