@@ -266,7 +266,7 @@ class Controller:
         self._reporter.show()  # what was found, before anything is asked
         if self.mode == "run" and not self._commitments.fit():
             self._set_control("settling", "the guests found exceed the budget: all go to baseline")
-            await settle(self.guests, self._commitments, self._stop, self._note_change)
+            await settle(self.guests, self._commitments, self._stop, self._journal.now_s, self._settle_on)
             self._check_budget()
         if self._stop.is_set():
             return
@@ -296,6 +296,12 @@ class Controller:
             self._carry_out(self._decider.decide())
             self._close_windows()
 
+    def _settle_on(self) -> bool:
+        """Carry out what is wanted; return whether something cannot wait."""
+        self._carry_out(self._decider.look_at_host())
+        self._note_change()
+        return self._decider.is_urgent
+
     def _guest_reset(self, guest: Guest) -> None:
         if self.mode == "run" and not self._stop.is_set():
             guest.size.desired_bytes = guest.memory.baseline_bytes
@@ -314,7 +320,7 @@ class Controller:
 
     def _carry_out(self, decision: Decision | None) -> None:
         """Want what was decided."""
-        if decision is None or self.mode != "run" or self.control not in {"running", "paused"}:
+        if decision is None or self.mode != "run":
             return
         for guest, verdict in zip(self.guests, decision.guests, strict=True):
             guest.size.desired_bytes = verdict.target_bytes

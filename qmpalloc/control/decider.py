@@ -84,6 +84,11 @@ class Decider:
         """Why the host can give no memory now; empty when it can."""
         return self._emergency.reason if self._emergency is not None else ""
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether a guest is in danger, or the host short of memory."""
+        return self._emergency is not None or bool(self._dangers())
+
     def decide(self) -> Decision:
         """Take the decision of a cycle, within all limits."""
         self.cycle += 1
