@@ -11,7 +11,7 @@ import io
 import os
 import select
 import sys
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 _output: _Output | None = None
 
@@ -91,7 +91,7 @@ def flush() -> OSError | None:
     return None if _output is None else _output.failure
 
 
-def write_at_once(file: TextIO, data: bytes) -> int:
+def write_at_once(file: IO[str], data: bytes) -> int:
     """Write what `file` takes of `data` without waiting; return how much that is.
 
     That a file can be written to does not tell how much it takes: the rest of a large write waits. So it is made
