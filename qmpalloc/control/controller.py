@@ -108,7 +108,9 @@ class Controller:
     def _pause(self, why: str = "by request") -> None:
         for guest in self.guests:
             guest.size.desired_bytes = guest.size.target_bytes
+        self._decider.sizes_set()
         self._set_control("paused", why)
+        self._note_change()
 
     def _resume(self) -> None:
         self._close_windows()
@@ -160,6 +162,7 @@ class Controller:
         if self.control in {"running", "paused"} and not self._stop.is_set():
             self._requests.release_all("all guests go back to baseline")
             want_baselines(self.guests)
+            self._decider.sizes_set()
             self._set_control("paused", "all guests go back to baseline")
             self._note_change()
 
@@ -182,6 +185,8 @@ class Controller:
             return
         self.config = self._decider.config = with_budget(self.config, new)
         self._commitments.budget_bytes = new.host.budget
+        if changes.renamed:
+            self._decider.guests_renamed()
         for name in changes.renamed:
             self._forget(name)  # all that is known of it is told anew, of the new name
         for guest in self._fleet.change(changes, new):

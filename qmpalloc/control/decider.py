@@ -10,12 +10,13 @@ import msgspec
 
 from qmpalloc.config import Config
 from qmpalloc.control.commitments import Commitments
-from qmpalloc.control.guest import Guest, Link
+from qmpalloc.control.guest import Guest
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.snapshot import snapshot_of
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import Decided, plain
 from qmpalloc.model import Decision, GuestState, HostMemory, Limiter, Policy, Snapshot, hold
+from qmpalloc.rules.budget import UNCONTROLLED
 from qmpalloc.rules.hostguard import BLIND_MOST_S, Emergency, HostGuard, relieve
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.rules.loans import Loans
@@ -94,6 +95,14 @@ class Decider:
         self.cycle += 1
         return self._take(self._ask_policy)
 
+    def guests_renamed(self) -> None:
+        """Forget what is known by name, of which a guest may have another's now."""
+        self._carry, self._rescued, self._loans = None, {}, Loans()
+
+    def sizes_set(self) -> None:
+        """Note that sizes were wanted without a decision: danger and loss that last are to be answered again."""
+        self._rescued = dict.fromkeys(self._rescued, -1)
+
     def rescue(self) -> Decision | None:
         """Answer danger and loss that are new, or that have grown, at once: a decision that holds all others.
 
@@ -107,7 +116,7 @@ class Decider:
             {
                 guest.name: guest.danger.rescue_bytes(now_s)
                 for guest in self._guests
-                if guest.link is Link.UP and guest.name in dangers.keys() | lost
+                if guest.state(now_s) not in {*UNCONTROLLED, GuestState.GONE} and guest.name in dangers.keys() | lost
             },
         )
         for name in sorted(self._rescued.keys() & dangers.keys() - before.keys()):
