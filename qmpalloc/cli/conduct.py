@@ -20,7 +20,8 @@ from rich.console import Console
 from qmpalloc import config as configuration
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from qmpalloc.cli.notify import notify_control, run_watchdog
-from qmpalloc.cli.signals import StopSignals, stop_signals
+from qmpalloc.cli.signals import LAST_WORDS_S, StopSignals, stop_signals
+from qmpalloc.cli.streams import write_at_once
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.control.controller import Controller
 from qmpalloc.control.lock import hold_lock
@@ -124,8 +125,8 @@ async def _conduct(
     equal = _EqualShares(equal_s)
     sinks: list[Sink] = [dashboard.apply, summarizer, feed, notify_control, equal]
     lines = Lines(console, as_json=output is Output.JSON)
-    if not on_screen:
-        sinks.append(lines)
+    lines.muted = on_screen
+    sinks.append(lines)
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_lock(config.file, default_run_dir()))
         if directory is not None:
@@ -143,11 +144,13 @@ async def _conduct(
         lines.on_closed = end_unread
         sockets = _open_sockets(config.file, stack, controller)
         async with _exported(feed, controller, export), _served(feed, controller, sockets):
-            signalled = await _run(controller, dashboard, console if on_screen else None, duration_s, signals, equal)
+            show = partial(_show, controller, dashboard, console, lines) if on_screen else None
+            signalled = await _run(controller, show, duration_s, signals, equal)
     if directory is not None:
         write_json(directory / "summary.json", summarizer.summary)
     signals.rest()
     with contextlib.suppress(OSError, SystemExit):  # rich exits where nobody reads
+        lines.finish()
         if output is Output.JSON:
             console = Console(stderr=True)
         console.print(closing_table(dashboard))
@@ -227,11 +230,30 @@ async def _opened(metrics: Metrics) -> Export:
         made = exporter.Exporter(feed, controller.tell)
         async with trio.open_nursery() as nursery:
             if metrics.file is not None:
-                nursery.start_soon(made.keep_file, metrics.file)
+                nursery.start_soon(
+                    beside,
+                    controller,
+                    "metrics",
+                    "no file of metrics is written any more",
+                    made.keep_file,
+                    metrics.file,
+                )
             if listeners:
-                nursery.start_soon(made.serve, listeners)
+                nursery.start_soon(
+                    beside, controller, "metrics", "no metrics are served any more", made.serve, listeners
+                )
 
     return export
+
+
+async def beside(
+    controller: Controller, kind: str, what: str, function: Callable[..., Awaitable[None]], *arguments: object
+) -> None:
+    """Do what a run is only looked at by. A defect of ours in it ends that, not the run, and is told."""
+    try:
+        await function(*arguments)
+    except Exception as error:
+        controller.tell(kind, f"{what}: {error!r}", "control goes on")
 
 
 @contextlib.asynccontextmanager
@@ -246,8 +268,7 @@ async def _exported(feed: Feed, controller: Controller, export: Export | None) -
 
 async def _run(
     controller: Controller,
-    dashboard: Dashboard,
-    console: Console | None,
+    show: Callable[[Keys], Awaitable[None]] | None,
     duration_s: float,
     signals: StopSignals,
     equal: _EqualShares,
@@ -271,11 +292,34 @@ async def _run(
         nursery.start_soon(heed_signals)
         nursery.start_soon(equal.keep, controller)
         nursery.start_soon(run_watchdog)
-        if console is not None:
-            await nursery.start(partial(run_tui, dashboard, controls=keys, console=console))
+        if show is not None:
+            await nursery.start(show, keys)
         await controller.run(duration_s=duration_s)
         nursery.cancel_scope.cancel()
     return signalled
+
+
+async def _show(
+    controller: Controller,
+    dashboard: Dashboard,
+    console: Console,
+    lines: Lines,
+    keys: Keys,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Show the dashboard until cancelled. Where it fails, lines are printed instead."""
+
+    async def show() -> None:
+        try:
+            await run_tui(dashboard, controls=keys, console=console, task_status=task_status)
+        except Exception:
+            lines.muted = False
+            with contextlib.suppress(RuntimeError):  # it was called already
+                task_status.started()
+            raise
+
+    await beside(controller, "dashboard", "the dashboard has failed", show)
 
 
 class Keys:
@@ -309,46 +353,60 @@ class Lines:
     """A sink that prints a line for what a person should know, or all as JSON; for output that is not a terminal.
 
     Nothing is printed while what reads it takes no more (Ctrl-S, a pager that waits): writing would then stop the whole
-    run, and nobody would be told. What was left out is counted.
+    run, and nobody would be told. What was left out is counted, and a line that was begun is written on later.
+
+    Attributes:
+        on_closed: Called when nobody can read any more.
+        muted: Print nothing.
     """
 
     def __init__(self, console: Console, *, as_json: bool = False) -> None:
-        self._console = console
+        self._file, self._encoding = console.file, console.encoding
         self._line: Callable[[AnyEvent], str | None] = _as_json if as_json else PlainLog().line
         self._note = '{{"type":"left-out","lines":{}}}' if as_json else "({} lines left out: nobody read them)"
+        self._begun = b""
         self._left_out = 0
         self.on_closed: Callable[[], None] = lambda: None
+        self.muted = False
 
     def __call__(self, event: AnyEvent) -> None:
         """Print the event's line, if it has one."""
         line = self._line(event)
-        if line is None:
+        if line is None or self.muted:
             return
-        if not _takes_more(self._console):
-            self._left_out += 1
-            return
-        if self._left_out:
-            line, self._left_out = f"{self._note.format(self._left_out)}\n{line}", 0
         try:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-        except (OSError, SystemExit):  # rich exits where standard output is closed
+            if self._write_on():
+                self._begin(line)
+                self._write_on()
+            else:
+                self._left_out += 1
+        except OSError:
             self.on_closed()
             raise
+
+    def finish(self) -> None:
+        """Print what is left of a line, and how many were left out, as long as that is read."""
+        with contextlib.suppress(OSError):
+            while not self._write_on() or self._left_out:
+                if not self._begun:
+                    self._begin()
+                elif not select.select([], [self._file], [], LAST_WORDS_S)[1]:
+                    return
+
+    def _begin(self, *lines: str) -> None:
+        if self._left_out:
+            lines, self._left_out = (self._note.format(self._left_out), *lines), 0
+        self._begun = "".join(f"{line}\n" for line in lines).encode(self._encoding, "replace")
+
+    def _write_on(self) -> bool:
+        """Write what is taken of what was begun; tell whether that is all."""
+        if self._begun:
+            self._begun = self._begun[write_at_once(self._file, self._begun) :]
+        return not self._begun
 
 
 def _as_json(event: AnyEvent) -> str:
     return encode(event).decode()
-
-
-def _takes_more(console: Console) -> bool:
-    """Tell whether a line can be written without waiting. A pipe that can takes at least 4 KiB."""
-    try:
-        output = console.file.fileno()
-    except (OSError, ValueError):  # not a file of the operating system
-        return True
-    poll = select.poll()
-    poll.register(output, select.POLLOUT)
-    return bool(poll.poll(0))
 
 
 def _watched(writer: RecordWriter, others: list[Sink]) -> Sink:

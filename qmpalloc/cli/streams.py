@@ -11,7 +11,7 @@ import io
 import os
 import select
 import sys
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 _output: _Output | None = None
 
@@ -89,6 +89,30 @@ def flush() -> OSError | None:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     return None if _output is None else _output.failure
+
+
+def write_at_once(file: IO[str], data: bytes) -> int:
+    """Write what `file` takes of `data` without waiting; return how much that is.
+
+    That a file can be written to does not tell how much it takes: the rest of a large write waits. So it is made
+    non-blocking, for this moment only, as other processes may have the same open file.
+    """
+    try:
+        number = file.fileno()
+    except (OSError, ValueError):  # not a file of the operating system
+        return file.write(data.decode(errors="replace")) and len(data)
+    blocking = os.get_blocking(number)
+    os.set_blocking(number, False)
+    try:
+        return os.write(number, data)
+    except BlockingIOError:
+        return 0
+    except OSError as error:
+        if _output is not None and number == _output.fileno():
+            _output.failure = error
+        raise
+    finally:
+        os.set_blocking(number, blocking)
 
 
 def print_json(value: object) -> None:

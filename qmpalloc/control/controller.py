@@ -108,7 +108,9 @@ class Controller:
     def _pause(self, why: str = "by request") -> None:
         for guest in self.guests:
             guest.size.desired_bytes = guest.size.target_bytes
+        self._decider.sizes_set()
         self._set_control("paused", why)
+        self._note_change()
 
     def _resume(self) -> None:
         self._close_windows()
@@ -160,6 +162,7 @@ class Controller:
         if self.control in {"running", "paused"} and not self._stop.is_set():
             self._requests.release_all("all guests go back to baseline")
             want_baselines(self.guests)
+            self._decider.sizes_set()
             self._set_control("paused", "all guests go back to baseline")
             self._note_change()
 
@@ -182,6 +185,8 @@ class Controller:
             return
         self.config = self._decider.config = with_budget(self.config, new)
         self._commitments.budget_bytes = new.host.budget
+        if changes.renamed:
+            self._decider.guests_renamed()
         for name in changes.renamed:
             self._forget(name)  # all that is known of it is told anew, of the new name
         for guest in self._fleet.change(changes, new):
@@ -266,7 +271,7 @@ class Controller:
         self._reporter.show()  # what was found, before anything is asked
         if self.mode == "run" and not self._commitments.fit():
             self._set_control("settling", "the guests found exceed the budget: all go to baseline")
-            await settle(self.guests, self._commitments, self._stop, self._note_change)
+            await settle(self.guests, self._commitments, self._stop, self._journal.now_s, self._settle_on)
             self._check_budget()
         if self._stop.is_set():
             return
@@ -296,6 +301,12 @@ class Controller:
             self._carry_out(self._decider.decide())
             self._close_windows()
 
+    def _settle_on(self) -> bool:
+        """Carry out what is wanted; return whether something cannot wait."""
+        self._carry_out(self._decider.look_at_host())
+        self._note_change()
+        return self._decider.is_urgent
+
     def _guest_reset(self, guest: Guest) -> None:
         if self.mode == "run" and not self._stop.is_set():
             guest.size.desired_bytes = guest.memory.baseline_bytes
@@ -314,7 +325,7 @@ class Controller:
 
     def _carry_out(self, decision: Decision | None) -> None:
         """Want what was decided."""
-        if decision is None or self.mode != "run" or self.control not in {"running", "paused"}:
+        if decision is None or self.mode != "run":
             return
         for guest, verdict in zip(self.guests, decision.guests, strict=True):
             guest.size.desired_bytes = verdict.target_bytes

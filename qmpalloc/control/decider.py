@@ -10,12 +10,13 @@ import msgspec
 
 from qmpalloc.config import Config
 from qmpalloc.control.commitments import Commitments
-from qmpalloc.control.guest import Guest, Link
+from qmpalloc.control.guest import Guest
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.snapshot import snapshot_of
 from qmpalloc.errors import QmpallocError
 from qmpalloc.events import Decided, plain
 from qmpalloc.model import Decision, GuestState, HostMemory, Limiter, Policy, Snapshot, hold
+from qmpalloc.rules.budget import UNCONTROLLED
 from qmpalloc.rules.hostguard import BLIND_MOST_S, Emergency, HostGuard, relieve
 from qmpalloc.rules.limits import apply_limits
 from qmpalloc.rules.loans import Loans
@@ -84,10 +85,23 @@ class Decider:
         """Why the host can give no memory now; empty when it can."""
         return self._emergency.reason if self._emergency is not None else ""
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether a guest is in danger, or the host short of memory."""
+        return self._emergency is not None or bool(self._dangers())
+
     def decide(self) -> Decision:
         """Take the decision of a cycle, within all limits."""
         self.cycle += 1
         return self._take(self._ask_policy)
+
+    def guests_renamed(self) -> None:
+        """Forget what is known by name, of which a guest may have another's now."""
+        self._carry, self._rescued, self._loans = None, {}, Loans()
+
+    def sizes_set(self) -> None:
+        """Note that sizes were wanted without a decision: danger and loss that last are to be answered again."""
+        self._rescued = dict.fromkeys(self._rescued, -1)
 
     def rescue(self) -> Decision | None:
         """Answer danger and loss that are new, or that have grown, at once: a decision that holds all others.
@@ -102,7 +116,7 @@ class Decider:
             {
                 guest.name: guest.danger.rescue_bytes(now_s)
                 for guest in self._guests
-                if guest.link is Link.UP and guest.name in dangers.keys() | lost
+                if guest.state(now_s) not in {*UNCONTROLLED, GuestState.GONE} and guest.name in dangers.keys() | lost
             },
         )
         for name in sorted(self._rescued.keys() & dangers.keys() - before.keys()):
@@ -114,7 +128,7 @@ class Decider:
 
     def at_once(self, why: str) -> Decision:
         """Decide between two cycles: nothing but what the limits ask for."""
-        return self._take(lambda snapshot, dangers: apply_limits(snapshot, hold(snapshot, why), dangers))
+        return self._take(lambda snapshot, dangers: self._limited(snapshot, hold(snapshot, why), dangers))
 
     def look_at_host(self) -> Decision | None:
         """Read the host's memory; return the decision that answers an emergency when it begins."""
@@ -170,10 +184,13 @@ class Decider:
         now_s = self._journal.now_s()
         return {guest.name: why for guest in self._guests if (why := guest.danger.why(now_s))}
 
+    def _limited(self, snapshot: Snapshot, decision: Decision, dangers: dict[str, str]) -> Decision:
+        return apply_limits(snapshot, decision, dangers, emergency=self._emergency is not None)
+
     def _ask_policy(self, snapshot: Snapshot, dangers: dict[str, str]) -> Decision:
         """Return the policy's decision within limits; a policy that fails changes nothing, visibly."""
         if self._emergency is not None:
-            return apply_limits(snapshot, relieve(snapshot, self._emergency), dangers)
+            return self._limited(snapshot, relieve(snapshot, self._emergency), dangers)
         if self.paused:
             return apply_limits(snapshot, hold(snapshot, "paused", Limiter.PAUSE), dangers)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -49,19 +50,16 @@ class Fleet:
         on_reset: Callable[[Guest], None],
     ) -> None:
         """Make a session for every guest; `run` serves them. The arguments are those of `Session`."""
-
-        def make(guest: Guest) -> Session:
-            return Session(
-                guest,
-                journal,
-                self._control,
-                may_command=may_command,
-                on_change=on_change,
-                on_order=on_order,
-                on_reset=on_reset,
-            )
-
-        self._journal, self._make = journal, make
+        self._journal = journal
+        self._make = partial(
+            Session,
+            journal=journal,
+            control=self._control,
+            may_command=may_command,
+            on_change=on_change,
+            on_order=on_order,
+            on_reset=on_reset,
+        )
         self.sessions |= {guest.name: self._make(guest) for guest in self.guests}
 
     async def run(self) -> None:

@@ -9,6 +9,7 @@ import trio
 from qmpalloc.control.commitments import Commitments
 from qmpalloc.control.guest import Guest, Link
 from qmpalloc.control.restore import is_restored, want_baselines
+from qmpalloc.model import GuestState
 
 FIRST_CONTACT_S = 5.0
 """How long the run waits for all monitors to answer before it goes on without the rest, which then count as hung."""
@@ -39,14 +40,29 @@ async def wait_for_contact(guests: Sequence[Guest], stop: trio.Event, next_chang
 
 
 async def settle(
-    guests: Sequence[Guest], commitments: Commitments, stop: trio.Event, on_change: Callable[[], None]
+    guests: Sequence[Guest],
+    commitments: Commitments,
+    stop: trio.Event,
+    now_s: Callable[[], float],
+    act: Callable[[], bool],
 ) -> None:
-    """Bring guests to their baselines until they fit the budget, within a limit, or the run is to end."""
+    """Bring guests to their baselines until they fit the budget, within a limit, or the run is to end.
+
+    What a guest needs is not known until it has told, so one that may still do so is left as it is for that time.
+
+    Args:
+        guests: All of the run.
+        commitments: What they may occupy.
+        stop: Set when the run is to end.
+        now_s: Tells the time.
+        act: Carries out what is wanted; returns whether something cannot wait, so that decisions are to begin.
+    """
     with trio.move_on_after(SETTLE_MOST_S):
         while not commitments.fit() and not stop.is_set():
-            want_baselines(guests)  # every time, as guests may appear meanwhile
-            on_change()
-            if all(is_restored(guest) for guest in guests):
-                return  # what is left belongs to guests that cannot be measured
+            # Every time, as guests may appear meanwhile.
+            warming = [guest for guest in guests if guest.state(now_s()) is GuestState.WARMING]
+            want_baselines([guest for guest in guests if guest not in warming])
+            if act() or (not warming and all(is_restored(guest) for guest in guests)):
+                return  # what is left then belongs to guests that cannot be measured
             with trio.move_on_after(SETTLE_TICK_S):
                 await stop.wait()

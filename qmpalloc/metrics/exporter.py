@@ -72,11 +72,8 @@ class Exporter:
             return self._text
 
     async def serve(self, listeners: list[trio.SocketListener]) -> None:
-        """Serve HTTP until cancelled. A defect of ours in it ends the service, not the run: that is told."""
-        try:
-            await trio.serve_listeners(self._client, listeners)
-        except Exception as error:
-            self._tell("metrics", f"no metrics are served any more: {error!r}", "control goes on")
+        """Serve HTTP until cancelled."""
+        await trio.serve_listeners(self._client, listeners)
 
     async def keep_file(self, path: Path) -> None:
         """Write a file again and again until cancelled, then remove it: nobody shall read it for a run that goes on."""

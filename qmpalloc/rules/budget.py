@@ -43,8 +43,8 @@ def fit_budget(snapshot: Snapshot, decisions: list[GuestDecision]) -> list[Guest
         danger. Else one that says for ever that it is in danger would keep what another's life depends on.
     12. Growth in need up to baselines, when all of that does not suffice: they stay as they are.
 
-    In need is who is in danger or below its floor. One that is lost gets its baseline by the cases 1 and 2. To whom a
-    person has given a size gives nothing before case 9.
+    In need is who is in danger or below its floor. One that has not told yet gives nothing; one that is lost gets its
+    baseline by the cases 1 and 2. To whom a person has given a size gives nothing before case 9.
     """
     places = [
         _Place(guest, decision, decision.limiter) for guest, decision in zip(snapshot.guests, decisions, strict=True)
@@ -147,7 +147,9 @@ class _Place(Struct, frozen=True):
 
     @property
     def gives(self) -> bool:
-        fixed = self.guest.state in UNCONTROLLED | {GuestState.GONE} or self.limiter is Limiter.STUCK
+        # What one needs that has not told yet, nobody knows.
+        fixed = self.guest.state in UNCONTROLLED | {GuestState.GONE, GuestState.WARMING}
+        fixed = fixed or self.limiter is Limiter.STUCK
         fixed = fixed or self.is_chosen
         return not fixed and not self.in_danger
 

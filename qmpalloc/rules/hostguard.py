@@ -125,7 +125,8 @@ class HostGuard:
 def relieve(snapshot: Snapshot, emergency: Emergency) -> Decision:
     """Return the decision that gives the host memory back.
 
-    Nobody grows, and who has most above its floor gives most. What is on its way already is not asked for twice.
+    Who has most above its floor gives most. What is on its way already is not asked for twice. What others were to get
+    of it, they do not: it is the host's.
     """
     coming_bytes = sum(_coming_bytes(guest) for guest in snapshot.guests)
     wanted_bytes = max(emergency.deficit_bytes - coming_bytes, 0)
@@ -136,7 +137,7 @@ def relieve(snapshot: Snapshot, emergency: Emergency) -> Decision:
         guests=tuple(
             GuestDecision(
                 name=guest.name,
-                target_bytes=align_down(guest.target_bytes - int(spare[guest.name] * share)),
+                target_bytes=align_down(_had_bytes(guest) - int(spare[guest.name] * share)),
                 reason=reason,
                 limiter=Limiter.HOST,
             )
@@ -147,6 +148,11 @@ def relieve(snapshot: Snapshot, emergency: Emergency) -> Decision:
     )
 
 
+def _had_bytes(guest: GuestSnapshot) -> int:
+    """Return its target without growth that has not come yet, unless that is to its floor."""
+    return min(guest.target_bytes, max(guest.actual_bytes, guest.floor_bytes))
+
+
 def _coming_bytes(guest: GuestSnapshot) -> int:
     """Return what a guest is giving up already. Of what it has: what is charged in doubt is not there to come."""
     moves = guest.state in _MOVING and not guest.frozen
@@ -155,4 +161,4 @@ def _coming_bytes(guest: GuestSnapshot) -> int:
 
 def _spare_bytes(guest: GuestSnapshot) -> int:
     gives = guest.state is GuestState.FRESH and not guest.frozen
-    return max(guest.target_bytes - guest.floor_bytes, 0) if gives else 0
+    return max(_had_bytes(guest) - guest.floor_bytes, 0) if gives else 0

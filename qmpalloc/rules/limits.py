@@ -36,7 +36,9 @@ _TAKE_NOTHING = frozenset({Limiter.STATE, Limiter.DANGER, Limiter.STUCK, Limiter
 _decoder = msgspec.json.Decoder(Decision)
 
 
-def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, str]) -> Decision:
+def apply_limits(
+    snapshot: Snapshot, decision: Decision, dangers: Mapping[str, str], *, emergency: bool = False
+) -> Decision:
     """Return `decision` within all limits.
 
     Args:
@@ -44,6 +46,8 @@ def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, s
         decision: What it wants.
         dangers: Guests that are short of memory they cannot do without, with the reason: they get their baseline at
             once and give nothing.
+        emergency: The host is short of memory: nobody else grows but to its floor, in whatever state it is, not even
+            by what was decided before.
 
     Raises:
         PolicyError: The decision is not about exactly the guests of the snapshot, or a target is no size.
@@ -51,6 +55,8 @@ def apply_limits(snapshot: Snapshot, decision: Decision, dangers: Mapping[str, s
     decision = _checked(snapshot, decision)
     wishes = dict(zip((guest.name for guest in snapshot.guests), decision.guests, strict=True))
     limited = [_limit_guest(guest, wishes[guest.name], dangers.get(guest.name)) for guest in snapshot.guests]
+    if emergency:
+        limited = [_ungrown(guest, verdict) for guest, verdict in zip(snapshot.guests, limited, strict=True)]
     final = fit_budget(snapshot, _give_back(snapshot.guests, decision.guests, limited))
     if [verdict.target_bytes for verdict in final] == [align_down(wish.target_bytes) for wish in decision.guests]:
         return structs.replace(decision, guests=tuple(final))
@@ -107,21 +113,22 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
 
     1. It cannot be moved, or there is none: left alone.
     2. It is in danger: its baseline at once, or what it needs; what it needs no more it gives back in steps.
-    3. Nobody has heard of it for long: its baseline, in steps. The size a person chose is all that can be defended; in
+    3. Its size does not do what it is asked: left alone, heard of or not.
+    4. Nobody has heard of it for long: its baseline, in steps. The size a person chose is all that can be defended; in
        steps, for what it needs may have grown unseen.
-    4. Its size does not do what it is asked, or its counts are not fresh: left alone.
-    5. A person has chosen its size, or else the wish; within the cap, the step and the floor.
+    5. Its counts are not fresh: left alone.
+    6. A person has chosen its size, or else the wish; within the cap, the step and the floor.
     """
     if guest.state in UNCONTROLLED or guest.state is GuestState.GONE:
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
     if danger is not None:
         needed = guest.rescue_bytes or max(guest.baseline_bytes, guest.target_bytes)
         return _with(wish, max(needed, lowest_bytes(guest)), Limiter.DANGER, danger)
+    if guest.frozen:
+        return _with(wish, guest.target_bytes, Limiter.STUCK, guest.frozen)
     if guest.state is GuestState.LOST:
         home = max(guest.baseline_bytes, lowest_bytes(guest))
         return _with(wish, home, Limiter.STATE, "lost: back to baseline")
-    if guest.frozen and guest.state is GuestState.FRESH:
-        return _with(wish, guest.target_bytes, Limiter.STUCK, guest.frozen)
     if guest.state is not GuestState.FRESH:
         return _with(wish, guest.target_bytes, Limiter.STATE, f"left alone: {guest.state}")
     target, reason = align_down(wish.target_bytes), wish.reason
@@ -138,6 +145,13 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
     if target < guest.floor_bytes:
         target, limiter, reason = guest.floor_bytes, Limiter.FLOOR, f"{reason} (floor {format_size(guest.floor_bytes)})"
     return _with(wish, target, limiter, reason)
+
+
+def _ungrown(guest: GuestSnapshot, verdict: GuestDecision) -> GuestDecision:
+    most_bytes = max(guest.actual_bytes, guest.floor_bytes)
+    if verdict.limiter is Limiter.DANGER or verdict.target_bytes <= most_bytes:
+        return verdict
+    return _with(verdict, most_bytes, Limiter.HOST, "the host has nothing to give")
 
 
 def _give_back(

@@ -12,9 +12,9 @@ from qmpalloc.events import (
     Faulted,
     SizeChanged,
 )  # fmt: skip
-from qmpalloc.model import Limiter
+from qmpalloc.model import HostMemory, Limiter
 from qmpalloc.policy import load
-from qmpalloc.units import MIB
+from qmpalloc.units import GIB, MIB
 
 BASELINE = 500
 
@@ -75,8 +75,40 @@ async def test_guests_found_above_the_budget_go_to_baseline_before_anything_is_d
     controls = [event.control for event in lab.of(ControlChanged)]
     assert controls == ["settling", "running", "returning", "stopped"]
     settled = next(event.t for event in lab.of(ControlChanged) if event.control == "running")
-    assert 5.0 < settled < 8.0  # 300 MiB at 50 MiB/s
+    assert 7.0 < settled < 9.0  # two samples, then 300 MiB at 50 MiB/s
     assert [event.t for event in lab.of(Decided) if event.t < settled] == []
+
+
+async def test_guests_found_above_the_budget_keep_what_they_need_which_is_asked_first(lab, autojump_clock):
+    lab.may_exceed = lab.may_grow = True  # what is needed is more than the budget
+    for name in ("small", "large"):
+        await lab.add(name, size_mib=800)
+        lab.guests[name].cache.own_bytes = 800 * MIB
+        await trio.sleep(1.0)
+    await lab.run(5.0)
+    needed = 800 * 11 // 16 + 64  # see SimulatedGuest
+    assert {event.target_bytes // MIB for event in lab.of(Commanded) if event.purpose == "shrink"} == {needed}
+
+
+@pytest.mark.parametrize("short", ["guest", "host"])
+async def test_what_cannot_wait_ends_the_settling(lab, autojump_clock, short):
+    lab.may_exceed = lab.may_grow = True
+    for name in ("small", "large"):
+        await lab.add(name, size_mib=800, rate_mib=5.0)
+    if short == "guest":
+        guest = lab.guests["small"]
+        guest.cache.own_bytes = guest.qemu.balloon.actual_bytes - 5 * MIB
+    left = HostMemory(total_bytes=16 * GIB, available_bytes=100 * MIB)
+    controller = Controller(
+        lab.config(), lab.toward(), lab.events.append, read_host=lambda: left if short == "host" else HostMemory()
+    )
+    await controller.run(duration_s=9.0)
+    controls = {event.control: event.t for event in lab.of(ControlChanged)}
+    assert controls["running"] - controls["settling"] < 4.0
+    (limiter,) = {Limiter.DANGER, Limiter.HOST} & {
+        guest.limiter for event in lab.of(Decided) for guest in event.decision.guests
+    }
+    assert limiter is (Limiter.DANGER if short == "guest" else Limiter.HOST)
 
 
 @pytest.mark.parametrize("mode", ["watch", "dry-run"])

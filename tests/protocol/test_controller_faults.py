@@ -442,6 +442,29 @@ async def test_danger_is_answered_at_once_also_while_paused(lab, autojump_clock,
     assert grant.target_bytes >= BASELINE * MIB
 
 
+@pytest.mark.parametrize("how", ["pause", "baseline", "stop"])
+async def test_a_rescue_that_something_interrupts_goes_on_at_once(lab, autojump_clock, how):
+    lab.control |= {"interval": "30s", "on_exit": "keep"}
+    await lab.two()
+    small = lab.guests["small"]
+
+    def squeeze(_):
+        lab.guests["large"].qemu.balloon.inflate_bytes_per_s = 8 * MIB  # it gives for longer than all of this lasts
+        small.cache.own_bytes = small.qemu.balloon.actual_bytes - 5 * MIB
+
+    actions = {
+        "pause": [(64.0, Controller.toggle_pause)],
+        "baseline": [(64.0, Controller.return_to_baseline)],
+        "stop": [(64.0, lambda _: small.qemu.stop()), (66.0, lambda _: small.qemu.resume())],
+    }[how]
+    wanted = lab.toward(small=300, large=700)
+    await lab.run(75.0, the_policy=wanted, actions=[(60.2, squeeze), *actions])
+    granted = [event.target_bytes for event in lab.of(Commanded, "small") if event.purpose == "grant"]
+    assert max(granted) > 370 * MIB
+    verdict = lab.of(Decided)[-1].decision.guests[0]
+    assert (verdict.limiter, verdict.target_bytes) == (Limiter.DANGER, BASELINE * MIB)
+
+
 async def test_an_output_that_fails_stops_nothing(lab, autojump_clock):
     await lab.two()
 

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 pytest.importorskip("prometheus_client")
 
+from qmpalloc.cli.conduct import beside
 from qmpalloc.control.controller import Controller
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.events import Decided, Faulted, Reloaded
@@ -54,7 +55,7 @@ async def scraped(lab, nursery):
     exporter = Exporter(feed, controller.tell)
     (listener,) = await listen("127.0.0.1", 0)
     port = listener.socket.getsockname()[1]
-    nursery.start_soon(exporter.serve, [listener])
+    nursery.start_soon(beside, controller, "metrics", "no metrics are served any more", exporter.serve, [listener])
     nursery.start_soon(controller.run)
     await trio.sleep(20)
     return Scraped(port, controller, exporter)
@@ -198,7 +199,9 @@ def test_a_place_for_a_file_is_checked_first(tmp_path):
         check_file(tmp_path / "gone" / "q.prom")
 
 
-async def test_a_defect_of_ours_ends_the_service_and_not_the_run(lab, scraped, autojump_clock, monkeypatch):
+async def test_a_defect_of_ours_ends_service_and_file_and_not_the_run(
+    lab, scraped, autojump_clock, monkeypatch, tmp_path
+):
     def broken(registry):
         raise ZeroDivisionError
 
@@ -206,8 +209,10 @@ async def test_a_defect_of_ours_ends_the_service_and_not_the_run(lab, scraped, a
     await trio.sleep(exporting.FRESH_S)
     assert await scraped.ask() == b""
     await trio.sleep(1)
-    (fault,) = lab.of(Faulted)
-    assert "no metrics are served any more" in fault.message
+    await beside(scraped.controller, "metrics", "no file", scraped.exporter.keep_file, tmp_path / "q.prom")
+    served, written = lab.of(Faulted)
+    assert "no metrics are served any more" in served.message
+    assert written.message == "no file: ZeroDivisionError()"
     before = len(lab.of(Decided))
     await trio.sleep(20)
     assert len(lab.of(Decided)) > before

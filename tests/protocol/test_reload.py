@@ -12,7 +12,7 @@ from qmpalloc.config import parse
 from qmpalloc.control.controller import Controller
 from qmpalloc.errors import ConfigError
 from qmpalloc.events import Commanded, ControlChanged, Decided, Faulted, Reloaded, SizeChanged
-from qmpalloc.model import HostMemory, Limiter
+from qmpalloc.model import HostMemory, Limiter, hold
 from qmpalloc.rules.hostguard import BLIND_MOST_S
 from qmpalloc.testing import Refusal
 from qmpalloc.text import LINE_LIMIT, is_visible
@@ -198,6 +198,23 @@ async def test_guests_that_swap_names_keep_what_they_have(lab, autojump_clock):
     assert [guest.name for guest in controller.guests] == ["small", "large"]
     assert [event for event in lab.of(Commanded) if 20.1 < event.t < 30.0] == []
     assert not lab.of(Faulted)
+
+
+async def test_what_a_policy_carries_by_name_is_not_taken_for_another_guests(lab, autojump_clock):
+    await lab.two()
+    carried = []
+
+    def decide(snapshot):
+        carried.append((snapshot.time_s, snapshot.carry))
+        return msgspec.structs.replace(hold(snapshot, "test"), carry={"small": snapshot.cycle})
+
+    await lab.run(30.1, the_policy=lab.policy(decide), actions=[(20.1, renaming(small="large", large="small"))])
+    (_, at_first), *others = carried
+    assert at_first is None
+    before, after = ([carry for t, carry in others if (t > 20.1) is late] for late in (False, True))
+    assert None not in before
+    assert after[0] is None
+    assert None not in after[1:]
 
 
 async def test_what_goes_wrong_with_a_renamed_guest_is_told_of_its_new_name(lab, autojump_clock):

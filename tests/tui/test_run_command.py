@@ -218,3 +218,27 @@ def test_without_a_terminal_it_prints_lines(directory):
     assert re.search(r"decision \d: small → large 16M; small e [0-9.]+ 496M", result.stdout)
     assert "\x1b" not in result.stdout
     assert not (directory / "runs").exists()
+
+
+@pytest.mark.parametrize("part", ["qmpalloc.tui.live._Screen.paint", "qmpalloc.tui.live.press"])
+def test_a_dashboard_that_fails_ends_no_run_and_lines_follow(directory, part):
+    """Before its first frame, or at a key."""
+    program = (
+        "import unittest.mock; from qmpalloc.__main__ import main; "
+        f"unittest.mock.patch({part!r}, side_effect=ZeroDivisionError).start(); main()"
+    )
+    child = pexpect.spawn(
+        sys.executable, ["-c", program, "run", "lab.toml", "--out", "out"],
+        cwd=str(directory), env={**os.environ, "TERM": "xterm-256color"}, dimensions=(24, 200), timeout=60,
+    )  # fmt: skip
+    if part.endswith("press"):
+        child.expect("RUNNING")
+        child.send("x")
+    child.expect("the dashboard has failed: .*ZeroDivisionError")
+    child.expect("small")
+    child.kill(signal.SIGINT)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+    *_, last = read_record(directory / "out" / "record.jsonl")
+    assert last.clean

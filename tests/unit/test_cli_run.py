@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from qmpalloc.cli.conduct import Lines
@@ -90,18 +92,33 @@ def test_a_path_that_is_not_utf_8_is_no_obstacle(directory):
         assert (record.parent / "summary.json").exists()
 
 
-@pytest.mark.timeout(20)
-def test_a_reader_that_reads_nothing_stops_nothing_and_what_was_left_out_is_told():
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as writer:
-        lines = Lines(Console(file=writer, width=80))
-        faults = [Faulted(t=1.0, wall=1.0, guest=None, kind="x", message=f"fault {n}") for n in range(3000)]
-        for fault in faults[:-1]:
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("letters", [10, 9000, 70_000])
+@pytest.mark.parametrize("opened", [os.pipe, os.openpty])
+def test_a_reader_that_reads_nothing_stops_nothing_and_what_was_left_out_is_told(opened, letters):
+    """However long the lines are, and whatever part of one there is still room for."""
+    reading, writing = opened()
+    with os.fdopen(reading, "rb", buffering=0) as reader, os.fdopen(writing, "w") as writer:
+        lines = Lines(Console(file=writer), as_json=True)
+        fault = Faulted(t=1.0, wall=1.0, guest=None, kind="x", message="x" * letters)
+        for _ in range(3000):
             lines(fault)
-        os.read(reader.fileno(), 1 << 20)
-        lines(faults[-1])
-        last = os.read(reader.fileno(), 1 << 20).decode()
-    assert re.search(r"^\([0-9]+ lines left out: nobody read them\)\n.*fault 2999", last)
+        got = []
+
+        def read():
+            while not re.search(rb'"read again".*\n', b"".join(got[-2:])):
+                got.append(reader.read(4096))
+
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        lines.finish()
+        lines(structs.replace(fault, message="read again"))
+        lines.finish()
+        thread.join()
+    *told, left_out, last = map(json.loads, b"".join(got).splitlines())
+    assert {line["message"] for line in told} == {fault.message}
+    assert left_out == {"type": "left-out", "lines": 3000 - len(told)}
+    assert last["message"] == "read again"
 
 
 @pytest.mark.parametrize("duration", ["0s", "10", "soon", "-1s"])

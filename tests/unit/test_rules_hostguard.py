@@ -93,10 +93,10 @@ def guest(name, target, floor=200, *, state=GuestState.FRESH, actual=None, charg
     )  # fmt: skip
 
 
-def relieved(*guests, deficit=100):
+def relieved(*guests, deficit=100, dangers=()):
     snapshot = Snapshot(cycle=1, time_s=0.0, budget_bytes=4 * GIB, interval_s=1.0, guests=guests)
     decision = relieve(snapshot, Emergency(reason="why", deficit_bytes=deficit * MIB))
-    return apply_limits(snapshot, decision, {}).guests
+    return apply_limits(snapshot, decision, dict.fromkeys(dangers, "OOM"), emergency=True).guests
 
 
 class TestRelief:
@@ -113,6 +113,23 @@ class TestRelief:
 
     def test_what_is_on_its_way_is_not_asked_for_twice(self):
         assert relieved(guest("a", 500, actual=600))[0].target_bytes == 500 * MIB
+
+    @pytest.mark.parametrize("state", [GuestState.FRESH, GuestState.LATE, GuestState.LOST, GuestState.WARMING])
+    def test_what_a_donor_gives_is_the_hosts_and_nobody_grows_by_it(self, state):
+        donor, receiver = relieved(guest("donor", 600, actual=800), guest("a", 700, actual=400, state=state))
+        assert (donor.target_bytes, receiver.target_bytes) == (600 * MIB, 400 * MIB)
+        assert receiver.limiter is Limiter.HOST
+
+    def test_what_a_receiver_has_not_got_yet_it_cannot_give(self):
+        gives, receiver = relieved(guest("a", 600), guest("b", 700, floor=400, actual=400))
+        assert (gives.target_bytes, receiver.target_bytes) == (500 * MIB, 400 * MIB)
+
+    def test_a_lost_guest_stays_below_its_baseline(self):
+        assert relieved(guest("a", 300, state=GuestState.LOST))[0].target_bytes == 300 * MIB
+
+    def test_danger_and_floors_come_first(self):
+        assert relieved(guest("a", 300), dangers=["a"])[0].target_bytes == 500 * MIB
+        assert relieved(guest("a", 100))[0].target_bytes == 200 * MIB
 
     @pytest.mark.parametrize("state", [GuestState.HUNG, GuestState.HELD, GuestState.PAUSED, GuestState.CONNECTING])
     def test_a_guest_that_gives_nothing_spares_the_others_nothing(self, state):

@@ -100,6 +100,15 @@ def test_donors_keep_what_its_receiver_cannot_take():
     assert limited([guest("a", 1500), stuck], [1200, 1000], budget=2300)[0] == (1200, Limiter.POLICY)
 
 
+@pytest.mark.parametrize("state", [GuestState.FRESH, GuestState.LATE, GuestState.LOST, GuestState.WARMING])
+def test_nobody_counts_on_a_stuck_guest_as_a_donor_whether_it_is_heard_of_or_not(state):
+    stuck = structs.replace(guest("stuck", 3000, state=state), frozen="stuck: does not shrink beyond 2.93G")
+    needy = structs.replace(guest("needy", 1000), rescue_bytes=1500 * MIB)
+    rich = guest("rich", 2000, floor=700)
+    result = limited([stuck, needy, rich], [3000, 1000, 2000], budget=6000, dangers={"needy": "OOM"})
+    assert result == [(3000, Limiter.STUCK), (1500, Limiter.DANGER), (1500, Limiter.BUDGET)]
+
+
 def test_growth_beyond_the_budget_is_cut_in_proportion():
     result = limited([guest("a"), guest("b"), guest("c")], [1300, 1100, 1000], budget=3200)
     assert result == [(1150, Limiter.BUDGET), (1050, Limiter.BUDGET), (1000, Limiter.POLICY)]

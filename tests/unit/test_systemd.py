@@ -92,6 +92,7 @@ def test_the_unit_calls_a_command_that_there_is():
     assert (Path(program).name, command) == ("qmpalloc", "run")
     options = {name for param in run.params for name in param.opts}
     assert {word for word in arguments if word.startswith("-")} <= options
+    assert "--no-record" in arguments  # it runs for ever, and no record has a bound
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
