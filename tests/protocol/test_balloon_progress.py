@@ -165,12 +165,15 @@ async def test_memory_that_is_pinned_later_is_noticed_and_so_is_its_end(lab, aut
     def unplug():
         commands["qom-list"] = own_list
 
+    lab.may_exceed = True
     await lab.run(130.0, "static", actions=[at(9.1, plug), at(100.1, unplug)])
     assert lab.states("small")[-2:] == ["warming", "fresh"]
     fault = next(event for event in lab.of(Faulted, "small") if event.kind == "monitor")
     assert 60 <= fault.t < 66
     assert "vfio" in fault.message
-    assert {event.snapshot.guests[0].state for event in lab.of(Decided) if 70 < event.t < 100} == {"held"}
+    pinned = [event.snapshot.guests[0] for event in lab.of(Decided) if 70 < event.t < 100]
+    assert {(guest.state, guest.charge_bytes) for guest in pinned} == {("held", 800 * MIB)}
+    assert lab.size("large") == BASELINE
 
 
 async def test_a_disk_that_qemu_drives_itself_is_refused(lab, autojump_clock):

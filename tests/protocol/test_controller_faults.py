@@ -388,6 +388,7 @@ async def test_a_running_guest_that_cannot_be_measured_is_charged_with_its_most(
 @pytest.mark.parametrize("bad", [b"\x1b[31m\xff\n", b"[1, 2]\r\n"])
 async def test_a_qemu_that_talks_nonsense_in_mid_run_is_a_state_of_its_own(lab, autojump_clock, bad):
     await lab.two()
+    lab.may_exceed = True  # it is charged with its cap
 
     def garble(_):
         lab.guests["small"].qemu.faults.garbage = bad
@@ -402,6 +403,7 @@ async def test_a_qemu_that_talks_nonsense_in_mid_run_is_a_state_of_its_own(lab, 
 @pytest.mark.parametrize("reply", [{"actual": "many"}, {"actual": -1}, {"actual": 1 << 40}, {"actual": True}, [], None])
 async def test_a_size_that_is_none_is_a_state_too(lab, autojump_clock, reply):
     await lab.two()
+    lab.may_exceed = True  # it is charged with its cap
     commands = lab.guests["small"].qemu.commands
     await lab.run(20.0, actions=[(5.1, lambda _: commands.update({"query-balloon": lambda _: reply}))])
     assert lab.states("small")[-1] == "held"

@@ -71,6 +71,19 @@ class TestSize:
         guest.note_link(link, "busy")
         assert guest.charge_bytes == guest.memory.cap_bytes
 
+    @pytest.mark.parametrize("link", [Link.HUNG, Link.HELD])
+    def test_one_that_cannot_be_measured_any_more_is_charged_with_its_most(self, link):
+        guest = connected(cap=Size(2 * GIB))
+        guest.note_link(link, "the connection ended")
+        guest.disconnected()
+        assert guest.charge_bytes == GIB  # what it had a moment ago
+        guest.note_link(link, "it cannot be connected to again")
+        guest.disconnected()
+        assert guest.charge_bytes == 2 * GIB
+        assert account_of(guest, 0.0).reserve_bytes == GIB
+        guest.connected(FACTS, GIB, 9.0, paused=False)
+        assert guest.charge_bytes == GIB
+
     def test_another_qemu_on_the_same_socket_is_adopted_anew(self):
         guest = make_guest()
         guest.connected(msgspec.structs.replace(FACTS, process_id=7), GIB, 0.0, paused=False)
