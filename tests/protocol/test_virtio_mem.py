@@ -159,6 +159,7 @@ async def test_qemus_event_tells_of_a_new_size_at_once(lab, autojump_clock):
 
 
 async def test_a_device_that_is_unplugged_is_held_and_told(lab, autojump_clock):
+    lab.may_exceed = True  # it is charged with its cap
     qemu = await plugged_and_ballooned(lab)
 
     def unplug():
