@@ -165,11 +165,11 @@ async def find_pinned(actuator: Actuator, ram_bytes: int) -> Pinned | None:
 
 
 async def _pinning_device(monitor: Monitor) -> Pinned | None:
+    devices = await monitor.devices()
     for prefix, what in PINNING_DEVICES.items():
-        for container in ("/machine/peripheral", "/machine/peripheral-anon"):
-            if await _children(monitor, container, prefix):
-                hint = f"{DEVICE_HINT}; or {PLUG_HINT}" if prefix == "vfio" else DEVICE_HINT
-                return Pinned(f"{what} pins the guest's memory", hint)
+        if any(kind.startswith(prefix) for _, kind in devices):
+            hint = f"{DEVICE_HINT}; or {PLUG_HINT}" if prefix == "vfio" else DEVICE_HINT
+            return Pinned(f"{what} pins the guest's memory", hint)
     if "type=vhost-vdpa" in await _networks(monitor):
         return Pinned(f"{PINNING_DEVICES['vhost-vdpa']} pins the guest's memory", DEVICE_HINT)
     if await _drives_nvme(monitor):
