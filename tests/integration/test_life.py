@@ -134,6 +134,8 @@ async def stop_qemu(life):
 
 
 async def reset(life):
+    """It is charged with all its memory until its driver works; what that tells first is no danger."""
+    before = len(life.events)
     async with open_monitor(str(life.guest.sockets.people)) as person:
         await person.execute("set-action", {"reboot": "reset"})  # it was started with -no-reboot
         await person.execute("system_reset")
@@ -141,6 +143,9 @@ async def reset(life):
     assert life.charge_bytes == 768 * MIB  # it may use all of it until its driver works
     await life.until_state("fresh", 180)
     await life.until(lambda: life.charge_bytes == 512 * MIB)
+    since = life.events[before:]
+    assert not [event for event in since if isinstance(event, Faulted) and event.kind == "danger"]
+    assert {event.target_bytes for event in since if isinstance(event, Commanded)} <= {512 * MIB}
 
 
 async def kill_qemu(life):
