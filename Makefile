@@ -23,8 +23,9 @@ test: $(VENV)/.test ## Format, lint, types, and every kind of test, real guests 
 	    { [ -z "$$newer" ] || PATH="$$newer:$$PATH" $(MAKE) --no-print-directory contract; }
 	@$(MAKE) --no-print-directory integration
 
-test-long: $(VENV)/.test ## The rest: experiments, installations, restarts and other images on real guests
+test-long: $(VENV)/.test ## The rest: experiments, installations, restarts and other images on real guests; QEMU 10, Prometheus
 	@scripts/install-packages --test
+	@newer=$$($(VENV)/bin/python scripts/newer_qemu.py) && PATH="$$newer:$$PATH" $(MAKE) --no-print-directory contract
 	$(PYTEST) -q -m long --durations=15 --durations-min=5 tests/integration
 
 test-arm: $(VENV)/.test ## A guest of arm64, built and run here, under emulation on other hosts: exact counts, and memory moved

@@ -228,20 +228,12 @@ async def _opened(metrics: Metrics) -> Export:
 
     async def export(feed: Feed, controller: Controller) -> None:
         made = exporter.Exporter(feed, controller.tell)
+        guarded = partial(beside, controller, "metrics")
         async with trio.open_nursery() as nursery:
             if metrics.file is not None:
-                nursery.start_soon(
-                    beside,
-                    controller,
-                    "metrics",
-                    "no file of metrics is written any more",
-                    made.keep_file,
-                    metrics.file,
-                )
+                nursery.start_soon(guarded, "no file of metrics is written any more", made.keep_file, metrics.file)
             if listeners:
-                nursery.start_soon(
-                    beside, controller, "metrics", "no metrics are served any more", made.serve, listeners
-                )
+                nursery.start_soon(guarded, "no metrics are served any more", made.serve, listeners)
 
     return export
 

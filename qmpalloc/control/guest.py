@@ -53,7 +53,7 @@ class Guest:
         self.config = config
         self.link = Link.CONNECTING
         self.detail = ""
-        self._ended = 0  # connections that ended, or did not come about, since the last one that did
+        self._lost_connections = 0  # connections that ended, or did not come about, since the last one that did
         self.paused = False
         self._paused_since_s = 0.0
         self.migrating = False
@@ -94,7 +94,7 @@ class Guest:
             self.size.adopted(actual_bytes)
         self.size.actual_bytes = actual_bytes
         self.size.expected_bytes = 0
-        self._ended = 0
+        self._lost_connections = 0
         self.paused, self._paused_since_s = paused, now_s
         self.danger.stopped_s = now_s if paused else math.inf
         self.samples.connected(now_s)
@@ -114,7 +114,7 @@ class Guest:
 
         What was counted over it may begin anew behind it. While none comes about nobody knows what others ask of QEMU.
         """
-        self._ended += 1
+        self._lost_connections += 1
         self.samples.disconnected()
         self.danger.forget_stats()
         self.migrating = False
@@ -225,6 +225,7 @@ class Guest:
     @property
     def charge_bytes(self) -> int:
         """What it may occupy now, for the budget. A QEMU that runs unmeasured is charged with its most."""
-        unmeasured = self._ended > 1 or not self.size.target_bytes
+        # 1 is a connection that has just ended: the next may come about at once.
+        unmeasured = self._lost_connections > 1 or not self.size.target_bytes
         most_bytes = self.memory.cap_bytes if unmeasured and self.link in {Link.HUNG, Link.HELD} else 0
         return max(self.size.charge_bytes, most_bytes) + self.outside_bytes

@@ -148,9 +148,14 @@ def relieve(snapshot: Snapshot, emergency: Emergency) -> Decision:
     )
 
 
+def most_bytes(guest: GuestSnapshot) -> int:
+    """Return what a guest may have at most while the host is short of memory: what it has, or its floor."""
+    return max(guest.actual_bytes, guest.floor_bytes)
+
+
 def _had_bytes(guest: GuestSnapshot) -> int:
-    """Return its target without growth that has not come yet, unless that is to its floor."""
-    return min(guest.target_bytes, max(guest.actual_bytes, guest.floor_bytes))
+    """Return its target without growth that has not come yet."""
+    return min(guest.target_bytes, most_bytes(guest))
 
 
 def _coming_bytes(guest: GuestSnapshot) -> int:

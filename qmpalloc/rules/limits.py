@@ -26,6 +26,7 @@ from qmpalloc.model import (
     moves_between,
 )
 from qmpalloc.rules.budget import UNCONTROLLED, fit_budget
+from qmpalloc.rules.hostguard import most_bytes
 from qmpalloc.rules.step import lowest_bytes
 from qmpalloc.text import one_line
 from qmpalloc.units import align_down, format_size
@@ -148,10 +149,9 @@ def _limit_guest(guest: GuestSnapshot, wish: GuestDecision, danger: str | None) 
 
 
 def _ungrown(guest: GuestSnapshot, verdict: GuestDecision) -> GuestDecision:
-    most_bytes = max(guest.actual_bytes, guest.floor_bytes)
-    if verdict.limiter is Limiter.DANGER or verdict.target_bytes <= most_bytes:
+    if verdict.limiter is Limiter.DANGER or verdict.target_bytes <= most_bytes(guest):
         return verdict
-    return _with(verdict, most_bytes, Limiter.HOST, "the host has nothing to give")
+    return _with(verdict, most_bytes(guest), Limiter.HOST, "the host has nothing to give")
 
 
 def _give_back(

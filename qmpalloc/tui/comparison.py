@@ -25,9 +25,9 @@ class Part(Struct):
     size_bytes: int = 0
 
     def by_second(self) -> tuple[float, float, float]:
-        """Return hits, page-ins and all reads by the second."""
+        """Return hits, page-ins and all reads by the second. Hits that read-ahead has below zero are none."""
         seconds = self.seconds or 1.0
-        return self.hits / seconds, self.page_ins / seconds, (self.hits + self.misses) / seconds
+        return max(0, self.hits) / seconds, self.page_ins / seconds, (self.hits + self.misses) / seconds
 
 
 def comparison_table(record: Iterable[AnyEvent]) -> Table | None:

@@ -5,7 +5,7 @@ from rich.console import Console
 from synthetic import WALL, Run
 
 from qmpalloc.events import ControlChanged, Sampled
-from qmpalloc.tui.comparison import comparison_table
+from qmpalloc.tui.comparison import Part, comparison_table
 from qmpalloc.tui.text import number
 
 
@@ -42,6 +42,10 @@ def test_the_last_seconds_of_both_parts_are_compared():
         assert len(inside) == 30
         assert {number(hits), number(hits + misses)} <= set(line.split())
     assert [line.split()[0] for line in text.splitlines() if line.strip()][-1] == "all"
+
+
+def test_read_ahead_where_nothing_hits_is_no_loss_of_hits():
+    assert Part(hits=-54, misses=28_000, seconds=30.0).by_second()[0] == 0
 
 
 def test_a_short_part_is_compared_with_as_much_of_the_other():

@@ -66,6 +66,17 @@ def directory(tmp_path, request):
     guests.stdout.close()
 
 
+def begun(directory, *python, columns=80):
+    """Begin a run on a terminal of its own."""
+    command = [*(python or ("-m", "qmpalloc")), "run", "lab.toml", "--out", "out"]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    return pexpect.spawn(
+        sys.executable, command, cwd=str(directory), env=environment, dimensions=(24, columns), timeout=60,
+        use_poll=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("end", "code"),
     [
@@ -77,12 +88,7 @@ def directory(tmp_path, request):
     ids=["q", "SIGINT", "SIGTERM", "SIGHUP"],
 )
 def test_however_it_ends_guests_are_back_and_the_record_is_whole(directory, end, code):
-    command = ["-m", "qmpalloc", "run", "lab.toml", "--out", "out"]
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    child = pexpect.spawn(
-        sys.executable, command, cwd=str(directory), env=environment, dimensions=(24, 80), timeout=30, use_poll=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
-    )  # fmt: skip
+    child = begun(directory)
     child.expect("RUNNING")
     record = directory / "out" / "record.jsonl"
     while record.read_bytes().count(b'"type":"decision"') < 2:
@@ -102,12 +108,7 @@ def test_however_it_ends_guests_are_back_and_the_record_is_whole(directory, end,
 
 @pytest.mark.parametrize("directory", [2 << 20], indirect=True)
 def test_ctrl_c_after_q_does_not_wait_for_the_guests(directory):
-    command = ["-m", "qmpalloc", "run", "lab.toml", "--out", "out"]
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    child = pexpect.spawn(
-        sys.executable, command,
-        cwd=str(directory), env=environment, dimensions=(24, 80), timeout=60, use_poll=True,
-    )  # fmt: skip
+    child = begun(directory)
     child.expect("SETTLING")
     child.send("q")
     child.expect("RETURNING")
@@ -227,10 +228,7 @@ def test_a_dashboard_that_fails_ends_no_run_and_lines_follow(directory, part):
         "import unittest.mock; from qmpalloc.__main__ import main; "
         f"unittest.mock.patch({part!r}, side_effect=ZeroDivisionError).start(); main()"
     )
-    child = pexpect.spawn(
-        sys.executable, ["-c", program, "run", "lab.toml", "--out", "out"],
-        cwd=str(directory), env={**os.environ, "TERM": "xterm-256color"}, dimensions=(24, 200), timeout=60,
-    )  # fmt: skip
+    child = begun(directory, "-c", program, columns=200)
     if part.endswith("press"):
         child.expect("RUNNING")
         child.send("x")

@@ -115,9 +115,13 @@ def test_a_reader_that_reads_nothing_stops_nothing_and_what_was_left_out_is_told
         lines(structs.replace(fault, message="read again"))
         lines.finish()
         thread.join()
-    *told, left_out, last = map(json.loads, b"".join(got).splitlines())
-    assert {line["message"] for line in told} == {fault.message}
-    assert left_out == {"type": "left-out", "lines": 3000 - len(told)}
+    *got_lines, last = map(json.loads, b"".join(got).splitlines())
+    told = [line["message"] for line in got_lines if line["type"] != "left-out"]
+    # A terminal may take some more in between: then there are several counts.
+    left_out = [line["lines"] for line in got_lines if line["type"] == "left-out"]
+    assert set(told) == {fault.message}
+    assert min(left_out) > 0
+    assert len(told) + sum(left_out) == 3000
     assert last["message"] == "read again"
 
 

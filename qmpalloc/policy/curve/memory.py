@@ -129,7 +129,7 @@ class Pace(Struct, frozen=True, kw_only=True):
 
     Attributes:
         planned_per_s: Accesses per second to plan with.
-        most_per_s: What it makes now, or when it works, where it plans with less.
+        most_per_s: The most that it makes: now, or at work where it works and rests in turn.
         lasts_s: How long its load is thought to go on, seconds.
         promised_s: How long a promise by its curve must hold; None: for as long as the memory is away.
         watched_s: How long its present load has been watched.
