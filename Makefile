@@ -19,13 +19,13 @@ demo: $(VENV)/.demo ## Two guests with loads: equal shares first, then memory mo
 test: $(VENV)/.test ## Format, lint, types, and every kind of test, real guests included, in a quarter of an hour
 	@scripts/install-packages --test
 	@$(MAKE) --no-print-directory check unit contract
-	@newer=$$($(VENV)/bin/python scripts/newer_qemu.py --if-there) && \
+	@newer=$$($(VENV)/bin/python scripts/newer_programs.py qemu --if-there) && \
 	    { [ -z "$$newer" ] || PATH="$$newer:$$PATH" $(MAKE) --no-print-directory contract; }
 	@$(MAKE) --no-print-directory integration
 
 test-long: $(VENV)/.test ## The rest: experiments, installations, restarts and other images on real guests; QEMU 10, Prometheus
 	@scripts/install-packages --test
-	@newer=$$($(VENV)/bin/python scripts/newer_qemu.py) && PATH="$$newer:$$PATH" $(MAKE) --no-print-directory contract
+	@newer=$$($(VENV)/bin/python scripts/newer_programs.py qemu) && PATH="$$newer:$$PATH" $(MAKE) --no-print-directory contract
 	$(PYTEST) -q -m long --durations=15 --durations-min=5 tests/integration
 
 test-arm: $(VENV)/.test ## A guest of arm64, built and run here, under emulation on other hosts: exact counts, and memory moved
@@ -34,7 +34,7 @@ test-arm: $(VENV)/.test ## A guest of arm64, built and run here, under emulation
 
 test-qemu10: $(VENV)/.test ## Contract tests and one real guest, with QEMU 10 from Debian 13 (nothing is installed for it)
 	@scripts/install-packages --test
-	@newer=$$($(VENV)/bin/python scripts/newer_qemu.py) && \
+	@newer=$$($(VENV)/bin/python scripts/newer_programs.py qemu) && \
 	    PATH="$$newer:$$PATH" $(MAKE) --no-print-directory contract && \
 	    PATH="$$newer:$$PATH" $(PYTEST) -q tests/integration/test_vm.py
 
@@ -45,7 +45,8 @@ test-floors: ## The command line's, configuration's and protocols' tests with th
 	build/floors/bin/python -m pytest -q tests/unit/test_cli*.py tests/unit/test_config.py tests/unit/test_record.py tests/unit/test_json_schema.py \
 	    tests/unit/test_metrics.py tests/unit/test_proposal.py tests/unit/test_framing.py tests/protocol tests/tui
 
-test-install: ## The wheel in a venv of each Python here, with pipx and with uv, as far as they are installed
+test-install: ## The wheel with venv and pip, pipx and uv, by Python 3.11 to 3.14; newer ones than this host's are fetched, not installed
+	@scripts/install-packages --test
 	@scripts/test-install
 
 check: $(VENV)/.test ## Format, lint and strict types

@@ -4,7 +4,7 @@
 
 What a scrape would have found every `SCRAPE_S` goes into a database of Prometheus, at the times of the record. Titles,
 places, queries and units are the dashboard's; lines and colours are matplotlib's, not Grafana's. ``prometheus`` and
-``promtool`` must be in PATH: ``scripts/newer_qemu.py`` prints a directory that has them.
+``promtool`` must be in PATH: ``scripts/newer_programs.py`` prints a directory that has them.
 """
 
 from __future__ import annotations
