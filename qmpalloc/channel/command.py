@@ -82,6 +82,8 @@ class CommandChannel:
                 nursery.start_soon(_collect, process.stdout, out, most_bytes)
                 nursery.start_soon(_collect, process.stderr, err, OUTPUT_MAX_BYTES)
                 await process.wait()
+                # What it has left behind may hold the streams open: a master connection of ssh (ControlPersist).
+                nursery.cancel_scope.deadline = trio.current_time() + KILL_GRACE_S
         finally:
             await _end(process)
         code = process.returncode

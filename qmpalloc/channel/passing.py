@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -15,6 +17,9 @@ from qmpalloc.errors import HostError, NonsenseError, QmpallocError
 from qmpalloc.qmp import Agent, deadline
 
 COMMAND_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 60.0
+"""For an answer about a program that runs. An agent that has ended, with its guest or alone, never gives it."""
+
 CLEAN_TIMEOUT_S = 10.0
 POLL_FIRST_S, POLL_MAX_S = 0.02, 0.5
 DIRECTORY = re.compile(r"/var/tmp/qmpalloc-exec\.[A-Za-z0-9]{6,}")
@@ -22,6 +27,7 @@ MAKE_DIRECTORY = "umask 077; exec mktemp -d /var/tmp/qmpalloc-exec.XXXXXX"
 RUN = 'd=$1 i=$2; shift 2; exec "$@" <"$i" >"$d/out" 2>"$d/err"'
 
 Take = Callable[[bytes], object]
+T = TypeVar("T")
 
 
 async def pass_through(channel: Channel, argv: Sequence[str], *, stdin: bytes | None, out: Take, err: Take) -> int:
@@ -78,6 +84,11 @@ async def _through_agent(agent: Agent, argv: Sequence[str], stdin: bytes | None,
 
 async def _follow(agent: Agent, directory: str, pid: int, takers: dict[str, Take]) -> int:
     """Pass on what a program writes until it has ended, and return its exit code."""
+
+    async def answer(ask: Callable[[], Awaitable[T]]) -> T:
+        with deadline(ANSWER_TIMEOUT_S, agent.address, "how the program goes on"):
+            return await ask()
+
     async with AsyncExitStack() as stack:
         files = [
             (await stack.enter_async_context(agent.follow_file(f"{directory}/{name}")), take)
@@ -85,10 +96,10 @@ async def _follow(agent: Agent, directory: str, pid: int, takers: dict[str, Take
         ]
         pause_s = POLL_FIRST_S
         while True:
-            result = await agent.poll(pid)  # before the last reading, which then misses nothing
+            result = await answer(partial(agent.poll, pid))  # before the last reading, which then misses nothing
             came = False
             for file, take in files:
-                while chunk := await file.read():
+                while chunk := await answer(file.read):
                     take(chunk)
                     came = True
             if result is not None:

@@ -21,7 +21,7 @@ from qmpalloc import config as configuration
 from qmpalloc.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from qmpalloc.cli.notify import notify_control, run_watchdog
 from qmpalloc.cli.signals import LAST_WORDS_S, StopSignals, stop_signals
-from qmpalloc.cli.streams import write_at_once
+from qmpalloc.cli.streams import table_console, write_at_once
 from qmpalloc.config import Config, default_run_dir
 from qmpalloc.control.controller import Controller
 from qmpalloc.control.lock import hold_lock
@@ -117,7 +117,7 @@ async def _conduct(
     signals: StopSignals,
     equal_s: float,
 ) -> int:
-    console = Console()
+    console = table_console()
     on_screen = output is Output.DASHBOARD and is_interactive(console)
     dashboard, summarizer = Dashboard(), Summarizer()
     feed = Feed()
@@ -146,16 +146,22 @@ async def _conduct(
         async with _exported(feed, controller, export), _served(feed, controller, sockets):
             show = partial(_show, controller, dashboard, console, lines) if on_screen else None
             signalled = await _run(controller, show, duration_s, signals, equal)
+    failure: HostError | None = None
     if directory is not None:
-        write_json(directory / "summary.json", summarizer.summary)
+        try:
+            write_json(directory / "summary.json", summarizer.summary)
+        except HostError as error:  # told after the table, which says the same
+            failure = error
     signals.rest()
     with contextlib.suppress(OSError, SystemExit):  # rich exits where nobody reads
         lines.finish()
         if output is Output.JSON:
-            console = Console(stderr=True)
+            console = table_console(stderr=True)
         console.print(closing_table(dashboard))
         if directory is not None:
             console.print(f"record: {directory / 'record.jsonl'}", highlight=False, markup=False)
+    if failure is not None:
+        raise failure
     if not signalled and not lost and all(guest.memory.facts is None for guest in controller.guests):
         raise UnreachableError("no guest was reached", address=config.file, hint=f"qmpalloc doctor {config.file}")
     if lost or not controller.clean:

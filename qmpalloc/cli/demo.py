@@ -13,6 +13,7 @@ from qmpalloc import config
 from qmpalloc.cli import EXIT_INTERRUPTED
 from qmpalloc.cli.options import Duration, headless_option
 from qmpalloc.cli.signals import StopSignals, interruptible
+from qmpalloc.cli.streams import table_console
 
 if TYPE_CHECKING:
     from qmpalloc.config import Config
@@ -90,8 +91,6 @@ async def _demo(loaded: Config, prepared: Prepared, equal_s: float, duration: fl
 
 def _compare(record: Path) -> None:
     """Print what the policy made of equal shares, if the run came so far."""
-    from rich.console import Console
-
     from qmpalloc.errors import QmpallocError
     from qmpalloc.record import read_record
     from qmpalloc.tui.comparison import comparison_table
@@ -100,4 +99,4 @@ def _compare(record: Path) -> None:
         QmpallocError, OSError, SystemExit
     ):  # no record was written; rich exits where nobody reads
         if (table := comparison_table(read_record(record))) is not None:
-            Console().print(table)
+            table_console().print(table)

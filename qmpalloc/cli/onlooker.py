@@ -45,6 +45,7 @@ async def look_on(
     async def follow() -> None:
         async with contextlib.aclosing(events()) as coming:
             async for event in coming:
+                await trio.lowlevel.checkpoint()  # of a long record more is there than can be shown at once
                 if line is None:
                     dashboard.apply(event)
                 elif (text := line(event)) is not None:

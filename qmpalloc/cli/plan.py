@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qmpalloc.cli.options import config_argument
-from qmpalloc.cli.streams import print_json
+from qmpalloc.cli.streams import print_json, table_console
 from qmpalloc.errors import QmpallocError, UnreachableError
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ async def _first_decision(config: Config) -> tuple[Decided, dict[str, str], Faul
 
 
 def _show(config: Config, decided: Decided, troubles: dict[str, str]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -93,9 +92,7 @@ def _show(config: Config, decided: Decided, troubles: dict[str, str]) -> None:
         ]
         counts: list[Any] = [number(guest.hits), number(guest.misses), number(verdict.terms.get("e"))]
         table.add_row(guest.name, guest.state.value, *sizes, *counts, Text(f"{verdict.limiter}: {why}"))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240  # a line for each guest: there is no edge to break it at
+    console = table_console()
     console.print(table)
     budget = f"{format_size(decided.committed_bytes)} of {format_size(decided.snapshot.budget_bytes)} committed"
     console.print(Text(f"policy {config.policy}: {decided.decision.summary}; {budget}; nothing was changed"))

@@ -225,6 +225,7 @@ class Player:
         import trio
 
         for event in self._events:
+            await trio.lowlevel.checkpoint()  # a long record, or a fast replay, never waits for anything else
             if event.t <= start_s:
                 self._dashboard.apply(event)
                 self._at_s, self._since_s = event.t, trio.current_time()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qmpalloc.cli.streams import print_json
+from qmpalloc.cli.streams import print_json, table_console
 
 if TYPE_CHECKING:
     from qmpalloc.tui import Dashboard
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 def status(config: Path | None, as_json: bool) -> None:
     """Print what a run of CONFIG does now; without CONFIG, the only run of yours."""
     import trio
-    from rich.console import Console
 
     from qmpalloc.config import default_run_dir
     from qmpalloc.status.place import STATUS, find
@@ -29,7 +28,7 @@ def status(config: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(status_of(dashboard))
     else:
-        Console().print(status_text(dashboard))
+        table_console().print(status_text(dashboard))
 
 
 async def see(path: Path) -> Dashboard:

@@ -11,9 +11,14 @@ import io
 import os
 import select
 import sys
-from typing import IO, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _output: _Output | None = None
+
+UNBOUNDED_WIDTH = 240
 
 
 class _Output(io.FileIO):
@@ -28,12 +33,16 @@ class _Output(io.FileIO):
         if self.failure is not None:
             raise self.failure
         try:
-            while (written := super().write(data)) is None:  # somebody made it non-blocking
-                select.select([], [self], [])
+            left = memoryview(data).cast("B")
+            while left:  # all of it: without a buffer (python -u) nobody else writes what a full disk did not take
+                written = super().write(left)
+                if written is None:  # somebody made it non-blocking
+                    select.select([], [self], [])
+                left = left[written or 0 :]
         except OSError as error:
             self.failure = error
             raise
-        return written
+        return len(data)
 
 
 class _Messages(io.FileIO):
@@ -92,27 +101,31 @@ def flush() -> OSError | None:
 
 
 def write_at_once(file: IO[str], data: bytes) -> int:
-    """Write what `file` takes of `data` without waiting; return how much that is.
-
-    That a file can be written to does not tell how much it takes: the rest of a large write waits. So it is made
-    non-blocking, for this moment only, as other processes may have the same open file.
-    """
+    """Write what `file` takes of `data` without waiting; return how much that is."""
     try:
         number = file.fileno()
     except (OSError, ValueError):  # not a file of the operating system
         return file.write(data.decode(errors="replace")) and len(data)
-    blocking = os.get_blocking(number)
-    os.set_blocking(number, False)
+    from qmpalloc.tui.terminal import write_now
+
     try:
-        return os.write(number, data)
+        return write_now(number, data)
     except BlockingIOError:
         return 0
     except OSError as error:
         if _output is not None and number == _output.fileno():
             _output.failure = error
         raise
-    finally:
-        os.set_blocking(number, blocking)
+
+
+def table_console(*, stderr: bool = False) -> Console:
+    """Return a console for tables. Where there is no terminal, there is no edge to cut or break their lines at."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = max(console.width, UNBOUNDED_WIDTH)
+    return console
 
 
 def print_json(value: object) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from qmpalloc.text import one_line
 
 _USERS = re.compile(r'\("([^"]*)",pid=(\d+)')
 
@@ -36,8 +39,9 @@ def holders(path: str) -> list[str]:
     program = shutil.which("ss")
     if program is None:
         return []
-    output = subprocess.run([program, "-xpHn", "state", "connected"], capture_output=True, text=True, check=False)
-    return parse_holders(output.stdout, path, _working_directory)
+    output = subprocess.run([program, "-xpHn", "state", "connected"], capture_output=True, check=False)
+    # Names of programs and sockets are any bytes: the kernel cuts the first within a letter.
+    return parse_holders(os.fsdecode(output.stdout), path, _working_directory)
 
 
 def _working_directory(pid: int) -> Path | None:
@@ -73,4 +77,4 @@ def parse_holders(table: str, path: str, directory_of: Callable[[int], Path | No
 
     clients = {row[7] for row in rows if bound_to_it(row)}
     found = [user for row in rows if row[5] in clients for user in _USERS.findall(row[8])]
-    return [f"{name} (pid {pid})" for name, pid in dict.fromkeys(found)]
+    return [f"{one_line(name)} (pid {pid})" for name, pid in dict.fromkeys(found)]

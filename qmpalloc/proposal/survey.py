@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import stat
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import trio
@@ -70,7 +70,7 @@ async def _look(qemu: Qemu, timeout_s: float) -> Seen:
         if path is None:
             lacks.append(Lack(f"its QMP socket {one_line(address.path)} is not there", _gone(qemu)))
             continue
-        held = holders(path)
+        held = await trio.to_thread.run_sync(holders, path)
         if held:
             todo = f"end that, or give qmpalloc a QMP socket of its own: {_qmp(qemu)}"
             lacks.append(Lack(f"its QMP socket {one_line(path)} is held by {', '.join(held)}", todo))
@@ -240,16 +240,18 @@ def _name(qemu: Qemu, told: str, socket: str) -> tuple[str, str]:
     return f"qemu-{qemu.pid}", "its process id: it has no -name"
 
 
-def _told_apart(guests: Iterable[Seen]) -> list[Seen]:
+def _told_apart(guests: Sequence[Seen]) -> list[Seen]:
     """Return guests of which no two have one name."""
-    counted: Counter[str] = Counter()
+    taken = {guest.name for guest in guests}
+    seen: set[str] = set()
     apart = []
     for guest in guests:
-        counted[guest.name] += 1
-        if counted[guest.name] == 1:
+        if guest.name in seen:
+            name = next(name for number in count(2) if (name := f"{guest.name}-{number}") not in taken)
+            taken.add(name)
+            named = f"{guest.named}, which another QEMU has too: start it with another -name to choose"
+            apart.append(structs.replace(guest, name=name, named=named))
+        else:
+            seen.add(guest.name)
             apart.append(guest)
-            continue
-        name = f"{guest.name}-{counted[guest.name]}"
-        named = f"{guest.named}, which another QEMU has too: start it with another -name to choose"
-        apart.append(structs.replace(guest, name=name, named=named))
     return apart

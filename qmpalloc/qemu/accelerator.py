@@ -7,12 +7,14 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
+from qmpalloc.errors import HostError
 from qmpalloc.files import write_json
 from qmpalloc.qemu import cache
 from qmpalloc.qemu.architecture import Architecture
@@ -215,5 +217,6 @@ def _read() -> dict[str, ProbeResult]:
 
 def _write(results: dict[str, ProbeResult]) -> None:
     file = _file()
-    cache.make_place(file.parent)
-    write_json(file, results)
+    with suppress(HostError):  # a cache that is only read: it is tried again next time
+        cache.make_place(file.parent)
+        write_json(file, results)

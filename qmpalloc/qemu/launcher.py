@@ -189,6 +189,10 @@ async def open_guests(
         report(f"warning: {warning}")
     run_dir = Path(config.host.run_dir)
     rundir.prepare_run_dir(run_dir)
+    if detach and rundir.ends_at_logout(run_dir):
+        report(
+            f"warning: {run_dir} is removed when you log out: loginctl enable-linger, or name another [host] run_dir"
+        )
     machines: list[Machine] = []
     keep = False
     try:

@@ -7,6 +7,7 @@ is never signalled.
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import stat
 import time
@@ -20,6 +21,7 @@ from qmpalloc.files import write_json
 
 RECORD_NAME = "guest.json"
 POLL_S = 0.05
+LINGERS = Path("/var/lib/systemd/linger")
 
 ANOTHER_HINT = "choose another with XDG_RUNTIME_DIR, or with [host] run_dir in the configuration"
 
@@ -96,6 +98,17 @@ def prepare_run_dir(run_dir: Path) -> None:
         raise HostError(f"{run_dir} is not a directory of yours", hint=ANOTHER_HINT)
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise HostError(f"{run_dir} can be entered by others", hint=f"chmod 700 {run_dir}")
+
+
+def ends_at_logout(run_dir: Path, lingers: Path = LINGERS) -> bool:
+    """Tell whether systemd removes a directory when its user logs out: in ``/run/user``, unless the user lingers.
+
+    Processes go on then, by default, and their sockets are gone.
+    """
+    user = os.getuid()
+    if not run_dir.is_relative_to(f"/run/user/{user}"):
+        return False
+    return not (lingers / pwd.getpwuid(user).pw_name).exists()
 
 
 def write_record(directory: Path, record: GuestRecord) -> None:

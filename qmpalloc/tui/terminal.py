@@ -3,7 +3,8 @@
 A terminal may stop taking output (a stopped multiplexer, a dead network connection). A blocking write would then hold
 up the whole program, control of the guests included. So rich paints into memory, and the bytes go out through a
 descriptor of our own that does not block. It is opened anew by name, because ``O_NONBLOCK`` on the inherited one would
-also apply to the shell that we return to.
+also apply to the shell that we return to. Where that is not allowed, as after ``su`` or ``sudo -u``, the inherited one
+is used, non-blocking for the moment of each write.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import IO, cast
@@ -19,6 +21,25 @@ import trio
 from rich.console import Console
 
 RESTORE_TIMEOUT_S = 1.0
+UNTOLD_SIZE = 80, 24
+
+
+def write_now(number: int, data: bytes) -> int:
+    """Write what a descriptor takes without waiting, and return how much that is.
+
+    That it can be written to does not tell how much it takes: the rest of a large write waits. So it is made
+    non-blocking, for this moment only, as other processes may have the same open file.
+
+    Raises:
+        BlockingIOError: It takes nothing now.
+        OSError: It takes nothing more.
+    """
+    blocking = os.get_blocking(number)
+    os.set_blocking(number, False)
+    try:
+        return os.write(number, data)
+    finally:
+        os.set_blocking(number, blocking)
 
 
 def is_interactive(console: Console | None = None, *, environ: Mapping[str, str] = os.environ) -> bool:
@@ -65,11 +86,12 @@ class Terminal(io.StringIO):
         return console
 
     def size(self) -> tuple[int, int]:
-        """Return columns and lines as they are now; (0, 0) once the terminal is gone."""
+        """Return columns and lines as they are now; (0, 0) once the terminal is gone. A serial line tells none."""
         try:
-            return os.get_terminal_size(self._fd)
+            size = os.get_terminal_size(self._fd)
         except OSError:
             return 0, 0
+        return size if all(size) else shutil.get_terminal_size(UNTOLD_SIZE)
 
     async def send(self) -> None:
         """Write out what was painted. Cancellation may leave half of it written."""
@@ -79,7 +101,7 @@ class Terminal(io.StringIO):
         while data and not self.lost:
             await trio.lowlevel.wait_writable(self._fd)
             try:
-                data = data[os.write(self._fd, data) :]
+                data = data[write_now(self._fd, data) :]
             except BlockingIOError:
                 continue
             except OSError:

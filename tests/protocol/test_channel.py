@@ -139,6 +139,14 @@ async def test_a_command_that_does_not_reach_the_guest_is_named_with_a_hint(tmp_
     assert hint in caught.value.hint
 
 
+async def test_what_a_command_leaves_in_the_background_holds_nothing_up(monkeypatch):
+    monkeypatch.setattr(command_module, "KILL_GRACE_S", 0.5)
+    async with open_command(SHELL, "web") as channel:
+        with trio.fail_after(20):
+            done = await channel.run(["sh", "-c", "echo said; sleep 30 &"])  # as ssh with ControlPersist
+    assert (done.exit_code, done.out) == (0, b"said\n")
+
+
 async def test_a_command_that_does_not_exist_is_an_error_of_this_host(tmp_path):
     with pytest.raises(HostError, match=r"no-such-ssh cannot be run on this host: No such file"):
         async with open_command((str(tmp_path / "no-such-ssh"),), "web"):
@@ -254,6 +262,19 @@ async def test_a_program_that_is_given_up_is_killed_and_its_directory_removed(au
     assert (await passed(guest, within_s=1))[0] is None
     assert guest.ran[-1][-1].startswith("kill ")
     assert guest.ran[-1][-1].endswith(f"; rm -rf {DIRECTORY}")
+
+
+@pytest.mark.timeout(60)
+async def test_an_agent_that_ends_meanwhile_is_not_waited_for(autojump_clock):
+    guest = Guest()
+
+    async def reboot():
+        await trio.sleep(1)
+        guest.agent.stop()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reboot)
+        await passed(guest, raises=pytest.raises(DeadlineError, match="how the program goes on within 60 s"))
 
 
 async def test_a_directory_that_the_guest_makes_up_reaches_no_shell(autojump_clock):

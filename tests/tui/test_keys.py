@@ -131,8 +131,12 @@ async def test_the_clock_is_learnt_from_the_events(autojump_clock):
     assert clock() == pytest.approx(108.0)
 
 
-async def test_a_terminal_that_takes_no_output_holds_up_nobody(autojump_clock):
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("whose", ["ours", "another user's"])
+async def test_a_terminal_that_takes_no_output_holds_up_nobody(autojump_clock, monkeypatch, whose):
     controller, terminal_fd = os.openpty()
+    if whose != "ours":  # as after su: it may not be opened by its name
+        monkeypatch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(PermissionError))
     try:
         terminal = Terminal(terminal_fd)
         async with trio.open_nursery() as nursery:
@@ -148,6 +152,16 @@ async def test_a_terminal_that_takes_no_output_holds_up_nobody(autojump_clock):
     finally:
         os.close(controller)
         os.close(terminal_fd)
+
+
+def test_a_terminal_that_does_not_tell_its_size_has_the_usual_one(monkeypatch):
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    controller, terminal_fd = os.openpty()
+    assert tuple(os.get_terminal_size(terminal_fd)) == (0, 0)  # as a serial line
+    assert Terminal(terminal_fd).size() == (80, 24)
+    os.close(controller)
+    os.close(terminal_fd)
 
 
 async def test_a_terminal_that_is_gone_is_noticed():

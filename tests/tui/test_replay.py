@@ -1,15 +1,20 @@
 """``qmpalloc replay``: what a run showed, its record shows again."""
 
+import itertools
 import json
+import os
+import signal
 
 import pytest
 import trio
 import trio.testing
 from click.testing import CliRunner
 from drawing import draw, reduce
+from msgspec import structs
 from synthetic import run
 
 from qmpalloc import events
+from qmpalloc.cli.onlooker import look_on
 from qmpalloc.cli.replay import Player, replay
 from qmpalloc.tui import Dashboard
 
@@ -115,3 +120,26 @@ def test_a_size_that_is_none_is_refused(record, tmp_path, size):
 def test_a_picture_that_cannot_be_written_is_an_error_with_its_path(record, tmp_path):
     error = invoke(record, "--svg", tmp_path / "missing" / "x.svg").exception
     assert "x.svg cannot be written" in str(error)
+
+
+@pytest.mark.timeout(60)
+async def test_however_fast_it_is_and_however_long_the_record_keys_and_signals_are_heeded(autojump_clock):
+    header, *_ = run(2, 1)
+    for start_s, speed in ((0.0, 1e9), (1e9, 1.0)):
+        endless = (structs.replace(header, t=float(number)) for number in itertools.count())
+        with trio.move_on_after(0):
+            await Player(Dashboard(), endless, speed).run(start_s)
+        assert next(endless).t > 0.0
+
+
+@pytest.mark.timeout(60)
+async def test_a_signal_ends_the_following_of_a_record_that_is_long():
+    header, *_ = run(2, 1)
+
+    async def events():
+        for number in itertools.count():
+            if number == 100:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield header
+
+    assert await look_on(events, lambda event: None)

@@ -179,6 +179,17 @@ def test_when_nobody_reads_any_more_the_guests_go_home(directory):
     assert last.reason == "nobody reads the output"
 
 
+def test_a_summary_that_cannot_be_written_hides_no_table(directory):
+    command = [sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--out", "out", "--duration", "2500ms"]
+    process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "decision 1" not in process.stdout.readline():
+        pass
+    (directory / "out").rename(directory / "moved")
+    said, wrong = process.communicate(timeout=60)
+    assert re.search(r"^ *guest +start +end", said, re.MULTILINE)
+    assert (process.returncode, wrong) == (1, "error: out/summary.json cannot be written: No such file or directory\n")
+
+
 def test_under_nohup_a_run_outlives_its_terminal(directory):
     command = ["nohup", sys.executable, "-m", "qmpalloc", "run", "lab.toml", "--out", "out"]
     record = directory / "out" / "record.jsonl"

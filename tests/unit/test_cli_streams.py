@@ -9,8 +9,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
-from qmpalloc.cli.streams import _Output
+from qmpalloc.cli.streams import _Output, table_console
 from qmpalloc.events import Ended, Header
 from qmpalloc.record import read_record
 
@@ -105,6 +106,22 @@ def test_programs_that_are_started_have_all_three_streams_too():
     command = ["/bin/sh", "-c", f'exec {sys.executable} -c "{program}" <&- 2>&-']
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     assert said.split()[:3] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_is_full_in_mid_write_is_a_failure_too(tmp_path, unbuffered):
+    command = f"ulimit -f 1; exec {sys.executable} -m qmpalloc schema configuration >{tmp_path}/cut"
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    said = subprocess.run(["/bin/sh", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stderr) == (1, "error: standard output cannot be written: File too large\n")
+
+
+def test_where_there_is_no_edge_no_table_is_cut(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    table = Table("x" * 60, "y" * 60)
+    table.columns[0].no_wrap = True
+    table_console().print(table)
+    assert [word for word in sys.stdout.getvalue().split() if word[0] in "xy"] == ["x" * 60, "y" * 60]
 
 
 def test_an_output_that_somebody_made_non_blocking_is_waited_for():

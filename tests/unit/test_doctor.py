@@ -1,6 +1,7 @@
 """Diagnoses: what is found is said, and every line that is not well ends with what to do."""
 
 import json
+import os
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from qmpalloc.doctor import Verdict, check_guest
 from qmpalloc.doctor.guests import SERVICE, SERVICES, counter_checks, disks
 from qmpalloc.doctor.host import check_cgroup, check_host
 from qmpalloc.experiment.spec.access import Uniform
-from qmpalloc.host.sockets import parse_holders, who_else, who_else_may_open
+from qmpalloc.host.sockets import holders, parse_holders, who_else, who_else_may_open
 from qmpalloc.qemu import accelerator
 from qmpalloc.qemu.accelerator import ProbeResult
 from qmpalloc.sample import CollectorUse, Counters, Duty, Sample
@@ -41,6 +42,18 @@ def test_who_holds_a_socket_that_was_bound_by_a_relative_path(tmp_path):
 def test_who_holds_a_socket_that_was_bound_by_an_absolute_path(tmp_path):
     assert parse_holders(SS, "/elsewhere/web.qmp", {10: tmp_path}.get) == ["python3 (pid 21)"]
     assert parse_holders(SS, "/nowhere/web.qmp", {10: tmp_path}.get) == []
+
+
+def test_names_that_are_no_text_hide_no_holder_and_reach_no_terminal(tmp_path, monkeypatch):
+    program = tmp_path / "ss"
+    program.write_bytes(
+        b"#!/bin/sh\ncat <<'END'\n"
+        b'u_str ESTAB 0 0 /web\xff.qmp 1 * 2 users:(("qemu",pid=1,fd=9))\n'
+        b'u_str ESTAB 0 0 * 2 * 1 users:(("\x1b[2Jgr\xc3",pid=2,fd=3))\nEND\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert holders("/web\udcff.qmp") == ["?[2Jgr\\udcc3 (pid 2)"]
 
 
 OVERLAY = {"file": 'json:{"driver": "qcow2"}', "cache": {"direct": False, "no-flush": True}}

@@ -15,7 +15,7 @@ from qmpalloc.host.qemus import Qemu, find_qemus, hides_others
 from qmpalloc.model import HostMemory
 from qmpalloc.proposal import document, propose
 from qmpalloc.proposal.seen import Lack, Memory, Seen
-from qmpalloc.proposal.survey import unix_path
+from qmpalloc.proposal.survey import _told_apart, unix_path
 from qmpalloc.qemu.options import Address, guest_name, qmp_addresses
 from qmpalloc.units import GIB, MIB
 
@@ -245,6 +245,12 @@ def test_nothing_that_was_found_gets_out_of_its_comment():
     text = document([fit], propose([fit.memory], ROOMY), [msgspec.structs.replace(fit, lacks=(lack,))], file="lab.toml")
     assert parse(text, file=Path("/lab.toml")).host.budget == GIB
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("names", [["web", "web", "web-2"], ["web-2", "web", "web"], ["web"] * 3])
+def test_no_two_guests_get_one_name_whatever_others_are_called(names):
+    found = [Seen(pid=pid, program="qemu-kvm", name=name, named="its -name") for pid, name in enumerate(names)]
+    assert sorted(guest.name for guest in _told_apart(found)) == ["web", "web-2", "web-3"]
 
 
 def test_paths_with_quotes_are_written_and_those_that_cannot_be_shown_refused():

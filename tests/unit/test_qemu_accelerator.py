@@ -46,6 +46,11 @@ def test_the_outcome_is_remembered(image):
     assert accelerator.expected("auto", image).name == "kvm"
 
 
+def test_a_cache_that_cannot_be_written_keeps_nobody_from_it(image, tmp_path):
+    (tmp_path / "qmpalloc").touch()
+    assert accelerator.choose("auto", image, probe=lambda _: BOOTS).name == "kvm"
+
+
 def test_another_image_is_another_question(image):
     accelerator.choose("auto", image, probe=lambda _: HANGS)
     other = Image(directory=Path("/cache/bookworm-lab-543210"), manifest=image.manifest)

@@ -1,8 +1,10 @@
 """A process is signalled only if it is the one that was started; a directory that others can enter is not used."""
 
 import os
+import pwd
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -129,3 +131,11 @@ def test_a_link_in_place_of_the_run_directory_is_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "target")
     with pytest.raises(HostError, match="not a directory of yours"):
         rundir.prepare_run_dir(tmp_path / "link")
+
+
+def test_a_directory_of_a_login_ends_with_it_unless_its_user_lingers(tmp_path):
+    of_login = Path(f"/run/user/{os.getuid()}/qmpalloc")
+    assert rundir.ends_at_logout(of_login, tmp_path)
+    assert not rundir.ends_at_logout(Path("/run/qmpalloc"), tmp_path)
+    (tmp_path / pwd.getpwuid(os.getuid()).pw_name).touch()
+    assert not rundir.ends_at_logout(of_login, tmp_path)
