@@ -77,7 +77,7 @@ async def conduct(directory, said=None):
     )
 
 
-PLAN = ["repeat1-rule", "repeat1-static", "repeat2-rule", "repeat2-static"]
+PLAN = ["repeat1-rule", "repeat1-static", "repeat2-static", "repeat2-rule"]
 
 
 async def test_every_run_is_run_once_and_the_first_measures_the_disk(arms, directory):

@@ -37,11 +37,11 @@ def require_arms(specification: Specification, names: Collection[str]) -> None:
 
 
 def planned(specification: Specification, *, arms: Collection[str] = ()) -> tuple[ArmRun, ...]:
-    """Return every run in order: repeat by repeat, all arms in each, shuffled anew by the seed.
+    """Return every run in order: repeat by repeat, all arms in each, shuffled by the seed, every second one reversed.
 
-    A slow drift of the host then meets no arm more than another, and each repeat is complete before the next. The
-    order of a repeat depends on the seed, its number and the names of the specification's arms only: more repeats, or
-    fewer arms, leave the rest as it was.
+    Of any two arms each then comes first equally often, and a slow drift of the host meets both alike; shuffled alone,
+    three repeats may well have the same one first. The order of a repeat depends on the seed, its number and the names
+    of the specification's arms only: more repeats, or fewer arms, leave the rest as it was.
 
     Args:
         specification: What to run.
@@ -54,7 +54,8 @@ def planned(specification: Specification, *, arms: Collection[str] = ()) -> tupl
     names = sorted(arm.name for arm in specification.arms)
     runs = []
     for repeat in range(1, specification.repeats + 1):
-        random = seeded(specification.seed, "order", str(repeat))
-        shuffled = sorted((random.random(), name) for name in names)
+        reverse = repeat % 2 == 0
+        random = seeded(specification.seed, "order", str(repeat - reverse))
+        shuffled = sorted(((random.random(), name) for name in names), reverse=reverse)
         runs += [ArmRun(repeat, name) for _, name in shuffled if not arms or name in arms]
     return tuple(runs)
