@@ -4,11 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpalloc.errors import ConfigError
 from qmpalloc.experiment.spec import parsing
 from qmpalloc.experiment.spec.plan import ArmRun, planned
 
@@ -57,8 +55,3 @@ def test_finished_runs_can_be_kept_as_json():
     kept = msgspec.json.decode(msgspec.json.encode(plan[:2]), type=tuple[ArmRun, ...])
     assert kept == plan[:2]
     assert plan[0].name == f"repeat1-{plan[0].arm}"
-
-
-def test_an_unknown_arm_is_refused():
-    with pytest.raises(ConfigError, match="no arm is called 'fixed'"):
-        planned(SPEC, arms=["fixed"])
