@@ -79,9 +79,10 @@ def gains(table: Table) -> Rows:
     for (workload, guest), arms in values_of(table).items():
         ratios = {}
         for arm in ARMS:
-            both = [(value, arms["static"].get(repeat)) for repeat, value in arms.get(arm, {}).items()]
-            pairs = [(ours, theirs) if ours > 0 else (-theirs, -ours) for ours, theirs in both if theirs]
-            if pairs:
+            theirs = arms["static"]
+            both = [(ours, theirs[repeat]) for repeat, ours in arms.get(arm, {}).items() if repeat in theirs]
+            pairs = [(ours, other) if ours > 0 else (-other, -ours) for ours, other in both]
+            if pairs and all(min(pair) > 0 for pair in pairs):  # of nothing there is no ratio
                 ratios[arm] = ratio(pairs)
         rows.append((workload, guest, ratios))
     return rows

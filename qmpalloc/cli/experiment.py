@@ -113,7 +113,9 @@ def run(
 @experiment.command(short_help="Go on with what is interrupted or failed.")
 @directory_argument
 @click.option(
-    "--anyway", is_flag=True, help="Also with other images, another QEMU or on another host; the report says so."
+    "--anyway",
+    is_flag=True,
+    help="Also with other images, another QEMU or qmpalloc, or on another host; the report says so.",
 )
 @click.option("--repeats", type=click.IntRange(min=1), help="More than it was begun with; the report says so.")
 @live_option

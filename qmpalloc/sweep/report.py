@@ -10,7 +10,7 @@ from qmpalloc.experiment.report import write_report as write_experiment_report
 from qmpalloc.experiment.report.markdown import bullets, document, heading, paragraph, table
 from qmpalloc.files import write_whole
 from qmpalloc.sweep.model import ModelRow
-from qmpalloc.sweep.spec import GuestsTask
+from qmpalloc.sweep.spec import GuestsTask, PolicyChoice
 from qmpalloc.sweep.store import SweepDirectory
 
 
@@ -38,14 +38,14 @@ def _blocks(directory: SweepDirectory) -> Iterator[str]:
     counted = sum(key in done and not done[key].failed for key in tasks)
     yield paragraph(f"{counted} of {len(tasks)} runs count, {len(failed)} failed.", strong=counted < len(tasks))
     rows = [done[key].row for key in tasks if key in done]
-    yield from _model_table([row for row in rows if row is not None])
+    yield from _model_table([row for row in rows if row is not None], directory.sweep.policies)
     yield from _hosts(directory)
     if failed:
         yield heading("Runs that failed")
         yield bullets(f"{each.key}, host {each.host or 'not known'}: {each.failed}" for each in failed)
 
 
-def _model_table(rows: Sequence[ModelRow]) -> Iterator[str]:
+def _model_table(rows: Sequence[ModelRow], policies: Sequence[PolicyChoice]) -> Iterator[str]:
     """Yield the means over the seeds, of each policy under each load, page replacement and size."""
     if not rows:
         return
@@ -53,7 +53,7 @@ def _model_table(rows: Sequence[ModelRow]) -> Iterator[str]:
     for row in rows:
         by_policy = groups.setdefault((row.load, row.lru, row.size), {})
         by_policy.setdefault(row.policy, {})[row.seed] = row
-    first = rows[0].policy
+    first = policies[0].name
     cells = []
     for (load, lru, size), by_policy in groups.items():
         for policy, by_seed in by_policy.items():

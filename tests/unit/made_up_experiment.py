@@ -12,7 +12,7 @@ from random import Random
 from msgspec import structs
 
 from qmpalloc.events import Decided, Header
-from qmpalloc.experiment.analysis import latency
+from qmpalloc.experiment.run.generator.tally import bucket
 from qmpalloc.experiment.spec.parsing import parse
 from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.spec.scaling import scale
@@ -241,7 +241,7 @@ class Modelled:
         started, reads = self.current
         seconds = self.now_s - started
         timed = max(1, reads // 8)
-        counts = {latency.bucket(int(seconds / reads * 1e9 * factor)): timed // 2 for factor in (0.5, 1.5)}
+        counts = {bucket(int(seconds / reads * 1e9 * factor)): timed // 2 for factor in (0.5, 1.5)}
         return PhaseProgress(name=self.phase.name, reads=reads, seconds=seconds, started_s=started + BOOT_S, done=done,
                              latency=counts)  # fmt: skip
 

@@ -155,7 +155,7 @@ def test_where_nothing_is_left_nothing_is_prepared(begun, monkeypatch):
     for arm in ("static", "rule"):
         directory.run(ArmRun(1, arm)).begin()
         directory.run(ArmRun(1, arm)).write_outcome(
-            Outcome(arm=arm, repeat=1, started_wall=0.0, total_s=1.0, load_s=1.0)
+            Outcome(arm=arm, repeat=1, started_wall=0.0, total_s=1.0, load_s=None)
         )
     assert "nothing is left to run" in invoke("resume", str(directory.path)).output
 

@@ -36,7 +36,7 @@ def directory(tmp_path):
 
 
 def outcome(arm, repeat, **fields):
-    return Outcome(arm=arm, repeat=repeat, started_wall=0.0, total_s=60.0, load_s=30.0, **fields)
+    return Outcome(arm=arm, repeat=repeat, started_wall=0.0, total_s=60.0, load_s=None, **fields)
 
 
 def test_an_experiment_is_found_again_scaled_and_with_its_repeats(directory):

@@ -1,7 +1,9 @@
 """What was gained of what there was to gain."""
 
 from made_up_experiment import MadeUp
+from msgspec import structs
 
+from qmpalloc.config import Duration
 from qmpalloc.experiment.analysis.gain import late_misses, oracle_arm, oracle_share
 from qmpalloc.experiment.analysis.results import GuestRun, RunResult, load_results
 from qmpalloc.experiment.analysis.trials import Counts, GuestTrials, Trial
@@ -56,6 +58,16 @@ def test_the_share_of_the_oracles_gain(tmp_path):
 
 def test_without_an_oracle_there_is_no_share(tmp_path):
     results = load_results(MadeUp(tmp_path / "out", repeats=1).all_runs().directory)
+    assert oracle_share(results, "rule") is None
+
+
+def test_where_arms_do_unequal_work_their_misses_are_no_share(tmp_path):
+    made = MadeUp(tmp_path / "out", arms=("static", "rule", "oracle"), repeats=1).all_runs()
+    results = load_results(made.directory)
+    spec = results.specification
+    timed = [structs.replace(phase, duration=Duration(60.0)) for phase in spec.guests[0].phases]
+    guests = (structs.replace(spec.guests[0], phases=tuple(timed)), spec.guests[1])
+    results = structs.replace(results, specification=structs.replace(spec, guests=guests))
     assert oracle_share(results, "rule") is None
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_experiment import MadeUp
+from msgspec import structs
 
 from qmpalloc.errors import HostError
 from qmpalloc.experiment.analysis.results import load_results
@@ -158,6 +159,8 @@ def test_missing_readings_are_said(made_up):
     hits = summary(made_up)["arms"][1]["repeats"][0]["hits_by_trial"]
     assert [number for number, value in enumerate(hits, 1) if value is None] == [3, 4, 5]
     assert summary(made_up)["comparisons"][0]["hits"] is None
+    assert [summary(made_up)["arms"][1]["repeats"][0][key] for key in ("hits", "misses", "hit_ratio")] == [None] * 3
+    assert [row(written(made_up), label)[1] for label in ("Misses in all", "Hit ratio")] == ["-", "-"]
 
 
 def test_a_missing_reading_costs_no_hit_in_all(made_up):
@@ -428,3 +431,14 @@ def test_readings_that_were_cut_after_their_run_make_it_fail(made_up, how):
     assert "1 run failed and is left out; see below." in text
     assert re.search(r"- rule, repeat 2: its files cannot be used: .*readings.jsonl: ends after \d+ s of \d+ s", text)
     assert summary(made_up)["complete"] is False
+    assert [run.name for run in made_up.directory.left()] == ["repeat2-rule"]
+
+
+def test_loads_that_end_while_they_are_read_for_the_last_time_end_after_their_last_trial(made_up):
+    place = made_up.run("rule", 1).directory.run(ArmRun(1, "rule"))
+    readings = place.readings()
+    late_s = max(reading.t for reading in readings) - place.outcome().load_s + 0.2
+    place.readings_file.unlink()
+    place.append_readings([structs.replace(reading, t=max(0.0, reading.t - late_s)) for reading in readings])
+    (run,) = load_results(made_up.directory).counted("rule")
+    assert run.seconds > max(row.end_s for guest in run.guests.values() for row in guest.trials.trials)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_experiment import MadeUp
 
-from qmpalloc.experiment.analysis import latency
 from qmpalloc.experiment.analysis.phases import phase_results
 from qmpalloc.experiment.analysis.trials import guest_trials, total_hits_by_trial
+from qmpalloc.experiment.run.generator.tally import bucket
 from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress, Reading
 
@@ -50,7 +50,7 @@ def test_a_trial_is_the_difference_of_two_readings():
 
 
 def test_latencies_are_those_of_the_reads_of_the_trial():
-    slow, fast = latency.bucket(2_000_000), latency.bucket(40_000)
+    slow, fast = bucket(2_000_000), bucket(40_000)
     before = reading(1, "g1", phase("first", 80, 8.0, buckets={slow: 10}))
     after = reading(
         2,
@@ -65,16 +65,11 @@ def test_latencies_are_those_of_the_reads_of_the_trial():
 
 
 def test_with_a_rate_the_time_per_read_is_no_latency():
-    fast = latency.bucket(40_000)
+    fast = bucket(40_000)
     readings = [reading(0), reading(1, "g1", phase("first", 100, 10.0, buckets={fast: 100}))]
     assert guest_trials(readings, "g1").trials[0].read_mean_s == pytest.approx(0.1)
     row = guest_trials(readings, "g1", open_loop=["first"]).trials[0]
     assert row.read_mean_s == pytest.approx(40e-6, rel=0.12)
-
-
-def test_buckets_that_no_generator_counts_in_are_left_out():
-    readings = [reading(0), reading(1, "g1", phase("first", 8, 1.0, buckets={-3: 5, 10**9: 5, 64: -1}))]
-    assert guest_trials(readings, "g1").trials[0].read_p99_s is None
 
 
 def test_a_missing_reading_makes_a_row_of_two_trials_and_is_said():

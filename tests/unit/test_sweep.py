@@ -238,6 +238,14 @@ def test_results_are_the_same_as_csv_and_as_parquet(tmp_path, quick):
     assert "3 of 12 runs count, 0 failed." in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_policies_stand_beside_the_first_of_the_file_also_where_its_first_run_failed(tmp_path, quick):
+    pytest.importorskip("pyarrow.parquet")
+    directory = opened(tmp_path, quick)
+    directory.add(done(quick, 1))
+    write_report(directory)
+    assert "misses, of static |" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_a_missing_dask_is_an_error_that_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(HostError, match="distributed is not installed") as caught:

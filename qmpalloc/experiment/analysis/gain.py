@@ -32,7 +32,9 @@ class OracleShare(Struct, frozen=True, kw_only=True):
 
 
 def oracle_arm(results: Results) -> str | None:
-    """Return the name of the arm with the policy ``oracle``; None when none of them was run."""
+    """Return the name of the arm with the policy ``oracle``; None when none was run, or arms may do unequal work."""
+    if results.specification.has_unequal_work:
+        return None  # who does more misses more
     return next((arm.name for arm in results.arms_counted if arm.is_oracle), None)
 
 
@@ -59,8 +61,7 @@ def late_misses(run: RunResult) -> float | None:
     By accesses, not by time: the loads of all arms are the same reads, which they do at different times. Within the
     trial in which a guest did half of its accesses the misses are taken to be even.
     """
-    guests = [guest.trials for guest in run.guests.values()]
-    return sum(map(_late_misses, guests)) if all(guest.whole for guest in guests) else None
+    return sum(_late_misses(guest.trials) for guest in run.guests.values()) if run.whole else None
 
 
 def _late_misses(guest: GuestTrials) -> float:

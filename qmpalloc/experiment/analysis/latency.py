@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
-from qmpalloc.experiment.run.generator.tally import SUB_BITS, bucket
+from qmpalloc.experiment.run.generator.tally import SUB_BITS
 from qmpalloc.experiment.store.records import PhaseProgress
-
-LAST_BUCKET = bucket(2**63)
 
 
 def lower_bound_ns(number: int) -> int:
@@ -34,16 +32,11 @@ def read_times_s(
     timed: Counter[int] = Counter()
     read = [part for part in parts if part.reads > 0]
     for part in read:
-        timed.update(sound(part.latency))
+        timed.update(part.latency)
     mean = mean_s(timed)
     if read and not any(part.name in open_loop for part in read):
         mean = sum(part.seconds for part in read) / sum(part.reads for part in read)
     return mean, percentile_s(timed, 0.5), percentile_s(timed, 0.99)
-
-
-def sound(counts: Mapping[int, int]) -> dict[int, int]:
-    """Return those buckets of a histogram that a guest can have counted in; it comes from the guest."""
-    return {number: count for number, count in counts.items() if 0 <= number <= LAST_BUCKET and 0 < count < 2**63}
 
 
 def mean_s(counts: Mapping[int, int]) -> float | None:
@@ -53,12 +46,7 @@ def mean_s(counts: Mapping[int, int]) -> float | None:
 
 
 def percentile_s(counts: Mapping[int, int], share: float) -> float | None:
-    """Return the latency that `share` (0 to 1) of the reads did not exceed: the middle of its bucket; None: no reads.
-
-    Args:
-        counts: Bucket number to reads.
-        share: For example 0.99.
-    """
+    """Return the latency that `share` of the reads did not exceed, as the middle of its bucket; None: no reads."""
     total = sum(counts.values())
     if not total:
         return None

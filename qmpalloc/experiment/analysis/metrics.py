@@ -81,7 +81,8 @@ class MetricComparison(Struct, frozen=True, kw_only=True):
         guest: Whose.
         phase: Which phase of it.
         metric: Which metric of that.
-        ratio: To the reference; None when no repeat has both, or one is not above 0.
+        ratio: To the reference; None when no repeat has both, or one is not above 0. What is equal, as no errors in
+            both, has the ratio 1.
         gain: The same so that above 1 is better.
     """
 
@@ -108,7 +109,7 @@ def compare_metrics(
     found = []
     for guest, phase, metric in metrics:
         key = (guest, phase, metric.name)
-        both = [(ours[key], theirs[key]) for ours, theirs in pairs if key in ours and key in theirs]
+        both = [_pair(ours[key], theirs[key]) for ours, theirs in pairs if key in ours and key in theirs]
         if not both or any(not value > 0 for pair in both for value in pair):
             found.append(MetricComparison(guest=guest, phase=phase, metric=metric, ratio=None, gain=None))
             continue
@@ -117,15 +118,21 @@ def compare_metrics(
     return tuple(found)
 
 
+def _pair(ours: float, theirs: float) -> tuple[float, float]:
+    """Return two values of which the ratio is taken: equal ones, which may be 0, have the ratio 1."""
+    return (1.0, 1.0) if ours == theirs else (ours, theirs)
+
+
 def _gain(metric: Metric, ours: float, theirs: float) -> tuple[float, float]:
     """Return a pair of values in the order in which a ratio above 1 is better."""
     return (ours, theirs) if metric.better == "higher" else (theirs, ours)
 
 
 def worst(comparisons: Iterable[MetricComparison]) -> MetricComparison | None:
-    """Return the metric that gained least, or lost most; None when none can be compared."""
-    known = [each for each in comparisons if each.gain is not None]
-    return min(known, key=lambda each: each.gain.value if each.gain is not None else math.inf, default=None)
+    """Return the metric that gained least, or lost most; None when one cannot be compared, which may be that."""
+    known = [(each.gain.value if each.gain is not None else -math.inf, each) for each in comparisons]
+    least, found = min(known, key=lambda pair: pair[0], default=(-math.inf, None))
+    return found if least > 0 else None
 
 
 def gain_of_all(
@@ -138,24 +145,26 @@ def gain_of_all(
     So a guest with many metrics counts no more than one with few.
 
     Args:
-        comparisons: Of the arm; metrics that cannot be compared are left out.
+        comparisons: Of the arm.
         pairs: As for `compare_metrics`. Repeats that lack a metric are left out.
         weights: Of the guests.
 
     Returns:
-        None when nothing can be compared.
+        None when a metric cannot be compared: without it, an arm that lets a guest do nothing could be the best.
     """
-    known = [each for each in comparisons if each.gain is not None]
-    keys = [(each.guest, each.phase, each.metric.name) for each in known]
-    count = Counter(each.guest for each in known)
+    metrics = list(comparisons)
+    if any(each.gain is None for each in metrics):
+        return None
+    keys = [(each.guest, each.phase, each.metric.name) for each in metrics]
+    count = Counter(each.guest for each in metrics)
     total = math.fsum(weights[guest] for guest in count)
     gains = []
     for ours, theirs in pairs:
-        if not known or not (ours.keys() >= set(keys) and theirs.keys() >= set(keys)):
+        if not keys or not (ours.keys() >= set(keys) and theirs.keys() >= set(keys)):
             continue
         logs = []
-        for each, key in zip(known, keys, strict=True):
-            better, worse = _gain(each.metric, ours[key], theirs[key])
+        for each, key in zip(metrics, keys, strict=True):
+            better, worse = _gain(each.metric, *_pair(ours[key], theirs[key]))
             logs.append(weights[each.guest] / total / count[each.guest] * math.log(better / worse))
         gains.append((math.exp(math.fsum(logs)), 1.0))
     return ratio(gains) if gains else None
@@ -164,7 +173,7 @@ def gain_of_all(
 def metric_verdicts(
     arm: str, reference: str, comparisons: Sequence[MetricComparison], of_all: Ratio | None
 ) -> Iterator[str]:
-    """Yield a sentence for each metric of an arm, and one for all guests together."""
+    """Yield a sentence for each metric of an arm, and at last one for all guests together."""
     for each in comparisons:
         what = f"{each.metric.name} of {each.guest} ({each.phase})"
         if each.ratio is None or each.gain is None:
@@ -176,7 +185,10 @@ def metric_verdicts(
         said = f"{arm} had {each.ratio} of the {reference} {what}, {each.metric.better} is better"
         yield f"{said}: {each.gain.decided('worse', 'better')}."
     least = worst(comparisons)
-    if of_all is not None and least is not None and least.gain is not None:
+    if of_all is None or least is None or least.gain is None:
+        why = "not by every metric" if comparisons else "no phase has a metric"
+        yield f"{arm} cannot be compared over all guests: {why}."
+    else:
         yield (
             f"{arm} over all guests by weight: {of_all} times as good as {reference} (geometric mean): "
             f"{of_all.decided('worse', 'better')}. Worst: {least.gain.value:.2f} times, {least.metric.name} of "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from msgspec import Struct, structs
 
@@ -15,11 +14,12 @@ from qmpalloc.experiment.analysis.metrics import (
     MetricValues,
     compare_metrics,
     gain_of_all,
+    metric_verdicts,
 )
 from qmpalloc.experiment.analysis.phases import PhaseResult, phase_results
-from qmpalloc.experiment.analysis.statistics import ArmResult, Comparison, Ratio, compare
+from qmpalloc.experiment.analysis.statistics import ArmResult, Comparison, Ratio, compare, verdict
 from qmpalloc.experiment.analysis.trials import Counts, GuestTrials, guest_trials, total, total_hits_by_trial
-from qmpalloc.experiment.spec.plan import ArmRun, planned
+from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.spec.program import Metric
 from qmpalloc.experiment.spec.schema import DISK_RATIOS, Arm, Guest, Specification
 from qmpalloc.experiment.store.directory import ExperimentDirectory
@@ -64,8 +64,13 @@ class RunResult(ArmResult, frozen=True, kw_only=True):
         return not self.failed
 
     @property
+    def whole(self) -> bool:
+        """Whether its counts hold all from the start of the loads to their end."""
+        return all(guest.trials.whole for guest in self.guests.values())
+
+    @property
     def counts(self) -> Counts:
-        """Sums over all its guests."""
+        """Sums over all its guests, as far as known."""
         return total(guest.counts for guest in self.guests.values())
 
     @property
@@ -142,7 +147,7 @@ class Results(Struct, frozen=True, kw_only=True):
         return tuple(sorted(found, key=self._rank))
 
     def _rank(self, comparison: Comparison) -> float:
-        if self.metrics:
+        if self.specification.has_unequal_work:
             gain = self.gain_of_all(comparison.arm)
             return math.inf if gain is None else 1 / gain.value
         return math.inf if comparison.time is None else comparison.time.value
@@ -165,6 +170,13 @@ class Results(Struct, frozen=True, kw_only=True):
         """Return how much better than the reference an arm is over all guests by weight; None when not known."""
         weights = {guest.name: guest.weight for guest in self.specification.guests}
         return gain_of_all(self.metric_comparisons(arm), self._metric_pairs(arm), weights)
+
+    def verdicts(self, comparison: Comparison) -> list[str]:
+        """Return what came out of an arm in sentences: the last is of all, those before it are of single metrics."""
+        if not self.specification.has_unequal_work:
+            return [verdict(comparison)]
+        arm, found = comparison.arm, self.metric_comparisons(comparison.arm)
+        return list(metric_verdicts(arm, comparison.reference, found, self.gain_of_all(arm)))
 
     def _metric_pairs(self, arm: str) -> list[tuple[MetricValues, MetricValues]]:
         ours = {run.repeat: run.metric_values for run in self.counted(arm)}
@@ -194,10 +206,9 @@ def load_results(directory: ExperimentDirectory) -> Results:
     A run of which a file cannot be read counts as failed.
     """
     specification, manifest = directory.specification, directory.manifest
-    plan = planned(specification, arms=manifest.arms)
-    runs = [found for run in plan if (found := _run(directory, run)) is not None]
+    runs = [found for run in directory.planned if (found := _run(directory, run)) is not None]
     ended = {result.run for result in runs if result.outcome is not None}
-    missing = tuple(run for run in plan if run not in ended)
+    missing = tuple(run for run in directory.planned if run not in ended)
     return Results(
         specification=specification,
         manifest=manifest,
@@ -220,31 +231,23 @@ def _run(directory: ExperimentDirectory, run: ArmRun) -> RunResult | None:
     place = directory.run(run)
     if not place.path.is_dir():
         return None
-    outcome = None
     try:
-        outcome = place.outcome()
-        readings = place.readings()
-        _require_whole(outcome, readings, place.readings_file)
-        loads = {guest.name: place.load(guest.name) for guest in directory.specification.guests}
-        series = {
-            guest.name: {phase.name: place.series(guest.name, phase.name) for phase in guest.programs}
-            for guest in directory.specification.guests
-        }
+        left = place.left(directory.specification.guests)
     except ConfigError as error:
         failed = f"its files cannot be used: {error.message}"
-        lost = outcome or Outcome(arm=run.arm, repeat=run.repeat, started_wall=0, total_s=0, load_s=None, failed=failed)
+        lost = Outcome(arm=run.arm, repeat=run.repeat, started_wall=0, total_s=0, load_s=None, failed=failed)
         return RunResult(
             arm=run.arm, repeat=run.repeat, hits=(), finished={}, seconds=None, failed=failed, outcome=lost, guests={}
         )
-    interval_s = directory.specification.interval
+    interval_s, outcome = directory.specification.interval, left.outcome
     guests = {}
     for guest in directory.specification.guests:
-        own = series[guest.name]
-        phases = phase_results(guest, readings, loads[guest.name], interval_s=interval_s, series=own)
-        guests[guest.name] = _guest_run(guest, readings, phases)
+        load, series = left.loads[guest.name], left.series[guest.name]
+        phases = phase_results(guest, left.readings, load, interval_s=interval_s, series=series)
+        guests[guest.name] = _guest_run(guest, left.readings, phases)
     notes = [note for guest in guests.values() for note in guest.trials.notes]
     notes += [note for name, guest in guests.items() for note in _unfinished(name, guest.phases)]
-    notes += [f"the load of {name} gave up: {load.error}" for name, load in loads.items() if load and load.error]
+    notes += [f"the load of {name} gave up: {load.error}" for name, load in left.loads.items() if load and load.error]
     trials = [guest.trials for guest in guests.values()]
     counts = total(guest.counts for guest in guests.values()) if all(each.whole for each in trials) else None
     finished = {name: tuple(phase.trial for phase in guest.phases) for name, guest in guests.items()}
@@ -262,19 +265,6 @@ def _run(directory: ExperimentDirectory, run: ArmRun) -> RunResult | None:
         guests=guests,
         notes=tuple(notes),
     )
-
-
-def _require_whole(outcome: Outcome | None, readings: list[Reading], file: Path) -> None:
-    """Check that the readings of a run that ended well go on to its end, for they may have been cut since.
-
-    Raises:
-        ConfigError: They do not.
-    """
-    if outcome is None or outcome.failed or outcome.load_s is None:
-        return
-    last_s = max((reading.t for reading in readings), default=0.0)
-    if last_s < outcome.load_s:
-        raise ConfigError(f"ends after {last_s:.0f} s of {outcome.load_s:.0f} s", file=str(file))
 
 
 def _guest_run(guest: Guest, readings: list[Reading], phases: tuple[PhaseResult, ...]) -> GuestRun:

@@ -35,7 +35,7 @@ class ArmResult(Struct, frozen=True, kw_only=True):
         finished: Guest to the trial, counted from 1, in which each of its phases ended; None: it did not.
         seconds: From the first read to the end of the last phase; None when a phase did not end.
         failed: Why the run does not count; empty when it does.
-        total_hits: Of the whole run, where `hits` has gaps and this is known all the same.
+        total_hits: Of the whole run; None when not known.
         total_misses: Page-cache misses of all guests together; None when not known.
     """
 
@@ -47,12 +47,6 @@ class ArmResult(Struct, frozen=True, kw_only=True):
     failed: str = ""
     total_hits: int | None = None
     total_misses: int | None = None
-
-    @property
-    def hits_in_all(self) -> int | None:
-        """Hits of the whole run; None when they are not known."""
-        known = all_known(self.hits)
-        return self.total_hits if known is None else sum(known)
 
     @property
     def trials_to_finish(self) -> int | None:
@@ -169,7 +163,7 @@ def compare(results: Iterable[ArmResult], arm: str, *, reference: str = "static"
         reference=reference,
         time=ratio_of(timed, lambda result: result.seconds),
         trials=ratio_of(done, lambda result: result.trials_to_finish),
-        hits=ratio_of(done, lambda result: result.hits_in_all),
+        hits=ratio_of(done, lambda result: result.total_hits),
         misses=ratio_of(done, lambda result: result.total_misses),
         more_hits=tuple(more_hits(ours, theirs) for ours, theirs in pairs),
         repeats=len(pairs),

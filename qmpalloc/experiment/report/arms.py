@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from qmpalloc.experiment.analysis.metrics import metric_verdicts
 from qmpalloc.experiment.analysis.phases import PhaseResult
 from qmpalloc.experiment.analysis.results import Results, RunResult
-from qmpalloc.experiment.analysis.statistics import Comparison, Ratio, verdict
+from qmpalloc.experiment.analysis.statistics import Comparison, Ratio
 from qmpalloc.experiment.report import words
 from qmpalloc.experiment.report.markdown import bullets, heading, paragraph, table
 from qmpalloc.experiment.report.words import spread
@@ -36,11 +35,11 @@ def verdicts(results: Results) -> Iterator[str]:
         yield paragraph(f"Only {results.specification.reference} was run: there is nothing to compare.", strong=True)
     else:
         for comparison in results.comparisons:
-            if results.metrics:
-                yield from _metric_verdicts(results, comparison)
-                continue
-            yield paragraph(verdict(comparison), strong=True)
-            if comparison.misses is not None:
+            *by_metric, of_all = results.verdicts(comparison)
+            yield paragraph(of_all, strong=True)
+            if by_metric:
+                yield bullets(by_metric)
+            elif comparison.misses is not None:
                 more = f" It had more hits in {_more(comparison)} trials." if comparison.more_hits else ""
                 yield paragraph(f"Of the misses of {comparison.reference} it had {comparison.misses}.{more}")
     missing, failed = len(results.missing), len(results.failed)
@@ -49,16 +48,6 @@ def verdicts(results: Results) -> Iterator[str]:
         yield paragraph(f"This is not complete: of {planned} planned runs, {missing} {_are(missing)} missing.")
     if failed:
         yield paragraph(f"{failed} {'run' if failed == 1 else 'runs'} failed and {_are(failed)} left out; see below.")
-
-
-def _metric_verdicts(results: Results, comparison: Comparison) -> Iterator[str]:
-    """Yield what an arm came to over all guests, and below it by each metric."""
-    found, of_all = results.metric_comparisons(comparison.arm), results.gain_of_all(comparison.arm)
-    sentences = list(metric_verdicts(comparison.arm, comparison.reference, found, of_all))
-    if of_all is not None:
-        yield paragraph(sentences.pop(), strong=True)
-    if sentences:
-        yield bullets(sentences)
 
 
 def explanation(results: Results) -> Iterator[str]:
@@ -138,8 +127,8 @@ def phases_table(results: Results) -> Iterator[str]:
 
 
 def _finished(run: RunResult, value: float | None) -> float | None:
-    """Return a value of a run that finished; one of part of the work is not comparable."""
-    return value if run.trials_to_finish is not None else None
+    """Return a value of a run that finished, of which nothing is missing; one of part of the work is not comparable."""
+    return value if run.whole and run.trials_to_finish is not None else None
 
 
 def _more(comparison: Comparison | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qmpalloc.experiment.analysis.metrics import metric_verdicts
 from qmpalloc.experiment.analysis.results import Results
 from qmpalloc.experiment.analysis.trials import total
 from qmpalloc.experiment.report import words
@@ -38,11 +37,9 @@ def metric_lines(results: Results) -> Iterator[str]:
         values = [f"{arm.name} {_spread(results, arm.name, guest, phase, metric)}" for arm in results.arms_counted]
         if values:
             yield f"{guest}: {phase}, {metric.name} in {metric.unit}: {', '.join(values)}"
-    if results.metrics:
-        for arm in results.adaptive_arms:
-            found = results.metric_comparisons(arm.name)
-            of_all = results.gain_of_all(arm.name)
-            yield from metric_verdicts(arm.name, results.specification.reference, found, of_all)
+    if results.specification.has_unequal_work:
+        for comparison in results.comparisons:
+            yield from results.verdicts(comparison)
 
 
 def _spread(results: Results, arm: str, guest: str, phase: str, metric: Metric) -> str:
@@ -55,12 +52,11 @@ def _page_ins(results: Results) -> Iterator[str]:
     rows = []
     for arm in results.arms_counted:
         for guest in results.specification.guests:
-            counts = total(run.guests[guest.name].counts for run in results.counted(arm.name))
-            each = (counts.misses, counts.faults, counts.swap_ins, counts.causes.total)
-            apart = words.known(counts.witness, words.off_one)
-            pages = (words.known(count, words.whole) for count in each)
-            rows.append((f"{arm.name}, {guest.name}", *pages, format_size(counts.disk_read_bytes), apart))
+            runs = [run.guests[guest.name].counts for run in results.counted(arm.name)]
+            by_run = [(counts.misses, counts.faults, counts.swap_ins, counts.causes.total) for counts in runs]
+            pages = (spread(each, words.whole) for each in zip(*by_run, strict=True))
+            read = spread([counts.disk_read_bytes for counts in runs], format_size)
+            apart = words.known(total(runs).witness, words.off_one)
+            rows.append((f"{arm.name}, {guest.name}", *pages, read, apart))
     columns = ("By reads", "By faults of mapped files", "From swap", "Page-ins", "Read from the disks")
-    yield table(
-        "What had to be read for that, all repeats", ("Arm, guest", *columns, "More or less than counted"), rows
-    )
+    yield table("What had to be read for that", ("Arm, guest", *columns, "More or less than counted"), rows)

@@ -10,7 +10,7 @@ from qmpalloc.experiment.analysis.gain import oracle_share
 from qmpalloc.experiment.analysis.metrics import worst
 from qmpalloc.experiment.analysis.movement import Movement
 from qmpalloc.experiment.analysis.results import Results, RunResult
-from qmpalloc.experiment.analysis.statistics import Comparison, verdict
+from qmpalloc.experiment.analysis.statistics import Comparison
 from qmpalloc.experiment.analysis.trials import total
 from qmpalloc.experiment.report.curves import movements
 from qmpalloc.experiment.spec.schema import Arm
@@ -76,10 +76,10 @@ def _repeat(run: RunResult, moved: Movement) -> dict[str, Any]:
         "seconds": run.seconds,
         "trials_to_finish": run.trials_to_finish,
         "hits_by_trial": run.hits,
-        "hits": counts.hits,
-        "misses": counts.misses,
-        "page_ins": counts.page_ins,
-        "hit_ratio": counts.hit_ratio,
+        "hits": run.total_hits,
+        "misses": run.total_misses,
+        "page_ins": counts.page_ins if run.whole else None,
+        "hit_ratio": counts.hit_ratio if run.whole else None,
         "finished": {name: {phase.name: phase.trial for phase in guest.phases} for name, guest in run.guests.items()},
         "disk_ratio": run.disk_ratio,
         "request_s": counts.request_s,
@@ -97,6 +97,6 @@ def _repeat(run: RunResult, moved: Movement) -> dict[str, Any]:
 
 def _comparison(results: Results, comparison: Comparison) -> dict[str, Any]:
     ours = structs.asdict(comparison)
-    first = {"arm": ours.pop("arm"), "reference": ours.pop("reference"), "verdict": verdict(comparison)}
+    first = {"arm": ours.pop("arm"), "reference": ours.pop("reference"), "verdict": results.verdicts(comparison)[-1]}
     found = results.metric_comparisons(comparison.arm)
     return first | ours | {"metrics": found, "all_guests": results.gain_of_all(comparison.arm), "worst": worst(found)}

@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from qmpalloc.config.toml import read_text
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment.spec.parsing import parse
-from qmpalloc.experiment.spec.plan import ArmRun, planned, require_arms
+from qmpalloc.experiment.spec.plan import ArmRun, planned
 from qmpalloc.experiment.spec.scaling import scale
-from qmpalloc.experiment.spec.schema import REPEATS_MAX, Arm, Specification
+from qmpalloc.experiment.spec.schema import REPEATS_MAX, Arm, Guest, Specification
 from qmpalloc.experiment.store.records import (
     FORMAT,
     DiskCalibration,
@@ -52,6 +53,22 @@ SET_ASIDE = ".set-aside"
 SERIES_HEADER = ",".join(SeriesPoint.__struct_fields__)
 KEPT_BYTES = 64 * MIB
 """The longest file of the user's that is kept with an experiment; of a longer one, where it is."""
+
+
+class Left(Struct, frozen=True):
+    """What a run left, interrupted or not.
+
+    Attributes:
+        outcome: How it ended; None when it was interrupted or goes on.
+        readings: In order.
+        loads: Guest to what its generator reported in the end; None where the run came not so far.
+        series: Guest to phase to the values of its program's metrics; none where none were kept.
+    """
+
+    outcome: Outcome | None
+    readings: list[Reading]
+    loads: dict[str, LoadProgress | None]
+    series: dict[str, dict[str, tuple[SeriesPoint, ...]]]
 
 
 class RunDirectory:
@@ -72,6 +89,27 @@ class RunDirectory:
     def readings_file(self) -> Path:
         """Lines of `Reading`."""
         return self.path / "readings.jsonl"
+
+    def left(self, guests: Collection[Guest]) -> Left:
+        """Return what the run has left.
+
+        Raises:
+            ConfigError: A file cannot be used, or the readings of a run that ended well were cut since.
+        """
+        outcome, readings = self.outcome(), self.readings()
+        ended = {reading.guest for reading in readings if reading.load is not None and reading.load.finished}
+        if outcome is not None and not outcome.failed and outcome.load_s and {guest.name for guest in guests} - ended:
+            last_s = max((reading.t for reading in readings), default=0.0)
+            raise ConfigError(f"ends after {last_s:.0f} s of {outcome.load_s:.0f} s", file=str(self.readings_file))
+        return Left(
+            outcome,
+            readings,
+            loads={guest.name: self.load(guest.name) for guest in guests},
+            series={
+                guest.name: {phase.name: self.series(guest.name, phase.name) for phase in guest.programs}
+                for guest in guests
+            },
+        )
 
     def begin(self) -> None:
         """Make the directory; what an interrupted or failed run left there is kept beside it under another name."""
@@ -209,6 +247,11 @@ class ExperimentDirectory:
         specification = chosen(specification, repeats=manifest.repeats, arms=manifest.arms)
         return cls(path, specification, manifest)
 
+    @property
+    def planned(self) -> tuple[ArmRun, ...]:
+        """Every run, in order."""
+        return planned(self.specification, arms=self.manifest.arms)
+
     def run(self, run: ArmRun) -> RunDirectory:
         """Return the directory of a run, which may not exist yet."""
         return RunDirectory(self.path / "runs" / run.name)
@@ -216,7 +259,7 @@ class ExperimentDirectory:
     def outcomes(self) -> dict[ArmRun, Outcome]:
         """Return how the runs ended that have ended, in order. One of which that cannot be read is to be run again."""
         found = {}
-        for run in sorted(planned(self.specification, arms=self.manifest.arms)):
+        for run in sorted(self.planned):
             with suppress(ConfigError):
                 if (outcome := self.run(run).outcome()) is not None:
                     found[run] = outcome
@@ -225,17 +268,12 @@ class ExperimentDirectory:
     def left(self) -> tuple[ArmRun, ...]:
         """Return the runs that are not finished, in the order planned: not begun, interrupted, failed, or spoilt."""
         finished = [run for run, outcome in self.outcomes().items() if not outcome.failed and self._is_readable(run)]
-        return tuple(run for run in planned(self.specification, arms=self.manifest.arms) if run not in finished)
+        return tuple(run for run in self.planned if run not in finished)
 
     def _is_readable(self, run: ArmRun) -> bool:
         """Return whether what a run left can be read; reports leave it out otherwise."""
-        place = self.run(run)
         with suppress(ConfigError):
-            place.readings()
-            for guest in self.specification.guests:
-                place.load(guest.name)
-                for phase in guest.programs:
-                    place.series(guest.name, phase.name)
+            self.run(run).left(self.specification.guests)
             return True
         return False
 
@@ -352,7 +390,11 @@ def chosen(specification: Specification, *, repeats: int, arms: Collection[str] 
         ConfigError: No arm has such a name, the reference arm is missing, or `repeats` is out of bounds.
     """
     file = specification.file
-    require_arms(specification, arms)
+    known = [arm.name for arm in specification.arms]
+    for name in arms:
+        if name not in known:
+            hint = f"known are {', '.join(known)}"
+            raise ConfigError(f"no arm is called {name!r}", file=file, key="arm", hint=hint)
     if not 1 <= repeats <= REPEATS_MAX:
         message = f"must be from 1 to {REPEATS_MAX}"
         raise ConfigError(message, file=file, key="experiment.repeats", hint="3 give an interval")

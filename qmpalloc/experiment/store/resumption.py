@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from qmpalloc.experiment.store.records import Manifest
 
-DECISIVE_VERSIONS = ("qemu",)
+DECISIVE_VERSIONS = ("qemu", "qmpalloc")
 DECISIVE_FACTS = ("machine", "cpus")
 ABSENT = "none"
 
@@ -20,7 +20,7 @@ class Change(Struct, frozen=True):
     Attributes:
         text: ``qemu is 9.0 (was 8.2)``.
         decisive: Runs before and after it cannot be compared: another system in the guests, or another speed of what
-            runs them, from which the throttle of the disks was taken.
+            runs them, from which the throttle of the disks was taken, or other code of the policies.
     """
 
     text: str
@@ -28,12 +28,7 @@ class Change(Struct, frozen=True):
 
 
 def changes(then: Manifest, now: Manifest) -> tuple[Change, ...]:
-    """Return what is other now.
-
-    Args:
-        then: Of the experiment.
-        now: The same, as it would be written today.
-    """
+    """Return what is other now than in the manifest of the experiment."""
     found = [*_differences("image of {}", then.images, now.images, decisive=now.images)]
     found += _differences("accelerator of {}", then.accelerator, now.accelerator, decisive=now.accelerator)
     found += _differences("{}", then.versions, now.versions, decisive=DECISIVE_VERSIONS)

@@ -28,7 +28,7 @@ def forest_rows(results: Results) -> Rows:
     above 1 is better.
     """
     arms = [comparison.arm for comparison in results.comparisons]
-    if not results.metrics:
+    if not results.specification.has_unequal_work:
         rows: Rows = [("", [(comparison.arm, comparison.time) for comparison in results.comparisons])]
     else:
         rows = [("All guests by weight", [(arm, results.gain_of_all(arm)) for arm in arms])]
@@ -71,7 +71,11 @@ def forest_figure(results: Results) -> Figure:
         axes.minorticks_off()
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     what = f"times as good as {reference}: right is better"
-    axes.set(xlabel=what if results.metrics else f"time to finish, by that of {reference}: left is better")
+    axes.set(
+        xlabel=what
+        if results.specification.has_unequal_work
+        else f"time to finish, by that of {reference}: left is better"
+    )
     return figure
 
 
