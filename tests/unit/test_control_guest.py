@@ -345,6 +345,15 @@ class TestDanger:
         guest.take_sample(sample(20, memory_bytes=scarce, allocation_stalls=900), 20.0)
         assert "881 allocations/s wait for memory" in guest.danger.why(20.0)
 
+    def test_a_kill_that_no_allocation_waited_for_is_none_by_the_balloons_account_either(self):
+        guest = connected()
+        for second, stalls, kills in ((1, 5, 0), (3, 5, 1)):
+            guest.danger.take_stats(second, stalls, kills, float(second))
+        assert guest.danger.why(3.0) is None
+        for second, stalls, kills in ((5, 6, 1), (7, 6, 2)):  # it waited just before the last report
+            guest.danger.take_stats(second, stalls, kills, float(second))
+        assert "1 processes killed" in guest.danger.why(7.0)
+
     def test_it_freezes_the_guest_for_a_while(self):
         guest = connected()
         guest.take_sample(sample(1, oom_kills=0), 1.0)
