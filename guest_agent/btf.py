@@ -69,9 +69,15 @@ class Btf:
                 self._by_name.setdefault((kind, wanted[name]), at)
             at += 12 + _FIXED_BYTES[kind] + _ENTRY_BYTES[kind] * (info & 0xFFFF)
 
-    def has_tracepoint(self, name: str) -> bool:
-        """Return whether a raw tracepoint exists (its type is ``btf_trace_<name>``; include/trace/bpf_probe.h)."""
-        return (_TYPEDEF, f"btf_trace_{name}") in self._by_name
+    def argument_count(self, tracepoint: str) -> int | None:
+        """Return how many arguments a raw tracepoint passes on; None if it is not there.
+
+        Its type is ``btf_trace_<name>``, a pointer to a function of one parameter more (include/trace/bpf_probe.h).
+        """
+        at = self._by_name.get((_TYPEDEF, f"btf_trace_{tracepoint}"))
+        for _ in ("typedef", "pointer"):
+            at = None if at is None else self._at[_TYPE.unpack_from(self._types, at)[2]]
+        return None if at is None else int(_TYPE.unpack_from(self._types, at)[1] & 0xFFFF) - 1
 
     def parameter_count(self, function: str) -> int | None:
         """Return how many parameters a function has; None if a program cannot be attached to it, or it is not there."""

@@ -260,7 +260,9 @@ class Watch:
 
     def __init__(self, probes: Probes, directory: Path) -> None:
         if not probes.can_tell_ages:
-            raise ages.NoAgesError("this kernel has no DAMON (CONFIG_DAMON_PADDR, CONFIG_DAMON_SYSFS)")
+            raise ages.NoAgesError(
+                "this kernel has no DAMON of Linux 6.7 or later (CONFIG_DAMON_PADDR, CONFIG_DAMON_SYSFS)"
+            )
         page_size = os.sysconf("SC_PAGE_SIZE")
         ranges = ages.memory_ranges(str(directory))
         self.shift = ages.block_shift(ranges, page_size)

@@ -36,7 +36,8 @@ _FUNCTIONS = {
     "iomap_file_buffered_write": _Hook(None, _WRITE),
 }
 _FOLIO = ("folio.flags", "folio.mapping", "folio.index", "folio.pages", "PG_head", "PG_swapbacked")
-_TRACEPOINTS = ("mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache")
+# With how many arguments each passes on.
+_TRACEPOINTS = {"mm_filemap_add_to_page_cache": 1, "mm_filemap_delete_from_page_cache": 1}
 # What tells a sampled page's file from all others.
 _SAMPLES = (
     "kiocb.ki_filp",
@@ -64,6 +65,8 @@ _AGES = (
     "PG_swapbacked",
 )
 _AGES_TRACEPOINT = "damon_aggregated"
+# One more came first before "mm/damon/core: remove 'struct target *' parameter from damon_aggregated" of 6.7.
+_AGES_ARGUMENTS = 3
 # The number of a large folio's pages, newest name first: "mm: rename _folio_nr_pages to _nr_pages" of 6.15.
 _FOLIO_PAGES = ("_nr_pages", "_folio_nr_pages")
 _ENUMERATIONS = ("pageflags", "vm_fault_reason")
@@ -93,8 +96,9 @@ class Probes:
         self._definitions = {definition: _look_up(types, definition) for definition in sorted(needed)}
         self.hooks = {name for name, hook in _FUNCTIONS.items() if self._is_usable(types, name, hook)}
         if self._are_known(_FOLIO):
-            self.hooks.update(name for name in _TRACEPOINTS if types.has_tracepoint(name))
-        self._page_bytes = types.size_bytes("page") if types.has_tracepoint(_AGES_TRACEPOINT) else None
+            self.hooks.update(name for name, count in _TRACEPOINTS.items() if types.argument_count(name) == count)
+        tells_ages = types.argument_count(_AGES_TRACEPOINT) == _AGES_ARGUMENTS
+        self._page_bytes = types.size_bytes("page") if tells_ages else None
         self.missing = [name for name in (*_FUNCTIONS, *_TRACEPOINTS) if name not in self.hooks]
 
     def _is_usable(self, types: Btf, name: str, hook: _Hook) -> bool:

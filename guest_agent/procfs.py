@@ -25,7 +25,10 @@ _VMSTAT = {"pswpin", "pswpout", "swap_ra", "oom_kill", "workingset_refault_file"
 
 
 def read(path: str) -> str | None:
-    """Return the content of a small file, or None if it is not there or not readable."""
+    """Return the content of a small file, or None if it is not there, not readable, or not small.
+
+    Half of a file would be taken for all of it: that of the mounts is long where there are many containers.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -33,9 +36,9 @@ def read(path: str) -> str | None:
     try:
         content = b""
         # The kernel hands out a long file, such as /proc/vmstat, a page at a time.
-        while (part := os.read(fd, _READ_MAX_BYTES)) and len(content) < _READ_MAX_BYTES:
+        while (part := os.read(fd, _READ_MAX_BYTES)) and len(content) <= _READ_MAX_BYTES:
             content += part
-        return content.decode("ascii", "replace")
+        return content.decode("ascii", "replace") if len(content) <= _READ_MAX_BYTES else None
     except OSError:
         return None
     finally:

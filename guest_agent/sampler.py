@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from array import array
+from collections.abc import Callable
 
 from guest_agent import bpf
 from guest_agent.counters_file import CountersFile, Series
@@ -23,10 +25,18 @@ class Sampler:
         ring: Where the events come from.
         mask_fd: Descriptor of the map that holds the rate.
         apart: Where events of dominant pages are counted.
+        clock: Returns seconds.
     """
 
     def __init__(
-        self, directory: str, series: Series, slots: tuple[str, ...], ring: Ring, mask_fd: int, apart: bpf.Table
+        self,
+        directory: str,
+        series: Series,
+        slots: tuple[str, ...],
+        ring: Ring,
+        mask_fd: int,
+        apart: bpf.Table,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file = CountersFile(directory, NAME)
         self._batches = Batches(series.boot_id, series.start_id)
@@ -37,6 +47,7 @@ class Sampler:
         self._rate, self._dominant = Rate(), Dominant(apart)
         self._lost_before = self._before = self._unseen = self._unseen_lost = self._burst = 0
         self._paused = False
+        self._clock, self._at_s = clock, clock()
 
     def step(self, counters: bpf.PerCpuCounters, *, sampling: bool = True) -> list[int]:
         """Write the file of this interval; return the counters that it was written with.
@@ -49,6 +60,7 @@ class Sampler:
             OSError: The counters cannot be read, or the rate or what is dominant cannot be set.
         """
         everything, values = self._collect(counters)
+        before_s, self._at_s = self._at_s, self._clock()
         counted, lost = sum(values[slot] for slot in self._accesses), values[self._lost]
         if not sampling:
             self._unseen += counted - self._before
@@ -64,7 +76,8 @@ class Sampler:
         # What was lost had as many events of dominant pages as what was not.
         lost_more, self._lost_before = lost - self._lost_before, lost
         arrived = len(events) + lost_more * (len(events) + 1) / (len(everything) + 1)
-        if self._rate.adapt(arrived / self._interval_s):
+        # A guest that stood still for some intervals has their events at once, and is no busier for that.
+        if self._rate.adapt(arrived / max(self._interval_s, self._at_s - before_s)):
             bpf.set_element(self._mask_fd, excluded(self._rate.shift))
         return values
 

@@ -22,6 +22,7 @@ class Danger:
         self._memory = memory
         self._size = size
         self._stats: tuple[int, int, int] | None = None
+        self._waited = False
         self._grew_itself = False
         self.stopped_s = math.inf
         self.forget()
@@ -78,7 +79,10 @@ class Danger:
         if earlier is None or any(new < old for new, old in zip(self._stats, earlier, strict=True)):
             return
         seconds, stalls, kills = (new - old for new, old in zip(self._stats, earlier, strict=True))
-        if sign := find_stalls(stalls, kills, float(seconds), self._stalls):
+        # Else it was killed within the limit of a control group: see `find_danger`.
+        killed = kills if stalls or self._waited else 0
+        self._waited = stalls > 0
+        if sign := find_stalls(stalls, killed, float(seconds), self._stalls):
             self.begin(sign, now_s)
 
     def grew_itself(self, now_s: float) -> None:

@@ -80,8 +80,8 @@ class Samples:
             accepted = self._tracker.accept(sample, now_s)
         except SampleError as error:
             if error.fault is not SampleFault.REPEATED:
-                self.newest = self._base = None
-                self._counted = False
+                # Late, and lost only by age: one bad sample, or a collector that was restarted, moves no memory.
+                self.newest, self._base, self._unseen = None, None, True
                 self.touches.observe(None, None)
             raise
         self.newest = sample

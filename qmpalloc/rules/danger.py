@@ -4,12 +4,16 @@ Neither memory pressure as PSI reports it nor refaults are such a sign by themse
 back counts as a memory stall, so a guest whose cache is too small shows both without being in danger. What is meant
 here is the loss of memory that no policy may take: programs swapped, killed or waiting for an allocation, the pages
 they are mapped from thrown out and read again and again, or nothing left to allocate.
+
+Within the limit of a control group (a container's), programs are swapped and killed however much is free; no size of
+the guest would change that.
 """
 
 from __future__ import annotations
 
 import math
 
+from qmpalloc.curves.mapping import is_full
 from qmpalloc.idle import idle_anonymous_bytes
 from qmpalloc.sample import Sample
 from qmpalloc.units import MIB, format_size
@@ -156,12 +160,18 @@ def find_danger(
     if earlier is None:
         return None
     killed = _change(earlier.oom_kills, later.oom_kills)
-    if killed is not None and killed > 0:
+    waited = _change(earlier.allocation_stalls, later.allocation_stalls)
+    was_full = any(
+        each.memory_bytes.free is None or is_full(each.memory_bytes, actual_bytes) for each in (earlier, later)
+    )
+    # A kernel kills for want of memory only after allocations have waited for some, and no control group's are counted.
+    if killed is not None and killed > 0 and (was_full or waited != 0):
         return f"danger: {killed} processes killed for lack of memory"
     seconds = (later.monotonic_ns - earlier.monotonic_ns) / 1e9
     if seconds <= 0:
         return None
-    lost = _find_swapping(earlier, later, seconds) or _find_standstill(earlier, later, seconds, least)
+    swapping = _find_swapping(earlier, later, seconds) if was_full else None
+    lost = swapping or _find_standstill(earlier, later, seconds, least)
     if lost:
         return lost
     # Both levels are to learn from every sample, whatever the other one says.

@@ -237,6 +237,24 @@ class TestState:
             guest.take_sample(sample(2), 10.0)
         assert guest.state(10.0) is GuestState.LATE
 
+    @pytest.mark.parametrize(
+        "told",
+        [
+            {"start_id": "1" * 16},  # the collector was restarted
+            {"monotonic_ns": 10**6 * 10**9},  # its host slept, and kvm-clock went on
+            {"monotonic_ns": 1},
+        ],
+    )
+    def test_a_sample_that_cannot_be_used_makes_a_guest_late_and_not_lost(self, told):
+        guest = connected()
+        take(guest, 2.0)
+        with pytest.raises(SampleError):
+            guest.take_sample(msgspec.structs.replace(sample(3), **told), 3.0)
+        assert [guest.state(now_s) for now_s in (3.0, 21.9, 22.0)] == ["late", "late", "lost"]
+        following = {**told, "monotonic_ns": told.get("monotonic_ns", 3 * 10**9) + 10**9}
+        guest.take_sample(msgspec.structs.replace(sample(4), **following), 4.0)
+        assert guest.state(4.0) is GuestState.FRESH
+
     def test_a_reset_guest_is_lost_until_it_reports(self):
         guest = connected()
         take(guest, 1.0)
@@ -326,6 +344,15 @@ class TestDanger:
         assert guest.danger.why(19.0) is None
         guest.take_sample(sample(20, memory_bytes=scarce, allocation_stalls=900), 20.0)
         assert "881 allocations/s wait for memory" in guest.danger.why(20.0)
+
+    def test_a_kill_that_no_allocation_waited_for_is_none_by_the_balloons_account_either(self):
+        guest = connected()
+        for second, stalls, kills in ((1, 5, 0), (3, 5, 1)):
+            guest.danger.take_stats(second, stalls, kills, float(second))
+        assert guest.danger.why(3.0) is None
+        for second, stalls, kills in ((5, 6, 1), (7, 6, 2)):  # it waited just before the last report
+            guest.danger.take_stats(second, stalls, kills, float(second))
+        assert "1 processes killed" in guest.danger.why(7.0)
 
     def test_it_freezes_the_guest_for_a_while(self):
         guest = connected()

@@ -42,6 +42,10 @@ class Builder:
         prototype = self.add(PROTO, count=parameters, trailing=struct.pack("=II", 0, 0) * parameters)
         return self.add(FUNC, name, prototype)
 
+    def tracepoint(self, name, arguments):
+        prototype = self.add(PROTO, count=arguments + 1, trailing=struct.pack("=II", 0, 0) * (arguments + 1))
+        return self.add(TYPEDEF, f"btf_trace_{name}", self.add(PTR, "", prototype))
+
     def enumeration(self, name, values):
         entries = [struct.pack("=Ii", self.string(entry), value) for entry, value in values.items()]
         return self.add(ENUM, name, 4, len(values), b"".join(entries))
@@ -67,12 +71,14 @@ def kernel(*, folio_pages="_folio_nr_pages", without=(), parameters=None):
     constant = build.add(CONST, "", vm_fault_part)
     build.structure("vm_fault", [("", constant, 0)])
     build.structure("vm_area_struct", [("vm_file", number, 1024)])
+    build.structure("damon_region", [("ar", number, 0), ("nr_accesses", number, 192)])
+    build.structure("page", [("compound_head", number, 64), ("_mapcount", number, 384)])
     head = build.structure("", [("flags", number, 0), ("mapping", number, 192), ("index", number, 256)])
     tail = build.structure("", [("_flags_1", number, 0), (folio_pages, number, 256)])
     first = build.structure("", [("", head, 0)], UNION)
     second = build.structure("", [("", tail, 0)], UNION)
     build.structure("folio", [("", first, 0), ("", second, 512)])
-    build.enumeration("pageflags", {"PG_locked": 0, "PG_head": 6, "PG_swapbacked": 17})
+    build.enumeration("pageflags", {"PG_lru": 5, "PG_head": 6, "PG_swapbacked": 17, "PG_unevictable": 18})
     counts = {
         "filemap_read": 3,
         "filemap_splice_read": 5,
@@ -82,13 +88,14 @@ def kernel(*, folio_pages="_folio_nr_pages", without=(), parameters=None):
         "filemap_fault": 1,
         "generic_perform_write": 2,
         "iomap_file_buffered_write": 4,
-    } | (parameters or {})
+    }
     for name, count in counts.items():
         if name not in without:
-            build.function(name, count)
-    for name in ("mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache"):
+            build.function(name, (parameters or {}).get(name, count))
+    arguments = {"mm_filemap_add_to_page_cache": 1, "mm_filemap_delete_from_page_cache": 1, "damon_aggregated": 3}
+    for name, count in arguments.items():
         if name not in without:
-            build.add(TYPEDEF, f"btf_trace_{name}", number)
+            build.tracepoint(name, (parameters or {}).get(name, count))
     return build.build()
 
 
@@ -169,6 +176,14 @@ def test_how_far_pages_had_gone_takes_samples_and_both_ways_of_a_page(absent):
 def test_does_not_hook_a_function_whose_parameters_differ():
     # as in Linux 5.15: (file, iter, pos) instead of (iocb, iter)
     assert Probes(kernel(parameters={"generic_perform_write": 3})).missing == ["generic_perform_write"]
+
+
+def test_tells_no_ages_where_damon_does_not_pass_on_what_is_read():
+    assert Probes(kernel()).can_tell_ages
+    assert not Probes(kernel(without={"damon_aggregated"})).can_tell_ages
+    assert not Probes(
+        kernel(parameters={"damon_aggregated": 4})
+    ).can_tell_ages  # (target, number, region, …): before 6.7
 
 
 def test_without_the_size_of_folios_counts_accesses_only():

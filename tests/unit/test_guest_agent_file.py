@@ -337,6 +337,8 @@ def test_a_file_that_the_kernel_hands_out_in_parts_is_read_whole(tmp_path, monke
 def test_reads_nothing_where_there_is_nothing(tmp_path):
     assert procfs.read(str(tmp_path / "absent")) is None
     assert procfs.read(str(tmp_path)) is None  # a directory
+    (tmp_path / "mounts").write_text("tmpfs /run tmpfs rw 0 0\n" * 3000)
+    assert procfs.read(str(tmp_path / "mounts")) is None  # half of it would be wrong
     (tmp_path / "file").write_text("x")
     assert procfs.read(str(tmp_path / "file")) == "x"
 

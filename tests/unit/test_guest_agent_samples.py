@@ -266,6 +266,11 @@ class Counters:
     def __init__(self, fake):
         self.fake, self.late = fake, []
         self.values = dict.fromkeys(SLOTS, 0)
+        self.now_s = 0.0
+
+    def clock(self):
+        self.now_s += 0.01
+        return self.now_s
 
     def access(self, key):
         self.values["accesses_read"] += 1
@@ -285,8 +290,8 @@ def sampler(tmp_path, monkeypatch):
     monkeypatch.setattr(bpf, "set_element", lambda fd, value: masks.append((fd, value)))
     series = Series(START, 10)  # 32 events are more than 2,000 a second
     series.boot_id = BOOT
-    sampler = Sampler(str(tmp_path), series, SLOTS, fake.ring, 9, Apart())
     counters = Counters(fake)
+    sampler = Sampler(str(tmp_path), series, SLOTS, fake.ring, 9, Apart(), counters.clock)
     yield sampler, counters, masks, tmp_path / "samples.bin"
     sampler.remove()
     assert not list(tmp_path.iterdir())
@@ -312,6 +317,16 @@ def test_a_flood_is_counted_and_lowers_the_rate(sampler):
     assert masks == [(9, 0b11)]
     sampler.step(counters)
     assert host.unpack(file.read_bytes()).shift == 8
+
+
+def test_events_of_a_time_in_which_the_collector_did_not_run_lower_no_rate(sampler):
+    sampler, counters, masks, file = sampler
+    sampler.step(counters)
+    for key in range(30):
+        counters.access(key)
+    counters.now_s += 0.03
+    sampler.step(counters)
+    assert (len(host.unpack(file.read_bytes()).events), masks) == (30, [])
 
 
 def test_a_dominant_page_lowers_no_rate_not_even_by_what_is_lost(sampler, monkeypatch):

@@ -91,6 +91,40 @@ def test_what_comes_back_from_swap_is_danger_if_somebody_has_waited_for_it(pages
     assert (f"{pages} pages/s come back from swap" in (found or "")) == danger
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "waits", "danger"),
+    [
+        (GIB, GIB, 0, False),  # within the limit of a control group
+        (GIB, GIB, 1, True),  # a burst that ended between two samples
+        (GIB, GIB, None, True),
+        (40 * MIB, GIB, 0, True),
+        (GIB, 40 * MIB, 0, True),
+        (None, None, 0, True),
+    ],
+)
+def test_a_kill_is_none_where_much_was_free_and_no_allocation_waited(before, after, waits, danger):
+    earlier, later = (
+        structs.replace(
+            sample(second, stalls=None if waits is None else 7 + waits * kills),
+            memory_bytes=Memory(total=4 * GIB, available=2 * GIB, free=free),
+            oom_kills=kills,
+        )
+        for second, free, kills in ((1, before, 0), (2, after, 1))
+    )
+    assert ("1 processes killed" in (find_danger(earlier, later, 4 * GIB) or "")) == danger
+
+
+def test_what_comes_back_from_swap_while_much_is_free_is_none():
+    memory = Memory(total=4 * GIB, available=3 * GIB, free=GIB)
+    before, after = (
+        structs.replace(sample(second), swap_pages=SwapPages(in_=count, out=0), memory_bytes=memory)
+        for second, count in ((1, 1_000), (2, 9_000))
+    )
+    assert find_danger(before, after, 4 * GIB) is None
+    full = structs.replace(after, memory_bytes=structs.replace(memory, free=100 * MIB))
+    assert "8000 pages/s come back from swap" in find_danger(before, full, 4 * GIB)
+
+
 def test_a_standstill_is_danger_only_when_little_is_available():
     assert find_danger(sample(1), sample(2, full_s=0.9), GIB) is None
     found = find_danger(sample(1), sample(2, full_s=0.9, available=60 * MIB), GIB)
