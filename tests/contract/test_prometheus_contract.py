@@ -24,7 +24,9 @@ DASHBOARD = json.loads((Path(__file__).parents[2] / "examples/grafana.json").rea
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 START_LIMIT_S = 60
 
-pytestmark = pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (scripts/newer_programs.py has it)")
+pytestmark = pytest.mark.skipif(
+    PROMETHEUS is None, reason="prometheus is not installed (scripts/newer_programs.py has it)"
+)
 
 
 def free_port():
