@@ -1,5 +1,5 @@
 """Experiments: arms (a policy with its settings) are compared under the same loads, on guests booted anew for each run.
 
 `spec` says what is run, `run` runs it, `store` keeps what happened, `analysis` finds what it says, `report` tells it.
-`sizes` measures one guest over its sizes. The format of the files: ``docs/experiments.md``.
+The format of the files: ``docs/experiments.md``.
 """

@@ -199,6 +199,13 @@ def test_the_disk_is_a_witness(tmp_path, lies, flag, said):
     assert said in text
 
 
+def test_a_run_that_disagrees_with_its_disk_is_not_made_up_for_by_another(made_up):
+    made_up.run("static", 1, disk_lies=1.05).run("static", 2, disk_lies=0.95)
+    text = section(written(made_up), "Do the counts agree with the disk?")
+    apart, _, word = row(text, "static, g1")[2:]
+    assert (apart[1:], word) == ("0.0 % (-5.0 % to +5.0 %)", "doubtful")
+
+
 def test_a_disk_without_a_throttle_or_not_yet_measured_is_said(made_up):
     made_up.directory.write_disk(DiskCalibration(model="raw", hit_s=4e-5, iops=0))
     assert "Disk model raw: the data disks are not throttled." in written(made_up)
@@ -414,7 +421,7 @@ def test_a_line_of_a_cell_ends_between_figures_and_not_in_one():
 
 
 def test_markup_is_escaped_in_markdown():
-    assert escaped("a_b|c\n# `d` <e> [f](g)") == r"a\_b\|c \# \`d\` \<e\> \[f\](g)"
+    assert escaped("a_b|c\n# `d` <e> [f](g) $h$") == r"a\_b\|c \# \`d\` \<e\> \[f\](g) \$h\$"
     assert picture("figures/x.svg", "title", "text") == "![title](figures/x.svg)\n\n*title.* text"
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
+import numpy as np
+
 from qmpalloc.experiment.run.generator.tally import SUB_BITS
 from qmpalloc.experiment.store.records import PhaseProgress
 
@@ -50,12 +52,9 @@ def percentile_s(counts: Mapping[int, int], share: float) -> float | None:
     total = sum(counts.values())
     if not total:
         return None
-    seen, wanted = 0, share * total
-    for number in sorted(counts):
-        seen += counts[number]
-        if seen >= wanted:
-            return _middle_ns(number) / 1e9
-    raise AssertionError("unreachable: the last bucket holds all reads")
+    numbers = sorted(counts)
+    seen = np.cumsum([counts[number] for number in numbers])
+    return _middle_ns(numbers[int(np.searchsorted(seen, share * total))]) / 1e9
 
 
 def difference(later: Mapping[int, int], earlier: Mapping[int, int]) -> dict[int, int]:

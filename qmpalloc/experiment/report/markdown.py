@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-SPECIAL = re.compile(r"[\\`*_{}\[\]<>|#&~]")
+SPECIAL = re.compile(r"[\\`*_{}\[\]<>|#&~$]")
 OPENING = re.compile(r"^(\d*)([-+=.)])")
 """What makes a list or a rule of a line that begins so."""
 

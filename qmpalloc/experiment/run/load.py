@@ -143,14 +143,10 @@ class Load:
             hint="the guest had no memory left: raise its floor" if out_of_memory else hint,
         )
 
-    async def read_through(self, file_names: Iterable[str] = ()) -> None:
-        """Read files of the data disk once, in order and in large requests.
-
-        Args:
-            file_names: By default the first phase's file.
-        """
-        paths = [self.guest.path(name) for name in file_names or [next(iter(self.guest.files))]]
-        await self._run([*GENERATE, "read-through", *paths], READ_THROUGH_TIMEOUT_S)
+    async def read_through(self) -> None:
+        """Read the first phase's file once, in order and in large requests."""
+        path = self.guest.path(next(iter(self.guest.files)))
+        await self._run([*GENERATE, "read-through", path], READ_THROUGH_TIMEOUT_S)
 
     async def prepare(self) -> None:
         """Set the programs of the load up, and wait until they are ready."""

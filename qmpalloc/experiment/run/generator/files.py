@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -80,12 +80,9 @@ def drop_caches() -> None:
     Path(DROP_FILE).write_text("3")
 
 
-def read_through(paths: Sequence[str]) -> None:
-    """Read files once, in order, in large requests."""
-    buffers = [bytearray(SEQUENTIAL_BYTES)]
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        offset = 0
-        while size := os.preadv(fd, buffers, offset):
-            offset += size
-        os.close(fd)
+def read_through(path: str) -> None:
+    """Read a file once, in order, in large requests."""
+    with Path(path).open("rb", buffering=0) as file:
+        buffer = bytearray(SEQUENTIAL_BYTES)
+        while file.readinto(buffer):
+            pass

@@ -2,7 +2,7 @@
 
 ::
 
-    python3 generator.pyz read-through FILE...   read files once, in order, in large requests
+    python3 generator.pyz read-through FILE      read a file once, in order, in large requests
     python3 generator.pyz service FILE           measure what a cached and an uncached read take, print JSON
     python3 generator.pyz prepare STEP PLAN.json run a step that the plan's programs need: setup, ready or warm_up
     python3 generator.pyz once PLAN.json N S     run the program of phase N for S seconds at most, print JSON
@@ -88,7 +88,7 @@ def main() -> int:
     """Do what the command line says and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("read-through").add_argument("files", nargs="+")
+    commands.add_parser("read-through").add_argument("file")
     commands.add_parser("service").add_argument("file")
     preparing = commands.add_parser("prepare")
     preparing.add_argument("step", choices=["setup", "ready", "warm_up"])
@@ -118,7 +118,7 @@ def main() -> int:
                 drop_caches()
             sys.stdout.write(json.dumps(program.once(arguments.seconds)))
         else:
-            read_through(arguments.files)
+            read_through(arguments.file)
     except FAILURES as error:
         sys.stderr.write(f"{error}\n")
         return 1
