@@ -95,12 +95,21 @@ class ReplayGuest:
         aged: bool = True,
         ghosts: bool = False,
     ) -> None:
-        """Make a guest with an empty cache. Arguments that are called like attributes are these.
+        """Make a guest with an empty cache.
 
         Args:
+            name: Of the guest.
             access: How its load reads.
             file_bytes: What it reads.
+            accesses_per_s: How fast, if all hit.
+            size_bytes: Its memory at first, and under a static split.
             lru: Its page replacement, a name of `qmpalloc.curves.simulation.POLICIES`.
+            own_bytes: Memory that is never cache.
+            floor_bytes: The least it may be set to.
+            cap_bytes: The most.
+            miss_s: Additional time of a miss; 0 for a load that does not wait for its reads.
+            due_per_s: Rate of its own at which reads come, if that is not as fast as they are done.
+            weight: Relative importance.
             scale: Pages of the guest that one page of the model stands for, a power of two up to 64.
             seed: Of its references.
             observed: False spares the work of sampling and of its curve.
