@@ -14,8 +14,8 @@ VERSION = 1
 DIRECTORY = "/run/qmpalloc"
 NAME = "counters.json"
 _ERROR_MAX_CHARS = 400
-_MOUNTS_EVERY = 60
-"""Files between two looks at what is mounted."""
+_SELDOM = 60
+"""Files between two looks at what hardly changes: what is mounted, what the kernel keeps free."""
 _KERNEL_MAX_CHARS = 64
 _REFAULTS = {"refaults": "workingset_refault_file", "refaults_anon": "workingset_refault_anon"}
 _SWAP = {"in": "pswpin", "out": "pswpout", "read_ahead": "swap_ra"}
@@ -72,7 +72,8 @@ class Series:
         self._page_size = os.sysconf("SC_PAGE_SIZE")
         self._zram = Zram(self._page_size)
         self._tmpfs: list[str] = []
-        self._mounts_due = sequence
+        self._kept_free: int | None = None
+        self._look_at = sequence
 
     def render(
         self,
@@ -132,9 +133,13 @@ class Series:
 
     def _memory_bytes(self) -> dict[str, int]:
         facts = procfs.memory_bytes(procfs.read("/proc/meminfo"))
-        if self.sequence >= self._mounts_due:
+        if self.sequence >= self._look_at:
             self._tmpfs = procfs.tmpfs_paths(procfs.read("/proc/self/mounts"))
-            self._mounts_due = self.sequence + _MOUNTS_EVERY
+            least, factor = map(procfs.read, ("/proc/sys/vm/min_free_kbytes", "/proc/sys/vm/watermark_scale_factor"))
+            self._kept_free = procfs.kept_free_bytes(least, factor, facts.get("total"))
+            self._look_at = self.sequence + _SELDOM
+        if self._kept_free is not None:
+            facts["kept_free"] = self._kept_free
         if self._tmpfs and "shmem" in facts:
             # Never more than that: part of a tmpfs may be in swap, and another file system may cover one.
             facts["tmpfs"] = min(procfs.used_bytes(self._tmpfs), facts["shmem"])

@@ -56,6 +56,23 @@ def memory_bytes(meminfo: str | None) -> dict[str, int]:
     return facts
 
 
+def kept_free_bytes(min_free: str | None, scale_factor: str | None, total_bytes: int | None) -> int | None:
+    """Return about how much memory the kernel keeps free: the sum of its high watermarks; None if it does not say.
+
+    As ``__setup_per_zone_wmarks()`` of mm/page_alloc.c sets them.
+
+    Args:
+        min_free: ``/proc/sys/vm/min_free_kbytes``.
+        scale_factor: ``/proc/sys/vm/watermark_scale_factor``, in fractions of 10,000.
+        total_bytes: All memory.
+    """
+    min_free, scale_factor = (min_free or "").strip(), (scale_factor or "").strip()
+    if total_bytes is None or not min_free.isdigit() or not scale_factor.isdigit():
+        return None
+    least_bytes = int(min_free) * 1024
+    return least_bytes + 2 * max(least_bytes // 4, total_bytes * int(scale_factor) // 10_000)
+
+
 def tmpfs_paths(mounts: str | None) -> list[str]:
     """Return where tmpfs are mounted, from ``/proc/self/mounts``; none that another mount at the same path covers."""
     lines = [line.split(" ") for line in (mounts or "").splitlines()]

@@ -67,6 +67,8 @@ class Memory(Struct, frozen=True, kw_only=True):
 
     total: Bytes | None = None
     free: Bytes | None = None
+    kept_free: Bytes | None = None
+    """What its kernel keeps free: about its high watermarks, as they were set."""
     available: Bytes | None = None
     active_file: Bytes | None = None
     inactive_file: Bytes | None = None
@@ -354,8 +356,8 @@ class Accepted(Struct, frozen=True, kw_only=True):
     delta: Delta | None
 
 
-_IN_SWAP = ("tmpfs", "swap_total", "swap_free")
-"""Sizes that are, or may be, swap's; all others are in memory."""
+_NOT_IN_MEMORY = ("kept_free", "tmpfs", "swap_total", "swap_free")
+"""Sizes that are wanted, or are, or may be, swap's; all others are in memory."""
 
 _decoder = msgspec.json.Decoder(Sample)
 
@@ -385,7 +387,7 @@ def parse(data: bytes) -> Sample:
         sample = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _explain(data, error) from error
-    sizes = [getattr(sample.memory_bytes, field) for field in Memory.__struct_fields__ if field not in _IN_SWAP]
+    sizes = [getattr(sample.memory_bytes, field) for field in Memory.__struct_fields__ if field not in _NOT_IN_MEMORY]
     total = sample.memory_bytes.total
     if total is not None and any(size is not None and size > total for size in sizes):
         raise SampleError(SampleFault.MALFORMED, "the counters file claims a part of memory larger than all of it")

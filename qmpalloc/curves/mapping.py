@@ -21,8 +21,12 @@ FREE_BYTES = 32 * MIB
 """Memory that a guest keeps free when nothing of it was seen yet: near the kernel's high watermark."""
 
 _KEPT_FREE_MOST_BYTES, _KEPT_FREE_MOST_SHARE = 128 * MIB, 1 / 64
-"""Together more than a kernel keeps free. Its high watermark is at 100 MiB with transparent huge pages (khugepaged's
-22 MiB for each of three zones, and half as much again), and near .2 % of large memory."""
+"""Together more than a kernel keeps free, unless told to keep more (``vm.min_free_kbytes``). Its high watermark is
+at 100 MiB with transparent huge pages (khugepaged's 22 MiB for each of three zones, and half as much again), and near
+.2 % of large memory."""
+
+_BOOSTED = 1.5
+"""Times its high watermark is what a kernel keeps free while it sorts its memory (``vm.watermark_boost_factor``)."""
 
 
 def is_full(memory: Memory, size_bytes: int) -> bool:
@@ -31,6 +35,7 @@ def is_full(memory: Memory, size_bytes: int) -> bool:
     Pages also leave the cache when files are deleted, or within the limit of a control group, whatever is free.
     """
     most_bytes = _KEPT_FREE_MOST_BYTES + _KEPT_FREE_MOST_SHARE * size_bytes
+    most_bytes = max(most_bytes, _BOOSTED * (memory.kept_free or 0))
     return memory.free is not None and memory.free <= most_bytes
 
 

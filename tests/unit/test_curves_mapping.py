@@ -38,6 +38,9 @@ def test_what_a_kernel_keeps_free_is_told_from_memory_that_nobody_needs():
     assert is_full(Memory(free=160 * MIB), 64 * GIB)
     assert not is_full(Memory(free=300 * MIB), GIB)
     assert not is_full(Memory(), GIB)
+    # vm.min_free_kbytes, as for large databases
+    assert is_full(Memory(free=1100 * MIB, kept_free=GIB), 4 * GIB)
+    assert not is_full(Memory(free=1600 * MIB, kept_free=GIB), 4 * GIB)
 
 
 def test_a_program_that_maps_for_a_moment_changes_little():

@@ -97,6 +97,17 @@ def test_unknown_is_absent(series, kernel_files):
     assert sample.collector.rss_bytes is None
 
 
+def test_what_the_kernel_keeps_free_is_told_and_may_be_more_than_there_is(series, kernel_files):
+    assert parse(series.render(COUNTS)).memory_bytes.kept_free is None
+    for least_kb, factor, kept in ((67584, 10, 67584 * 1536), (4096, 100, 4096 * 1024 + 990152 * 1024 // 100 * 2)):
+        kernel_files["/proc/sys/vm/min_free_kbytes"] = f"{least_kb}\n"
+        kernel_files["/proc/sys/vm/watermark_scale_factor"] = f"{factor}\n"
+        told = Series("00112233aabbccdd", 1000)
+        assert parse(told.render(COUNTS)).memory_bytes.kept_free == pytest.approx(kept, abs=2)
+    kernel_files["/proc/sys/vm/min_free_kbytes"] = "1048576\n"
+    assert parse(Series("00112233aabbccdd", 1000).render(COUNTS)).memory_bytes.kept_free > 990152 * 1024
+
+
 def zram(kernel_files, pages, *names, from_disk=None):
     """A guest that uses these zram devices as swap beside a disk, each of which has given back so many pages."""
     used = "".join(f"/dev/{name:<40}partition\t524284\t\t0\t\t100\n" for name in ("vdb", *names))
