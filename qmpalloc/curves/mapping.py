@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qmpalloc.curves.tuning import TUNING
-from qmpalloc.sample import Memory
+from qmpalloc.sample import Delta, Memory
 from qmpalloc.units import MIB, PAGE_BYTES
 
 SYSTEM_PAGES = 2_500
@@ -46,6 +47,54 @@ def system_bytes(memory: Memory, least_bytes: int = SYSTEM_PAGES * PAGE_BYTES) -
     """
     # Shared memory that is mapped is no file page. How much of it is, is not told: all of it is left out.
     return max(least_bytes, (memory.mapped or 0) - (memory.shmem or 0))
+
+
+class CacheLimit:
+    """Whether something else than a guest's size limits its cache: the control group of a container, as a rule.
+
+    Such a cache does not grow while memory is free and pages come back that the kernel had to evict. A cache that only
+    fills grows by what it misses; who deletes files, or drops them from the cache, brings none back.
+
+    Attributes:
+        pages: Of the load, that it was limited to when that was last seen; infinity when it is not.
+    """
+
+    def __init__(self) -> None:
+        self.pages = math.inf
+        self._load, self._seen_s = 0, 0.0
+        self._file_bytes: int | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._missed = self._returned = self._grown = 0.0
+
+    def observe(self, delta: Delta, memory: Memory, size_bytes: int, cached_pages: float, load: int) -> None:
+        """Learn from an interval.
+
+        Args:
+            delta: What happened in it.
+            memory: The guest's memory facts at its end.
+            size_bytes: Its size.
+            cached_pages: Pages of the load in the cache.
+            load: Number of the load: of another one nothing is known.
+        """
+        tuning, file_bytes = TUNING.tracking, memory.file_bytes
+        before, self._file_bytes = self._file_bytes, file_bytes
+        self._seen_s += delta.interval_s
+        grows = cached_pages > tuning.limit_grown * self.pages
+        if grows or load != self._load or self._seen_s > tuning.limit_known_s:
+            self.pages, self._load = math.inf, load
+        if file_bytes is None or before is None or memory.free is None or is_full(memory, size_bytes):
+            self._forget()
+            return
+        kept = 0.5 ** (delta.interval_s / tuning.limit_half_life_s)
+        misses = max(0, delta.misses or 0)
+        self._missed = self._missed * kept + misses
+        self._returned = self._returned * kept + min(misses, delta.refaults or 0)
+        self._grown = self._grown * kept + min(misses, max(0.0, (file_bytes - before) / PAGE_BYTES))
+        part = tuning.limit_part * self._missed
+        if self._missed >= tuning.limit_pages_least and self._returned >= part > self._grown:
+            self.pages, self._seen_s = cached_pages, 0.0
 
 
 class SizeMapping:

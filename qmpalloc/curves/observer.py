@@ -11,7 +11,7 @@ from qmpalloc.allowance import Allowance
 from qmpalloc.curves.cpu_budget import CpuBudget
 from qmpalloc.curves.disk_check import DiskCrossCheck, Reads
 from qmpalloc.curves.keys import in_sample
-from qmpalloc.curves.mapping import SizeMapping, is_full
+from qmpalloc.curves.mapping import CacheLimit, SizeMapping, is_full
 from qmpalloc.curves.samples import SHIFT_MAX, Batch, SampleIntake, Window, unpack
 from qmpalloc.curves.service import ServiceTimes
 from qmpalloc.curves.tracker import CurveTracker
@@ -83,6 +83,7 @@ class CurveObserver:
         self._load = 1 + (self.tracker.load if self.tracker is not None else self._load)
         self.tracker = self._next = None
         self.mapping, self.service, self._returns = SizeMapping(), ServiceTimes(), ReturnsTracker()
+        self._limit = CacheLimit()
         self._source: tuple[bytes, bytes] | None = None
         self._made_for: tuple[str | None, int] | None = None
         self._largest_pages, self._outgrown = 0.0, 0
@@ -200,6 +201,7 @@ class CurveObserver:
         self._since_refused += 1
         cached = self.mapping.cached_pages(memory)
         if cached is not None:
+            self._limit.observe(delta, memory, actual_bytes, cached, self.tracker.load)
             for tracker in filter(None, (self.tracker, self._next)):
                 tracker.measure(delta.accesses, delta.misses, cached, delta.interval_s, evicting=evicting)
         self.service.observe(delta.accesses, delta.misses, delta.interval_s, disk_miss_s=disk_miss_s)
@@ -269,7 +271,7 @@ class CurveObserver:
         )
 
     def _curve(self, tracker: CurveTracker, floor_bytes: int, cap_bytes: int) -> Curve:
-        curve, tuning = tracker.curve(self.mapping, floor_bytes, cap_bytes), TUNING.trust
+        curve, tuning = tracker.curve(self.mapping, floor_bytes, cap_bytes, self._limit.pages), TUNING.trust
         silent = (f"no samples for {self._silent} intervals",) if self._is_silent else ()
         ratios = tuple(round(ratio, 4) for ratio in curve.miss_ratio)
         wrong = self._silent >= tuning.suspect_intervals or self._since_refused < tuning.refused_intervals

@@ -172,11 +172,18 @@ class CurveTracker:
         """Return the miss ratio for each number of real pages of cache, as estimated, not anchored."""
         return self.estimator.miss_ratios(np.asarray(cache_pages, dtype=float) / 2.0**self.shift)
 
-    def curve(self, mapping: SizeMapping, floor_bytes: int, cap_bytes: int) -> Curve:
-        """Return the curve over memory sizes from floor to cap, anchored at what was measured."""
+    def curve(self, mapping: SizeMapping, floor_bytes: int, cap_bytes: int, limit_pages: float = math.inf) -> Curve:
+        """Return the curve over memory sizes from floor to cap, anchored at what was measured.
+
+        Args:
+            mapping: From memory size to cache.
+            floor_bytes: The smallest size.
+            cap_bytes: The largest.
+            limit_pages: The cache is no larger, whatever the size.
+        """
         fine, cached = TUNING.tracking.fine, self._measurement.cached
         sizes_bytes = np.linspace(floor_bytes, max(cap_bytes, floor_bytes + fine), fine).astype(np.int64)
-        cache = mapping.caches_pages(sizes_bytes)
+        cache = np.minimum(mapping.caches_pages(sizes_bytes), limit_pages)
         suspicious, unsure = tuple(self._confidence.suspicious()), list(self._confidence.unsure(self.shift))
         measured, contradicted = self.measured, 0.0
         ratios = estimated = self.miss_ratios(cache)

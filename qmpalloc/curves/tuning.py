@@ -50,6 +50,13 @@ class Tracking(Struct, frozen=True):
     fine: int = 1_024  # sizes at which a curve is computed
     points: int = 32  # half of those that a `Curve` has: enough for lines between them, small in a record
     mapping_keep: float = 0.9  # of overhead and free memory as known, with each sample: both jump about
+    # A cache that misses so many pages while memory is free, grows by less than a part of them, and gets more than that
+    # part of them back after evicting them, is limited by something else.
+    limit_pages_least: int = 4_096
+    limit_part: float = 0.25
+    limit_half_life_s: float = 30.0
+    limit_grown: float = 1.1  # times as large is a cache that is limited no more
+    limit_known_s: float = 600.0  # without being seen again
     outgrown: float = 1.1  # times the cache it was made for must the cap hold: a curve tells no sizes apart beyond
     outgrown_intervals: int = 30  # until it is made anew: a program that ended may only pause
 

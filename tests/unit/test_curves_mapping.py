@@ -1,7 +1,11 @@
 """From a guest's size to the cache that its load has."""
 
-from qmpalloc.curves.mapping import SYSTEM_PAGES, SizeMapping, is_full
-from qmpalloc.sample import Memory
+import math
+
+import pytest
+
+from qmpalloc.curves.mapping import SYSTEM_PAGES, CacheLimit, SizeMapping, is_full
+from qmpalloc.sample import Delta, Memory
 from qmpalloc.units import GIB, MIB, PAGE_BYTES
 
 
@@ -45,3 +49,52 @@ def test_a_program_that_maps_for_a_moment_changes_little():
 
 def test_more_mapped_than_there_is_cache_leaves_no_room():
     assert room_mib(memory(mapped=500)) == 0
+
+
+MISSED = 2_000
+
+
+class Reader:
+    """A load in a guest of 4 GiB that misses `MISSED` pages a second."""
+
+    def __init__(self):
+        self.limit, self.file_pages = CacheLimit(), 50_000
+
+    def run(self, seconds, *, refaults=MISSED, grown=0, free=2 * GIB, load=1):
+        for _ in range(seconds):
+            self.file_pages += grown
+            memory = Memory(total=4 * GIB, free=free, active_file=0, inactive_file=self.file_pages * PAGE_BYTES)
+            delta = Delta(interval_s=1.0, accesses=10_000, misses=MISSED, refaults=refaults)
+            self.limit.observe(delta, memory, 4 * GIB, float(self.file_pages), load)
+        return self.limit.pages
+
+
+def test_a_cache_that_does_not_grow_into_free_memory_is_limited():
+    """As the control group of a container does it."""
+    assert Reader().run(5) == 50_000
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"grown": MISSED},  # it fills
+        {"grown": MISSED // 2},
+        {"refaults": 0},  # new files, while others are deleted
+        {"refaults": None},
+        {"free": 40 * MIB},
+        {"free": None},
+    ],
+)
+def test_a_cache_that_fills_or_is_full_is_not_limited(told):
+    assert Reader().run(60, **told) == math.inf
+
+
+def test_a_limit_is_known_while_the_guest_is_full_but_not_of_another_load_nor_for_ever():
+    reader = Reader()
+    reader.run(5)
+    assert reader.run(500, free=40 * MIB) == 50_000
+    assert reader.run(200, free=40 * MIB) == math.inf
+    reader.run(5)
+    assert reader.run(1, load=2, free=40 * MIB) == math.inf
+    reader.run(5, load=2)
+    assert reader.run(5, load=2, grown=MISSED) == math.inf  # it was raised

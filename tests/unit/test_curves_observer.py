@@ -31,7 +31,7 @@ class Feed:
         self.random = np.random.default_rng(1)
         self.events = self.accesses = self.sequence = 0
         self.boot, self.start, self.lru = b"b" * 16, b"s" * 8, "lru_gen"
-        self.cap, self.program = CAP, 0
+        self.cap, self.program, self.free = CAP, 0, 32 * MIB
 
     def batch(self, count=2_000, accesses=ACCESSES, **changes):
         keys = mixed(self.random.integers(0, PAGES, count).astype(np.uint64)) >> np.uint64(4)
@@ -47,10 +47,13 @@ class Feed:
             format="qmpalloc-counters", version=1, boot_id="0" * 36, start_id="0" * 16, sequence=self.sequence,
             monotonic_ns=self.sequence * 10**9, interval_ms=1000, kernel="6.12", page_size=4096, lru=self.lru,
             counters=Counters(accesses=accesses, inserts_read=misses),
-            memory_bytes=Memory(free=32 * MIB, active_file=file // 2, inactive_file=file // 2),
+            memory_bytes=Memory(free=self.free, active_file=file // 2, inactive_file=file // 2),
         )  # fmt: skip
-        delta = Delta(interval_s=1.0, accesses=accesses, misses=misses, evictions=misses, sampled=sampled)
-        self.observer.take_sample(sample, delta, ACTUAL + self.program, FLOOR, self.cap)
+        delta = Delta(
+            interval_s=1.0, accesses=accesses, misses=misses, evictions=misses, refaults=misses, sampled=sampled
+        )
+        size = ACTUAL + self.program + self.free - 32 * MIB
+        self.observer.take_sample(sample, delta, size, FLOOR, self.cap)
 
     def run(self, intervals=12):
         for _ in range(intervals):
@@ -86,6 +89,16 @@ def test_samples_and_counters_make_a_curve_through_what_was_measured():
     assert all(ratio == round(ratio, 4) for ratio in facts.curve.miss_ratio)
     assert facts.ghost_gain > 0
     assert facts.ghost_loss > 0
+
+
+def test_more_memory_changes_nothing_for_a_load_whose_control_group_is_full():
+    feed = Feed()
+    feed.free = 600 * MIB
+    curve = feed.run().facts.curve
+    assert curve.weak == ()
+    less, here, more = np.interp([ACTUAL - 50 * MIB, ACTUAL + 50 * MIB, CAP], curve.sizes_bytes, curve.miss_ratio)
+    assert less > here + 0.05
+    assert here == more == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_restarted_collector_or_a_rebooted_guest_is_learnt_anew():
