@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment.analysis.metrics import (
@@ -22,6 +23,7 @@ from qmpalloc.experiment.report.figures.forest import forest_rows
 from qmpalloc.experiment.report.metrics import metric_lines
 from qmpalloc.experiment.run.arm import done_text, share_done
 from qmpalloc.experiment.run.configuration import arm_configuration
+from qmpalloc.experiment.run.generator.tally import bucket
 from qmpalloc.experiment.run.standstill import Standstill
 from qmpalloc.experiment.spec import parsing, scaling
 from qmpalloc.experiment.spec.plan import ArmRun
@@ -260,6 +262,22 @@ def test_reads_come_to_how_many_a_second_were_done():
     reports = [(1, load(state("reads", 10.0, reads=500))), (2, load(state("reads", 20.0, reads=700)))]
     (found,) = metric_results(A.phases[0], reports, load(state("reads", 40.0, reads=4000, done=True)))
     assert (found.value, found.series) == (100, {1: 50, 2: 20})
+
+
+def test_reads_at_a_rate_of_their_own_come_to_how_long_one_took():
+    """How many were done is how many were asked for, however long each waited."""
+    fast, slow = bucket(10**6), bucket(100 * 10**6)
+    phase = structs.replace(A.phases[0], rate=100.0)
+    reports = [
+        (trial, load(structs.replace(state("reads", 10.0 * trial, reads=1000 * trial), latency=latency)))
+        for trial, latency in ((1, {fast: 1000}), (2, {fast: 1000, slow: 1000}), (3, {fast: 1000, slow: 1000}))
+    ]
+    (found,) = metric_results(phase, reports, None)
+    assert (found.metric.unit, found.metric.better) == ("ms", "lower")
+    assert (found.value, found.series) == (
+        pytest.approx(50.5, rel=0.05),
+        {1: pytest.approx(1, rel=0.05), 2: pytest.approx(100, rel=0.05)},
+    )
 
 
 KEYS = [("B", "work", RATE), ("B", "work", LATENCY), ("A", "reads", A.phases[0].metrics[0])]

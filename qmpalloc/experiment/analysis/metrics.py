@@ -1,7 +1,7 @@
 """What the phases of a run came to by their metrics, and how arms compare by them.
 
 Where arms do unequal work in equal time, the time to finish says nothing: what counts is what the guests' programs say
-of themselves, and for built-in reads how many a second were done.
+of themselves, and for built-in reads how many a second were done, or how long one took if they come at a rate.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from itertools import pairwise
 
 from msgspec import Struct
 
+from qmpalloc.experiment.analysis import latency
 from qmpalloc.experiment.analysis.statistics import Ratio, ratio
-from qmpalloc.experiment.spec.program import READ_RATE, Metric
+from qmpalloc.experiment.spec.program import LATENCY, Metric
 from qmpalloc.experiment.spec.schema import AnyPhase, Phase
 from qmpalloc.experiment.store.records import LoadProgress, PhaseProgress
 
@@ -64,7 +65,9 @@ def _state(report: LoadProgress, name: str) -> PhaseProgress | None:
 def _value(phase: AnyPhase, metric: Metric, before: PhaseProgress, after: PhaseProgress) -> float | None:
     """Return what a metric came to between two reports; None when nothing was said of it."""
     if isinstance(phase, Phase):
-        assert metric == READ_RATE
+        if metric == LATENCY:
+            mean_s = latency.mean_s(latency.difference(after.latency, before.latency))
+            return None if mean_s is None else 1000 * mean_s
         seconds = after.seconds - before.seconds
         return (after.reads - before.reads) / seconds if seconds > 0 else None
     now, then = after.metrics.get(metric.name), before.metrics.get(metric.name)

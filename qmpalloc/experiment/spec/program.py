@@ -154,3 +154,6 @@ def _is_beside(name: str) -> bool:
 
 READ_RATE = Metric(name="reads", unit="1/s", better="higher")
 """What a phase of built-in reads is judged by beside programs."""
+
+LATENCY = Metric(name="latency", unit="ms", better="lower")
+"""The same where reads come at a rate of their own: how many are done is then how many were asked for."""

@@ -11,7 +11,7 @@ from qmpalloc.config.keys import Found, Name, NameOrNone, Weight, bounds, file_n
 from qmpalloc.config.schema import DISK_OVERHEAD_FACTOR, IOPS_MAX
 from qmpalloc.experiment.spec.access import Access, Loop, Sequential
 from qmpalloc.experiment.spec.attached import Attach, Start, not_reset
-from qmpalloc.experiment.spec.program import READ_RATE, Metric, ProgramPhase
+from qmpalloc.experiment.spec.program import LATENCY, READ_RATE, Metric, ProgramPhase
 from qmpalloc.units import GIB, KIB, MIB, PAGE_BYTES, format_size
 
 SMALLEST_BYTES = 128 * MIB
@@ -136,7 +136,7 @@ class Phase(Struct, frozen=True, kw_only=True):
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """What it is judged by."""
-        return (READ_RATE,)
+        return (LATENCY if self.rate else READ_RATE,)
 
 
 AnyPhase = ProgramPhase | Phase
