@@ -159,14 +159,12 @@ def find_danger(
         return lacks
     if earlier is None:
         return None
-    killed = _change(earlier.oom_kills, later.oom_kills)
-    waited = _change(earlier.allocation_stalls, later.allocation_stalls)
     was_full = any(
         each.memory_bytes.free is None or is_full(each.memory_bytes, actual_bytes) for each in (earlier, later)
     )
-    # A kernel kills for want of memory only after allocations have waited for some, and no control group's are counted.
-    if killed is not None and killed > 0 and (was_full or waited != 0):
-        return f"danger: {killed} processes killed for lack of memory"
+    killed = _find_kills(earlier, later, was_full=was_full)
+    if killed:
+        return killed
     seconds = (later.monotonic_ns - earlier.monotonic_ns) / 1e9
     if seconds <= 0:
         return None
@@ -190,6 +188,15 @@ def _find_lack(earlier: Sample | None, later: Sample, least: int) -> str | None:
     if available < least:
         return f"danger: {format_size(available)} available, below {format_size(least)}"
     return f"danger: programs take {format_size(int(growth / LEAD_S))} a second, {format_size(available)} available"
+
+
+def _find_kills(earlier: Sample, later: Sample, *, was_full: bool) -> str | None:
+    """Return that the kernel killed for want of memory: only after allocations waited, and no control group's count."""
+    killed = _change(earlier.oom_kills, later.oom_kills)
+    waited = _change(earlier.allocation_stalls, later.allocation_stalls)
+    if killed is None or killed <= 0 or not (was_full or waited != 0):
+        return None
+    return f"danger: {killed} processes killed for lack of memory"
 
 
 def _find_swapping(earlier: Sample, later: Sample, seconds: float) -> str | None:
