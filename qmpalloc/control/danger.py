@@ -79,7 +79,7 @@ class Danger:
         if earlier is None or any(new < old for new, old in zip(self._stats, earlier, strict=True)):
             return
         seconds, stalls, kills = (new - old for new, old in zip(self._stats, earlier, strict=True))
-        # Else it was killed within the limit of a control group: see `find_danger`.
+        # Else it was killed within the limit of a control group: see `qmpalloc.rules.danger._find_kills`.
         killed = kills if stalls or self._waited else 0
         self._waited = stalls > 0
         if sign := find_stalls(stalls, killed, float(seconds), self._stalls):
