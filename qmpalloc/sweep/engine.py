@@ -74,20 +74,40 @@ class Cluster:
         # Dask suspects all tasks that a dead worker had, those that only waited too: alone, each shows what it does.
         for key in lost:
             yield from self._collected([self._submitted(key, models[key], {}, "alone")])
-        real = {key: task for key, task in tasks.items() if isinstance(task, GuestsTask)}
-        if real:
-            yield from self._collected(list(self._on_guests(real, disks)))
+        yield from self._on_guests({key: task for key, task in tasks.items() if isinstance(task, GuestsTask)}, disks)
 
-    def _on_guests(self, tasks: Mapping[str, GuestsTask], disks: Disks) -> Iterator[distributed.Future]:
-        """Submit all runs of a repeat to one host, so that its arms are compared on the same; another if it is lost."""
-        hosts = [worker.address for worker in self.workers if worker.guests]
-        places: dict[tuple[str, int], str] = {}
-        for number, (key, task) in enumerate(tasks.items()):
-            place = places.setdefault((task.experiment, task.repeat), hosts[len(places) % len(hosts)])
-            yield self._submitted(
-                key, task, disks(task.experiment),
-                resources={GUESTS: 1}, workers=[place], allow_other_workers=True, priority=-number,
-            )  # fmt: skip
+    def _on_guests(self, tasks: Mapping[str, GuestsTask], disks: Disks) -> Iterator[Done]:
+        """Do all runs of a repeat on one host, so that its arms are compared on the same; on another if it is lost.
+
+        A host is sent a run when the one before is back. Sent earlier, it would wait there, and Dask moves what waits
+        to hosts that are idle.
+        """
+        import distributed
+
+        repeats: dict[tuple[str, int], list[str]] = {}
+        for key, task in tasks.items():
+            repeats.setdefault((task.experiment, task.repeat), []).append(key)
+        waiting = iter(repeats.values())
+        addresses = {worker.facts.host: worker.address for worker in self.workers if worker.guests}
+        under_way: dict[str, tuple[str, list[str]]] = {}  # by run: where, and the runs of its repeat that follow
+        completed = distributed.as_completed(loop=self._client.loop)
+
+        def send(address: str, runs: list[str]) -> None:
+            if runs := runs or next(waiting, []):
+                key, *following = runs
+                under_way[key] = address, following
+                completed.add(self._submitted(
+                    key, tasks[key], disks(tasks[key].experiment),
+                    resources={GUESTS: 1}, workers=[address], allow_other_workers=True,
+                ))  # fmt: skip
+
+        for address in addresses.values():
+            send(address, [])
+        for future in completed:
+            done = self._done(future)
+            yield done
+            address, following = under_way.pop(done.key)
+            send(addresses.get(done.host, address), following)
 
     def _submitted(
         self, key: str, task: Task, disks: Mapping[str, DiskCalibration], attempt: str = "", **how: Any
@@ -100,18 +120,26 @@ class Cluster:
         import distributed
 
         for future in distributed.as_completed(futures, loop=self._client.loop):
-            if future.cancelled():
-                raise UnreachableError(
-                    f"the scheduler {self._address} is lost", address=self._address,
-                    hint="start it again, then give the same command again: what is done is kept",
-                )  # fmt: skip
-            error = future.exception() if future.status == "error" else None
-            key = future.key.rpartition("-")[0]
-            if lost is not None and isinstance(error, distributed.KilledWorker):
-                lost.append(key)
+            killed = future.status == "error" and isinstance(future.exception(), distributed.KilledWorker)
+            done = self._done(future)
+            if killed and lost is not None:
+                lost.append(done.key)
             else:
-                yield Done(key=key, failed=_told(error)) if error is not None else future.result()
-            future.release()
+                yield done
+
+    def _done(self, future: distributed.Future) -> Done:
+        """Return what became of a task that is over, and let Dask forget it."""
+        if future.cancelled():
+            raise UnreachableError(
+                f"the scheduler {self._address} is lost", address=self._address,
+                hint="start it again, then give the same command again: what is done is kept",
+            )  # fmt: skip
+        if future.status == "error":
+            done = Done(key=future.key.rpartition("-")[0], failed=_told(future.exception()))
+        else:
+            done = future.result()
+        future.release()
+        return done
 
 
 def require_packages() -> None:

@@ -265,7 +265,7 @@ import time
 from qmpalloc.experiment.store.records import DiskCalibration, Manifest, Outcome
 from qmpalloc.sweep import guests
 
-running = 0
+running, TAKES_S = 0, 0.2
 
 def describe(specification, prepared, footprints, *, arms, command):
     return Manifest(
@@ -277,7 +277,7 @@ def describe(specification, prepared, footprints, *, arms, command):
 async def run_arm(directory, run, prepared, traces, live):
     global running
     running += 1
-    time.sleep(0.2)
+    time.sleep(TAKES_S)
     files = directory.run(run)
     files.begin()
     failed = "" if running == 1 else "two at a time"
@@ -317,9 +317,9 @@ def test_real_guests_are_run_one_at_a_time_by_the_worker_that_may(cluster, tmp_p
 @pytest.mark.parametrize("lost", [False, True])
 def test_the_arms_of_a_repeat_run_on_one_host_unless_it_is_lost(cluster, tmp_path, lost):
     workers = {}
-    for host in "ab":
+    for host, takes_s in (("a", 0.5), ("b", 0.1)):
         fakes = tmp_path / f"fakes_{host}.py"
-        fakes.write_text(f"import socket\nsocket.gethostname = lambda: {host!r}\n{FAKES}")
+        fakes.write_text(f"import socket\nsocket.gethostname = lambda: {host!r}\n{FAKES}\nTAKES_S = {takes_s}\n")
         environment = with_qemu(tmp_path / host)
         workers[host] = cluster.worker("--resources", "guests=1", preload=fakes, environment=environment)
     wait_for_workers(cluster, 2)
