@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ GUESTS = "guests"
 
 WORKER_COMMAND = "dask worker SCHEDULER --nthreads 1"
 REACH_S, WORKERS_S = 10.0, 30.0
+LOOK_S = 1.0
+"""How often it is looked whether there are workers, while none answers."""
 
 Disks = Callable[[str], Mapping[str, DiskCalibration]]
 """Returns host to throttle of an experiment, where it has been measured."""
@@ -46,10 +49,12 @@ class Cluster:
         workers: Those that were there at the beginning.
     """
 
-    def __init__(self, client: distributed.Client, address: str, sweep: Sweep) -> None:
-        self._client, self._address = client, address
+    def __init__(
+        self, client: distributed.Client, address: str, sweep: Sweep, local: distributed.SpecCluster | None
+    ) -> None:
+        self._client, self._address, self._local = client, address, local
         found = client.run(facts_of_worker(), on_error="return")
-        resources = client.scheduler_info(n_workers=-1)["workers"]
+        resources = self._workers_now()
         for worker, told in found.items():
             if isinstance(told, BaseException):
                 message = f"the worker {worker} cannot run qmpalloc: {type(told).__name__}: {told}"
@@ -66,7 +71,7 @@ class Cluster:
         So nothing else of the sweep runs beside real guests, whose times count.
 
         Raises:
-            UnreachableError: The scheduler is lost.
+            UnreachableError: The scheduler is lost, or all workers that can do what is left.
         """
         models = {key: task for key, task in tasks.items() if isinstance(task, ModelTask)}
         lost: list[str] = []
@@ -103,7 +108,7 @@ class Cluster:
 
         for address in addresses.values():
             send(address, [])
-        for future in completed:
+        for future in self._as_they_end(completed, GUESTS):
             done = self._done(future)
             yield done
             address, following = under_way.pop(done.key)
@@ -119,13 +124,41 @@ class Cluster:
         """Yield what became of each; those given up with their workers go to `lost` instead, where there is one."""
         import distributed
 
-        for future in distributed.as_completed(futures, loop=self._client.loop):
+        for future in self._as_they_end(distributed.as_completed(futures, loop=self._client.loop)):
             killed = future.status == "error" and isinstance(future.exception(), distributed.KilledWorker)
             done = self._done(future)
             if killed and lost is not None:
                 lost.append(done.key)
             else:
                 yield done
+
+    def _as_they_end(self, completed: distributed.as_completed, resource: str = "") -> Iterator[distributed.Future]:
+        """Yield each as it is over, as long as there are workers, with the resource: Dask would wait for ever."""
+        seen = looked = time.monotonic()
+        while not completed.is_empty():
+            if completed.has_ready():
+                yield from completed.next_batch(block=False)
+                seen = time.monotonic()
+                continue
+            time.sleep(0.05)
+            if (now := time.monotonic()) - looked < LOOK_S:
+                continue
+            looked = now
+            if self._local is not None:
+                self._local.scale(len(self.workers))  # a worker that ends before its nanny heard of it has no other
+            if any(
+                not resource or worker.get("resources", {}).get(resource) for worker in self._workers_now().values()
+            ):
+                seen = now
+            elif now - seen > WORKERS_S:
+                able = f" with --resources {resource}=1" if resource else ""
+                hint = "start them again, then give the same command again: what is done is kept"
+                message = f"the scheduler {self._address} has no workers{able} any more"
+                raise UnreachableError(message, address=self._address, hint=hint)
+
+    def _workers_now(self) -> Mapping[str, Mapping[str, Any]]:
+        workers: Mapping[str, Mapping[str, Any]] = self._client.scheduler_info(n_workers=-1)["workers"]
+        return workers
 
     def _done(self, future: distributed.Future) -> Done:
         """Return what became of a task that is over, and let Dask forget it."""
@@ -170,7 +203,8 @@ def open_cluster(sweep: Sweep, *, scheduler: str = "", workers: int = 1) -> Iter
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it is told by us
     with ExitStack() as stack:
-        address = scheduler or stack.enter_context(_local_cluster(workers)).scheduler_address
+        local = None if scheduler else stack.enter_context(_local_cluster(workers))
+        address = scheduler if local is None else local.scheduler_address
         try:
             client = stack.enter_context(distributed.Client(address, timeout=REACH_S, set_as_default=False))
         except ValueError as error:
@@ -186,7 +220,7 @@ def open_cluster(sweep: Sweep, *, scheduler: str = "", workers: int = 1) -> Iter
             raise UnreachableError(f"the scheduler {address} has no workers", address=address, hint=hint) from error
         for path in sweep.own_modules:
             client.upload_file(str(path))
-        yield Cluster(client, address, sweep)
+        yield Cluster(client, address, sweep, local)
 
 
 def _local_cluster(workers: int) -> Any:

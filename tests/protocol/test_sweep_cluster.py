@@ -206,6 +206,36 @@ def test_a_task_that_kills_its_workers_is_given_up_and_the_others_go_on(tmp_path
     assert ended["paper"] == ""
 
 
+def test_a_worker_that_nobody_starts_again_is_replaced(small, monkeypatch):
+    import dask
+    from distributed.nanny import Nanny
+
+    async def leave(nanny, exit_code):
+        await nanny._unregister()
+
+    monkeypatch.setattr(Nanny, "_on_worker_exit", leave)
+    few = dict(list(small.tasks.items())[:3])
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "200ms"}),
+        engine.open_cluster(small, workers=1) as found,
+    ):
+        over, (pid,) = [], found._client.run(os.getpid).values()
+        for done in found.run(few, lambda _: {}):
+            if not over:
+                os.kill(pid, signal.SIGKILL)
+            over.append(done.failed)
+    assert over == [""] * 3
+
+
+def test_a_scheduler_that_loses_all_its_workers_is_told(cluster, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "WORKERS_S", 0.5)
+    worker = cluster.worker()
+    wait_for_workers(cluster, 1)
+    with opened(cluster, small) as found, pytest.raises(UnreachableError, match="has no workers any more") as caught:
+        _ = [worker.kill() for _ in found.run(small.tasks, lambda _: {})]
+    assert "what is done is kept" in caught.value.hint
+
+
 def test_no_scheduler_and_what_is_no_address_are_told(small, monkeypatch):
     monkeypatch.setattr(engine, "REACH_S", 0.5)
     with (
