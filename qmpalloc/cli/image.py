@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from qmpalloc.cli.signals import interruptible
 from qmpalloc.cli.streams import print_json
-from qmpalloc.errors import ConfigError
+from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.units import format_size
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def list_(as_json: bool) -> None:
     from qmpalloc.qemu.image_names import recipe_files
 
     rows: list[dict[str, Any]] = []
-    for found in images.list_images():
+    for found in images.list_images(_warn):
         directory = found.directory
         facts = {"name": directory.name, "directory": str(directory), "current": images.is_current(found)}
         facts |= {"extras": found.manifest.extras, "recipe_files": [name for name in recipe_files(directory) if name]}
@@ -201,12 +201,16 @@ def prune() -> None:
     def directories_of(file: Path) -> set[Path]:
         return {images.image_dir(variant) for variant in variants_of(file)}
 
-    for verdict in images.prune_images(directories_of):
+    for verdict in images.prune_images(directories_of, _warn):
         directory = verdict.image.directory
         if not verdict.kept:
             click.echo(f"removed {directory}")
         elif not verdict.image.manifest.variant.is_reference:
             click.echo(f"kept {directory}: {verdict.kept}")
+
+
+def _warn(error: HostError) -> None:
+    click.echo(f"warning: {error.message} ({error.hint})", err=True)
 
 
 def _report(line: str) -> None:

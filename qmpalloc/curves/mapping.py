@@ -18,7 +18,7 @@ for the load. Chosen by what was measured in the reference guest (docs/results/g
 cached without such need; a guest with more of them is corrected by anchoring (`qmpalloc.curves.measurement`)."""
 
 FREE_BYTES = 32 * MIB
-"""Memory that a guest keeps free when nothing of it was seen yet: near the kernel's high watermark."""
+"""Memory that a small guest keeps free: its kernel's high watermark, and what comes and goes above it."""
 
 _KEPT_FREE_MOST_BYTES, _KEPT_FREE_MOST_SHARE = 128 * MIB, 1 / 64
 """Together more than a kernel keeps free, unless told to keep more (``vm.min_free_kbytes``). Its high watermark is
@@ -37,6 +37,14 @@ def is_full(memory: Memory, size_bytes: int) -> bool:
     most_bytes = _KEPT_FREE_MOST_BYTES + _KEPT_FREE_MOST_SHARE * size_bytes
     most_bytes = max(most_bytes, _BOOSTED * (memory.kept_free or 0))
     return memory.free is not None and memory.free <= most_bytes
+
+
+def unused_bytes(memory: Memory, kept_bytes: int = FREE_BYTES) -> int:
+    """Return the free memory beyond what the guest's kernel keeps free: to take it costs nothing.
+
+    It keeps so much, or its high watermarks if they are higher, as with transparent huge pages.
+    """
+    return max(0, (memory.free or 0) - max(kept_bytes, memory.kept_free or 0))
 
 
 def system_bytes(memory: Memory, least_bytes: int = SYSTEM_PAGES * PAGE_BYTES) -> int:
@@ -101,23 +109,23 @@ class SizeMapping:
     """How much page cache a guest of a given size has: its size, less what is not cache.
 
     What is not cache is learnt while the guest evicts pages for want of memory: then its free memory is what the kernel
-    keeps free. Before, free memory above `FREE_BYTES` is counted as cache to come.
+    keeps free. Before, `unused_bytes` are counted as cache to come.
 
     Attributes:
         overhead_bytes: Memory that is not cache; None before anything was seen.
     """
 
-    def __init__(self, *, system_pages: int = SYSTEM_PAGES, free_bytes: int = FREE_BYTES) -> None:
+    def __init__(self, *, system_pages: int = SYSTEM_PAGES, kept_bytes: int = FREE_BYTES) -> None:
         """Make a mapping.
 
         Args:
             system_pages: File pages, at least, that belong to the guest's system rather than to its load.
-            free_bytes: Memory the guest keeps free, until that is seen.
+            kept_bytes: Memory the guest keeps free, at least, until that is seen.
         """
         self._least_system_bytes = self._system_bytes = system_pages * PAGE_BYTES
         self.overhead_bytes: int | None = None
-        self._free_bytes: float = free_bytes
-        self._free_seen = False
+        self._kept_bytes = kept_bytes
+        self._free_bytes: float | None = None
 
     def observe(self, actual_bytes: int, memory: Memory, *, evicting: bool) -> None:
         """Learn from a sample.
@@ -132,9 +140,11 @@ class SizeMapping:
             return
         keep = TUNING.tracking.mapping_keep
         if evicting:
-            self._free_bytes = keep * self._free_bytes + (1 - keep) * free if self._free_seen else free
-            self._free_seen = True
-        spare = max(0, free - int(self._free_bytes))
+            self._free_bytes = free if self._free_bytes is None else keep * self._free_bytes + (1 - keep) * free
+        if self._free_bytes is None:
+            spare = unused_bytes(memory, self._kept_bytes)
+        else:
+            spare = max(0, free - int(self._free_bytes))
         seen = max(0, actual_bytes - file_bytes - spare)
         system = system_bytes(memory, self._least_system_bytes)
         if self.overhead_bytes is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qmpalloc.curves.mapping import FREE_BYTES
+from qmpalloc.curves.mapping import unused_bytes
 from qmpalloc.model import GuestSnapshot
 from qmpalloc.units import format_count
 
@@ -106,8 +106,8 @@ def spare_bytes(guest: GuestSnapshot) -> int:
 
     What it still has above its target is as good as gone: it comes from what is free now.
     """
-    free = guest.memory.free if guest.memory is not None else None
-    return max(0, (free or 0) - FREE_BYTES - max(0, guest.actual_bytes - guest.target_bytes))
+    unused = unused_bytes(guest.memory) if guest.memory is not None else 0
+    return max(0, unused - max(0, guest.actual_bytes - guest.target_bytes))
 
 
 def losable_per_s(guest: GuestSnapshot) -> float:

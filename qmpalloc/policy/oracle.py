@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Struct
 
 from qmpalloc.config import Duration, Size
-from qmpalloc.curves.mapping import FREE_BYTES, system_bytes
+from qmpalloc.curves.mapping import system_bytes, unused_bytes
 from qmpalloc.curves.value import Load, Objective
 from qmpalloc.errors import ConfigError
 from qmpalloc.model import Curve, Decision, GuestDecision, GuestSnapshot, Limiter, Snapshot, decision_of
@@ -169,8 +169,7 @@ class _Seen(Struct):
         self.accesses[name] = self.accesses.get(name, 0) + max(0, guest.accesses)
         if memory is None or memory.file_bytes is None or memory.free is None:
             return
-        spare = max(0, memory.free - FREE_BYTES)
-        now = max(0, guest.actual_bytes - memory.file_bytes - spare) + system_bytes(memory)
+        now = max(0, guest.actual_bytes - memory.file_bytes - unused_bytes(memory)) + system_bytes(memory)
         found = self.found.get(name, now)
         self.found[name] = found = round(_KEEP * found + (1 - _KEEP) * now)
         if abs(found - self.overhead.get(name, -MIB * MIB)) > _OVERHEAD_ALIKE_BYTES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -168,19 +169,29 @@ def planned_image(variant: Variant) -> Image:
     return Image(directory=directory, manifest=manifest)
 
 
-def list_images() -> list[Image]:
-    """Return all cached images, of present and former recipes."""
-    found = sorted(images_dir().glob("[!.]*/manifest.json"))
-    return [read_image(file.parent) for file in found]
+def list_images(unusable: Callable[[HostError], None]) -> list[Image]:
+    """Return all cached images, of present and former recipes.
+
+    Args:
+        unusable: Is told of each that cannot be read: it is spoilt, or another qmpalloc's.
+    """
+    images = []
+    for file in sorted(images_dir().glob("[!.]*/manifest.json")):
+        try:
+            images.append(read_image(file.parent))
+        except HostError as error:
+            unusable(error)
+    return images
 
 
-def prune_images(directories_of: DirectoriesOf) -> list[Verdict]:
-    """Remove the images that nothing names any more, and return what became of all.
+def prune_images(directories_of: DirectoriesOf, unusable: Callable[[HostError], None]) -> list[Verdict]:
+    """Remove the images that nothing names any more, and return what became of all. Those it cannot read stay.
 
     Args:
         directories_of: The images that a file names.
+        unusable: Is told of each that cannot be read.
     """
-    verdicts = [Verdict(image, _kept(image, directories_of)) for image in list_images()]
+    verdicts = [Verdict(image, _kept(image, directories_of)) for image in list_images(unusable)]
     for verdict in verdicts:
         if not verdict.kept:
             directory = verdict.image.directory

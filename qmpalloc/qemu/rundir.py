@@ -108,7 +108,11 @@ def ends_at_logout(run_dir: Path, lingers: Path = LINGERS) -> bool:
     user = os.getuid()
     if not run_dir.is_relative_to(f"/run/user/{user}"):
         return False
-    return not (lingers / pwd.getpwuid(user).pw_name).exists()
+    try:
+        name = pwd.getpwuid(user).pw_name
+    except KeyError:  # systemd knows no such user, and keeps nothing for it
+        return True
+    return not (lingers / name).exists()
 
 
 def write_record(directory: Path, record: GuestRecord) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, structs
 
-from qmpalloc.curves.mapping import FREE_BYTES
+from qmpalloc.curves.mapping import unused_bytes
 from qmpalloc.errors import PolicyError
 from qmpalloc.model import (
     Decision,
@@ -219,8 +219,7 @@ def _used_bytes(guest: GuestSnapshot) -> int:
     """Return what a guest uses: what is not free, and its kernel's reserve; all that it has where it does not tell."""
     if guest.state is not GuestState.FRESH:  # it gives nothing until it is
         return 0
-    free = guest.memory.free if guest.memory is not None else None
-    return guest.actual_bytes - max(0, (free or 0) - FREE_BYTES)
+    return guest.actual_bytes - (unused_bytes(guest.memory) if guest.memory is not None else 0)
 
 
 def _tested(lent: Lent, guest: GuestSnapshot) -> Lent:

@@ -131,7 +131,7 @@ class ReplayGuest:
         self.tracker = CurveTracker(
             lru, self._room_pages(floor_bytes) * scale, min(self._room_pages(cap_bytes) * scale, 2**20)
         )
-        self.mapping, self.service = SizeMapping(system_pages=0, free_bytes=0), ServiceTimes()
+        self.mapping, self.service = SizeMapping(system_pages=0, kept_bytes=0), ServiceTimes()
         self._touched_s = np.empty(0)
         self.load(access, file_bytes)
         self.drop_cache()

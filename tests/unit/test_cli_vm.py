@@ -151,7 +151,15 @@ def test_images_are_listed_and_pruned(config, monkeypatch):
     (former / "manifest.json").write_bytes((built.directory / "manifest.json").read_bytes())
     rows = json.loads(invoke("image", "ls", "--json").stdout)
     assert {(row["name"], row["current"]) for row in rows} == {(former.name, False), (built.directory.name, True)}
-    assert invoke("image", "prune").stdout == f"removed {former}\n"
+    spoilt = built.directory.with_name("trixie-lab-111111111111")
+    spoilt.mkdir()
+    (spoilt / "manifest.json").write_text("{")
+    for command, first in (("ls", former.name), ("prune", "removed")):
+        result = invoke("image", command)
+        assert result.stdout.startswith(first)
+        assert f"warning: {spoilt} is not an image: " in result.stderr
+    assert not former.exists()
+    assert spoilt.exists()
     assert invoke("image", "build").stdout == f"{built.directory}\n"
 
 

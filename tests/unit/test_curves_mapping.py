@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from qmpalloc.curves.mapping import SYSTEM_PAGES, CacheLimit, SizeMapping, is_full
+from qmpalloc.curves.mapping import SYSTEM_PAGES, CacheLimit, SizeMapping, is_full, unused_bytes
 from qmpalloc.sample import Delta, Memory
 from qmpalloc.units import GIB, MIB, PAGE_BYTES
 
@@ -41,6 +41,13 @@ def test_what_a_kernel_keeps_free_is_told_from_memory_that_nobody_needs():
     # vm.min_free_kbytes, as for large databases
     assert is_full(Memory(free=1100 * MIB, kept_free=GIB), 4 * GIB)
     assert not is_full(Memory(free=1600 * MIB, kept_free=GIB), 4 * GIB)
+
+
+def test_what_is_free_beyond_what_the_kernel_keeps_is_unused():
+    assert unused_bytes(Memory(free=100 * MIB)) == 68 * MIB
+    assert unused_bytes(Memory(free=100 * MIB, kept_free=5 * MIB)) == 68 * MIB
+    assert unused_bytes(Memory(free=100 * MIB, kept_free=99 * MIB)) == MIB  # transparent huge pages
+    assert unused_bytes(Memory(free=100 * MIB, kept_free=GIB)) == unused_bytes(Memory()) == 0
 
 
 def test_a_program_that_maps_for_a_moment_changes_little():

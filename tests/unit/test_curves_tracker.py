@@ -40,7 +40,7 @@ def fed(tracker, batches=8, *, cached=FIT // 2, misses=0.5, first=0, seed=1, **o
 
 
 def mapping():
-    one = SizeMapping(system_pages=0, free_bytes=0)
+    one = SizeMapping(system_pages=0, kept_bytes=0)
     one.observe(500 * MIB, Memory(free=0, active_file=200 * MIB, inactive_file=200 * MIB), evicting=True)
     return one
 

@@ -133,9 +133,12 @@ def test_a_link_in_place_of_the_run_directory_is_refused(tmp_path):
         rundir.prepare_run_dir(tmp_path / "link")
 
 
-def test_a_directory_of_a_login_ends_with_it_unless_its_user_lingers(tmp_path):
+def test_a_directory_of_a_login_ends_with_it_unless_its_user_lingers(tmp_path, monkeypatch):
     of_login = Path(f"/run/user/{os.getuid()}/qmpalloc")
     assert rundir.ends_at_logout(of_login, tmp_path)
     assert not rundir.ends_at_logout(Path("/run/qmpalloc"), tmp_path)
     (tmp_path / pwd.getpwuid(os.getuid()).pw_name).touch()
     assert not rundir.ends_at_logout(of_login, tmp_path)
+    unknown = 2**31 - 7
+    monkeypatch.setattr(os, "getuid", lambda: unknown)
+    assert rundir.ends_at_logout(Path(f"/run/user/{unknown}/qmpalloc"), tmp_path)
