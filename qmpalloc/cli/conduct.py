@@ -170,15 +170,17 @@ async def _conduct(
 
 
 def _open_sockets(file: str, stack: contextlib.ExitStack, controller: Controller) -> tuple[socket.socket, ...]:
-    """Return the sockets for status and requests, open as long as `stack`; none where they cannot be made.
+    """Return the sockets for status and requests, open as long as `stack`; none where not both can be made.
 
     Raises:
         UnreachableError: Another controller serves them.
     """
+    directory = default_run_dir()
     try:
-        return tuple(
-            stack.enter_context(listening(socket_path(file, default_run_dir(), kind))) for kind in (STATUS, REQUESTS)
-        )
+        with contextlib.ExitStack() as made:
+            sockets = [made.enter_context(listening(socket_path(file, directory, kind))) for kind in (STATUS, REQUESTS)]
+            stack.push(made.pop_all())
+            return tuple(sockets)
     except HostError as error:
         controller.tell("status", f"nobody can attach: {error.message}", error.hint or "control goes on without")
         return ()

@@ -167,6 +167,15 @@ def test_where_no_socket_can_be_made_the_run_goes_on_and_says_so(place, monkeypa
     assert "control running" in result.stdout
 
 
+def test_one_socket_of_two(place, monkeypatch):  # a short name: it is part of the path
+    name = len("/qmpalloc/0123456789abcdef.status")
+    deep = place / ("x" * (107 - name - len(str(place)) - 1))
+    deep.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+    with headless_run():
+        assert "no controller runs for lab.toml" in qmpalloc("top", "lab.toml").stderr
+
+
 def test_a_record_is_followed_while_it_is_written(tmp_path):
     events = list(made_up(2, 60, end=True))
     record = tmp_path / "record.jsonl"
