@@ -15,7 +15,7 @@ DIRECTORY = "/run/qmpalloc"
 NAME = "counters.json"
 _ERROR_MAX_CHARS = 400
 _SELDOM = 60
-"""Files between two looks at what hardly changes: what is mounted, what the kernel keeps free."""
+"""Files between two looks at what hardly changes: mounts, what the kernel keeps free, how it counts the balloon."""
 _KERNEL_MAX_CHARS = 64
 _REFAULTS = {"refaults": "workingset_refault_file", "refaults_anon": "workingset_refault_anon"}
 _SWAP = {"in": "pswpin", "out": "pswpout", "read_ahead": "swap_ra"}
@@ -73,6 +73,7 @@ class Series:
         self._zram = Zram(self._page_size)
         self._tmpfs: list[str] = []
         self._kept_free: int | None = None
+        self._total_has_balloon = False
         self._look_at = sequence
 
     def render(
@@ -92,7 +93,7 @@ class Series:
         if counters is not None:
             counters = {**counters, **{name: vmstat[key] for name, key in _REFAULTS.items() if key in vmstat}}
         swap = {name: vmstat[key] for name, key in _SWAP.items() if key in vmstat}
-        memory = self._memory_bytes()
+        memory = self._memory_bytes(vmstat)
         in_zram = self._zram.pages(memory.get("swap_total"))
         if in_zram is not None:
             swap["in_zram"] = in_zram
@@ -131,18 +132,23 @@ class Series:
         self.sequence += 1
         return to_json(content).encode() + b"\n"
 
-    def _memory_bytes(self) -> dict[str, int]:
+    def _memory_bytes(self, vmstat: dict[str, int]) -> dict[str, int]:
         facts = procfs.memory_bytes(procfs.read("/proc/meminfo"))
         if self.sequence >= self._look_at:
             self._tmpfs = procfs.tmpfs_paths(procfs.read("/proc/self/mounts"))
             least, factor = map(procfs.read, ("/proc/sys/vm/min_free_kbytes", "/proc/sys/vm/watermark_scale_factor"))
             self._kept_free = procfs.kept_free_bytes(least, factor, facts.get("total"))
+            self._total_has_balloon = procfs.total_has_balloon()
             self._look_at = self.sequence + _SELDOM
         if self._kept_free is not None:
             facts["kept_free"] = self._kept_free
         if self._tmpfs and "shmem" in facts:
             # Never more than that: part of a tmpfs may be in swap, and another file system may cover one.
             facts["tmpfs"] = min(procfs.used_bytes(self._tmpfs), facts["shmem"])
+        inflated, deflated = vmstat.get("balloon_inflate"), vmstat.get("balloon_deflate")
+        if inflated is not None and deflated is not None:
+            pages = max(0, inflated - deflated) if self._total_has_balloon else 0
+            facts["balloon"] = pages * self._page_size
         return facts
 
 

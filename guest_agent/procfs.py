@@ -15,13 +15,16 @@ _MEMINFO = {
     "Mapped": "mapped",
     "AnonPages": "anon",
     "Shmem": "shmem",
-    "SUnreclaim": "slab_unreclaimable",
-    "KernelStack": "kernel_stack",
-    "PageTables": "page_tables",
+    "KReclaimable": "kernel_reclaimable",
     "SwapTotal": "swap_total",
     "SwapFree": "swap_free",
 }
-_VMSTAT = {"pswpin", "pswpout", "swap_ra", "oom_kill", "workingset_refault_file", "workingset_refault_anon"}
+_VMSTAT = {
+    "pswpin", "pswpout", "swap_ra", "oom_kill", "workingset_refault_file", "workingset_refault_anon",
+    "balloon_inflate", "balloon_deflate",
+}  # fmt: skip
+_BALLOON_DEVICE, _DEFLATE_ON_OOM = 5, 2
+"""Number of the device and of the feature, in include/uapi/linux/virtio_ids.h and virtio_balloon.h."""
 
 
 def read(path: str) -> str | None:
@@ -71,6 +74,16 @@ def kept_free_bytes(min_free: str | None, scale_factor: str | None, total_bytes:
         return None
     least_bytes = int(min_free) * 1024
     return least_bytes + 2 * max(least_bytes // 4, total_bytes * int(scale_factor) // 10_000)
+
+
+def total_has_balloon(devices: str = "/sys/bus/virtio/devices") -> bool:
+    """Return whether the memory that a balloon has taken is a part of ``MemTotal``: it is with ``deflate-on-oom``."""
+    try:
+        paths = [f"{devices}/{name}" for name in os.listdir(devices)]  # noqa: PTH208 (pathlib costs 1.5 MB of memory)
+    except OSError:
+        return False
+    balloons = [path for path in paths if (read(f"{path}/device") or "").strip() == f"0x{_BALLOON_DEVICE:04x}"]
+    return any((read(f"{path}/features") or "")[_DEFLATE_ON_OOM:][:1] == "1" for path in balloons)
 
 
 def tmpfs_paths(mounts: str | None) -> list[str]:

@@ -81,9 +81,10 @@ class Memory(Struct, frozen=True, kw_only=True):
     swap_total: Bytes | None = None
     """Room on all swap devices; 0 without any."""
     swap_free: Bytes | None = None
-    slab_unreclaimable: Bytes | None = None
-    kernel_stack: Bytes | None = None
-    page_tables: Bytes | None = None
+    kernel_reclaimable: Bytes | None = None
+    """What the kernel itself can give up, such as cached names of files."""
+    balloon: Bytes | None = None
+    """What the balloon has of `total`; 0 where `total` falls with the guest's size."""
     zram: Bytes | None = None
     """Memory in which zram keeps what was swapped out to it; None where none is swap."""
 
@@ -96,13 +97,14 @@ class Memory(Struct, frozen=True, kw_only=True):
 
     @property
     def unreclaimable_bytes(self) -> int | None:
-        """Bytes the guest cannot give up: anonymous, shared and unreclaimable kernel memory; None if any is unknown.
+        """Bytes the guest cannot give up: all that is neither free nor cache that can be dropped; None if not known.
 
-        What zram keeps is among it, where it is told.
+        So it holds what no list of kinds would have: huge pages, files locked into memory, what zram and zswap keep.
         """
-        parts = (self.anon, self.shmem, self.slab_unreclaimable, self.kernel_stack, self.page_tables)
-        known = [part for part in parts if part is not None]
-        return sum(known) + (self.zram or 0) if len(known) == len(parts) else None
+        if self.total is None or self.free is None or self.file_bytes is None:
+            return None
+        reclaimable = self.free + self.file_bytes + (self.kernel_reclaimable or 0) + (self.balloon or 0)
+        return max(0, self.total - reclaimable)
 
     @property
     def mapped_file_bytes(self) -> int | None:
@@ -114,7 +116,8 @@ class Memory(Struct, frozen=True, kw_only=True):
         if self.mapped is None or self.shmem is None:
             return None
         shared = 0 if self.tmpfs is None else max(0, self.shmem - self.tmpfs)
-        return max(0, self.mapped - shared)
+        mapped = max(0, self.mapped - shared)
+        return mapped if self.file_bytes is None else min(mapped, self.file_bytes)  # the others are locked into memory
 
     @property
     def in_use_bytes(self) -> int | None:

@@ -86,11 +86,13 @@ class Danger:
             self.begin(sign, now_s)
 
     def grew_itself(self, now_s: float) -> None:
-        """Note that the guest grew above its target by itself (``deflate-on-oom``): it was about to kill processes."""
-        actual_bytes = self._size.actual_bytes
-        grown = format_size(actual_bytes - self._size.target_bytes)
+        """Note that the guest grew above its target by itself (``deflate-on-oom``): it was about to kill processes.
+
+        What it took is charged. What it needs its next sample tells: a driver that begins anew (kexec, a module that is
+        loaded again) takes all for a moment, and needs none of it.
+        """
+        grown = format_size(self._size.actual_bytes - self._size.target_bytes)
         self.begin(f"danger: took {grown} back by itself (deflate-on-oom)", now_s)
-        self._rescue_bytes = max(self._rescue_bytes, actual_bytes)
         self._grew_itself = True
 
     def fell_asleep(self) -> None:

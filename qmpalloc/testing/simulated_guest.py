@@ -196,6 +196,8 @@ class SimulatedGuest:
         total = self.qemu.actuator.memory_bytes if counts_all else size
         total += self.qemu.virtio_mem_bytes - self.offline_bytes
         own = min(self.cache.own_bytes, total)
+        # Where it does not fit, what can be reclaimed has gone first.
+        reclaimable = max(0, min(own, size) - own * 11 // 16)
         mapped = 0 if self.mapped is None else min(self.mapped.resident_pages * PAGE_BYTES, self._room_bytes())
         file = min(self.cache.cached_pages * PAGE_BYTES + mapped, max(size - own, 0))
         free = max(size + self.qemu.virtio_mem_bytes - self.offline_bytes - own - file, 0)
@@ -209,9 +211,8 @@ class SimulatedGuest:
             anon=own // 2,
             shmem=own // 32,
             tmpfs=own // 32,
-            slab_unreclaimable=own // 8,
-            kernel_stack=own // 64,
-            page_tables=own // 64,
+            kernel_reclaimable=reclaimable,
+            balloon=self.qemu.actuator.memory_bytes - self.qemu.actuator.actual_bytes if counts_all else 0,
         )
 
     def _digest(self, what: str) -> str:

@@ -10,6 +10,7 @@ import trio
 from qmpalloc import open_guest
 from qmpalloc.errors import RefusedError, SampleError, SampleFault
 from qmpalloc.qmp import open_agent
+from qmpalloc.units import MIB, format_size
 
 FILE_PAGES = 25_600
 TOLERANCE = FILE_PAGES * 2 // 100  # the shell and what it starts are read as well
@@ -124,3 +125,27 @@ async def test_a_second_collector_refuses(guest):
     assert b"another collector is running" in result.err
     await guest.handle.next_delta(1.5)
     assert (await guest.handle.read_sample()).start_id == before
+
+
+async def test_what_the_guest_cannot_give_up_is_told_whatever_its_size(guest):
+    """The balloon changes nothing of it, and huge pages are in it, though no program uses them."""
+    monitor = guest.handle.monitor
+    size_bytes = await monitor.query_balloon()
+
+    async def told(at_bytes):
+        await monitor.balloon(at_bytes)
+        while abs(await monitor.query_balloon() - at_bytes) > MIB:  # noqa: ASYNC110 - not every step is told
+            await trio.sleep(0.2)
+        await trio.sleep(2.5)
+        memory = (await guest.handle.read_sample()).memory_bytes
+        print(format_size(at_bytes), memory)
+        return memory
+
+    with trio.fail_after(60):
+        before, squeezed = await told(size_bytes), await told(size_bytes - 128 * MIB)
+        assert squeezed.balloon - before.balloon == pytest.approx(128 * MIB, abs=MIB)
+        assert squeezed.unreclaimable_bytes == pytest.approx(before.unreclaimable_bytes, abs=12 * MIB)
+        await guest.sh("echo 24 >/proc/sys/vm/nr_hugepages; test $(cat /proc/sys/vm/nr_hugepages) = 24")
+        held = await told(size_bytes)
+        assert held.unreclaimable_bytes - squeezed.unreclaimable_bytes == pytest.approx(48 * MIB, abs=12 * MIB)
+        await guest.sh("echo 0 >/proc/sys/vm/nr_hugepages")

@@ -4,7 +4,7 @@ from qmpalloc.config import ControlConfig, Duration, GuestConfig, Size
 from qmpalloc.control.guest import Guest
 from qmpalloc.control.memory import Facts
 from qmpalloc.rules.danger import with_reserve
-from qmpalloc.sample import Counters, Sample
+from qmpalloc.sample import Counters, Memory, Sample
 from qmpalloc.units import GIB, MIB, align_up
 
 CONTROL = ControlConfig(late_after=Duration(5.0), lost_after=Duration(20.0))
@@ -33,6 +33,13 @@ def sample(sequence=1, *, accesses=0, misses=0, **changes):
         monotonic_ns=sequence * 10**9, interval_ms=1000, kernel="6.12", page_size=4096,
         counters=Counters(accesses=accesses, inserts_read=misses), **changes,
     )  # fmt: skip
+
+
+def holding(held_bytes, *, total_bytes, **parts):
+    """Memory of which the guest cannot give up so much; the rest is free, but for what `parts` says."""
+    reclaimable = ("balloon", "active_file", "inactive_file", "kernel_reclaimable")
+    told = dict.fromkeys(reclaimable, 0) | {"anon": held_bytes, "shmem": 0} | parts
+    return Memory(total=total_bytes, free=total_bytes - held_bytes - sum(told[name] for name in reclaimable), **told)
 
 
 def take(guest, now_s, **changes):

@@ -331,6 +331,17 @@ class TestDanger:
         guest.measured(600 * MIB, 3.0)
         assert "deflate-on-oom" in guest.danger.why(3.0)
 
+    def test_a_driver_that_begins_anew_takes_all_and_others_owe_it_none_of_that(self):
+        """As after kexec, of which QEMU tells nothing: who needs it says so in the next sample."""
+        guest = connected()
+        guest.measured(2 * GIB - MIB, 2.0)
+        assert guest.charge_bytes == 2 * GIB - MIB
+        assert guest.danger.rescue_bytes(2.0) == GIB  # its baseline
+        used = Memory(total=2 * GIB, available=100 * MIB)
+        for number, memory in ((1, None), (2, used)):
+            guest.take_sample(sample(number, **({"memory_bytes": memory} if memory else {})), 2.0 + number)
+        assert guest.danger.rescue_bytes(4.0) > 1900 * MIB
+
     def test_growing_because_it_was_granted_more_is_none(self):
         guest = connected()
         guest.size.ordered(2 * GIB)

@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from made_up_control import CONTROL, FACTS, connected, floor_of, make_guest, sample, take
+from made_up_control import CONTROL, FACTS, connected, floor_of, holding, make_guest, sample, take
 
 from qmpalloc.config import Size
 from qmpalloc.control.commitments import account_of
@@ -29,18 +29,30 @@ class TestFloor:
 
     def test_what_the_guest_cannot_give_up_lifts_it(self):
         guest = connected()
-        parts = {"anon": 300 * MIB, "shmem": 50 * MIB, "slab_unreclaimable": 20 * MIB, "kernel_stack": MIB}
-        memory = Memory(total=2 * GIB - 48 * MIB, page_tables=MIB, **parts)
+        cache = {"active_file": 100 * MIB, "inactive_file": 50 * MIB, "kernel_reclaimable": 30 * MIB}
+        memory = holding(372 * MIB, total_bytes=2 * GIB - 48 * MIB, balloon=GIB, **cache)
         take(guest, 1.0, memory_bytes=memory)
-        assert guest.memory.floor_bytes == (300 + 50 + 20 + 1 + 1 + 48 + 64) * MIB
+        assert guest.memory.floor_bytes == (372 + 48 + 64) * MIB
+
+    def test_so_does_what_no_list_of_kinds_names(self):
+        """Huge pages, files locked into memory, what zram and zswap keep, the kernel's own of any kind."""
+        guest = make_guest()
+        guest.connected(msgspec.structs.replace(FACTS, ram_bytes=4 * GIB), 4 * GIB, 0.0, paused=False)
+        take(guest, 1.0, memory_bytes=holding(2896 * MIB, total_bytes=4 * GIB - 48 * MIB, anon=300 * MIB))
+        assert guest.memory.floor_bytes == floor_of((2896 + 48) * MIB)
+
+    def test_files_locked_into_memory_are_held_once(self):
+        guest = connected()
+        files = {"mapped": 400 * MIB, "active_file": 60 * MIB, "inactive_file": 40 * MIB}
+        now = sample(memory_bytes=holding(500 * MIB, total_bytes=GIB, anon=200 * MIB, **files))
+        assert guest.memory.in_use_bytes(now, Touches()) == 600 * MIB + CONTROL.reserve
 
     @pytest.mark.parametrize("moved_bytes", [-300 * MIB, 900 * MIB])
     def test_a_sample_from_before_a_move_does_not_change_what_the_kernel_keeps(self, moved_bytes):
         guest = make_guest()
         # Without deflate-on-oom MemTotal follows the balloon; 80 MiB of a machine's RAM are never in it.
         guest.connected(msgspec.structs.replace(FACTS, deflate_on_oom=False), GIB, 0.0, paused=False)
-        parts = dict.fromkeys(("shmem", "slab_unreclaimable", "kernel_stack", "page_tables"), 0)
-        before = Memory(total=GIB - 80 * MIB, anon=300 * MIB, **parts)
+        before = holding(300 * MIB, total_bytes=GIB - 80 * MIB)
         for number in (1, 2, 3):
             guest.take_sample(sample(number, memory_bytes=before), float(number))
         assert guest.memory.floor_bytes == 380 * MIB + CONTROL.reserve
@@ -50,8 +62,7 @@ class TestFloor:
 
     def test_it_is_remembered_when_the_guest_tells_no_more_and_lifts_the_baseline(self):
         guest = connected(baseline=Size(300 * MIB))
-        parts = {"anon": 400 * MIB, "shmem": 0, "slab_unreclaimable": 0, "kernel_stack": 0, "page_tables": 0}
-        take(guest, 1.0, memory_bytes=Memory(total=2 * GIB, **parts))
+        take(guest, 1.0, memory_bytes=holding(400 * MIB, total_bytes=2 * GIB))
         guest.disconnected()
         assert guest.memory.floor_bytes == guest.memory.baseline_bytes == 464 * MIB
 
@@ -92,27 +103,18 @@ class TestMemoryOutsideOfTheBalloon:
 
     def test_what_the_kernel_uses_of_it_need_not_be_inside(self):
         guest = self.connected()
-        needs = Memory(
-            total=3 * GIB - 40 * MIB, anon=1200 * MIB, shmem=0,
-            slab_unreclaimable=100 * MIB, kernel_stack=10 * MIB, page_tables=10 * MIB,
-        )  # fmt: skip
+        needs = holding(1320 * MIB, total_bytes=3 * GIB - 40 * MIB, anon=1200 * MIB)
         guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes)
         assert guest.memory.floor_bytes == (40 + 1200 + 120 - 1024) * MIB + CONTROL.reserve
         # Plugged, and not taken into use: then all must be inside.
-        guest.memory.learn_need(
-            sample(memory_bytes=msgspec.structs.replace(needs, total=2 * GIB - 40 * MIB)), guest.size.actual_bytes
-        )
-        guest.memory.learn_need(
-            sample(memory_bytes=msgspec.structs.replace(needs, total=2 * GIB - 40 * MIB)), guest.size.actual_bytes
-        )
+        for _ in range(2):
+            unused = holding(1320 * MIB, total_bytes=2 * GIB - 40 * MIB, anon=1200 * MIB)
+            guest.memory.learn_need(sample(memory_bytes=unused), guest.size.actual_bytes)
         assert guest.memory.floor_bytes == floor_of((40 + 1200 + 120) * MIB)
 
     def test_what_the_kernel_needs_for_itself_must_be_inside(self):
         guest = self.connected()
-        needs = Memory(
-            total=3 * GIB - 40 * MIB, anon=100 * MIB, shmem=0,
-            slab_unreclaimable=400 * MIB, kernel_stack=0, page_tables=0,
-        )  # fmt: skip
+        needs = holding(500 * MIB, total_bytes=3 * GIB - 40 * MIB, anon=100 * MIB)
         guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes)
         assert guest.memory.floor_bytes == 400 * MIB + CONTROL.reserve
 
@@ -133,9 +135,9 @@ class TestMemoryOutsideOfTheBalloon:
             step_ms=1000, pages_each=128, steps=900, touched=AgesByKind(**kinds),
             idle=AgesByKind(**kinds | {kind: (*none[:9], 10_000)}),
         )  # fmt: skip
-        facts = Memory(
-            total=2 * GIB - 40 * MIB, anon=600 * MIB, shmem=0, mapped=100 * MIB, active_file=100 * MIB,
-            inactive_file=0, slab_unreclaimable=0, kernel_stack=0, page_tables=0, swap_total=GIB, swap_free=swap_free,
+        facts = holding(
+            600 * MIB, total_bytes=2 * GIB - 40 * MIB, mapped=100 * MIB, active_file=100 * MIB, swap_total=GIB,
+            swap_free=swap_free,
         )  # fmt: skip
         used = []
         for told in (None, ages):
@@ -152,7 +154,7 @@ class TestMemoryOutsideOfTheBalloon:
     def test_without_it_a_gap_is_never_negative(self):
         guest = make_guest()
         guest.connected(msgspec.structs.replace(FACTS, deflate_on_oom=False), 512 * MIB, 0.0, paused=False)
-        stale = Memory(total=GIB, anon=300 * MIB, shmem=0, slab_unreclaimable=0, kernel_stack=0, page_tables=0)
+        stale = holding(300 * MIB, total_bytes=GIB)
         guest.memory.learn_need(sample(memory_bytes=stale), guest.size.actual_bytes)  # from before a move
         assert guest.memory.floor_bytes == 300 * MIB + CONTROL.reserve
 
@@ -162,7 +164,7 @@ class TestPluggedRam:
         guest.memory.given(FACTS.with_memory(MemorySizes(ram_bytes=ram_bytes)))
 
     def needs(self, guest, total_bytes):
-        needs = Memory(total=total_bytes, anon=300 * MIB, shmem=0, slab_unreclaimable=0, kernel_stack=0, page_tables=0)
+        needs = holding(300 * MIB, total_bytes=total_bytes)
         guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes)
         return guest.memory.floor_bytes, guest.memory.cap_bytes
 

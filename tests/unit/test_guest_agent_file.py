@@ -27,16 +27,16 @@ Active(file):      54280 kB
 Inactive(file):    10948 kB
 AnonPages:         16548 kB
 Shmem:               276 kB
-KernelStack:        1144 kB
-PageTables:          704 kB
+KReclaimable:      12368 kB
 SwapTotal:        262140 kB
 SwapFree:              0 kB
-SUnreclaim:        12368 kB
+SUnreclaim:        22368 kB
 HugePages_Total:       0
 """
 VMSTAT = (
     "nr_free_pages 207000\nworkingset_refault_anon 17\nworkingset_refault_file 42\npswpin 3\npswpout 4\nswap_ra 2\n"
     "allocstall_dma 0\nallocstall_normal 5\nallocstall_movable 6\noom_kill 1\n"
+    "balloon_inflate 5000\nballoon_deflate 1000\nballoon_migrate 7\n"
 )
 SWAPS = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 PRESSURE = "some avg10=1.25 avg60=0.00 avg300=0.00 total=96\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=90\n"
@@ -74,7 +74,8 @@ def test_a_file_with_every_field_at_its_largest_is_accepted_and_small(series):
     assert len(content) < FILE_MAX_BYTES / 2
     assert sample.counters == Counters(**COUNTS, refaults=42, refaults_anon=17)
     assert sample.memory_bytes.total == 990152 * 1024
-    assert sample.memory_bytes.slab_unreclaimable == 12368 * 1024
+    assert sample.memory_bytes.kernel_reclaimable == 12368 * 1024
+    assert sample.memory_bytes.balloon == 0
     assert (sample.swap_pages.in_, sample.swap_pages.out, sample.oom_kills) == (3, 4, 1)
     assert (sample.swap_pages.in_zram, sample.swap_pages.read_ahead) == (0, 2)
     assert sample.allocation_stalls == 5 + 6
@@ -95,6 +96,17 @@ def test_unknown_is_absent(series, kernel_files):
     assert sample.oom_kills is None
     assert sample.allocation_stalls is None
     assert sample.collector.rss_bytes is None
+
+
+@pytest.mark.parametrize(("features", "pages"), [("0110", 4000), ("01", 0), ("0100", 0), (None, 0)])
+def test_what_the_balloon_has_of_all_memory_is_told(kernel_files, monkeypatch, features, pages):
+    monkeypatch.setattr(procfs.os, "listdir", lambda _path: ["virtio0", "virtio1"])
+    kernel_files["/sys/bus/virtio/devices/virtio0/device"] = "0x0002\n"
+    kernel_files["/sys/bus/virtio/devices/virtio1/device"] = "0x0005\n"
+    if features is not None:
+        kernel_files["/sys/bus/virtio/devices/virtio1/features"] = f"{features}\n"
+    told = parse(Series("00112233aabbccdd", 1000).render(COUNTS))
+    assert told.memory_bytes.balloon == pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_what_the_kernel_keeps_free_is_told_and_may_be_more_than_there_is(series, kernel_files):
