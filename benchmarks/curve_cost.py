@@ -56,7 +56,7 @@ def main(guests: int, events_per_s: int) -> None:
         for second, keys in enumerate(batches, 1):
             for tracker in trackers:
                 accesses = 64 * len(keys)
-                tracker.observe(Window(keys=keys, accesses=accesses, events=len(keys), lost=0, shift=6))
+                tracker.observe(Window(keys=keys, accesses=accesses, lost=0, shift=6))
                 tracker.measure(accesses, accesses // 5, 250_000.0, 1.0)
                 if second % DECISION_S == 0:
                     tracker.curve(mapping, FLOOR, CAP)

@@ -145,6 +145,9 @@ class Series:
         if self._tmpfs and "shmem" in facts:
             # Never more than that: part of a tmpfs may be in swap, and another file system may cover one.
             facts["tmpfs"] = min(procfs.used_bytes(self._tmpfs), facts["shmem"])
+        at_hand = procfs.cpu_free_pages(procfs.read("/proc/zoneinfo"))
+        if at_hand is not None:
+            facts["cpu_free"] = at_hand * self._page_size
         inflated, deflated = vmstat.get("balloon_inflate"), vmstat.get("balloon_deflate")
         if inflated is not None and deflated is not None:
             pages = max(0, inflated - deflated) if self._total_has_balloon else 0

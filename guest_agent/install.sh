@@ -74,11 +74,18 @@ problem() {
     problems=$((problems + 1))
 }
 
+# Packages that bring the headers of each new kernel, where one does that for kernels: linux-headers-VERSION does not.
+followers() {
+    command -v dpkg-query >/dev/null || return 0
+    dpkg-query -W -f '${db:Status-Status} ${Package} ${Depends}\n' 'linux-image-*' 2>/dev/null |
+        sed -n '/-dbg /d; s/^installed linux-image-\([a-z][a-z0-9.-]*\) .*linux-image-[0-9].*/linux-headers-\1/p'
+}
+
 # How a package is installed here. $1 is what it is for; distributions do not agree on names.
 package() {
     release=$(uname -r)
     if command -v apt-get >/dev/null; then
-        set -- "$1" 'apt-get install' python3 python3-bpfcc "linux-headers-$release"
+        set -- "$1" 'apt-get install' python3 python3-bpfcc "$(echo "linux-headers-$release" $(followers))"
     elif command -v dnf >/dev/null; then
         set -- "$1" 'dnf install' python3 python3-bcc "kernel-devel-$release"
     elif command -v apk >/dev/null; then
@@ -115,6 +122,14 @@ check_guest() {
         problem "headers of the running kernel $release ($(package headers))"
     [ -e /sys/kernel/btf/vmlinux ] || problem "type information in the kernel (CONFIG_DEBUG_INFO_BTF=y)"
     [ "$problems" = 0 ] || fail "nothing was installed"
+}
+
+# Without it the collector ends with the guest's next kernel.
+check_followers() {
+    for name in $(followers); do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] ||
+            echo "note: install $name too; else the next kernel has no headers"
+    done
 }
 
 # How the host reads the file. Not having it yet is no reason not to install.
@@ -354,4 +369,5 @@ rm -rf -- "$library/former"
 [ -z "$quiet" ] || [ "$init" != systemd ] || systemctl try-restart "$agent" ||
     fail "the guest agent did not start again: journalctl -u $agent"
 check_agent
+check_followers
 echo "counting: $counters"

@@ -76,6 +76,15 @@ def kept_free_bytes(min_free: str | None, scale_factor: str | None, total_bytes:
     return least_bytes + 2 * max(least_bytes // 4, total_bytes * int(scale_factor) // 10_000)
 
 
+def cpu_free_pages(zoneinfo: str | None) -> int | None:
+    """Return how many free pages the CPUs keep at hand, from ``/proc/zoneinfo``; None if it does not say.
+
+    ``MemFree`` does not count them. Since Linux 6.7 they may be an eighth of all memory (mm/page_alloc.c).
+    """
+    counts = (zoneinfo or "").split(" count:")[1:]
+    return sum(int(count.split(None, 1)[0]) for count in counts) if counts else None
+
+
 def total_has_balloon(devices: str = "/sys/bus/virtio/devices") -> bool:
     """Return whether the memory that a balloon has taken is a part of ``MemTotal``: it is with ``deflate-on-oom``."""
     try:

@@ -67,6 +67,8 @@ class Memory(Struct, frozen=True, kw_only=True):
 
     total: Bytes | None = None
     free: Bytes | None = None
+    cpu_free: Bytes | None = None
+    """Free pages that its CPUs keep at hand, beside `free`."""
     kept_free: Bytes | None = None
     """What its kernel keeps free: about its high watermarks, as they were set."""
     available: Bytes | None = None
@@ -103,8 +105,8 @@ class Memory(Struct, frozen=True, kw_only=True):
         """
         if self.total is None or self.free is None or self.file_bytes is None:
             return None
-        reclaimable = self.free + self.file_bytes + (self.kernel_reclaimable or 0) + (self.balloon or 0)
-        return max(0, self.total - reclaimable)
+        free = self.free + (self.cpu_free or 0)
+        return max(0, self.total - (self.balloon or 0) - free - self.file_bytes - (self.kernel_reclaimable or 0))
 
     @property
     def mapped_file_bytes(self) -> int | None:

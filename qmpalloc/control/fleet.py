@@ -146,7 +146,7 @@ class Fleet:
         return [guest.name for guest in left]
 
     def _has_left(self, guest: Guest, now_s: float) -> bool:
-        return is_restored(guest) or self._leaving[guest.name].passed(missing_bytes([guest]), now_s)
+        return is_restored(guest) or self._leaving[guest.name].passed(missing_bytes(guest), now_s)
 
     def report(self, budget_bytes: int, renamed: Mapping[str, str] | None = None) -> None:
         """Report which guests there are now."""

@@ -13,7 +13,7 @@ from qmpalloc.control.guest import Guest
 from qmpalloc.control.inspection import ask_facts, choose_actuator, measure
 from qmpalloc.control.memory import Facts
 from qmpalloc.errors import ConfigError
-from qmpalloc.qmp import Actuator, Agent, Monitor, deadline, open_agent, open_monitor
+from qmpalloc.qmp import MANY_COMMANDS, Actuator, Agent, Monitor, deadline, open_agent, open_monitor
 from qmpalloc.sample import FILE_MAX_BYTES, Accepted, Sample, parse
 from qmpalloc.units import format_size
 
@@ -124,7 +124,7 @@ async def open_guest(
     async with AsyncExitStack() as stack:
         the_monitor = await stack.enter_async_context(open_monitor(monitor, timeout_s=timeout_s))
         the_agent = await stack.enter_async_context(open_agent(agent, timeout_s=timeout_s))
-        with deadline(timeout_s, monitor, "the questions at connection"):
+        with deadline(MANY_COMMANDS * timeout_s, monitor, "the questions at connection"):
             actuator = await choose_actuator(the_monitor)
             facts, actual_bytes = await measure(actuator, await ask_facts(actuator))
         most = Size(sys.maxsize)  # all RAM that there is, also what is plugged later

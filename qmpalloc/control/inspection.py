@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from msgspec import Struct
@@ -11,7 +12,7 @@ from qmpalloc.errors import NonsenseError, RefusedError
 from qmpalloc.host.process import pinned_bytes, resident_bytes
 from qmpalloc.qmp import Actuator, Monitor, find_actuators
 from qmpalloc.text import printable
-from qmpalloc.units import format_size
+from qmpalloc.units import PAGE_BYTES, format_size
 
 MIGRATION_ENDED = frozenset({"none", "completed", "failed", "cancelled"})
 BALLOON_HINT = (
@@ -21,9 +22,8 @@ BALLOON_HINT = (
 PINNING_DEVICES = {"vfio": "an assigned device (vfio)", "vhost-vdpa": "a vDPA device"}
 """What pins a guest's memory, by the beginning of its type's name."""
 
-CONFIDENTIAL = ("confidential-guest-support", "memory-encryption")
-"""Properties of the machine that name the object by which the guest's memory is kept from the host; the second is the
-one of QEMU before 6.0."""
+CONFIDENTIAL = "confidential-guest-support"
+"""Property of the machine that names the object by which the guest's memory is kept from the host."""
 
 DEVICE_HINT = "remove the device, or take the guest out of the configuration"
 PLUG_HINT = "move its memory by virtio-mem, which works with that (docs/guests.md)"
@@ -178,15 +178,17 @@ async def _pinning_device(monitor: Monitor) -> Pinned | None:
 
 
 async def _kept_from_the_host(monitor: Monitor) -> Pinned | None:
-    for prop in CONFIDENTIAL:
-        guard = await _property(monitor, "/machine", prop)
-        if isinstance(guard, str) and guard:
-            named = printable(str(await _property(monitor, guard, "type") or guard), 64)
-            return Pinned(f"the guest's memory is kept from the host ({named})", CONFIDENTIAL_HINT)
-    return None
+    guard = await _property(monitor, "/machine", CONFIDENTIAL)
+    if not isinstance(guard, str) or not guard:
+        return None
+    named = printable(str(await _property(monitor, guard, "type") or guard), 64)
+    return Pinned(f"the guest's memory is kept from the host ({named})", CONFIDENTIAL_HINT)
 
 
 async def _unfit_backend(monitor: Monitor) -> Pinned | None:
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    if page_bytes > PAGE_BYTES:
+        return Pinned(f"the host's pages are of {format_size(page_bytes)}", HUGE_HINT)
     backend = await _property(monitor, "/machine", "memory-backend")
     if isinstance(backend, str) and await _property(monitor, backend, "readonly") is True:
         return Pinned("the guest's memory is a file that was opened for reading only", READ_ONLY_HINT)

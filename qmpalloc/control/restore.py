@@ -11,14 +11,15 @@ from qmpalloc.control.guest import Guest, Link
 from qmpalloc.control.journal import Journal
 from qmpalloc.control.session import send_once
 from qmpalloc.errors import QmpallocError
+from qmpalloc.rules.balloon_progress import PROGRESS_BYTES
 from qmpalloc.rules.progress_deadline import ProgressDeadline
 from qmpalloc.units import format_size
 
 
 def is_restored(guest: Guest) -> bool:
     """Tell whether nothing is left to do for a guest at the end."""
-    if guest.size.settled and guest.size.actual_bytes == guest.memory.baseline_bytes:
-        return True
+    if guest.size.settled and missing_bytes(guest) < PROGRESS_BYTES:
+        return True  # what it needs, by which a baseline can rise, changes by some pages every second
     if guest.link is Link.UP and guest.paused and not guest.migrating and guest.size.commanded:
         # It cannot move while it does not run. QEMU has its target, and it goes there by itself when it does.
         return guest.size.target_bytes == guest.memory.baseline_bytes and not guest.size.doubt_bytes
@@ -31,12 +32,13 @@ def want_baselines(guests: Sequence[Guest]) -> None:
     """Want every guest whose size is known at its baseline; one that does not run is left as it was found."""
     for guest in guests:
         if guest.size.target_bytes and (guest.size.commanded or not guest.paused):
-            guest.size.desired_bytes = guest.memory.baseline_bytes
+            there = is_restored(guest)
+            guest.size.desired_bytes = guest.size.target_bytes if there else guest.memory.baseline_bytes
 
 
-def missing_bytes(guests: Sequence[Guest]) -> int:
-    """Return how far all that are not restored are from their baselines, together."""
-    return sum(abs(guest.memory.baseline_bytes - guest.size.actual_bytes) for guest in guests if not is_restored(guest))
+def missing_bytes(guest: Guest) -> int:
+    """Return how far a guest is from its baseline."""
+    return abs(guest.memory.baseline_bytes - guest.size.actual_bytes)
 
 
 async def restore_baselines(
@@ -60,7 +62,7 @@ async def restore_baselines(
         guest.progress.forgive()
     deadline = ProgressDeadline(float(control.exit_timeout), journal.now_s())
     while serving() and not all(is_restored(guest) for guest in guests):
-        if deadline.passed(missing_bytes(guests), journal.now_s()):
+        if deadline.passed(sum(missing_bytes(guest) for guest in guests if not is_restored(guest)), journal.now_s()):
             return
         want_baselines(guests)
         on_change()

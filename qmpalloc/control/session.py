@@ -34,7 +34,7 @@ from qmpalloc.errors import (
     RefusedError,
     UnreachableError,
 )
-from qmpalloc.qmp import Actuator, Monitor, MonitorEvent, VmStatus, deadline, open_monitor
+from qmpalloc.qmp import MANY_COMMANDS, Actuator, Monitor, MonitorEvent, VmStatus, deadline, open_monitor
 from qmpalloc.text import one_line, printable
 from qmpalloc.units import PAGE_BYTES
 
@@ -133,7 +133,7 @@ class Session:
         guest = self.guest
         guest.met(monitor.process_id)
         with monitor.subscribe(EVENTS) as events:  # before asking, so that no event falls in between
-            with deadline(self._timeout_s, monitor.address, "the questions at connection"):
+            with deadline(MANY_COMMANDS * self._timeout_s, monitor.address, "the questions at connection"):
                 actuator = await choose_actuator(monitor)
                 facts = await ask_facts(actuator)
                 status, migrating = await monitor.query_status(), await ask_migrating(monitor)
@@ -217,7 +217,8 @@ class Session:
             await self._ask_memory(actuator)
             if self._journal.now_s() - looked_s >= RETURNING_LOOK_S and self.guest.memory.facts is not None:
                 looked_s = self._journal.now_s()
-                limit = deadline(self._timeout_s, actuator.monitor.address, "the questions about pinned memory")
+                limit_s = MANY_COMMANDS * self._timeout_s
+                limit = deadline(limit_s, actuator.monitor.address, "the questions about pinned memory")
                 with suppress(DeadlineError), limit:  # who watches the size reports it
                     await require_returning(actuator, self.guest.memory.facts.ram_bytes)
 
@@ -318,5 +319,5 @@ class Session:
 async def send_once(guest: Guest, target_bytes: int, timeout_s: float) -> None:
     """Ask for one size over a connection of its own: the last resort when no session runs any more."""
     async with open_monitor(guest.config.monitor, timeout_s=timeout_s) as monitor:
-        with deadline(timeout_s, monitor.address, "the last command"):
+        with deadline(MANY_COMMANDS * timeout_s, monitor.address, "the last command"):
             await (await choose_actuator(monitor)).order(target_bytes)

@@ -130,7 +130,7 @@ class CurveObserver:
         if now_s is not None and not self._pay(window, learning, now_s):
             # As if they had been lost, and thereby a reason to distrust the curve.
             none = np.empty(0, dtype=np.uint64)
-            learning.observe(structs.replace(window, keys=none, events=0, lost=window.lost + window.events))
+            learning.observe(structs.replace(window, keys=none, lost=window.lost + len(window.keys)))
             tuning = TUNING.sampling
             limits = f"{tuning.at_once} sampled accesses at once, or {tuning.per_s:.0f} a second"
             raise SampleError(SampleFault.HUGE, f"more than {limits}: they count as lost")

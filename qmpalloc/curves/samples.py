@@ -33,7 +33,7 @@ is another file) and block number; bit n of the low 10 tells which half of an al
 in, flipped or not by a hash of the same with those blocks' common number. A block is in the sample at shift s when the
 low s - 6 bits of its key are zero: one of every aligned 2 ** (s - 6), at no fixed place. The slot, the page of the
 block that is watched, comes from a hash of salt, inode number and block, and does not appear. *kind*: 0 read, 1 page
-fault, 2 write, 3 insert, 4 removed. *fresh*: an access to a page that had not been accessed since its insert, i.e. a
+fault. *fresh*: an access to a page that had not been accessed since its insert, i.e. a
 miss.
 """
 
@@ -59,7 +59,7 @@ EVENTS_MAX = 65_536
 _HEADER = struct.Struct("<8s16s8sQQQBHxI")
 FILE_MAX_BYTES = _HEADER.size + 8 * EVENTS_MAX
 
-READ, FAULT, WRITE, INSERT, REMOVED = range(5)
+READ, FAULT = range(2)
 
 Keys = NDArray[np.uint64]
 
@@ -98,8 +98,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         return self.events & np.uint64(7)
 
     def accessed(self) -> Keys:
-        """Return the keys of the accesses (read, fault), in order; inserts and removals are left out."""
-        return self.events[self.kinds <= FAULT] >> np.uint64(4)
+        """Return the keys of the accesses, in order."""
+        return self.events >> np.uint64(4)
 
 
 def pack(batch: Batch) -> bytes:
@@ -137,7 +137,7 @@ def unpack(data: bytes) -> Batch:
         boot_id=boot_id, start_id=start_id, first=first, accesses=accesses, lost=lost, shift=shift, burst=burst,
         events=events,
     )  # fmt: skip
-    if (batch.kinds > REMOVED).any():
+    if (batch.kinds > FAULT).any():
         raise SampleError(SampleFault.MALFORMED, "the samples file has events of an unknown kind")
     return batch
 
@@ -148,7 +148,6 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         keys: Of the accesses, in order.
         accesses: Exact page accesses in that time, of all pages.
-        events: Events in the batch, of all kinds.
         lost: Events that did not arrive in that time: the ring was full, or a batch was never read.
         shift: The sampling rate was 2 ** -shift.
         paused: Accesses were not sampled for a while before: no page's last one is known.
@@ -157,7 +156,6 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
     keys: Keys
     accesses: int
-    events: int
     lost: int
     shift: int
     paused: bool = False
@@ -166,7 +164,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def expected(self) -> float:
         """How many accesses a sample of this rate holds on average, for SHARDS's adjustment."""
-        arrived = self.events / (self.events + self.lost) if self.lost else 1.0
+        arrived = len(self.keys) / (len(self.keys) + self.lost) if self.lost else 1.0
         return self.accesses * 2.0**-self.shift * arrived
 
 
@@ -205,7 +203,7 @@ class SampleIntake:
         older, self._older = self._older, batch
         if older is not None and _goes_on(older, batch) and batch.next > older.next:
             none = batch.events[:0]
-            return Window(keys=none, accesses=0, events=0, lost=0, shift=batch.shift, restarted=True)
+            return Window(keys=none, accesses=0, lost=0, shift=batch.shift, restarted=True)
         if batch.first < last.first or batch.next < last.next:
             raise SampleError(SampleFault.BACKWARDS, "the samples are older than those before")
         raise SampleError(SampleFault.BACKWARDS, "a counter of the samples went back")
@@ -232,7 +230,4 @@ def _added(last: Batch, batch: Batch) -> Window:
     if len(keys) > exact:
         raise SampleError(SampleFault.ABSURD, "more sampled accesses than accesses")
     lost = new.first - last.next
-    return Window(
-        keys=keys, accesses=exact, events=len(new.events), lost=lost, shift=batch.shift,
-        paused=batch.burst != last.burst,
-    )  # fmt: skip
+    return Window(keys=keys, accesses=exact, lost=lost, shift=batch.shift, paused=batch.burst != last.burst)

@@ -100,7 +100,7 @@ class CurveTracker:
             estimator.observe(ids, expected)
         self._noise.forget(kept)
         self._noise.observe(keys, self.shift, self.lru.latest, expected)
-        if self._confidence.observe(len(ids), window.events, window.lost):
+        if self._confidence.observe(len(ids), len(window.keys), window.lost):
             self._forget_most()
         if self._keys.full:
             self._renumber(self._keys.trim(self.lru.last))

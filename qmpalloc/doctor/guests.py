@@ -23,6 +23,7 @@ from qmpalloc.host.sockets import holders, who_else_may_open
 from qmpalloc.model import MemorySizes
 from qmpalloc.qemu.image import images_dir
 from qmpalloc.qmp import (
+    MANY_COMMANDS,
     Actuator,
     Agent,
     FileTrouble,
@@ -101,7 +102,7 @@ async def _check_monitor(guest: GuestConfig, timeout_s: float) -> list[Check]:
     name = guest.name
     try:
         async with open_monitor(guest.monitor, timeout_s=timeout_s) as monitor:
-            with deadline(10 * timeout_s, guest.monitor, "the questions of doctor"):
+            with deadline(MANY_COMMANDS * timeout_s, guest.monitor, "the questions of doctor"):
                 version = ".".join(str(part) for part in monitor.qemu_version)
                 checks = [passed(name, "monitor", f"QEMU {version}")]
                 checks.append(await _run_state(name, monitor))

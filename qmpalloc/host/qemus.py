@@ -11,7 +11,7 @@ from msgspec import Struct
 
 PROC = Path("/proc")
 
-_PROGRAM = re.compile(r"\.?(qemu-system-\w+|qemu-kvm|kvm)(-wrapped)?")
+_PROGRAM = re.compile(r"\.?(qemu-system-[\w-]+|qemu-kvm|kvm)(-wrapped)?")
 """What QEMU is called: by itself, by Red Hat and old Debian, and wrapped by Nix."""
 
 

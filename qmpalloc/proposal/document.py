@@ -30,6 +30,10 @@ def document(guests: Sequence[Seen], proposal: Proposal, left_out: Sequence[Seen
         ConfigError: A socket's path cannot be written in a TOML file.
     """
     lines = [f"# Written by qmpalloc init. Next: qmpalloc doctor {file}; then qmpalloc run {file}"]
+    lines += _comment(
+        "qmpalloc holds the sockets named here as long as it runs: whoever else opens one then (a manager of machines, "
+        "a backup that freezes) waits in vain."
+    )
     if proposal.idle:
         lines += _comment(f"Note: {proposal.idle}.")
     lines += [

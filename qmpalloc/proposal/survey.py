@@ -20,7 +20,7 @@ from qmpalloc.host.sockets import holders
 from qmpalloc.proposal.seen import Lack, Memory, Seen
 from qmpalloc.qemu.argv import AGENT_PORT
 from qmpalloc.qemu.options import guest_name, qmp_addresses
-from qmpalloc.qmp import Actuator, Monitor, deadline, open_monitor
+from qmpalloc.qmp import MANY_COMMANDS, Actuator, Monitor, deadline, open_monitor
 from qmpalloc.text import one_line
 
 TIMEOUT_S = 5.0
@@ -77,7 +77,7 @@ async def _look(qemu: Qemu, timeout_s: float) -> Seen:
             continue
         try:
             async with open_monitor(path, timeout_s=timeout_s) as monitor:
-                with deadline(3 * timeout_s, path, "the questions of init"):
+                with deadline(MANY_COMMANDS * timeout_s, path, "the questions of init"):
                     if monitor.process_id not in {qemu.pid, None}:
                         raise NonsenseError(f"{path}: process {monitor.process_id} answers", hint=_gone(qemu))
                     return await _ask(monitor, qemu, path)
@@ -183,6 +183,9 @@ async def _agent(monitor: Monitor, qemu: Qemu, name: str) -> tuple[str, Lack | N
         shown = one_line(str(files.get(labels[0])))
         todo = "give its chardev a Unix socket: -chardev socket,id=agent,path=PATH,server=on,wait=off"
         return "", Lack(f"the guest agent's port is no Unix socket that is there: {shown}", todo)
+    held = await trio.to_thread.run_sync(holders, path)
+    if held:
+        return "", Lack(f"its agent's socket {one_line(path)} is held by {', '.join(held)}", "end that")
     return path, None
 
 

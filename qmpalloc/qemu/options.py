@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
+ON = frozenset({"on", "yes", "true", "y"})
+"""What QEMU takes for on."""
+
 
 class Address(Struct, frozen=True):
     """Where a QMP monitor is.
@@ -87,8 +90,8 @@ def _address(chardev: dict[str, str]) -> Address:
         return Address("", "a socket that whoever started it (libvirt?) keeps for itself")
     if "path" not in chardev:
         return Address("", "TCP")
-    if chardev.get("server", "off") != "on":
+    if chardev.get("server", "off") not in ON:
         return Address("", f"a client of {chardev['path']} (server=off)")
-    if chardev.get("abstract") == "on":
+    if chardev.get("abstract") in ON:
         return Address("", "an abstract socket")
     return Address(chardev["path"])

@@ -10,12 +10,13 @@ from qmpalloc.qmp.agent_channel import NoiseAllowance
 from qmpalloc.qmp.agent_files import FileTrouble, file_trouble
 from qmpalloc.qmp.agent_relay import relay_agent
 from qmpalloc.qmp.agent_types import AgentInfo, ExecResult
-from qmpalloc.qmp.deadline import deadline
+from qmpalloc.qmp.deadline import MANY_COMMANDS, deadline
 from qmpalloc.qmp.monitor import Monitor, open_monitor, open_monitor_on
 from qmpalloc.qmp.monitor_types import BalloonStats, BlockStats, VmStatus
 from qmpalloc.qmp.subscriptions import MonitorEvent
 
 __all__ = [
+    "MANY_COMMANDS",
     "Actuator",
     "Agent",
     "AgentInfo",

@@ -92,7 +92,6 @@ class AgentChannel:
         self._synced = False
         self._met = False
         self._is_monitor = False
-        self._echoes_ids = True
         self._serial = 0
         self._awaited: _Awaited | None = None
         self._abandoned_opens: dict[str, None] = {}
@@ -213,8 +212,6 @@ class AgentChannel:
     def _take(self, message: Message) -> None:
         awaited = self._awaited
         if awaited is not None and self._answers(message, awaited):
-            if awaited.sync_number is not None:
-                self._echoes_ids = "id" in message
             self.noise.answered()
             awaited.reply.set(message)
             return
@@ -226,14 +223,13 @@ class AgentChannel:
                 self.late_handles.append(handle)
 
     def _answers(self, message: Message, awaited: _Awaited) -> bool:
-        if "id" in message and message["id"] != awaited.reply_id:
+        # Agents report garbage in their input by errors without an id.
+        if message.get("id") != awaited.reply_id:
             return False
-        if awaited.sync_number is not None:
-            number = message.get("return")
-            # An error is only an answer when it has our id: agents report garbage in their input by errors without.
-            return (type(number) is int and number == awaited.sync_number) or ("error" in message and "id" in message)
-        # Agents of before 2018 (QEMU 3.0) do not echo ids; their next line after a sync is the answer.
-        return "id" in message or not self._echoes_ids
+        number = message.get("return")
+        return (
+            awaited.sync_number is None or "error" in message or (type(number) is int and number == awaited.sync_number)
+        )
 
 
 class _Awaited:

@@ -9,6 +9,9 @@ import trio
 
 from qmpalloc.errors import DeadlineError
 
+MANY_COMMANDS = 10
+"""How many commands' deadlines some twenty questions in a row may take: most are answered at once."""
+
 
 @contextmanager
 def deadline(seconds: float, address: str, what: str) -> Iterator[trio.CancelScope]:

@@ -36,7 +36,7 @@ NO_BALLOON_HINT = "start QEMU with -device virtio-balloon-pci,id=balloon0,deflat
 NOT_QMP_HINT = "give the path of a socket made with -qmp, not of a human monitor (-monitor), console or agent"
 SWAPPED_HINT = "are monitor and agent swapped in the configuration? the monitor is a socket made with -qmp"
 PRECONFIG_HINT = "it has no machine yet: let it go on (QMP 'x-exit-preconfig'), or start it without --preconfig"
-PRECONFIG_TEXTS = ("after machine initialization", "'preconfig'")
+PRECONFIG_TEXT = "after machine initialization"
 """How a QEMU that waits because of ``--preconfig`` refuses a command, since 6.0 and before; from then on its status is
 ``prelaunch``, as with ``-S``. QEMU's texts are not translated."""
 
@@ -219,7 +219,7 @@ class Monitor:
         try:
             return unpack(message, command, self.address, hint=hint)
         except RefusedError as error:
-            if any(text in error.message for text in PRECONFIG_TEXTS):
+            if PRECONFIG_TEXT in error.message:
                 error.hint = PRECONFIG_HINT
             raise
 

@@ -11,7 +11,6 @@ import trio
 from msgspec import Meta, Struct
 from qemu.qmp import Message
 
-from qmpalloc.errors import NonsenseError
 from qmpalloc.qmp.replies import convert
 
 BUFFER_EVENTS = 64
@@ -23,23 +22,15 @@ class MonitorEvent(Struct, frozen=True, kw_only=True):
     Attributes:
         name: For example ``BALLOON_CHANGE``, ``STOP``, ``RESET``, ``SHUTDOWN``.
         data: What belongs to it, as QEMU sent it; empty for many.
-        seconds: Unix time on the host; -1 when QEMU could not read its clock.
     """
 
     name: str
     data: dict[str, object] = {}
-    seconds: float = -1.0
-
-
-class _Timestamp(Struct):
-    seconds: int = -1
-    microseconds: int = -1
 
 
 class _Wire(Struct):
     event: Annotated[str, Meta(min_length=1, max_length=128)]
     data: dict[str, object] = msgspec.field(default_factory=dict)
-    timestamp: _Timestamp = msgspec.field(default_factory=_Timestamp)
 
 
 class _Buffer(NamedTuple):
@@ -57,12 +48,7 @@ def parse_event(message: Message) -> MonitorEvent:
         NonsenseError: It is none.
     """
     wire: _Wire = convert(dict(message), _Wire, "an event")
-    stamp = wire.timestamp
-    try:
-        seconds = stamp.seconds + stamp.microseconds / 1e6 if min(stamp.seconds, stamp.microseconds) >= 0 else -1.0
-    except OverflowError as error:
-        raise NonsenseError("an event's time is absurd") from error
-    return MonitorEvent(name=wire.event, data=wire.data, seconds=seconds)
+    return MonitorEvent(name=wire.event, data=wire.data)
 
 
 class Subscriptions:

@@ -128,9 +128,7 @@ class ReplayGuest:
         self._came: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         self._time_s = 0.0
         self._salt = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
-        self.tracker = CurveTracker(
-            lru, self._room_pages(floor_bytes) * scale, min(self._room_pages(cap_bytes) * scale, 2**20)
-        )
+        self.tracker = CurveTracker(lru, self._room_pages(floor_bytes) * scale, self._room_pages(cap_bytes) * scale)
         self.mapping, self.service = SizeMapping(system_pages=0, kept_bytes=0), ServiceTimes()
         self._touched_s = np.empty(0)
         self.load(access, file_bytes)
@@ -341,7 +339,7 @@ class ReplayGuest:
         if not accesses or not self._observed:
             return
         keys = self.sampled(numbers)
-        self.tracker.observe(Window(keys=keys, accesses=accesses, events=len(keys), lost=0, shift=BLOCK_SHIFT))
+        self.tracker.observe(Window(keys=keys, accesses=accesses, lost=0, shift=BLOCK_SHIFT))
         cached = self.mapping.cached_pages(memory)
         assert cached is not None
         self.tracker.measure(accesses, misses, cached, self.interval_s, evicting=evicting)

@@ -146,7 +146,9 @@ def _played(snapshots: Sequence[Snapshot], policy: Policy | None) -> Outcome:
         seen, changed = [], False
         endangered += any(guest.rescue_bytes for guest in snapshot.guests)
         for guest in snapshot.guests:
-            model = guests.setdefault(guest.name, _Guest(guest))
+            model = guests.get(guest.name)
+            if model is None or not model.size_bytes:  # one that was reached late had no size before
+                model = guests[guest.name] = _Guest(guest)
             if policy is None:
                 changed |= guest.target_bytes != model.size_bytes
                 model.resize(guest.target_bytes)

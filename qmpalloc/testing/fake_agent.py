@@ -39,7 +39,6 @@ class FakeAgent(FakePeer):
             be written to. Files that are written appear here.
         running: False is a guest that still boots: it reads nothing until `start`, and then all that was sent.
         program: Runs what ``guest-exec`` is asked to; without it that command is disabled.
-        echo_ids: False is an agent older than QEMU 3.0, which sends no ids back.
 
     Attributes:
         lie: How ``guest-file-read`` lies: a wrong ``count``, ``more`` bytes than asked for, data that is not
@@ -58,10 +57,9 @@ class FakeAgent(FakePeer):
         files: dict[str, FileContent] | None = None,
         running: bool = True,
         program: Program | None = None,
-        echo_ids: bool = True,
         version: str = "7.2.22",
     ) -> None:
-        super().__init__(echo_ids=echo_ids)
+        super().__init__()
         self.files = files if files is not None else {}
         self.lie: Lie | None = None
         self.refusal = ""

@@ -88,7 +88,7 @@ class FakeQemu(FakePeer):
         self.throttles: dict[str, int] = {}
         self.properties = {"deflate-on-oom": True, "free-page-reporting": True}
         self.memory_devices: dict[str, dict[str, Any]] = {}
-        self.machine: dict[str, object] = {"confidential-guest-support": "", "memory-encryption": ""}
+        self.machine: dict[str, object] = {"confidential-guest-support": ""}
         self.commands |= self._own_commands()
         self._negotiated = False
         self._quit = trio.Event()

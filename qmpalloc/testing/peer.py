@@ -32,11 +32,10 @@ class FakePeer:
             raises `Refusal` to answer with an error.
     """
 
-    def __init__(self, *, echo_ids: bool = True) -> None:
+    def __init__(self) -> None:
         self.faults = Faults()
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.commands: dict[str, Command] = {}
-        self._echo_ids = echo_ids
         self._one_client = trio.Lock()
 
     def _reply(self, frame: bytes | Mark) -> tuple[str, dict[str, object]]:
@@ -49,7 +48,7 @@ class FakePeer:
             # A real agent's parser, too, reports 0xFF and the half line it ends as an error, without an id.
             return "", {"error": Refusal("JSON parse error").body}
         command, arguments = str(request["execute"]), request.get("arguments", {})
-        echo = {"id": request["id"]} if "id" in request and self._echo_ids else {}
+        echo = {"id": request["id"]} if "id" in request else {}
         try:
             return command, {"return": self._execute(command, arguments), **echo}
         except Refusal as refusal:

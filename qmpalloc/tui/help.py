@@ -28,7 +28,7 @@ INSIDE = {
     "anon": "memory of programs that is no file's",
     "free": "memory that nobody uses",
     "active": "active file: of the cache, what the kernel takes for in use",
-    "fixed": "what the kernel cannot give up",
+    "fixed": "what it cannot give up",
     "idle": "idle 1 min: not touched for a minute",
     "swap": "how much of its swap is used",
     "virtio-mem": "memory beside its size, which is not moved",

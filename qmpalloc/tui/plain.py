@@ -63,8 +63,8 @@ class PlainLog:
         # Decisions come once per interval and say more; only without them samples speak for themselves.
         if not self._rates or event.t - self._routine_t < interval_s * 1.5:
             return None
-        self._routine_t = event.t
-        return _stamp(event) + "samples: " + "; ".join(self._rates.values())
+        self._routine_t, told, self._rates = event.t, self._rates, {}
+        return _stamp(event) + "samples: " + "; ".join(told.values())
 
     def _reject(self, event: SampleRejected | SamplesDropped, kind: str) -> str | None:
         since, silent = self._refused.get((event.guest, kind), (-REPEAT_S, 0))

@@ -270,14 +270,6 @@ async def test_end_of_connection_while_a_file_is_open(autojump_clock):
             await agent.read_file(PATH, 100)
 
 
-async def test_old_agent_that_echoes_no_ids(autojump_clock):
-    fake = FakeAgent(files={PATH: b"content"}, echo_ids=False)
-    async with agent_of(fake) as agent:
-        assert await agent.read_file(PATH, 100) == b"content"
-        with pytest.raises(RefusedError):
-            await agent.read_file("/nowhere", 100)
-
-
 @pytest.mark.parametrize("reply", [None, True, -1, "1000", 2**63, {}])
 async def test_handle_of_the_wrong_shape_is_nonsense(autojump_clock, reply):
     async with connected(partial(answer_with, value=reply), open_agent_on) as agent:

@@ -132,7 +132,6 @@ async def test_memory_that_does_not_come_back_to_the_host_is_refused(lab, autoju
             "tdx-guest",
         ),
         ({("/machine", "confidential-guest-support"): "/objects/new-in-qemu-12"}, "new-in-qemu-12"),
-        ({("/machine", "memory-encryption"): "sev0"}, "sev0"),  # before QEMU 6.0
         ({("/machine", "memory-backend"): "/objects/it", ("/objects/it", "readonly"): True}, "for reading only"),
     ],
 )

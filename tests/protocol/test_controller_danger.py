@@ -117,6 +117,23 @@ async def test_no_return_to_baseline_goes_below_what_the_guest_needs(lab, autoju
     assert "large" in next(event.message for event in lab.of(Faulted) if event.kind == "exit")
 
 
+async def test_what_changes_by_pages_every_second_keeps_no_guest_from_its_baseline(lab, autojump_clock):
+    """A guest that needs more than its baseline is returned to what it needs, which is never at rest."""
+    lab.control["sample_interval"] = "200ms"
+    for name in ("small", "large"):
+        guest = await lab.add(name, size_mib=600)
+        guest.cache.own_bytes, guest._interval_s = 700 * MIB, 0.2
+    controller = Controller(lab.config(budget=1300), lab.toward(small=700, large=560), lab.events.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(controller.run, duration_s=30.0))
+        for number in range(400):
+            await trio.sleep(0.1)
+            for order, guest in enumerate(lab.guests.values(), 1):
+                guest.cache.own_bytes += order * (1 if number % 2 else -1) * 16384
+    assert lab.events[-1].clean
+    assert lab.events[-1].t < 35
+
+
 @pytest.mark.parametrize("paused", [False, True])
 async def test_danger_is_answered_at_once_also_while_paused(lab, autojump_clock, paused):
     lab.control["interval"] = "30s"

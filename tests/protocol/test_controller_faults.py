@@ -44,6 +44,15 @@ async def test_a_collector_that_stops_is_late_then_lost_then_back_at_its_baselin
     assert lab.size("small") == BASELINE
 
 
+async def test_a_qemu_that_is_slow_with_every_answer_is_connected(lab, autojump_clock):
+    """All of what is asked at first takes longer than one command may."""
+    await lab.two()
+    lab.guests["small"].qemu.faults.delay_s = 0.2
+    await lab.run(20.0)
+    assert lab.states("small")[-1] == "fresh"
+    assert not any(event.kind == "monitor" for event in lab.of(Faulted))
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -27,6 +27,14 @@ def test_a_run_without_decisions_reports_samples_once_per_interval():
     assert "db misses 3.31k/s faults 3/s" in samples[0]
 
 
+def test_rates_of_a_guest_that_is_gone_are_not_told_again():
+    events = [event for event in run(2, 61, mode="watch") if event.__class__.__name__ != "Decided"]
+    events = [event for event in events if not (isinstance(event, Sampled) and event.guest == "db" and event.t > 20)]
+    samples = [line for line in lines_of(events) if "samples:" in line]
+    assert "db" in samples[0]
+    assert all("web" in line and "db" not in line for line in samples[4:])
+
+
 def test_with_decisions_samples_are_silent():
     assert not any("samples:" in line for line in lines_of(run(2, 60)))
 

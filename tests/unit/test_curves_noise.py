@@ -106,7 +106,7 @@ def seen(numbers, seed, batches=10, accesses=1_000):
     for batch in range(batches):
         pages = np.asarray(numbers(batch), dtype=np.uint64)
         keys = mixed(pages + np.uint64(seed << 32)) >> np.uint64(14) << np.uint64(10) | pages & np.uint64(1023)
-        tracker.observe(Window(keys=keys, accesses=64 * accesses, events=len(keys), lost=0, shift=6))
+        tracker.observe(Window(keys=keys, accesses=64 * accesses, lost=0, shift=6))
     return tracker
 
 
@@ -145,7 +145,7 @@ def test_what_is_measured_is_of_the_same_accesses_as_the_curve():
     for batch in range(120):
         pages = np.roll(there_and_back, -256 * batch)[:256].astype(np.uint64)
         keys = mixed(pages) >> np.uint64(14) << np.uint64(10) | pages
-        tracker.observe(Window(keys=keys, accesses=64 * 256, events=256, lost=0, shift=6))
+        tracker.observe(Window(keys=keys, accesses=64 * 256, lost=0, shift=6))
         tracker.measure(64 * 256, 64 * cache.read(pages.tolist()), PAGES * 32)
         if batch > 60:
             assert tracker.measured == pytest.approx(tracker.miss_ratios(np.array([PAGES * 32.0]))[0], abs=0.002)

@@ -25,7 +25,7 @@ def window(numbers, *, shift=6, lost=0, restarted=False, surplus=1.0):
     if shift > 6:
         keys = keys[keys & np.uint64((1 << (shift - 6)) - 1) == 0]
     accesses = round(len(numbers) * 64 * surplus)
-    return Window(keys=keys, accesses=accesses, events=len(keys), lost=lost, shift=shift, restarted=restarted)
+    return Window(keys=keys, accesses=accesses, lost=lost, shift=shift, restarted=restarted)
 
 
 def uniform(count, seed=1, first=0):
@@ -83,7 +83,7 @@ def test_samples_lost_in_a_row_shift_a_curve_by_twice_their_share_at_most():
     for number in range(40):
         one = window(uniform(2_000, number))
         whole.observe(one)
-        gap.observe(structs.replace(one, keys=one.keys[400:], events=1_600, lost=400) if number == 35 else one)
+        gap.observe(structs.replace(one, keys=one.keys[400:], lost=400) if number == 35 else one)
     assert "lost" not in str(curve(gap).weak)
     difference = np.abs(np.subtract(curve(gap).miss_ratio, curve(whole).miss_ratio))
     assert 0 < difference.max() < 0.02
@@ -223,7 +223,7 @@ def test_few_pages_of_a_low_rate_are_too_coarse_and_few_of_a_high_one_are_a_smal
         tracker.shift = shift
         keys = mixed(np.arange(63, dtype=np.uint64)) >> np.uint64(4) << np.uint64(shift - 6)
         for _ in range(60):
-            tracker.observe(Window(keys=keys, accesses=63 << shift, events=63, lost=0, shift=shift))
+            tracker.observe(Window(keys=keys, accesses=63 << shift, lost=0, shift=shift))
             tracker.measure(63 << shift, 0, 63 << shift)
         assert [reason for reason in curve(tracker).weak if "coarse" in reason] == weak
 

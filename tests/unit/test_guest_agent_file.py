@@ -38,6 +38,22 @@ VMSTAT = (
     "allocstall_dma 0\nallocstall_normal 5\nallocstall_movable 6\noom_kill 1\n"
     "balloon_inflate 5000\nballoon_deflate 1000\nballoon_migrate 7\n"
 )
+ZONEINFO = """\
+Node 0, zone    DMA32
+  per-node stats
+      nr_inactive_anon 1
+        present  126862
+  pagesets
+    cpu: 0
+              count:    659
+              high:     0
+    cpu: 1
+              count: 41
+Node 0, zone   Normal
+  pagesets
+    cpu: 0
+              count:    0
+"""
 SWAPS = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 PRESSURE = "some avg10=1.25 avg60=0.00 avg300=0.00 total=96\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=90\n"
 
@@ -48,6 +64,7 @@ def kernel_files(monkeypatch):
     files = {
         "/proc/meminfo": MEMINFO,
         "/proc/vmstat": VMSTAT,
+        "/proc/zoneinfo": ZONEINFO,
         "/proc/pressure/memory": PRESSURE,
         "/proc/swaps": SWAPS,
         "/proc/self/statm": "5000 2792 1500 1 0 1300 0\n",
@@ -75,7 +92,7 @@ def test_a_file_with_every_field_at_its_largest_is_accepted_and_small(series):
     assert sample.counters == Counters(**COUNTS, refaults=42, refaults_anon=17)
     assert sample.memory_bytes.total == 990152 * 1024
     assert sample.memory_bytes.kernel_reclaimable == 12368 * 1024
-    assert sample.memory_bytes.balloon == 0
+    assert (sample.memory_bytes.balloon, sample.memory_bytes.cpu_free) == (0, 700 * os.sysconf("SC_PAGE_SIZE"))
     assert (sample.swap_pages.in_, sample.swap_pages.out, sample.oom_kills) == (3, 4, 1)
     assert (sample.swap_pages.in_zram, sample.swap_pages.read_ahead) == (0, 2)
     assert sample.allocation_stalls == 5 + 6
@@ -86,11 +103,18 @@ def test_a_file_with_every_field_at_its_largest_is_accepted_and_small(series):
 
 
 def test_unknown_is_absent(series, kernel_files):
-    for path in ("/proc/vmstat", "/proc/pressure/memory", "/proc/meminfo", "/proc/self/statm", "/proc/swaps"):
+    for path in (
+        "/proc/vmstat",
+        "/proc/pressure/memory",
+        "/proc/meminfo",
+        "/proc/self/statm",
+        "/proc/swaps",
+        "/proc/zoneinfo",
+    ):
         del kernel_files[path]
     sample = parse(series.render({"events_lost": 0}))
     assert sample.counters == Counters(events_lost=0)
-    assert sample.memory_bytes.total is None
+    assert sample.memory_bytes.total is sample.memory_bytes.cpu_free is None
     assert sample.swap_pages == SwapPages()
     assert sample.psi_memory.full_avg10 is None
     assert sample.oom_kills is None

@@ -323,7 +323,7 @@ def test_the_agent_is_quieted_as_well_as_its_systemd_can(tmp_path, library, sett
 
 # What a guest without headers is told, by the program that installs its packages.
 MANAGERS = {
-    "apt-get": ("6.99.1-cloud-amd64", "apt-get install linux-headers-6.99.1-cloud-amd64"),
+    "apt-get": ("6.99.1-cloud-amd64", "apt-get install linux-headers-6.99.1-cloud-amd64 linux-headers-cloud-amd64"),
     "dnf": ("6.99.1-200.fc44.x86_64", "dnf install kernel-devel-6.99.1-200.fc44.x86_64"),
     "apk": ("6.99.1-0-virt", "apk add linux-virt-dev"),
     "pacman": ("6.99.1-1-lts", "pacman -S linux-lts-headers"),
@@ -332,10 +332,21 @@ MANAGERS = {
 }
 
 
+# As dpkg-query tells it: what brings new kernels, its debug symbols, a kernel, and one that was removed.
+KERNELS = """\
+installed linux-image-cloud-amd64 linux-image-6.99.1-cloud-amd64 (= 6.99.1-1)
+installed linux-image-cloud-amd64-dbg linux-image-6.99.1-cloud-amd64-dbg (= 6.99.1-1)
+installed linux-image-6.99.1-cloud-amd64 kmod, linux-base (>= 4.3~)
+config-files linux-image-amd64 linux-image-6.98-amd64 (= 6.98-1)"""
+
+
 @pytest.mark.parametrize("manager", MANAGERS)
 def test_what_is_missing_is_named_with_its_package(tmp_path, manager):
     release, advice = MANAGERS[manager]
     programs = {"uname": f"echo {release}", "id": "echo 0", **({manager: "exit 9"} if manager else {})}
+    if manager == "apt-get":
+        programs["dpkg-query"] = f"echo '{KERNELS}'"
+        (tmp_path / "sed").symlink_to(shutil.which("sed"))
     for name, line in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)

@@ -34,6 +34,8 @@ ROOMY = HostMemory(total_bytes=64 * GIB, available_bytes=32 * GIB)
         ("-chardev socket,id=m,path=/run/m,server=on,wait=off -mon m,mode=control", Address("/run/m")),
         ("-mon chardev=m,mode=control -chardev socket,path=/run/m,server,id=m", Address("/run/m")),
         ("-chardev socket,id=m,path=/run/m,server=on -qmp chardev:m", Address("/run/m")),
+        ("-chardev socket,id=m,path=/run/m,server=yes -qmp chardev:m", Address("/run/m")),
+        ("-chardev socket,id=m,path=a,abstract=true,server=y -mon m,mode=control", Address("", "an abstract socket")),
         ("-qmp tcp:127.0.0.1:4444,server=on,wait=off", Address("", "tcp:127.0.0.1:4444,server=on,wait=off")),
         ("-qmp stdio", Address("", "stdio")),
         ("-qmp unix:/run/a", Address("", "a client of /run/a (server=off)")),
@@ -95,7 +97,14 @@ def process(proc, pid, argv, cwd=None, environ=""):
 
 def test_qemus_are_known_by_their_program(tmp_path):
     for pid, program in enumerate(
-        ("qemu-system-x86_64", "/usr/libexec/qemu-kvm", "kvm", ".qemu-system-arm-wrapped"), 2
+        (
+            "qemu-system-x86_64",
+            "/usr/libexec/qemu-kvm",
+            "kvm",
+            ".qemu-system-arm-wrapped",
+            "qemu-system-x86_64-microvm",
+        ),
+        2,
     ):
         process(tmp_path, pid, [program, "-S"], "/run/a", "A=b\0PWD=/home/u\0")
     for pid, program in enumerate(("sh", "qemu-img", "qemu-system-x86_64.sh", "vim qemu-kvm"), 20):
@@ -104,7 +113,7 @@ def test_qemus_are_known_by_their_program(tmp_path):
     (tmp_path / "31").mkdir()  # has ended
     (tmp_path / "self").mkdir()
     found = find_qemus(tmp_path)
-    assert [qemu.pid for qemu in found] == [2, 3, 4, 5]
+    assert [qemu.pid for qemu in found] == [2, 3, 4, 5, 6]
     assert found[0].directories == (Path("/run/a"), Path("/home/u"))
     assert found[1].program == "qemu-kvm"
     assert found[0].uid == os.getuid()

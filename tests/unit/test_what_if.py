@@ -71,6 +71,16 @@ def test_another_size_misses_the_difference_on_the_curve(size, ratio):
     assert found.sizes_bytes == {"a": size * MIB}
 
 
+def test_a_guest_that_is_reached_late_begins_with_the_size_that_it_has_then():
+    here = snapshots()
+    for number in range(3):
+        away = structs.replace(
+            here[number].guests[0], state=GuestState.CONNECTING, target_bytes=0, actual_bytes=0, hits=None, misses=None
+        )
+        here[number] = structs.replace(here[number], guests=(away,))
+    assert what_if(here, load("static", {})).misses == recorded(here).misses
+
+
 def test_a_cache_that_grows_is_filled_by_what_it_misses():
     slow = snapshots(30, hits=400, misses=600)
     policy = To(768 * MIB)
