@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 import io
 import shutil
 import tarfile
@@ -11,7 +10,6 @@ import tempfile
 from fractions import Fraction
 from pathlib import Path
 
-import msgspec
 import trio
 from msgspec import Struct
 
@@ -21,9 +19,10 @@ from qmpalloc.experiment.run.traces import Traces
 from qmpalloc.experiment.spec.parsing import load as load_experiment
 from qmpalloc.experiment.spec.plan import ArmRun
 from qmpalloc.experiment.spec.scaling import scale
-from qmpalloc.experiment.store.directory import ExperimentDirectory, chosen
+from qmpalloc.experiment.store.directory import ExperimentDirectory
 from qmpalloc.experiment.store.records import DiskCalibration, Manifest
 from qmpalloc.files import make_directory
+from qmpalloc.policy.registry import forget as forget_imported
 from qmpalloc.qemu.launcher import Prepared
 from qmpalloc.sweep.spec import GuestsTask
 
@@ -57,8 +56,9 @@ _ready: dict[str, Ready] = {}
 
 
 def forget() -> None:
-    """Take away what is prepared here for the next runs."""
+    """Take away what is prepared here for the next runs, and what was imported from it."""
     for ready in _ready.values():
+        forget_imported(ready.place)
         shutil.rmtree(ready.place, ignore_errors=True)
     _ready.clear()
 
@@ -86,40 +86,38 @@ def run_on_guests(task: GuestsTask, disk: DiskCalibration | None) -> Packed:
     return Packed(manifest=directory.manifest, disk=directory.disk(), run=packed.getvalue(), failed=outcome.failed)
 
 
-def unpack(packed: Packed, path: Path) -> None:
-    """Write the directory of a run.
+def unpack(packed: bytes, path: Path) -> None:
+    """Write what a tar file holds, compressed or not.
 
     Raises:
         OSError: It cannot be written.
     """
-    with tarfile.open(fileobj=io.BytesIO(packed.run), mode="r:xz") as tar:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         tar.extractall(path, filter="data")
 
 
 def _made_ready(task: GuestsTask) -> Ready:
-    key = hashlib.sha256(msgspec.json.encode((task.files, task.scale, task.repeats))).hexdigest()
-    if key not in _ready:
+    if task.experiment not in _ready:
         forget()
         place = Path(tempfile.mkdtemp(prefix="qmpalloc-sweep-"))
         try:
-            _ready[key] = _prepared(task, place)
+            _ready[task.experiment] = _prepared(task, place)
         except BaseException:
+            forget_imported(place)
             shutil.rmtree(place, ignore_errors=True)
             raise
-    return _ready[key]
+    return _ready[task.experiment]
 
 
 def _prepared(task: GuestsTask, place: Path) -> Ready:
-    for name, content in task.files.items():
-        path = place / "given" / name
-        make_directory(path.parent)
-        path.write_bytes(content)
-    given = load_experiment(place / "given" / "experiment.toml")
-    specification = chosen(scale(given, Fraction(task.scale)), repeats=task.repeats)
+    file = place / "given" / "experiment.toml"
+    make_directory(file.parent)
+    unpack(task.files, file.parent)
+    file.write_bytes(task.text.encode())
+    specification = scale(load_experiment(file), Fraction(task.scale))
     prepared = prepare_experiment(specification, report=lambda _: None)
     traces = Traces(specification)
     manifest = describe(specification, prepared, traces.footprints(), arms=(), command="qmpalloc sweep")
-    text = task.files["experiment.toml"].decode()
-    directory = ExperimentDirectory.create(place / "out", specification, manifest, text)
+    directory = ExperimentDirectory.create(place / "out", specification, manifest, task.text)
     traces.specification = directory.specification
     return Ready(place, directory, prepared, traces)
