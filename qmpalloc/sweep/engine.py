@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from msgspec import Struct
 
 from qmpalloc.errors import ConfigError, HostError, UnreachableError
 from qmpalloc.experiment.store.records import DiskCalibration
+from qmpalloc.sweep.guests import stop_run
 from qmpalloc.sweep.spec import GuestsTask, ModelTask, Sweep, Task
 from qmpalloc.sweep.work import Done, HostFacts, code_digest, facts, work
 
@@ -162,6 +164,12 @@ class Cluster:
                     yield self._done(future)
             yield from look()
 
+    def stop(self) -> None:
+        """Have what is under way on real guests undo what it changed, before its worker is ended or has other work."""
+        busy = [at.address for at in self._hosts.values() if at.future is not None]
+        if busy and self._client.status == "running":
+            self._client.run(stop_run, workers=busy, on_error="ignore")
+
     def _hosts_now(self) -> dict[str, str]:
         """Return host to address of the workers that may boot guests; what comes to be while the sweep runs, too."""
         able = [address for address, worker in self._workers_now().items() if worker.get("resources", {}).get(GUESTS)]
@@ -285,13 +293,17 @@ def open_cluster(sweep: Sweep, *, scheduler: str = "", workers: int = 1) -> Iter
             raise UnreachableError(f"the scheduler {address} has no workers", address=address, hint=hint) from error
         for path in sweep.own_modules:
             client.upload_file(str(path))
-        yield Cluster(client, address, sweep, local)
+        cluster = Cluster(client, address, sweep, local)
+        stack.callback(cluster.stop)
+        yield cluster
 
 
 def _local_cluster(workers: int) -> Any:
     """Return so many processes with a thread each, the first of which may boot guests."""
+    import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
+    preload = [*dask.config.get("distributed.worker.preload"), __name__]
     here = {"host": "127.0.0.1", "dashboard_address": ":0", "dashboard": False}
     return SpecCluster(
         scheduler={"cls": Scheduler, "options": {**here, "port": 0}},
@@ -299,13 +311,19 @@ def _local_cluster(workers: int) -> Any:
             number: {
                 "cls": Nanny,
                 "options": {
-                    "nthreads": 1, "resources": {} if number else {GUESTS: 1}, "silence_logs": logging.CRITICAL
+                    "nthreads": 1, "resources": {} if number else {GUESTS: 1}, "silence_logs": logging.CRITICAL,
+                    "preload": preload,
                 },
             }
             for number in range(workers)
         },
         silence_logs=logging.CRITICAL,
     )  # fmt: skip
+
+
+def dask_setup(worker: distributed.Worker) -> None:  # noqa: ARG001 - Dask's signature of what it loads first
+    """Leave Ctrl-C in a terminal, which reaches a worker of this host too, to the command: it has runs end in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def facts_of_worker() -> Callable[[], HostFacts]:

@@ -408,6 +408,46 @@ def test_a_run_is_sent_again_to_its_host_when_the_worker_is_back(cluster, tmp_pa
     assert told == "" if times == 2 else "each worker that began it was lost" in told
 
 
+WAITS = """
+import trio
+from pathlib import Path
+PLACE = Path({place!r})
+
+async def run_arm(directory, run, prepared, traces, live):
+    try:
+        (PLACE / "begun").touch()
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(6)  # longer than Dask waits for a worker to end
+            (PLACE / "undone").touch()
+
+guests.run_arm = run_arm
+"""
+
+
+@pytest.mark.parametrize("scheduler", [False, True])
+def test_at_ctrl_c_a_run_on_real_guests_undoes_what_it_changed(cluster, tmp_path, scheduler):
+    fakes = tmp_path / "fakes.py"
+    fakes.write_text(FAKES + WAITS.format(place=str(tmp_path)))
+    environment = {"PYTHONPATH": str(ROOT), **with_qemu(tmp_path / "bin")}
+    (tmp_path / "real.toml").write_text(REAL.replace("smoke.toml", str(EXAMPLES / "smoke.toml")))
+    words = ["sweep", str(tmp_path / "real.toml"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    if scheduler:
+        cluster.worker("--resources", "guests=1", preload=fakes, environment=environment, nanny=True)
+        wait_for_workers(cluster, 1)
+        words += ["--scheduler", cluster.address]
+    environment["DASK_DISTRIBUTED__WORKER__PRELOAD"] = json.dumps([str(fakes)])
+    command = [sys.executable, "-m", "qmpalloc", *words]
+    with subprocess.Popen(command, start_new_session=True, env={**os.environ, **environment}) as process:
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait() == 130
+    assert (tmp_path / "undone").exists()
+
+
 def test_workers_that_cannot_run_guests_are_told(cluster, tmp_path):
     sweep = parse(REAL, file=EXAMPLES / "real.toml")
     cluster.worker()
