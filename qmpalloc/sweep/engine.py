@@ -166,9 +166,9 @@ class Cluster:
 
     def stop(self) -> None:
         """Have what is under way on real guests undo what it changed, before its worker is ended or has other work."""
-        busy = [at.address for at in self._hosts.values() if at.future is not None]
-        if busy and self._client.status == "running":
-            self._client.run(stop_run, workers=busy, on_error="ignore")
+        busy = {at.address for at in self._hosts.values() if at.future is not None}
+        if self._client.status == "running" and (busy := busy & self._workers_now().keys()):
+            self._client.run(stop_run, workers=list(busy), on_error="ignore")
 
     def _hosts_now(self) -> dict[str, str]:
         """Return host to address of the workers that may boot guests; what comes to be while the sweep runs, too."""
