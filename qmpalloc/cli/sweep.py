@@ -82,7 +82,7 @@ def _conduct(cluster: Cluster, directory: SweepDirectory) -> None:
     hosts = {worker.facts.host for worker in cluster.workers}
     click.echo(f"workers: {len(cluster.workers)}, on {', '.join(sorted(hosts))}")
     directory.note_hosts({worker.facts.host: worker.facts for worker in cluster.workers})
-    left = directory.left
+    tasks, left = directory.sweep.tasks, directory.left
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -94,9 +94,7 @@ def _conduct(cluster: Cluster, directory: SweepDirectory) -> None:
     if console.is_terminal:
         progress.start()
     try:
-        for number, done in enumerate(
-            cluster.run({key: directory.sweep.tasks[key] for key in left}, directory.disks), 1
-        ):
+        for number, done in enumerate(cluster.run({key: tasks[key] for key in left}, directory.disks), 1):
             directory.add(done)
             progress.advance(bar)
             if done.failed:

@@ -56,19 +56,15 @@ def load(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
     Raises:
         ConfigError: No such policy, or wrong settings.
     """
-    target = _MODULES.get(name, name)
-    if ":" not in target:
-        raise ConfigError(
-            f"unknown policy {name!r}",
-            file=file,
-            key="policy.name",
-            hint=f"known are {', '.join(NAMES)}, or module:attribute for your own",
-        )
-    found = _import(target, beside=file if name not in _MODULES else "")
+    return made(name, resolved(name, settings, file=file), file=file)
+
+
+def made(name: str, settings: Mapping[str, Any], *, file: str = "") -> Policy:
+    """Return the policy with settings that are `resolved`: what they named in files may be out of reach. As `load`."""
+    target, found = _found(name, file)
     schema = getattr(found, "Settings", None)
     arguments = []
     if schema is not None and isinstance(found, type):
-        settings = _resolved(found, settings, file)
         arguments = [convert(settings, schema, file=file, key="policy")]
     elif settings:
         key = f"policy.{next(iter(settings))}"
@@ -98,16 +94,42 @@ def wrong(name: str, settings: Mapping[str, Any], *, file: str) -> Found:
             yield "policy" if key == "name" else f"settings.{key}", each.reason, each.hint
 
 
-def _resolved(policy: type[Any], settings: Mapping[str, Any], file: str) -> Mapping[str, Any]:
-    """Return the settings with what a policy keeps in files beside the configuration."""
+def resolved(name: str, settings: Mapping[str, Any], *, file: str) -> Mapping[str, Any]:
+    """Return the settings with what the policy reads from files beside the configuration.
+
+    Raises:
+        ConfigError: No such policy, or no such files.
+    """
+    _, policy = _found(name, file)
     resolve = getattr(policy, "resolve_settings", None)
-    if resolve is None:
+    if resolve is None or not isinstance(policy, type) or not hasattr(policy, "Settings"):
         return settings
     try:
         found: Mapping[str, Any] = resolve(settings, file)
     except ConfigError as error:
         raise ConfigError(error.reason, file=file, key=f"policy.{error.key}", hint=error.hint) from error
     return found
+
+
+def forget(place: Path) -> None:
+    """Forget what was imported from a directory or below it: another one may have modules of the same names."""
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "").is_relative_to(place):
+            del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if not Path(path).is_relative_to(place)]
+
+
+def _found(name: str, file: str) -> tuple[str, Any]:
+    """Return ``module:attribute`` of a policy, and what it is."""
+    target = _MODULES.get(name, name)
+    if ":" not in target:
+        raise ConfigError(
+            f"unknown policy {name!r}",
+            file=file,
+            key="policy.name",
+            hint=f"known are {', '.join(NAMES)}, or module:attribute for your own",
+        )
+    return target, _import(target, beside=file if name not in _MODULES else "")
 
 
 def _import(target: str, *, beside: str) -> Any:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from msgspec import Struct
 
 from qmpalloc.errors import ConfigError, HostError, UnreachableError
 from qmpalloc.experiment.store.records import DiskCalibration
+from qmpalloc.sweep.guests import stop_run
 from qmpalloc.sweep.spec import GuestsTask, ModelTask, Sweep, Task
 from qmpalloc.sweep.work import Done, HostFacts, code_digest, facts, work
 
@@ -30,6 +33,11 @@ REACH_S, WORKERS_S = 10.0, 30.0
 LOOK_S = 1.0
 """How often it is looked whether there are workers, while none answers."""
 
+LOSSES_MAX = 4
+"""A run on real guests that has lost so many workers is given up, as Dask gives up those of the model."""
+
+LOST = "each worker that began it was lost ({} last): is there memory enough?"
+
 Disks = Callable[[str], Mapping[str, DiskCalibration]]
 """Returns host to throttle of an experiment, where it has been measured."""
 
@@ -40,6 +48,20 @@ class Worker(Struct, frozen=True, kw_only=True):
     address: str
     facts: HostFacts
     guests: float
+
+
+class _Host(Struct, eq=False):
+    """What a host that may boot guests is at.
+
+    Attributes:
+        address: Of its worker, when it was seen last.
+        runs: What it is to do of a repeat; with a `future`, the first is under way.
+    """
+
+    address: str = ""
+    seen_s: float = 0.0
+    runs: list[str] = []
+    future: Any = None
 
 
 class Cluster:
@@ -59,6 +81,8 @@ class Cluster:
             if isinstance(told, BaseException):
                 message = f"the worker {worker} cannot run qmpalloc: {type(told).__name__}: {told}"
                 raise HostError(message, hint="install qmpalloc there, in the environment of the worker")
+        self._facts: dict[str, HostFacts] = found
+        self._hosts: dict[str, _Host] = {}
         self.workers = [
             Worker(address=worker, facts=told, guests=resources.get(worker, {}).get("resources", {}).get(GUESTS, 0))
             for worker, told in sorted(found.items())
@@ -85,34 +109,75 @@ class Cluster:
         """Do all runs of a repeat on one host, so that its arms are compared on the same; on another if it is lost.
 
         A host is sent a run when the one before is back. Sent earlier, it would wait there, and Dask moves what waits
-        to hosts that are idle.
+        to hosts that are idle. A run is for one address alone: what Dask may send elsewhere, it sends to workers
+        without the resource as well. A worker that is started again has another address, so there it is sent again.
         """
         import distributed
 
         repeats: dict[tuple[str, int], list[str]] = {}
         for key, task in tasks.items():
             repeats.setdefault((task.experiment, task.repeat), []).append(key)
-        waiting = iter(repeats.values())
-        addresses = {worker.facts.host: worker.address for worker in self.workers if worker.guests}
-        under_way: dict[str, tuple[str, list[str]]] = {}  # by run: where, and the runs of its repeat that follow
+        waiting = deque(repeats.values())
+        losses: Counter[str] = Counter()
         completed = distributed.as_completed(loop=self._client.loop)
 
-        def send(address: str, runs: list[str]) -> None:
-            if runs := runs or next(waiting, []):
-                key, *following = runs
-                under_way[key] = address, following
-                completed.add(self._submitted(
-                    key, tasks[key], disks(tasks[key].experiment),
-                    resources={GUESTS: 1}, workers=[address], allow_other_workers=True,
-                ))  # fmt: skip
+        def take_back(at: _Host) -> Iterator[Done]:
+            if at.future is None:
+                return
+            at.future.cancel()
+            at.future, key = None, at.runs[0]
+            losses[key] += 1
+            if losses[key] == LOSSES_MAX:
+                yield Done(key=at.runs.pop(0), failed=LOST.format(at.address))
 
-        for address in addresses.values():
-            send(address, [])
-        for future in self._as_they_end(completed, GUESTS):
-            done = self._done(future)
-            yield done
-            address, following = under_way.pop(done.key)
-            send(addresses.get(done.host, address), following)
+        def look() -> Iterator[Done]:
+            now, here = time.monotonic(), self._hosts_now()
+            for host, at in self._hosts.items():
+                if host not in here and at.runs and now - at.seen_s > WORKERS_S:
+                    yield from take_back(at)
+                    waiting.extendleft([at.runs] if at.runs else [])
+                    at.runs = []
+            for host, address in here.items():
+                at = self._hosts.setdefault(host, _Host())
+                at.seen_s = now
+                if at.address != address:
+                    yield from take_back(at)
+                    at.address = address
+                at.runs = at.runs or (waiting.popleft() if waiting else [])
+                if at.runs and at.future is None:
+                    key = at.runs[0]
+                    at.future = self._submitted(
+                        key, tasks[key], disks(tasks[key].experiment), f".{losses[key]}",
+                        resources={GUESTS: 1}, workers=[address],
+                    )  # fmt: skip
+                    completed.add(at.future)
+
+        def more() -> bool:
+            return bool(waiting) or any(at.runs for at in self._hosts.values())
+
+        yield from look()
+        for future in self._as_they_end(completed, GUESTS, more):
+            for at in self._hosts.values() if future is not None else ():
+                if at.future is future:
+                    at.future = None
+                    del at.runs[0]
+                    yield self._done(future)
+            yield from look()
+
+    def stop(self) -> None:
+        """Have what is under way on real guests undo what it changed, before its worker is ended or has other work."""
+        busy = {at.address for at in self._hosts.values() if at.future is not None}
+        if self._client.status == "running" and (busy := busy & self._workers_now().keys()):
+            self._client.run(stop_run, workers=list(busy), on_error="ignore")
+
+    def _hosts_now(self) -> dict[str, str]:
+        """Return host to address of the workers that may boot guests; what comes to be while the sweep runs, too."""
+        able = [address for address, worker in self._workers_now().items() if worker.get("resources", {}).get(GUESTS)]
+        if new := [address for address in able if address not in self._facts]:
+            found = self._client.run(facts_of_worker(), workers=new, on_error="return")
+            self._facts |= {address: told for address, told in found.items() if not isinstance(told, BaseException)}
+        known = {address: self._facts[address] for address in able if address in self._facts}
+        return {told.host: address for address, told in known.items() if told.qemu and told.code == code_digest()}
 
     def _submitted(
         self, key: str, task: Task, disks: Mapping[str, DiskCalibration], attempt: str = "", **how: Any
@@ -125,6 +190,8 @@ class Cluster:
         import distributed
 
         for future in self._as_they_end(distributed.as_completed(futures, loop=self._client.loop)):
+            if future is None:
+                continue
             killed = future.status == "error" and isinstance(future.exception(), distributed.KilledWorker)
             done = self._done(future)
             if killed and lost is not None:
@@ -132,10 +199,15 @@ class Cluster:
             else:
                 yield done
 
-    def _as_they_end(self, completed: distributed.as_completed, resource: str = "") -> Iterator[distributed.Future]:
-        """Yield each as it is over, as long as there are workers, with the resource: Dask would wait for ever."""
+    def _as_they_end(
+        self, completed: distributed.as_completed, resource: str = "", more: Callable[[], bool] = lambda: False
+    ) -> Iterator[distributed.Future | None]:
+        """Yield each as it is over, as long as there are workers, with the resource: Dask would wait for ever.
+
+        None is yielded after each look whether there are; the end comes when nothing is under way, nor `more` waits.
+        """
         seen = looked = time.monotonic()
-        while not completed.is_empty():
+        while more() or not completed.is_empty():
             if completed.has_ready():
                 yield from completed.next_batch(block=False)
                 seen = time.monotonic()
@@ -155,6 +227,7 @@ class Cluster:
                 hint = "start them again, then give the same command again: what is done is kept"
                 message = f"the scheduler {self._address} has no workers{able} any more"
                 raise UnreachableError(message, address=self._address, hint=hint)
+            yield None
 
     def _workers_now(self) -> Mapping[str, Mapping[str, Any]]:
         workers: Mapping[str, Mapping[str, Any]] = self._client.scheduler_info(n_workers=-1)["workers"]
@@ -220,13 +293,17 @@ def open_cluster(sweep: Sweep, *, scheduler: str = "", workers: int = 1) -> Iter
             raise UnreachableError(f"the scheduler {address} has no workers", address=address, hint=hint) from error
         for path in sweep.own_modules:
             client.upload_file(str(path))
-        yield Cluster(client, address, sweep, local)
+        cluster = Cluster(client, address, sweep, local)
+        stack.callback(cluster.stop)
+        yield cluster
 
 
 def _local_cluster(workers: int) -> Any:
     """Return so many processes with a thread each, the first of which may boot guests."""
+    import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
+    preload = [*dask.config.get("distributed.worker.preload"), __name__]
     here = {"host": "127.0.0.1", "dashboard_address": ":0", "dashboard": False}
     return SpecCluster(
         scheduler={"cls": Scheduler, "options": {**here, "port": 0}},
@@ -234,13 +311,19 @@ def _local_cluster(workers: int) -> Any:
             number: {
                 "cls": Nanny,
                 "options": {
-                    "nthreads": 1, "resources": {} if number else {GUESTS: 1}, "silence_logs": logging.CRITICAL
+                    "nthreads": 1, "resources": {} if number else {GUESTS: 1}, "silence_logs": logging.CRITICAL,
+                    "preload": preload,
                 },
             }
             for number in range(workers)
         },
         silence_logs=logging.CRITICAL,
     )  # fmt: skip
+
+
+def dask_setup(worker: distributed.Worker) -> None:  # noqa: ARG001 - Dask's signature of what it loads first
+    """Leave Ctrl-C in a terminal, which reaches a worker of this host too, to the command: it has runs end in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def facts_of_worker() -> Callable[[], HostFacts]:
@@ -285,5 +368,5 @@ def _told(error: BaseException) -> str:
     import distributed
 
     if isinstance(error, distributed.KilledWorker):
-        return f"each worker that began it was lost ({error.last_worker.address} last): is there memory enough?"
+        return LOST.format(error.last_worker.address)
     return f"{type(error).__name__}: {error}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct, structs
 
-from qmpalloc.policy import load as load_policy
+from qmpalloc.policy.registry import made
 from qmpalloc.sim.replay import ReplayHost
 from qmpalloc.sweep.spec import ModelTask
 from qmpalloc.units import MIB, align_down
@@ -49,7 +49,7 @@ def run_in_model(task: ModelTask) -> ModelRow:
         ConfigError: There is no such policy here.
         PolicyError: Its decision is none.
     """
-    policy = load_policy(task.policy.policy, task.policy.settings)
+    policy = made(task.policy.policy, task.policy.settings)
     budget = align_down(int(task.load.budget_bytes * task.size), MIB)
     mix = structs.replace(task.load, budget_bytes=budget)
     guests = mix.guests(task.lru, seed=task.seed)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import tomllib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from qmpalloc.config import Duration, Size
 from qmpalloc.config.convert import Mistakes, told
@@ -23,7 +24,7 @@ from qmpalloc.experiment.spec.plan import planned
 from qmpalloc.experiment.spec.scaling import scale
 from qmpalloc.experiment.spec.schema import LRU_FLAVOURS, Lru, Specification
 from qmpalloc.experiment.store.directory import chosen, files_of
-from qmpalloc.policy.registry import wrong
+from qmpalloc.policy.registry import resolved, wrong
 from qmpalloc.sim.mixes import MIXES, RATE, Mix, MixedLoad
 from qmpalloc.units import GIB
 
@@ -137,11 +138,18 @@ class SweepFile(Struct, frozen=True, kw_only=True):
 
 
 class PolicyChoice(Struct, frozen=True, kw_only=True):
-    """A policy with one value of each setting; `name` tells it from the others."""
+    """A policy with one value of each setting.
+
+    Attributes:
+        name: Tells it from the others.
+        settings: With what they name in files.
+        digest: Of the module of a policy of one's own, which is edited while its name stays.
+    """
 
     name: str
     policy: str
     settings: dict[str, Any]
+    digest: str = ""
 
 
 class ModelTask(Struct, frozen=True, kw_only=True, tag="model"):
@@ -167,18 +175,18 @@ class GuestsTask(Struct, frozen=True, kw_only=True, tag="guests"):
     """One run of an experiment on real guests.
 
     Attributes:
-        experiment: Name of its directory in the sweep's.
-        files: Name to content of ``experiment.toml`` and of what lies beside it and is needed.
+        experiment: Name of its directory in the sweep's, with a digest of all that it is.
+        text: Of ``experiment.toml``.
+        files: What lies beside it and is needed, as a tar file.
         scale: As a fraction.
-        repeats: Of the experiment.
         arm: Which arm.
         repeat: Which repeat.
     """
 
     experiment: str
-    files: dict[str, bytes]
+    text: str
+    files: bytes
     scale: str
-    repeats: int
     arm: str
     repeat: int
 
@@ -188,6 +196,8 @@ Task = ModelTask | GuestsTask
 
 def key_of(task: Task) -> str:
     """Return a name for a task that is the same for the same task, in whatever file it stands."""
+    if isinstance(task, GuestsTask):
+        task = structs.replace(task, text="", files=b"")  # its experiment's name tells them
     found = msgspec.json.encode(task, order="deterministic")
     return f"{task.__struct_config__.tag}-{hashlib.sha256(found).hexdigest()[:20]}"
 
@@ -196,13 +206,15 @@ class RealExperiment(Struct, frozen=True, kw_only=True):
     """An experiment of a sweep, at one scale.
 
     Attributes:
-        name: Of its directory.
+        name: Of its directory. The digest in it is of all but the repeats: with more, what is done is of use.
+        text: As of its tasks.
         files: As of its tasks.
         specification: Scaled, with the repeats asked for.
     """
 
     name: str
-    files: dict[str, bytes]
+    text: str
+    files: bytes
     specification: Specification
 
     def tasks(self) -> tuple[GuestsTask, ...]:
@@ -210,7 +222,7 @@ class RealExperiment(Struct, frozen=True, kw_only=True):
         found = self.specification
         return tuple(
             GuestsTask(
-                experiment=self.name, files=self.files, scale=found.scale, repeats=found.repeats,
+                experiment=self.name, text=self.text, files=self.files, scale=found.scale,
                 arm=run.arm, repeat=run.repeat,
             )
             for run in planned(found)
@@ -243,8 +255,8 @@ class Sweep(Struct, frozen=True, kw_only=True):
     @property
     def own_modules(self) -> tuple[Path, ...]:
         """The files of users' own policies that lie beside the sweep's: workers need them."""
-        names = {each.policy.partition(":")[0].partition(".")[0] for each in self.policies if ":" in each.policy}
-        return tuple(path for name in sorted(names) if (path := Path(self.file).with_name(f"{name}.py")).is_file())
+        found = {_own_module(each.policy, self.file) for each in self.policies}
+        return tuple(sorted(path for path in found if path is not None))
 
 
 def load(path: Path) -> Sweep:
@@ -310,7 +322,23 @@ def _choices(keys: PolicyKeys, key: str, mistakes: Mistakes, file: str) -> Itera
             mistakes.add(f"{key}.{name}", message, hint=hint)
         if mistaken:
             return
-        yield found
+        own = _own_module(found.policy, file)
+        yield structs.replace(
+            found,
+            settings=dict(resolved(found.policy, found.settings, file=file)),
+            digest=_digest(own.read_bytes()) if own else "",
+        )
+
+
+def _own_module(policy: str, file: str) -> Path | None:
+    """Return the file of a policy of one's own that lies beside the sweep's."""
+    module, own, _ = policy.partition(":")
+    path = Path(file).with_name(f"{module.partition('.')[0]}.py")
+    return path if own and path.is_file() else None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _experiments(keys: ExperimentKeys, key: str, mistakes: Mistakes, file: Path) -> Iterator[RealExperiment]:
@@ -318,10 +346,14 @@ def _experiments(keys: ExperimentKeys, key: str, mistakes: Mistakes, file: Path)
     try:
         text = read_text(path, example="it is looked for beside the sweep's file")
         given = load_experiment(path)
+        files = files_of(given)
+        said = tomllib.loads(text)
+        said["experiment"].pop("repeats", None)
+        digest = _digest(repr(said).encode() + files)
         for factor in keys.scales:
             found = chosen(scale(given, Fraction(factor)), repeats=keys.repeats or given.repeats)
-            name = f"{found.name}-{found.scale.replace('/', '_')}"
-            yield RealExperiment(name=name, files=files_of(found, text), specification=found)
+            name = f"{found.name}-{found.scale.replace('/', '_')}-{digest}"
+            yield RealExperiment(name=name, text=text, files=files, specification=found)
     except ConfigError as error:
         mistakes.add(f"{key}.file", str(error))
     except (ValueError, ZeroDivisionError):

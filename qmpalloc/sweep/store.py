@@ -6,7 +6,7 @@
       sweep.toml               the file as it was given last
       manifest.json            which code, and the hosts that took part            (SweepManifest)
       done.jsonl               a line for each task that is over                   (Done)
-      experiments/NAME-SCALE/  of each experiment, as `qmpalloc experiment` leaves it
+      experiments/NAME-SCALE-DIGEST/  of each experiment, as `qmpalloc experiment` leaves it
       results.csv results.parquet report.md      made from the above
 """
 
@@ -115,9 +115,16 @@ class SweepDirectory:
         return self.manifest.disks.get(experiment, {})
 
     def experiment(self, real: RealExperiment) -> ExperimentDirectory | None:
-        """Return the directory of an experiment; None before its first run."""
+        """Return the directory of an experiment, with the repeats asked for now; None before its first run."""
         path = self.path / "experiments" / real.name
-        return ExperimentDirectory.open_existing(path) if (path / "manifest.json").exists() else None
+        if not (path / "manifest.json").exists():
+            return None
+        found, repeats = ExperimentDirectory.open_existing(path), real.specification.repeats
+        if found.manifest.repeats != repeats:
+            found.specification = structs.replace(found.specification, repeats=repeats)
+            found.manifest = structs.replace(found.manifest, repeats=repeats)
+            found.note_changes(())
+        return found
 
     def write_results(self) -> list[Path]:
         """Write the rows of all runs in the model that are done, in the order of the sweep, as CSV and Parquet.
@@ -154,9 +161,9 @@ class SweepDirectory:
         manifest, disk = done.packed.manifest, done.packed.disk
         if directory is None:
             place = self.path / "experiments" / real.name
-            manifest = structs.replace(manifest, file=real.specification.file)
-            text = task.files["experiment.toml"].decode()
-            directory = ExperimentDirectory.create(place, real.specification, manifest, text)
+            specification = real.specification
+            manifest = structs.replace(manifest, file=specification.file, repeats=specification.repeats)
+            directory = ExperimentDirectory.create(place, specification, manifest, task.text)
         known = self.disks(real.name)
         if done.host not in known:
             found = [change.text for change in changes(directory.manifest, manifest)]
@@ -175,7 +182,7 @@ class SweepDirectory:
         run = directory.run(ArmRun(task.repeat, task.arm))
         run.begin()
         try:
-            unpack(done.packed, run.path)
+            unpack(done.packed.run, run.path)
         except OSError:
             shutil.rmtree(run.path, ignore_errors=True)
             raise

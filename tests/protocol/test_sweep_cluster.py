@@ -67,8 +67,9 @@ class Cluster:
         self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
         self.address = self._until(lambda: json.loads(self._file.read_text())["address"])
 
-    def worker(self, *options, environment=None, preload=None):
-        options = [*options, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+    def worker(self, *options, environment=None, preload=None, nanny=False):
+        options = [*options, "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"]
+        options += [] if nanny else ["--no-nanny"]
         options += ["--local-directory", str(self._file.parent)]
         if preload is not None:
             options += ["--preload", str(preload)]
@@ -93,7 +94,7 @@ class Cluster:
     def close(self):
         for process in reversed(self._processes):
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(signal.SIGKILL)  # a worker ends with its nanny
             process.wait()
 
 
@@ -345,7 +346,7 @@ def test_real_guests_are_run_one_at_a_time_by_the_worker_that_may(cluster, tmp_p
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_the_arms_of_a_repeat_run_on_one_host_unless_it_is_lost(cluster, tmp_path, lost):
+def test_the_arms_of_a_repeat_run_on_one_host_unless_it_is_lost(cluster, tmp_path, lost, monkeypatch):
     workers = {}
     for host, takes_s in (("a", 0.5), ("b", 0.1)):
         fakes = tmp_path / f"fakes_{host}.py"
@@ -360,6 +361,7 @@ def test_the_arms_of_a_repeat_run_on_one_host_unless_it_is_lost(cluster, tmp_pat
             directory.add(done)
             if lost and done.host == "a":
                 workers["b"].kill()
+                monkeypatch.setattr(engine, "WORKERS_S", 0.5)
     assert directory.left == []
     hosts = {}
     for key, done in directory.done.items():
@@ -369,6 +371,81 @@ def test_the_arms_of_a_repeat_run_on_one_host_unless_it_is_lost(cluster, tmp_pat
     else:
         assert all(len(names) == 1 for names in hosts.values())
         assert set.union(*hosts.values()) == {"a", "b"}
+
+
+DIES = """
+import os
+from qmpalloc.sweep import guests
+run_arm, MARK, TIMES = guests.run_arm, {mark!r}, {times}
+
+async def dies(directory, run, prepared, traces, live):
+    with open(MARK, "a") as file:
+        file.write("x")
+    if run.arm == "rule" and run.repeat == 1 and os.path.getsize(MARK) <= TIMES:
+        os._exit(1)
+    return await run_arm(directory, run, prepared, traces, live)
+
+guests.run_arm = dies
+"""
+
+
+@pytest.mark.parametrize("times", [2, 99])
+def test_a_run_is_sent_again_to_its_host_when_the_worker_is_back(cluster, tmp_path, times):
+    fakes = tmp_path / "fakes.py"
+    fakes.write_text(FAKES + DIES.format(mark=str(tmp_path / "mark"), times=times))
+    cluster.worker("--resources", "guests=1", preload=fakes, environment=with_qemu(tmp_path / "bin"), nanny=True)
+    cluster.worker(nanny=True)
+    wait_for_workers(cluster, 2)
+    sweep = parse(REAL, file=EXAMPLES / "real.toml")
+    with opened(cluster, sweep) as found:
+        ended = {
+            (sweep.tasks[done.key].arm, sweep.tasks[done.key].repeat): done.failed
+            for done in found.run(sweep.tasks, lambda _: {})
+        }
+    told = ended.pop(("rule", 1))
+    assert set(ended.values()) == {""}
+    assert len(ended) == 3
+    assert told == "" if times == 2 else "each worker that began it was lost" in told
+
+
+WAITS = """
+import trio
+from pathlib import Path
+PLACE = Path({place!r})
+
+async def run_arm(directory, run, prepared, traces, live):
+    try:
+        (PLACE / "begun").touch()
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(6)  # longer than Dask waits for a worker to end
+            (PLACE / "undone").touch()
+
+guests.run_arm = run_arm
+"""
+
+
+@pytest.mark.parametrize("scheduler", [False, True])
+def test_at_ctrl_c_a_run_on_real_guests_undoes_what_it_changed(cluster, tmp_path, scheduler):
+    fakes = tmp_path / "fakes.py"
+    fakes.write_text(FAKES + WAITS.format(place=str(tmp_path)))
+    environment = {"PYTHONPATH": str(ROOT), **with_qemu(tmp_path / "bin")}
+    (tmp_path / "real.toml").write_text(REAL.replace("smoke.toml", str(EXAMPLES / "smoke.toml")))
+    words = ["sweep", str(tmp_path / "real.toml"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    if scheduler:
+        cluster.worker("--resources", "guests=1", preload=fakes, environment=environment, nanny=True)
+        wait_for_workers(cluster, 1)
+        words += ["--scheduler", cluster.address]
+    environment["DASK_DISTRIBUTED__WORKER__PRELOAD"] = json.dumps([str(fakes)])
+    command = [sys.executable, "-m", "qmpalloc", *words]
+    with subprocess.Popen(command, start_new_session=True, env={**os.environ, **environment}) as process:
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait() == 130
+    assert (tmp_path / "undone").exists()
 
 
 def test_workers_that_cannot_run_guests_are_told(cluster, tmp_path):

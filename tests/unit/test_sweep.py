@@ -14,7 +14,9 @@ from msgspec import structs
 from qmpalloc.cli import main
 from qmpalloc.errors import ConfigError, HostError
 from qmpalloc.experiment.analysis.results import load_results
+from qmpalloc.experiment.store.directory import KEPT_BYTES
 from qmpalloc.experiment.store.records import DiskCalibration, Manifest, Outcome
+from qmpalloc.policy import load as load_policy
 from qmpalloc.sweep import guests, store
 from qmpalloc.sweep.engine import require_packages
 from qmpalloc.sweep.report import write_report
@@ -294,6 +296,7 @@ def fake_guests(monkeypatch):
 
 def test_runs_on_guests_come_back_from_several_hosts_as_one_experiment(tmp_path, fake_guests, monkeypatch):
     sweep = parse(REAL + "repeats = 2", file=EXAMPLES / "real.toml")
+    (real,) = sweep.experiments
     assert [type(task) for task in sweep.tasks.values()] == [GuestsTask] * 4
     directory = SweepDirectory(tmp_path / "out", sweep, REAL, code=code_digest())
     directory.note_hosts({
@@ -304,7 +307,7 @@ def test_runs_on_guests_come_back_from_several_hosts_as_one_experiment(tmp_path,
         name = fake_guests["name"] = "ab"[task.repeat - 1]
         guests.forget()  # another host is another process
         monkeypatch.setattr("qmpalloc.sweep.work.socket.gethostname", lambda name=name: name)
-        directory.add(work(key, task, code_digest(), directory.disks("smoke-1")))
+        directory.add(work(key, task, code_digest(), directory.disks(real.name)))
     found = directory.experiment(sweep.experiments[0])
     assert sorted(path.name for path in (found.path / "runs").iterdir()) == [
         "repeat1-rule", "repeat1-static", "repeat2-rule", "repeat2-static",
@@ -324,14 +327,133 @@ def test_runs_on_guests_come_back_from_several_hosts_as_one_experiment(tmp_path,
     report = (tmp_path / "out" / "report.md").read_text()
     assert "3 of 4 runs count, 1 failed." in report
     assert "host b: it died" in report
-    assert "smoke-1: a hit 1 µs, 20000 operations/s" in report
+    assert f"{real.name}: a hit 1 µs, 20000 operations/s" in report
     reread = SweepDirectory(tmp_path / "out", sweep, REAL, code=code_digest())
     assert reread.left == directory.left
-    assert reread.disks("smoke-1") == directory.disks("smoke-1")
+    assert reread.disks(real.name) == directory.disks(real.name)
 
 
-def test_a_task_for_guests_brings_what_lies_beside_its_experiment():
+def test_a_task_for_guests_brings_what_lies_beside_its_experiment(tmp_path):
     sweep = parse(REAL.replace("smoke.toml", "program-grows.toml"), file=EXAMPLES / "real.toml")
     task = next(iter(sweep.tasks.values()))
-    assert task.files["grows.py"] == (EXAMPLES / "grows.py").read_bytes()
+    guests.unpack(task.files, tmp_path)
+    assert (tmp_path / "grows.py").read_bytes() == (EXAMPLES / "grows.py").read_bytes()
     assert msgspec.convert(json.loads(msgspec.json.encode(task)), GuestsTask) == task
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """An experiment that brings a program, a directory and a policy, all its own."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "ours", raising=False)
+    yield write_own(tmp_path / "own")
+    sys.modules.pop("ours", None)
+
+
+def write_own(place, version=1):
+    """Write an experiment whose policy fails with its version."""
+    (place / "data").mkdir(parents=True, exist_ok=True)
+    (place / "data" / "a.txt").write_text("a")
+    (place / "bench").write_text("#!/bin/sh\n")
+    (place / "bench").chmod(0o755)
+    (place / "ours.py").write_text(f"VERSION = {version}\ndef decide(snapshot): raise ValueError(VERSION)\n")
+    text = (EXAMPLES / "smoke.toml").read_text().replace('policy = "static"', 'policy = "ours:decide"')
+    image = '[image]\nfiles = { "/opt/data" = "data", "/opt/bench" = "bench" }\n'
+    (place / "smoke.toml").write_text(image + text)
+    return place
+
+
+def test_what_an_experiment_brings_keeps_its_modes_and_directories(own, tmp_path):
+    (real,) = parse(REAL, file=own / "real.toml").experiments
+    guests.unpack(real.files, tmp_path / "there")
+    assert os.access(tmp_path / "there" / "bench", os.X_OK)
+    assert not os.access(tmp_path / "there" / "ours.py", os.X_OK)
+    assert (tmp_path / "there" / "data" / "a.txt").read_text() == "a"
+    assert parse(REAL, file=own / "real.toml").experiments[0].files == real.files
+
+
+def test_what_is_too_large_to_be_sent_is_told_when_the_sweep_is_read(own):
+    with (own / "data" / "large").open("wb") as file:
+        file.truncate(KEPT_BYTES)
+    with pytest.raises(ConfigError, match=r"brings more than 64 MiB with \S+, too much to send with each run"):
+        parse(REAL, file=own / "real.toml")
+
+
+def test_an_edited_policy_of_an_experiment_is_run_as_it_is_now(own, fake_guests, tmp_path, monkeypatch):
+    seen = []
+
+    async def run_arm(directory, run, prepared, traces, live):
+        directory.run(run).begin()
+        arm = next(arm for arm in directory.specification.arms if arm.name == run.arm)
+        load_policy(arm.policy, arm.settings, file=directory.specification.file)
+        seen.append(getattr(sys.modules.get("ours"), "VERSION", None))
+        return Outcome(arm=run.arm, repeat=run.repeat, started_wall=0.0, total_s=1.0, load_s=None)
+
+    monkeypatch.setattr(guests, "run_arm", run_arm)
+    tasks = []
+    for version in (1, 2):
+        sweep = parse(REAL, file=write_own(own, version) / "real.toml")
+        tasks += [pair for pair in sweep.tasks.items() if pair[1].arm == "static"]
+        sys.modules.pop("ours", None)  # the worker is another process
+        sys.path.remove(str(own))
+    for key, task in tasks:
+        assert work(key, task, code_digest(), {}).failed == ""
+    assert seen == [1, 2]
+
+
+def test_more_repeats_keep_what_is_done_and_are_reported_and_another_experiment_has_another_directory(
+    own, fake_guests, tmp_path
+):
+    text = REAL + "repeats = {}"
+
+    def run(repeats):
+        sweep = parse(text.format(repeats), file=own / "real.toml")
+        directory = SweepDirectory(tmp_path / "out", sweep, REAL, code=code_digest())
+        left = directory.left
+        for key in left:
+            directory.add(work(key, sweep.tasks[key], code_digest(), {}))
+        assert directory.left == []
+        return len(left), directory.experiment(sweep.experiments[0])
+
+    assert run(2)[0] == 4
+    left, found = run(3)
+    assert left == 2
+    assert len(found.outcomes()) == found.manifest.repeats * 2 == 6
+    assert not list(found.path.glob("runs/*set-aside*"))
+    path = found.path
+    toml = own / "smoke.toml"
+    toml.write_text(toml.read_text().replace("repeats = 1", "repeats = 2"))
+    assert run(2)[0] == 0
+    toml.write_text(toml.read_text().replace("rounds = 40", "rounds = 50"))
+    left, found = run(2)
+    assert left == len(found.outcomes()) == 4
+    assert {guest.phases[0].rounds for guest in found.specification.guests} == {50}
+    assert found.path != path
+    assert len(list(path.glob("runs/*"))) == 6
+
+
+def test_a_policy_of_ones_own_that_was_edited_is_another(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ours", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    text = QUICK.replace('policy = "static"', 'policy = "ours:raises"', 1)
+    (tmp_path / "ours.py").write_text(OWN)
+    before = parse(text, file=tmp_path / "quick.toml").tasks
+    (tmp_path / "ours.py").write_text(OWN.replace("no such luck", "other luck"))
+    after = parse(text, file=tmp_path / "quick.toml").tasks
+    assert len(before.keys() & after.keys()) == 8, "those of the others"
+
+
+def test_a_task_holds_the_curves_that_lie_in_a_file(tmp_path):
+    text = QUICK.replace('policy = "static"', 'policy = "oracle"\nsettings = { file = "curves.json" }', 1)
+
+    def parsed(ratio):
+        curves = {"g1": [{"sizes": ["192MiB", "256MiB"], "miss_ratio": [0.4, ratio]}]}
+        said = {"format": "qmpalloc-curves", "version": 1, "curves": curves}
+        (tmp_path / "curves.json").write_text(json.dumps(said))
+        return parse(text, file=tmp_path / "quick.toml")
+
+    before, after = parsed(0.1), parsed(0.2)
+    (tmp_path / "curves.json").unlink()
+    assert done(after).failed == ""
+    assert done(after).row.policy == "oracle file=curves.json"
+    assert len(before.tasks.keys() & after.tasks.keys()) == 8

@@ -18,8 +18,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
+import tarfile
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
@@ -359,20 +361,32 @@ def _keep(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-def files_of(specification: Specification, text: str) -> dict[str, bytes]:
-    """Return name and content of all that an experiment is made of: its text, and what lies beside it and is needed.
+def files_of(specification: Specification) -> bytes:
+    """Return all that lies beside an experiment's file and is needed, as a tar file; of the same files the same bytes.
 
     Raises:
-        ConfigError: One of the files cannot be read.
+        ConfigError: One of the files cannot be read, or they are too large to be sent.
     """
+    packed, left = io.BytesIO(), KEPT_BYTES
+
+    def taken(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        nonlocal left
+        left -= info.size
+        if left < 0:
+            message = f"brings more than {KEPT_BYTES >> 20} MiB with {info.name}, too much to send with each run"
+            raise ConfigError(message, file=specification.file, hint="a sweep needs it in the image, by its recipe")
+        mode = 0o755 if info.isdir() or info.mode & 0o100 else 0o644
+        return info.replace(mtime=0, mode=mode, uid=0, gid=0, uname="", gname="")
+
     with tempfile.TemporaryDirectory() as place:
         try:
             for _ in _copy_policies(specification, Path(place)):
                 pass
+            with tarfile.open(fileobj=packed, mode="w", dereference=True) as tar:
+                tar.add(place, arcname=".", filter=taken)
         except OSError as error:
             raise ConfigError(f"needs a file that cannot be read: {error}", file=specification.file) from error
-        found = {str(path.relative_to(place)): path.read_bytes() for path in Path(place).rglob("*") if path.is_file()}
-    return {"experiment.toml": text.encode()} | found
+    return packed.getvalue()
 
 
 def _names_curves(arm: Arm) -> bool:
