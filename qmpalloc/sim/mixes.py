@@ -11,6 +11,7 @@ from qmpalloc.experiment.spec.access import Access, HotCold, Normal, Sequential,
 from qmpalloc.sim.replay import ReplayGuest
 from qmpalloc.units import GIB, MIB
 
+FLOOR_BYTES = 224 * MIB
 RATE = 16_000.0
 """Page accesses per second of a guest, where nothing else is said."""
 
@@ -30,6 +31,11 @@ class Mix(Struct, frozen=True, kw_only=True):
     budget_bytes: int
     loads: tuple[MixedLoad, ...]
 
+    @property
+    def floors_bytes(self) -> int:
+        """The floors of its guests together: with a budget of no more, nothing can be moved."""
+        return FLOOR_BYTES * len(self.loads)
+
     def guests(self, lru: str, *, seed: int = 1, observed: bool = True) -> list[ReplayGuest]:
         """Return the guests, each with an equal share of the budget.
 
@@ -46,6 +52,7 @@ class Mix(Struct, frozen=True, kw_only=True):
                 file_bytes=load.file_bytes,
                 accesses_per_s=load.accesses_per_s,
                 size_bytes=share,
+                floor_bytes=FLOOR_BYTES,
                 cap_bytes=self.budget_bytes,
                 lru=lru,
                 seed=seed,

@@ -26,7 +26,7 @@ from qmpalloc.experiment.spec.schema import LRU_FLAVOURS, Lru, Specification
 from qmpalloc.experiment.store.directory import chosen, files_of
 from qmpalloc.policy.registry import resolved, wrong
 from qmpalloc.sim.mixes import MIXES, RATE, Mix, MixedLoad
-from qmpalloc.units import GIB
+from qmpalloc.units import GIB, format_size
 
 DOCS = "docs/sweeps.md"
 
@@ -298,6 +298,11 @@ def parse(text: str, *, file: Path) -> Sweep:
         found_names = [each.name for each in names]
         for name in sorted({name for name in found_names if found_names.count(name) > 1}):
             mistakes.add(key, f"{name!r} is there twice", hint="leave one out")
+    for each, size in itertools.product(loads, keys.sizes):
+        if each.budget_bytes * size <= each.floors_bytes:
+            floors = format_size(each.floors_bytes)
+            hint = f"more than {each.floors_bytes / each.budget_bytes:.2g}: its guests' floors are {floors} together"
+            mistakes.add("sweep.sizes", f"{size:g} times the budget of {each.name!r} leaves nothing to move", hint=hint)
     mistakes.raise_if_any()
     models = tuple(
         ModelTask(

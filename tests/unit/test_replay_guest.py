@@ -55,6 +55,17 @@ def test_its_curve_says_what_it_misses_at_another_size(lru):
     assert one.misses / (one.hits + one.misses) == pytest.approx(predicted, abs=0.05)
 
 
+def test_its_curve_is_known_beyond_four_gigabytes():
+    one = ReplayGuest(
+        "a", Uniform(), file_bytes=7 * GIB, accesses_per_s=60_000, size_bytes=5 * GIB, cap_bytes=8 * GIB, scale=SCALE
+    )
+    for _ in range(24):
+        one.advance(5.0)
+    curve = one.snapshot().curve
+    assert curve.weak == ()
+    assert np.interp([5 * GIB, 6 * GIB], curve.sizes_bytes, curve.miss_ratio) == pytest.approx([0.31, 0.17], abs=0.05)
+
+
 def test_a_load_that_waits_goes_faster_when_it_misses_less_and_that_is_learnt():
     one = guest("a", Uniform(), miss_s=400e-6, rate=40_000.0)
     rates = []

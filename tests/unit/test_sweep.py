@@ -98,6 +98,7 @@ def test_a_key_is_of_what_is_run_and_of_nothing_else(quick, tmp_path):
         (('name = "two"', 'mix = "two"'), "no mix is called 'two'"),
         (('"normal"', '"normals"'), "load[0].guest[0].access.distribution: unknown distribution 'normals'"),
         (("sizes = [0.75, 1.0]", "sizes = [0.0, 1.0]"), "sweep.sizes: must be above 0"),
+        (("sizes = [0.75, 1.0]", "sizes = [0.25, 1.0]"), "sweep.sizes: 0.25 times the budget of 'two' leaves nothing"),
         (("seeds = [1, 2]", "seeds = [1, 1]"), "sweep.seeds: is empty, or has a value twice"),
         (('"2s"', '"2ms"'), "sweep.interval: must be at least 1s"),
         (('name = "quick"', 'name = "a/b"'), "sweep.name: 'a/b' is not a name"),
