@@ -218,12 +218,10 @@ class Cluster:
             looked = now
             if self._local is not None:
                 self._local.scale(len(self.workers))  # a worker that ends before its nanny heard of it has no other
-            if any(
-                not resource or worker.get("resources", {}).get(resource) for worker in self._workers_now().values()
-            ):
+            if self._hosts_now() if resource else self._workers_now():
                 seen = now
             elif now - seen > WORKERS_S:
-                able = f" with --resources {resource}=1" if resource else ""
+                able = f" of the same code with --resources {resource}=1" if resource else ""
                 hint = "start them again, then give the same command again: what is done is kept"
                 message = f"the scheduler {self._address} has no workers{able} any more"
                 raise UnreachableError(message, address=self._address, hint=hint)

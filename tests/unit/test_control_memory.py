@@ -76,6 +76,12 @@ class TestFloor:
         take(guest, 1.0, memory_bytes=Memory(anon=300 * MIB))
         assert guest.memory.floor_bytes == 256 * MIB
 
+    def test_what_is_not_told_to_be_reclaimable_is_held(self):
+        guest = connected()
+        told = Memory(total=2 * GIB, free=GIB, active_file=200 * MIB, inactive_file=0)
+        take(guest, 1.0, memory_bytes=told)
+        assert guest.memory.floor_bytes == floor_of(824 * MIB)
+
 
 class TestMemoryOutsideOfTheBalloon:
     FACTS = FACTS.with_memory(MemorySizes(ram_bytes=2 * GIB, outside_bytes=GIB, other_bytes=4 * GIB))
