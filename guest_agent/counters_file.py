@@ -145,7 +145,7 @@ class Series:
         if self._tmpfs and "shmem" in facts:
             # Never more than that: part of a tmpfs may be in swap, and another file system may cover one.
             facts["tmpfs"] = min(procfs.used_bytes(self._tmpfs), facts["shmem"])
-        at_hand = procfs.cpu_free_pages(procfs.read("/proc/zoneinfo"))
+        at_hand = procfs.cpu_free_pages(procfs.read("/proc/zoneinfo", procfs.ZONEINFO_MAX_BYTES))
         if at_hand is not None:
             facts["cpu_free"] = at_hand * self._page_size
         inflated, deflated = vmstat.get("balloon_inflate"), vmstat.get("balloon_deflate")

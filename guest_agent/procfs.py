@@ -6,6 +6,9 @@ import os
 
 _READ_MAX_BYTES = 65536
 
+ZONEINFO_MAX_BYTES = 2**20
+"""Of ``/proc/zoneinfo``, which has some 170 bytes for each CPU and zone."""
+
 _MEMINFO = {
     "MemTotal": "total",
     "MemFree": "free",
@@ -27,8 +30,8 @@ _BALLOON_DEVICE, _DEFLATE_ON_OOM = 5, 2
 """Number of the device and of the feature, in include/uapi/linux/virtio_ids.h and virtio_balloon.h."""
 
 
-def read(path: str) -> str | None:
-    """Return the content of a small file, or None if it is not there, not readable, or not small.
+def read(path: str, most_bytes: int = _READ_MAX_BYTES) -> str | None:
+    """Return the content of a small file, or None if it is not there, not readable, or larger.
 
     Half of a file would be taken for all of it: that of the mounts is long where there are many containers.
     """
@@ -39,9 +42,9 @@ def read(path: str) -> str | None:
     try:
         content = b""
         # The kernel hands out a long file, such as /proc/vmstat, a page at a time.
-        while (part := os.read(fd, _READ_MAX_BYTES)) and len(content) <= _READ_MAX_BYTES:
+        while (part := os.read(fd, _READ_MAX_BYTES)) and len(content) <= most_bytes:
             content += part
-        return content.decode("ascii", "replace") if len(content) <= _READ_MAX_BYTES else None
+        return content.decode("ascii", "replace") if len(content) <= most_bytes else None
     except OSError:
         return None
     finally:

@@ -335,18 +335,11 @@ async def test_an_answer_that_is_too_long_costs_its_command_alone(autojump_clock
         assert not monitor.closed.is_set()
 
 
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        "The command 'query-balloon' is permitted only after machine initialization has completed",
-        "The command 'query-balloon' isn't valid in 'preconfig'",
-    ],
-)
-async def test_a_qemu_that_waits_before_it_has_a_machine(autojump_clock, refusal):
+async def test_a_qemu_that_waits_before_it_has_a_machine(autojump_clock):
     fake = FakeQemu()
 
     def refuse(_):
-        raise Refusal(refusal)
+        raise Refusal("The command 'query-balloon' is permitted only after machine initialization has completed")
 
     fake.commands["query-balloon"] = refuse
     async with monitor_of(fake) as monitor:

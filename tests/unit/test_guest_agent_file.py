@@ -71,7 +71,7 @@ def kernel_files(monkeypatch):
         "/proc/sys/kernel/random/boot_id": "de9d2e88-11fa-4a03-8f4c-421442911772\n",
         "/sys/kernel/mm/lru_gen/enabled": "0x0007\n",
     }
-    monkeypatch.setattr(procfs, "read", files.get)
+    monkeypatch.setattr(procfs, "read", lambda path, _most_bytes=0: files.get(path))
     return files
 
 
