@@ -83,6 +83,9 @@ class Memory(Struct, frozen=True, kw_only=True):
     swap_total: Bytes | None = None
     """Room on all swap devices; 0 without any."""
     swap_free: Bytes | None = None
+    slab_unreclaimable: Bytes | None = None
+    kernel_stack: Bytes | None = None
+    page_tables: Bytes | None = None
     kernel_reclaimable: Bytes | None = None
     """What the kernel itself can give up, such as cached names of files."""
     balloon: Bytes | None = None
@@ -99,9 +102,20 @@ class Memory(Struct, frozen=True, kw_only=True):
 
     @property
     def unreclaimable_bytes(self) -> int | None:
-        """Bytes the guest cannot give up: all that is neither free nor cache that can be dropped; None if not known.
+        """Bytes the guest cannot give up: anonymous, shared and unreclaimable kernel memory; None if any is unknown.
 
-        So it holds what no list of kinds would have: huge pages, files locked into memory, what zram and zswap keep.
+        What zram keeps is among it, where it is told.
+        """
+        parts = (self.anon, self.shmem, self.slab_unreclaimable, self.kernel_stack, self.page_tables)
+        known = [part for part in parts if part is not None]
+        return sum(known) + (self.zram or 0) if len(known) == len(parts) else None
+
+    @property
+    def held_bytes(self) -> int | None:
+        """All bytes that are neither free, nor cache of files, nor reclaimable by the kernel; None if not known.
+
+        So it has what is on no list: huge pages, files locked into memory, what zswap keeps. But also caches that no
+        count tells, as that of ZFS, and what is free and not in its place for a moment.
         """
         if self.total is None or self.free is None or self.file_bytes is None:
             return None

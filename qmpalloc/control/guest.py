@@ -199,7 +199,7 @@ class Guest:
         if accepted.delta is not None:
             memory, actual_bytes = self.memory, self.size.actual_bytes
             self.size.booting_until_s = -math.inf  # it has booted
-            memory.learn_need(sample, actual_bytes)
+            memory.learn_need(sample, actual_bytes, self.size.target_bytes)
             self.samples.curves.take_sample(sample, accepted.delta, actual_bytes, memory.floor_bytes, memory.cap_bytes)
             self.danger.take_sample(earlier, sample, self.outside_bytes, now_s)
         return accepted

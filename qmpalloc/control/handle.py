@@ -74,8 +74,8 @@ class GuestHandle:
 
     async def floor_bytes(self) -> int:
         """Return the least size the guest can live with now, from its newest sample."""
-        await self.size_bytes()
-        self._guest.memory.learn_need(await self.read_sample(), self._guest.size.actual_bytes)
+        size_bytes = await self.size_bytes()
+        self._guest.memory.learn_need(await self.read_sample(), size_bytes, size_bytes)
         return self._guest.memory.floor_bytes
 
     async def set_target(self, target_bytes: int) -> None:

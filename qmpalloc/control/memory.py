@@ -78,7 +78,7 @@ class GuestMemory:
 
     def forget(self) -> None:
         """Forget what the guest's kernel has told: another one may run now."""
-        self._needed_bytes = self._gap_at_bytes = self._idle_bytes = 0
+        self._needed_bytes = self._held_bytes = self._gap_at_bytes = self._idle_bytes = 0
         self._gap_bytes: int | None = None
         self.resident_bytes: int | None = None
 
@@ -93,6 +93,7 @@ class GuestMemory:
         if grown_bytes > 0 and self._gap_bytes is not None:
             self._gap_bytes += grown_bytes
             self._needed_bytes += grown_bytes
+            self._held_bytes += grown_bytes
             self._idle_bytes += grown_bytes
         elif grown_bytes < 0:
             self._idle_bytes = max(self._idle_bytes + grown_bytes, 0)
@@ -102,7 +103,7 @@ class GuestMemory:
         total = sample.memory_bytes.total
         return total is not None and self.facts is not None and total > self.facts.visible_bytes
 
-    def learn_need(self, sample: Sample, actual_bytes: int) -> None:
+    def learn_need(self, sample: Sample, actual_bytes: int, target_bytes: int) -> None:
         """Remember what the guest cannot give up, also for the time when it tells no more.
 
         The size QEMU counts includes what the guest's kernel took before it could account for it (RAM - MemTotal).
@@ -110,9 +111,13 @@ class GuestMemory:
         must be inside. What the kernel needs for itself must be, for such memory is often for programs only.
         Anonymous memory that nothing touches any more can be given up where swap has room for it.
 
+        Of kinds that are known it gets what it lacks. What it holds besides, nobody takes; but some of that is cache
+        that grows with the guest, so that it earns it no memory.
+
         Args:
             sample: What it tells.
             actual_bytes: Its size as QEMU reports it.
+            target_bytes: The size that it is to have.
         """
         memory = sample.memory_bytes
         if memory.unreclaimable_bytes is None:
@@ -120,9 +125,11 @@ class GuestMemory:
         if memory.total is not None and self.facts is not None:
             self._learn_gap(self.facts.ram_bytes if self.facts.deflate_on_oom else actual_bytes, memory.total)
         least_bytes = memory.unreclaimable_bytes - (memory.anon or 0) - (memory.shmem or 0)
-        held_bytes = memory.unreclaimable_bytes - self._swapped_next(sample)
-        needed_bytes = max((self._gap_bytes or 0) + held_bytes, least_bytes)
+        beside_bytes = (self._gap_bytes or 0) - self._swapped_next(sample)
+        needed_bytes = max(beside_bytes + memory.unreclaimable_bytes, least_bytes)
         self._needed_bytes = with_reserve(needed_bytes, self._reserve_bytes)
+        held_bytes = with_reserve(max(beside_bytes + (memory.held_bytes or 0), 0), self._reserve_bytes)
+        self._held_bytes = min(held_bytes, target_bytes)
 
     def _learn_gap(self, size_bytes: int, total_bytes: int) -> None:
         """Learn RAM - MemTotal. Where MemTotal follows the size, only while that rests from sample to sample."""
@@ -149,11 +156,12 @@ class GuestMemory:
 
     @property
     def floor_bytes(self) -> int:
-        """The larger of the configured floor and what the guest could not give up when it last told, plus the reserve.
+        """The largest of the configured floor, and what the guest needed and held when it last told, with the reserve.
 
         Never above the cap. On the guest's grid.
         """
-        return min(self.grid.fit_up(max(self.config.floor + self._idle_bytes, self._needed_bytes)), self.cap_bytes)
+        least_bytes = max(self.config.floor + self._idle_bytes, self._needed_bytes, self._held_bytes)
+        return min(self.grid.fit_up(least_bytes), self.cap_bytes)
 
     @property
     def baseline_bytes(self) -> int:

@@ -319,5 +319,5 @@ class Session:
 async def send_once(guest: Guest, target_bytes: int, timeout_s: float) -> None:
     """Ask for one size over a connection of its own: the last resort when no session runs any more."""
     async with open_monitor(guest.config.monitor, timeout_s=timeout_s) as monitor:
-        with deadline(MANY_COMMANDS * timeout_s, monitor.address, "the last command"):
+        with deadline(timeout_s, monitor.address, "the last command"):
             await (await choose_actuator(monitor)).order(target_bytes)

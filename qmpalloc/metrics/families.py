@@ -118,7 +118,7 @@ OF_GUESTS = (
     ),
     _sampled(
         "memory_needed_bytes",
-        "What it cannot give up: all but free memory, cache that can be dropped and what the kernel can reclaim.",
+        "What it cannot give up: anonymous, shared and unreclaimable kernel memory.",
         lambda sample: sample.memory_bytes.unreclaimable_bytes,
     ),
     _sampled("oom_kills", "Processes killed for lack of memory.", lambda sample: sample.oom_kills, "counter"),

@@ -159,9 +159,13 @@ class Cluster:
         for future in self._as_they_end(completed, GUESTS, more):
             for at in self._hosts.values() if future is not None else ():
                 if at.future is future:
+                    done = self._done(future)
+                    if done is None:
+                        yield from take_back(at)
+                        continue
                     at.future = None
                     del at.runs[0]
-                    yield self._done(future)
+                    yield done
             yield from look()
 
     def stop(self) -> None:
@@ -177,7 +181,12 @@ class Cluster:
             found = self._client.run(facts_of_worker(), workers=new, on_error="return")
             self._facts |= {address: told for address, told in found.items() if not isinstance(told, BaseException)}
         known = {address: self._facts[address] for address in able if address in self._facts}
-        return {told.host: address for address, told in known.items() if told.qemu and told.code == code_digest()}
+        here: dict[str, str] = {}
+        for address, told in known.items():
+            at = self._hosts.get(told.host, _Host())  # whose worker stays that of the host, whatever is started beside
+            if told.qemu and told.code == code_digest() and (told.host not in here or address == at.address):
+                here[told.host] = address
+        return here
 
     def _submitted(
         self, key: str, task: Task, disks: Mapping[str, DiskCalibration], attempt: str = "", **how: Any
@@ -193,11 +202,13 @@ class Cluster:
             if future is None:
                 continue
             killed = future.status == "error" and isinstance(future.exception(), distributed.KilledWorker)
-            done = self._done(future)
-            if killed and lost is not None:
-                lost.append(done.key)
-            else:
+            done = None if killed and lost is not None else self._done(future)
+            if done is not None:
                 yield done
+            elif lost is not None:
+                lost.append(_key(future))
+            else:
+                yield Done(key=_key(future), failed=LOST.format("with its result,"))
 
     def _as_they_end(
         self, completed: distributed.as_completed, resource: str = "", more: Callable[[], bool] = lambda: False
@@ -231,19 +242,27 @@ class Cluster:
         workers: Mapping[str, Mapping[str, Any]] = self._client.scheduler_info(n_workers=-1)["workers"]
         return workers
 
-    def _done(self, future: distributed.Future) -> Done:
-        """Return what became of a task that is over, and let Dask forget it."""
+    def _done(self, future: distributed.Future) -> Done | None:
+        """Return what became of a task that is over, and let Dask forget it; None if it is lost with its worker."""
         if future.cancelled():
             raise UnreachableError(
                 f"the scheduler {self._address} is lost", address=self._address,
                 hint="start it again, then give the same command again: what is done is kept",
             )  # fmt: skip
         if future.status == "error":
-            done = Done(key=future.key.rpartition("-")[0], failed=_told(future.exception()))
+            done = Done(key=_key(future), failed=_told(future.exception()))
         else:
-            done = future.result()
+            try:
+                done = future.result(timeout=WORKERS_S)
+            except TimeoutError:  # its worker ended before it was fetched: Dask would wait for ever
+                done = None
         future.release()
         return done
+
+
+def _key(future: distributed.Future) -> str:
+    """Return the key of the task, without code and attempt."""
+    return str(future.key).rpartition("-")[0]
 
 
 def require_packages() -> None:

@@ -211,6 +211,9 @@ class SimulatedGuest:
             anon=own // 2,
             shmem=own // 32,
             tmpfs=own // 32,
+            slab_unreclaimable=own // 8,
+            kernel_stack=own // 64,
+            page_tables=own // 64,
             kernel_reclaimable=reclaimable,
             balloon=self.qemu.actuator.memory_bytes - self.qemu.actuator.actual_bytes if counts_all else 0,
         )

@@ -134,7 +134,7 @@ class Run:
             counters=Counters(accesses=sum(self.counts[name]), inserts_read=self.counts[name][1], events_lost=0),
             memory_bytes=Memory(
                 total=size, free=70 * MIB, available=size // 2, active_file=size // 3, inactive_file=size // 4,
-                anon=120 * MIB, shmem=2 * MIB, kernel_reclaimable=20 * MIB,
+                anon=120 * MIB, shmem=2 * MIB, slab_unreclaimable=20 * MIB, kernel_stack=3 * MIB, page_tables=4 * MIB,
             ),
             swap_pages=SwapPages(in_=0, out=0), psi_memory=Psi(some_avg10=1.3, full_avg10=0.4), oom_kills=0,
             collector=CollectorUse(rss_bytes=9_900_000, cpu_ns=int(self.t * 4e6)),

@@ -38,7 +38,8 @@ def sample(sequence=1, *, accesses=0, misses=0, **changes):
 def holding(held_bytes, *, total_bytes, **parts):
     """Memory of which the guest cannot give up so much; the rest is free, but for what `parts` says."""
     reclaimable = ("balloon", "active_file", "inactive_file", "kernel_reclaimable")
-    told = dict.fromkeys(reclaimable, 0) | {"anon": held_bytes, "shmem": 0} | parts
+    kernel = ("slab_unreclaimable", "kernel_stack", "page_tables")
+    told = dict.fromkeys((*reclaimable, *kernel), 0) | {"anon": held_bytes, "shmem": 0} | parts
     return Memory(total=total_bytes, free=total_bytes - held_bytes - sum(told[name] for name in reclaimable), **told)
 
 

@@ -41,11 +41,23 @@ class TestFloor:
         take(guest, 1.0, memory_bytes=holding(2896 * MIB, total_bytes=4 * GIB - 48 * MIB, anon=300 * MIB))
         assert guest.memory.floor_bytes == floor_of((2896 + 48) * MIB)
 
+    def test_what_is_on_no_list_keeps_its_size_and_earns_no_memory(self):
+        """Of the cache of ZFS, say, no count tells; nor where free pages are for a moment, or what an old one lacks."""
+        guest = connected()
+        take(guest, 1.0, memory_bytes=holding(1900 * MIB, total_bytes=2 * GIB - 48 * MIB, anon=300 * MIB))
+        assert guest.memory.floor_bytes == guest.size.target_bytes == GIB
+        assert not account_of(guest, 1.0).in_need
+        guest.size.ordered(512 * MIB)
+        guest.take_sample(
+            sample(3, memory_bytes=holding(1900 * MIB, total_bytes=2 * GIB - 48 * MIB, anon=300 * MIB)), 2.0
+        )
+        assert guest.memory.floor_bytes == 512 * MIB
+
     def test_files_locked_into_memory_are_held_once(self):
         guest = connected()
         files = {"mapped": 400 * MIB, "active_file": 60 * MIB, "inactive_file": 40 * MIB}
         now = sample(memory_bytes=holding(500 * MIB, total_bytes=GIB, anon=200 * MIB, **files))
-        assert guest.memory.in_use_bytes(now, Touches()) == 600 * MIB + CONTROL.reserve
+        assert guest.memory.in_use_bytes(now, Touches()) == 300 * MIB + CONTROL.reserve
 
     @pytest.mark.parametrize("moved_bytes", [-300 * MIB, 900 * MIB])
     def test_a_sample_from_before_a_move_does_not_change_what_the_kernel_keeps(self, moved_bytes):
@@ -76,12 +88,6 @@ class TestFloor:
         take(guest, 1.0, memory_bytes=Memory(anon=300 * MIB))
         assert guest.memory.floor_bytes == 256 * MIB
 
-    def test_what_is_not_told_to_be_reclaimable_is_held(self):
-        guest = connected()
-        told = Memory(total=2 * GIB, free=GIB, active_file=200 * MIB, inactive_file=0)
-        take(guest, 1.0, memory_bytes=told)
-        assert guest.memory.floor_bytes == floor_of(824 * MIB)
-
 
 class TestMemoryOutsideOfTheBalloon:
     FACTS = FACTS.with_memory(MemorySizes(ram_bytes=2 * GIB, outside_bytes=GIB, other_bytes=4 * GIB))
@@ -109,19 +115,19 @@ class TestMemoryOutsideOfTheBalloon:
 
     def test_what_the_kernel_uses_of_it_need_not_be_inside(self):
         guest = self.connected()
-        needs = holding(1320 * MIB, total_bytes=3 * GIB - 40 * MIB, anon=1200 * MIB)
-        guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes)
+        needs = holding(1320 * MIB, total_bytes=3 * GIB - 40 * MIB, anon=1200 * MIB, slab_unreclaimable=120 * MIB)
+        guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes, guest.size.target_bytes)
         assert guest.memory.floor_bytes == (40 + 1200 + 120 - 1024) * MIB + CONTROL.reserve
         # Plugged, and not taken into use: then all must be inside.
         for _ in range(2):
-            unused = holding(1320 * MIB, total_bytes=2 * GIB - 40 * MIB, anon=1200 * MIB)
-            guest.memory.learn_need(sample(memory_bytes=unused), guest.size.actual_bytes)
+            unused = msgspec.structs.replace(needs, total=2 * GIB - 40 * MIB, free=needs.free - GIB)
+            guest.memory.learn_need(sample(memory_bytes=unused), guest.size.actual_bytes, guest.size.target_bytes)
         assert guest.memory.floor_bytes == floor_of((40 + 1200 + 120) * MIB)
 
     def test_what_the_kernel_needs_for_itself_must_be_inside(self):
         guest = self.connected()
-        needs = holding(500 * MIB, total_bytes=3 * GIB - 40 * MIB, anon=100 * MIB)
-        guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes)
+        needs = holding(500 * MIB, total_bytes=3 * GIB - 40 * MIB, anon=100 * MIB, slab_unreclaimable=400 * MIB)
+        guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes, guest.size.target_bytes)
         assert guest.memory.floor_bytes == 400 * MIB + CONTROL.reserve
 
     def test_its_kernel_may_count_all_that_was_plugged_and_no_more(self):
@@ -150,7 +156,7 @@ class TestMemoryOutsideOfTheBalloon:
             guest = make_guest()
             guest.connected(FACTS, GIB, 0.0, paused=False)
             now = sample(memory_bytes=facts, ages=told)
-            guest.memory.learn_need(now, guest.size.actual_bytes)
+            guest.memory.learn_need(now, guest.size.actual_bytes, guest.size.target_bytes)
             used.append((guest.memory.in_use_bytes(now, Touches()), guest.memory.floor_bytes))
         with_reserve_added = [floor_of((740 - part) * MIB) for part in (0, lent)]
         assert [align_up(in_use) for in_use, _ in used] == with_reserve_added
@@ -161,7 +167,9 @@ class TestMemoryOutsideOfTheBalloon:
         guest = make_guest()
         guest.connected(msgspec.structs.replace(FACTS, deflate_on_oom=False), 512 * MIB, 0.0, paused=False)
         stale = holding(300 * MIB, total_bytes=GIB)
-        guest.memory.learn_need(sample(memory_bytes=stale), guest.size.actual_bytes)  # from before a move
+        guest.memory.learn_need(
+            sample(memory_bytes=stale), guest.size.actual_bytes, guest.size.target_bytes
+        )  # from before a move
         assert guest.memory.floor_bytes == 300 * MIB + CONTROL.reserve
 
 
@@ -171,7 +179,7 @@ class TestPluggedRam:
 
     def needs(self, guest, total_bytes):
         needs = holding(300 * MIB, total_bytes=total_bytes)
-        guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes)
+        guest.memory.learn_need(sample(memory_bytes=needs), guest.size.actual_bytes, guest.size.target_bytes)
         return guest.memory.floor_bytes, guest.memory.cap_bytes
 
     def test_it_is_neither_given_up_nor_too_much_until_the_kernel_uses_it(self):

@@ -27,6 +27,8 @@ Active(file):      54280 kB
 Inactive(file):    10948 kB
 AnonPages:         16548 kB
 Shmem:               276 kB
+KernelStack:        1144 kB
+PageTables:          704 kB
 KReclaimable:      12368 kB
 SwapTotal:        262140 kB
 SwapFree:              0 kB

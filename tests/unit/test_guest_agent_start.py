@@ -193,7 +193,9 @@ def test_says_that_it_is_starting(tmp_path, monkeypatch):
 
 def test_a_failure_is_one_line_in_log_and_file(tmp_path, monkeypatch, capsys):
     real_read = procfs.read
-    monkeypatch.setattr(procfs, "read", lambda path: "CapEff:\t0\n" if path == "/proc/self/status" else real_read(path))
+    monkeypatch.setattr(
+        procfs, "read", lambda path, *most: "CapEff:\t0\n" if path == "/proc/self/status" else real_read(path, *most)
+    )
     assert collector.main(["--directory", str(tmp_path)]) == 1
     assert fault_in(tmp_path / "counters.json").startswith("the collector reports: no privilege to load eBPF programs")
     log = capsys.readouterr().err
