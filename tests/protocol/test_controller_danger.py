@@ -126,8 +126,8 @@ async def test_what_changes_by_pages_every_second_keeps_no_guest_from_its_baseli
     controller = Controller(lab.config(budget=1300), lab.toward(small=700, large=560), lab.events.append)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(controller.run, duration_s=30.0))
-        for number in range(400):
-            await trio.sleep(0.1)
+        for number in range(200):
+            await trio.sleep(0.2)  # as long as a sample lasts: each tells another need
             for order, guest in enumerate(lab.guests.values(), 1):
                 guest.cache.own_bytes += order * (1 if number % 2 else -1) * 16384
     assert lab.events[-1].clean
