@@ -1,5 +1,6 @@
 """Guests that do not do what they are asked, and guests that somebody else commands."""
 
+import os
 from functools import partial
 
 import pytest
@@ -150,6 +151,16 @@ async def test_memory_that_is_kept_from_the_host_is_refused(lab, autojump_clock,
     assert not lab.of(Commanded, "small")
     assert says in lab.of(Faulted, "small")[0].message
     assert lab.states("large")[-1] == "fresh"
+
+
+async def test_a_host_whose_pages_are_larger_than_the_balloons_is_refused(lab, autojump_clock, monkeypatch):
+    await lab.two()
+    real = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: 65_536 if name == "SC_PAGE_SIZE" else real(name))
+    await lab.run(12.0, budget=1400)
+    assert lab.states("small")[-1] == lab.states("large")[-1] == "held"
+    assert not lab.of(Commanded)
+    assert "the host's pages are of 64K" in lab.of(Faulted, "small")[0].message
 
 
 async def test_memory_that_is_pinned_later_is_noticed_and_so_is_its_end(lab, autojump_clock):
