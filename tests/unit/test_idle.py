@@ -78,6 +78,11 @@ def test_what_zram_takes_is_not_all_free(zram, swapped_mib, share):
     assert idle_anonymous_bytes(sample(ages(anon=oldest(100)), **memory)) == pytest.approx(90 * EACH * share, abs=1)
 
 
+def test_what_zram_keeps_cannot_be_given_up():
+    parts = {"slab_unreclaimable": 0, "kernel_stack": 0, "page_tables": 0}
+    assert sample(None, zram=5 * MIB, **parts).memory_bytes.unreclaimable_bytes == 305 * MIB
+
+
 @pytest.mark.parametrize(("bin_", "idle"), [(6, 0), (7, 90 * EACH), (9, 90 * EACH)])
 def test_idle_is_what_nothing_touched_for_a_minute(bin_, idle):
     frames = tuple(100 if index == bin_ else 0 for index in range(10))
